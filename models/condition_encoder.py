@@ -1,0 +1,103 @@
+"""From embeddings of texts and pictures to condition tokens for the denoiser. Knows no text and no picture, only their embeddings.
+
+Embeddings of the two kinds lie in separate cones (Zhang et al. 2024, "Connect, Collapse, Corrupt"): each kind is centred with its own
+mean, and in training noise of level sigma is added, with sigma told to the network, so that at request time a text can be
+presented as what it is: an image embedding known only roughly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+Kind = Literal["image", "text"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One element of a request's condition set.
+
+    `embedding` (D,) of unit norm; `weight` > 0 scales its token (1 as trained); `sigma` >= 0 is how uncertain the embedding is, None for the
+    bundle's value of its kind.
+    """
+
+    embedding: torch.Tensor
+    kind: Kind
+    weight: float = 1.0
+    sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class ConditionTokens:
+    """`tokens` (B, K, D) and the boolean `mask` (B, K); a row whose mask is all False is unconditional."""
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+
+
+class ConditionEncoder(ModelMixin, ConfigMixin):
+    """Turns condition sets into tokens; the order of a set does not matter."""
+
+    @register_to_config
+    def __init__(self, embed_dim: int = 384, max_conditions: int = 8, text_sigma: float = 0.5, bank_size: int = 0, bank_tau: float = 0.1, bank_share: float = 0.0) -> None:
+        """Build the encoder.
+
+        Args:
+            embed_dim: D of the joint encoder.
+            max_conditions: largest set accepted.
+            text_sigma: noise level told to the network for a text, in units of the embedding's norm.
+            bank_size: number of training pictures kept to project texts on (DeCap, Li et al. 2023).
+            bank_tau: temperature of that projection's softmax over cosines.
+            bank_share: share in [0, 1] of the projection in a text's embedding; 0 switches it off.
+        """
+        super().__init__()
+        self.means = nn.Buffer(torch.zeros(len(KINDS), embed_dim))
+        self.bank = nn.Buffer(torch.zeros(bank_size, embed_dim))  # centred image embeddings of unit norm
+        self.sigma_projection = nn.Linear(2, embed_dim)
+
+    def centre(self, embeddings: torch.Tensor, kind: Kind) -> torch.Tensor:
+        """Return embeddings (N, D) less the mean of their kind, at unit norm; texts moved towards the bank of pictures by `bank_share`."""
+        centred = F.normalize(embeddings.float() - self.means[KINDS.index(kind)].float(), dim=-1)
+        if kind == "text" and self.config.bank_share > 0 and len(self.bank):
+            bank = self.bank.float()
+            projected = F.normalize((centred @ bank.T / self.config.bank_tau).softmax(-1) @ bank, dim=-1)
+            centred = F.normalize(torch.lerp(centred, projected, self.config.bank_share), dim=-1)
+        return centred
+
+    def forward(self, centred: torch.Tensor, weights: torch.Tensor, sigmas: torch.Tensor, mask: torch.Tensor) -> ConditionTokens:
+        """Return tokens for centred unit embeddings (B, K, D), weights (B, K), sigmas (B, K) and a boolean mask (B, K)."""
+        scaled = centred * math.sqrt(centred.shape[-1])  # unit variance per value, as the network's other inputs
+        level = torch.stack([sigmas, sigmas.square()], dim=-1).to(self.sigma_projection.weight.dtype)
+        tokens = weights[..., None] * scaled.to(level.dtype) + self.sigma_projection(level)
+        return ConditionTokens(tokens, mask)
+
+    def encode(self, sets: list[list[Condition]]) -> ConditionTokens:
+        """Return the tokens of B condition sets, padded to the largest; an empty set is unconditional.
+
+        Raises:
+            ValueError: more than `max_conditions`, or a weight that is not positive.
+        """
+        size = max([len(conditions) for conditions in sets] + [1])
+        if size > self.config.max_conditions:
+            raise ValueError(f"at most {self.config.max_conditions} conditions in a set, got {size}")
+        centred = torch.zeros(len(sets), size, self.config.embed_dim, device=self.device)
+        weights, sigmas = torch.ones(2, len(sets), size, device=self.device)
+        mask = torch.zeros(len(sets), size, dtype=torch.bool, device=self.device)
+        default_sigma = {"image": 0.0, "text": self.config.text_sigma}
+        for b, conditions in enumerate(sets):
+            for k, condition in enumerate(conditions):
+                if condition.weight <= 0:
+                    raise ValueError(f"the weight of a condition must be positive, got {condition.weight}")
+                centred[b, k] = self.centre(condition.embedding.to(self.device)[None], condition.kind)[0]
+                weights[b, k] = condition.weight
+                sigmas[b, k] = default_sigma[condition.kind] if condition.sigma is None else condition.sigma
+                mask[b, k] = True
+        return self(centred, weights, sigmas, mask)

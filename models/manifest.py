@@ -1,0 +1,74 @@
+"""`clipsynth.json`: what a bundle says of itself, and the hashes by which it is checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+FILE_NAME = "clipsynth.json"
+FORMAT_VERSION = 1
+
+
+class BundleError(ValueError):
+    """A bundle folder that cannot be served; the message names the part."""
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Name, limits and defaults of a bundle. Durations in seconds; `sha256` by relative path covers every file but this one."""
+
+    name: str
+    min_duration_s: float
+    max_duration_s: float
+    duration_s: float = 4.0
+    num_inference_steps: int = 12
+    guidance_scale: float = 4.0
+    guidance_interval: tuple[float, float] = (0.0, 0.65)
+    sample_rate: int = 16000
+    format_version: int = FORMAT_VERSION
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """Short hash that changes when any file of the bundle does."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    def write(self, folder: Path) -> Manifest:
+        """Hash the files of `folder`, write the manifest beside them and return it."""
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME and p.suffix != ".md")
+        manifest = replace(self, sha256={p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
+        (folder / FILE_NAME).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+        return manifest
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and check a bundle's manifest.
+
+        Raises:
+            BundleError: no manifest, unknown format version or field, or a file that is missing or changed.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise BundleError(f"{folder} is no bundle: it has no {FILE_NAME}")
+        try:
+            values = json.loads(path.read_text())
+            values["guidance_interval"] = tuple(values["guidance_interval"])
+            manifest = cls(**values)
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            raise BundleError(f"{FILE_NAME} of {folder} cannot be read: {error}") from error
+        if manifest.format_version != FORMAT_VERSION:
+            raise BundleError(f"{FILE_NAME}: format version {manifest.format_version}, this release reads {FORMAT_VERSION}")
+        for name, expected in manifest.sha256.items():
+            if not (folder / name).is_file():
+                raise BundleError(f"{name.split('/')[0]}: the bundle lacks {name}")
+            if file_sha256(folder / name) != expected:
+                raise BundleError(f"{name.split('/')[0]}: {name} is not the file that the bundle was made with (sha256 differs)")
+        return manifest

@@ -1,0 +1,209 @@
+"""`ClipSynthPipeline`: a prompt or a picture in, waveforms out. Keeps no state between calls."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from transformers import SpeechT5HifiGan
+
+from models import parts
+from models.condition_encoder import Condition, ConditionEncoder
+from models.denoiser import Denoiser
+from models.encoders import JointEncoder
+from models.manifest import BundleError, Manifest
+from models.mel import MelSpectrogram
+from models.sampler import Row, advance
+
+PART_NAMES = ("encoder", "condition_encoder", "denoiser", "vocoder", "mel")
+
+
+@dataclass
+class ClipSynthOutput(BaseOutput):
+    """`audios`: float32 waveforms (T,) in [-1, 1], T = round(duration_s * sample_rate)."""
+
+    audios: list[np.ndarray]
+    sample_rate: int
+
+
+class ClipSynthPipeline(DiffusionPipeline):
+    """Text- and image-to-audio by a diffusion model that was trained on videos only (CLIPSynth, Dong et al. 2023)."""
+
+    manifest: Manifest
+
+    def __init__(
+        self,
+        encoder: JointEncoder,
+        condition_encoder: ConditionEncoder,
+        denoiser: Denoiser,
+        vocoder: SpeechT5HifiGan,
+        mel: MelSpectrogram,
+    ) -> None:
+        """Join the parts.
+
+        Raises:
+            BundleError: two parts do not fit each other; the message names them.
+        """
+        super().__init__()
+        self.register_modules(encoder=encoder, condition_encoder=condition_encoder, denoiser=denoiser, vocoder=vocoder, mel=mel)
+        ours = {name: type(getattr(self, name)).__name__ for name in PART_NAMES if name != "vocoder"}
+        self.register_to_config(**{name: (parts.__name__, class_name) for name, class_name in ours.items()})
+        hop_length = math.prod(vocoder.config.upsample_rates)
+        for name, fits, got, expected in (
+            ("vocoder", vocoder.config.model_in_dim == mel.config.n_mels, vocoder.config.model_in_dim, f"{mel.config.n_mels} mel bands"),
+            ("vocoder", hop_length == mel.config.hop_length, hop_length, f"hop length {mel.config.hop_length}"),
+            ("vocoder", vocoder.config.sampling_rate == mel.config.sample_rate, vocoder.config.sampling_rate, f"{mel.config.sample_rate} Hz"),
+            ("denoiser", denoiser.config.n_mels == mel.config.n_mels, denoiser.config.n_mels, f"{mel.config.n_mels} mel bands"),
+            ("condition_encoder", condition_encoder.config.embed_dim == encoder.embed_dim, condition_encoder.config.embed_dim, f"embeddings of {encoder.embed_dim}"),
+            ("denoiser", denoiser.config.condition_dim == condition_encoder.config.embed_dim, denoiser.config.condition_dim, f"conditions of {condition_encoder.config.embed_dim}"),
+        ):
+            if not fits:
+                raise BundleError(f"{name}: does not fit the other parts: has {got}, they have {expected}")
+
+    # ------------------------------------------------------------------------------------------------- loading
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, torch_dtype: torch.dtype = torch.float32, **kwargs: Any) -> Self:
+        """Load a bundle folder.
+
+        Raises:
+            BundleError: no such folder, a part is missing or damaged, or two parts do not fit; the message names the part.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        manifest = Manifest.read(folder)
+        for name in PART_NAMES:
+            if not (folder / name).is_dir():
+                raise BundleError(f"{name}: the bundle {folder} lacks this part")
+        index = json.loads((folder / "model_index.json").read_text())
+        lacking = [name for name in PART_NAMES if name not in index]
+        if lacking:
+            raise BundleError(f"{lacking[0]}: model_index.json does not name this part")
+        try:
+            pipe: Self = super().from_pretrained(folder, torch_dtype=torch_dtype, **kwargs)
+        except BundleError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise BundleError(f"{folder} cannot be loaded: {error}") from error
+        pipe.manifest = manifest
+        for name in ("condition_encoder", "denoiser", "vocoder"):
+            getattr(pipe, name).eval().requires_grad_(False)
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the bundle: one folder per part, `model_index.json`, and `clipsynth.json` from `self.manifest`."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.manifest = self.manifest.write(Path(save_directory))
+
+    # ---------------------------------------------------------------------------------------------- generating
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | None = None,
+        image: Image.Image | None = None,
+        *,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        duration_s: float | None = None,
+        num_waveforms_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        callback_on_step_end: Callable[[int, int], None] | None = None,
+    ) -> ClipSynthOutput:
+        """Generate sounds for a prompt, a picture, or both as a set of two conditions.
+
+        Args:
+            negative_prompt: takes the unconditional branch's place; needs guidance_scale > 1.
+            num_inference_steps: denoising steps, 1 to 200; None for the bundle's default, as below.
+            guidance_scale: classifier-free guidance weight; at most 1 is off.
+            duration_s: seconds of each waveform, within the bundle's range.
+            generator: CPU generator, or one per waveform; None draws from torch's global one.
+            callback_on_step_end: called as (steps done, steps in all); what it raises ends the call.
+
+        Raises:
+            ValueError: an argument out of its range; the message has the value received and the values allowed.
+        """
+        # 1. Check the inputs and fill in the bundle's defaults.
+        m = self.manifest
+        steps = m.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = m.guidance_scale if guidance_scale is None else guidance_scale
+        seconds = m.duration_s if duration_s is None else duration_s
+        generators = generator if isinstance(generator, list) else [generator] * num_waveforms_per_prompt
+        self.check_inputs(prompt, image, negative_prompt, steps, scale, seconds, num_waveforms_per_prompt, generators)
+
+        # 2. Encode the conditions.
+        conditions = self.encode_conditions(prompt=prompt, image=image)
+        negative = self.encode_conditions(prompt=negative_prompt) if negative_prompt is not None else []
+        cond, uncond = self.condition_encoder.encode([conditions]), self.condition_encoder.encode([negative])
+
+        # 3. Draw the noise on the CPU, one row per waveform.
+        shape = (self.num_tokens(seconds), self.denoiser.token_dim)
+        dtype, device = self.denoiser.dtype, self.denoiser.device
+        noise = [torch.randn(shape, generator=g).to(device, dtype) for g in generators]
+        rows = [Row(x, cond, uncond, steps, scale, m.guidance_interval) for x in noise]
+
+        # 4. Denoise.
+        while not rows[0].done:
+            advance(rows, self.denoiser)
+            if callback_on_step_end is not None:
+                callback_on_step_end(rows[0].step, steps)
+
+        # 5. Decode to waveforms of the asked length.
+        return ClipSynthOutput(self.decode(torch.stack([row.latents for row in rows]), seconds), self.mel.config.sample_rate)
+
+    def check_inputs(
+        self,
+        prompt: str | None,
+        image: Image.Image | None,
+        negative_prompt: str | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        duration_s: float,
+        num_waveforms_per_prompt: int,
+        generators: list[Any],
+    ) -> None:
+        """Raise ValueError for an argument that cannot be served."""
+        m = self.manifest
+        if prompt is None and image is None:
+            raise ValueError("one of `prompt` and `image` is needed")
+        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            if text is not None and not text.strip():
+                raise ValueError(f"`{name}` must not be blank")
+        if not 1 <= num_inference_steps <= 200:
+            raise ValueError(f"`num_inference_steps` must be 1 to 200, got {num_inference_steps}")
+        if negative_prompt is not None and guidance_scale <= 1:
+            raise ValueError(f"`negative_prompt` needs a `guidance_scale` above 1, got {guidance_scale}")
+        if not m.min_duration_s <= duration_s <= m.max_duration_s:
+            raise ValueError(f"`duration_s` must be {m.min_duration_s:g} to {m.max_duration_s:g} for this bundle, got {duration_s}")
+        if num_waveforms_per_prompt < 1 or len(generators) != num_waveforms_per_prompt:
+            raise ValueError(f"{num_waveforms_per_prompt} waveforms need as many generators, got {len(generators)}")
+
+    def encode_conditions(self, *, prompt: str | None = None, image: Image.Image | None = None) -> list[Condition]:
+        """Return the condition set of a prompt, a picture, or both with weights 1 and 1."""
+        conditions = []
+        if prompt is not None:
+            conditions.append(Condition(self.encoder.encode_text([prompt])[0], "text"))
+        if image is not None:
+            conditions.append(Condition(self.encoder.encode_image([image])[0], "image"))
+        return conditions
+
+    def num_tokens(self, duration_s: float) -> int:
+        """Return how many tokens cover `duration_s` seconds."""
+        frames = math.ceil(duration_s * self.mel.frame_rate)
+        return math.ceil(frames / self.denoiser.config.frames_per_token)
+
+    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
+        """Return the waveforms (T,) of tokens (B, L, C); a waveform that would clip is scaled down to a peak of 0.99."""
+        waveforms = self.vocoder(self.denoiser.to_mel(latents).to(self.vocoder.dtype)).float()
+        waveforms = waveforms.reshape(len(latents), -1)[:, : round(duration_s * self.mel.config.sample_rate)]
+        peaks = waveforms.abs().amax(-1, keepdim=True)
+        return list((waveforms * (0.99 / peaks.clamp(min=0.99))).cpu().numpy())
