@@ -72,7 +72,7 @@ class ClipSynthPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------- loading
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, torch_dtype: torch.dtype = torch.float32, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Self:
         """Load a bundle folder.
 
         Raises:
@@ -88,7 +88,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         if lacking:
             raise BundleError(f"{lacking[0]}: model_index.json does not name this part")
         try:
-            pipe: Self = super().from_pretrained(folder, torch_dtype=torch_dtype, **kwargs)
+            pipe: Self = super().from_pretrained(folder, dtype=dtype, **kwargs)
         except BundleError:
             raise
         except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -25,8 +25,8 @@ def build_tiny_pipeline(seed: int = 0, *, encoder: JointEncoder | None = None) -
         for layer in (denoiser.transformer.proj_out, denoiser.transformer.adaln_global_mlp.mlp[-1], denoiser.transformer.norm_out.linear):
             torch.nn.init.normal_(layer.weight, std=0.1)
         vocoder = build_vocoder(mel, upsample_initial_channel=32)
-        # The untrained generator is nearly silent.
-        torch.nn.init.normal_(vocoder.conv_post.weight, std=1.0)
+        for weight in (p for p in vocoder.parameters() if p.ndim == 3):  # as initialised, the generator is silent
+            torch.nn.init.kaiming_normal_(weight)
     pipe = ClipSynthPipeline(encoder, condition_encoder, denoiser.eval(), vocoder.eval(), mel)
     pipe.manifest = Manifest(name="tiny", min_duration_s=0.5, max_duration_s=5.0)
     return pipe

@@ -1,0 +1,54 @@
+"""`clipsynth train`: vocoder, then denoiser, then the bundle. Each stage resumes where it was.
+
+Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage vocoder|denoiser|export|all]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models.encoders import JointEncoder
+from models.manifest import Manifest
+from models.mel import MelSpectrogram
+from models.pipeline import ClipSynthPipeline
+from training.data import load_clips
+from training.recipe import Recipe
+from training.train_denoiser import train_denoiser
+from training.train_vocoder import train_vocoder
+
+Stage = Literal["all", "vocoder", "denoiser", "export"]
+
+
+def train(recipe: Recipe, encoder: JointEncoder, *, stage: Stage = "all") -> Path | None:
+    """Run the stages of a recipe; return the bundle's folder where one was made.
+
+    "export" makes a bundle of what is there: both stages with the steps they have.
+
+    Raises:
+        ValueError: the prepared folder is missing or not one.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    mel = MelSpectrogram()
+    clips = load_clips(Path(recipe.clips), mel)
+    if stage == "vocoder":
+        train_vocoder(recipe, clips, mel)
+        return None
+    if stage == "denoiser":
+        train_denoiser(recipe, clips)
+        return None
+    if stage == "export":
+        still = {"vocoder": recipe.vocoder.model_copy(update={"steps": 1}), "denoiser": recipe.denoiser.model_copy(update={"steps": 1})}
+        recipe = recipe.model_copy(update=still)
+    vocoder = train_vocoder(recipe, clips, mel)
+    condition_encoder, denoiser = train_denoiser(recipe, clips)
+    pipe = ClipSynthPipeline(encoder, condition_encoder, denoiser, vocoder, mel)
+    pipe.manifest = Manifest(name=recipe.name, min_duration_s=0.5, max_duration_s=clips.max_duration_s)
+    for part in (condition_encoder, denoiser, vocoder):
+        part.half()
+    folder = Path(recipe.run) / "bundle"
+    pipe.save_pretrained(folder)
+    return folder

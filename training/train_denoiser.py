@@ -1,0 +1,152 @@
+"""Train the denoiser: rectified flow on mel tokens, conditioned on the embeddings of a clip's own frames.
+
+Loss: |v(x_t, t, c) - (data - noise)|^2, x_t = (1 - t) noise + t data (Liu et al. 2022, eq. 1), t logit-normal (Esser et al. 2024, 3.1).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import EMAModel
+
+from models.condition_encoder import KINDS, ConditionEncoder, ConditionTokens
+from models.denoiser import Denoiser
+from training.data import Clip, ClipSet, crop, random_start
+from training.loop import load_state, run_steps, save_state
+from training.recipe import Recipe
+
+
+def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
+    """Return untrained parts whose statistics are those of the training clips."""
+    embeds = torch.cat([clip.embeds for clip in clips.train])
+    bank = torch.stack([clip.embeds.mean(0) for clip in clips.train])
+    condition_encoder = ConditionEncoder(
+        embed_dim=embeds.shape[1],
+        text_sigma=recipe.text_sigma,
+        bank_size=len(bank),
+        bank_share=recipe.bank_share,
+        bank_tau=recipe.bank_tau,
+    )
+    condition_encoder.means[KINDS.index("image")] = embeds.mean(0)
+    condition_encoder.means[KINDS.index("text")] = clips.text_mean
+    condition_encoder.bank.copy_(condition_encoder.centre(bank, "image"))
+    d = recipe.denoiser
+    frames = torch.cat([clip.mel for clip in clips.train])
+    denoiser = Denoiser(
+        dim=d.dim, depth=d.depth, heads=d.heads, dropout=d.dropout, condition_dim=embeds.shape[1], n_mels=frames.shape[1]
+    )
+    denoiser.mel_mean.copy_(frames.mean(0))
+    denoiser.mel_std.copy_(frames.std(0))
+    return condition_encoder, denoiser
+
+
+def flow_loss(denoiser: Denoiser, data: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, conditions: ConditionTokens) -> torch.Tensor:
+    """Return the mean squared error of the velocity at times t (B,) for tokens `data` and `noise` (B, L, C)."""
+    x_t = torch.lerp(noise, data, t[:, None, None])
+    return F.mse_loss(denoiser(x_t, t, conditions).float(), data - noise)
+
+
+class Batches:
+    """Draws training batches; batch n depends on (seed, n) alone, so that a resumed run sees the same ones."""
+
+    def __init__(self, clips: list[Clip], recipe: Recipe) -> None:
+        self.clips, self.recipe = clips, recipe
+
+    def draw(self, n: int, condition_encoder: ConditionEncoder, denoiser: Denoiser) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ConditionTokens]:
+        """Return data (B, L, C), noise, t (B,) and conditions: one or two frames of the clip, noised, dropped with `cond_dropout_prob`."""
+        d = self.recipe.denoiser
+        g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
+        epoch, offset = divmod(n * d.batch_size, len(self.clips))
+        order = torch.cat(
+            [torch.randperm(len(self.clips), generator=torch.Generator().manual_seed(self.recipe.seed + epoch + e)) for e in (0, 1)]
+        )
+        chosen = [self.clips[i % len(self.clips)] for i in order.repeat(1 + d.batch_size // len(order))[offset : offset + d.batch_size]]
+        tokens = int(torch.randint(d.min_tokens, d.max_tokens + 1, (), generator=g))
+        frames = tokens * denoiser.config.frames_per_token
+        floor = float(chosen[0].mel.min())
+        mels = []
+        for clip in chosen:
+            mel = crop(clip.mel - floor, frames, random_start(len(clip.mel), frames, g)) + floor  # silence after a clip's end
+            mels.append(mel)
+        data = denoiser.to_tokens(torch.stack(mels))
+
+        frame = torch.stack([torch.randint(len(clip.embeds), (2,), generator=g) for clip in chosen])  # (B, 2)
+        embeds = torch.stack([clip.embeds[k] for clip, k in zip(chosen, frame, strict=True)])
+        centred = condition_encoder.centre(embeds.flatten(0, 1), "image").view_as(embeds)
+        sigma = d.max_sigma * torch.rand(len(chosen), 2, generator=g)
+        sigma[torch.rand(sigma.shape, generator=g) < 0.25] = 0.0
+        noised = centred + sigma[..., None] * torch.randn(centred.shape, generator=g) / centred.shape[-1] ** 0.5
+        kept = torch.rand(len(chosen), generator=g) >= d.cond_dropout_prob
+        two = torch.rand(len(chosen), generator=g) < 0.2
+        conditions = condition_encoder(
+            F.normalize(noised, dim=-1), torch.ones_like(sigma), sigma, torch.stack([kept, kept & two], dim=1)
+        )
+        t = torch.sigmoid(torch.randn(len(chosen), generator=g))
+        return data, torch.randn(data.shape, generator=g), t, conditions
+
+
+def dev_loss(clips: list[Clip], condition_encoder: ConditionEncoder, denoiser: Denoiser) -> float:
+    """Return the flow loss on held-out clips at a fixed grid of (t, noise): 100 tokens, middle frame, t in {1/8 … 7/8}."""
+    g = torch.Generator().manual_seed(0)
+    frames = 100 * denoiser.config.frames_per_token
+    losses = []
+    with torch.inference_mode():
+        for i in range(0, len(clips), 32):
+            part = clips[i : i + 32]
+            data = denoiser.to_tokens(torch.stack([crop(clip.mel, frames, 0) for clip in part]))
+            embeds = condition_encoder.centre(torch.stack([clip.embeds[len(clip.embeds) // 2] for clip in part]), "image")[:, None]
+            ones = torch.ones(len(part), 1)
+            conditions = condition_encoder(embeds, ones, ones * 0, ones.bool())
+            noise = torch.randn(data.shape, generator=g)
+            losses += [flow_loss(denoiser, data, noise, torch.full((len(part),), k / 8), conditions) * len(part) for k in range(1, 8)]
+    return float(torch.stack(losses).sum()) / (7 * len(clips))
+
+
+def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
+    """Train or resume; return the parts with averaged weights (EMA)."""
+    torch.manual_seed(recipe.seed)
+    d = recipe.denoiser
+    folder = Path(recipe.run) / "denoiser"
+    condition_encoder, denoiser = build_denoiser(recipe, clips)
+    both = torch.nn.ModuleList([condition_encoder, denoiser])
+    optimizer = torch.optim.AdamW(both.parameters(), lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay)
+    ema = EMAModel(both.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75)
+    batches = Batches(clips.train, recipe)
+    first = 0
+    state = load_state(folder / "state.pt")
+    if state is not None:
+        both.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["rng"])
+        first = state["step"]
+    bf16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+    def step(n: int) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = d.learning_rate * min(1.0, (n + 1) / d.warmup_steps)
+        both.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = flow_loss(denoiser, *batches.draw(n, condition_encoder, denoiser))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimizer.step()
+        ema.step(both.parameters())
+        return float(loss)
+
+    def save(n: int) -> None:
+        state = {"step": n, "weights": both.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "rng": torch.get_rng_state()}
+        save_state(state, folder / "state.pt")
+        ema.store(both.parameters())
+        ema.copy_to(both.parameters())
+        both.eval()
+        with (folder / "dev.tsv").open("a") as log:
+            log.write(f"{n}\t{dev_loss(clips.dev, condition_encoder, denoiser):.5f}\n")
+        ema.restore(both.parameters())
+
+    run_steps("denoiser", first=first, last=d.steps, step=step, save=save, save_every_s=recipe.save_every_s, log_path=folder / "loss.tsv")
+    ema.copy_to(both.parameters())
+    return condition_encoder.eval(), denoiser.eval()
