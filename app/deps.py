@@ -1,0 +1,31 @@
+"""What routes need, as one typed dependency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from redis import Redis
+
+from clipsynth.settings import Settings
+from clipsynth.state import State
+from clipsynth.storage import Storage
+
+
+@dataclass(frozen=True)
+class Services:
+    """The process's connections."""
+
+    settings: Settings
+    redis: Redis
+    state: State
+    storage: Storage
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

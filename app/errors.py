@@ -1,0 +1,78 @@
+"""Errors to RFC 9457 problem+json. The one place that decides an HTTP status."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from clipsynth.errors import ClipSynthError
+
+logger = logging.getLogger(__name__)
+
+STATUS = {
+    "invalid_request": 422,
+    "model_not_found": 422,
+    "image_undecodable": 422,
+    "unsupported_media": 415,
+    "payload_too_large": 413,
+    "image_too_large": 413,
+    "not_found": 404,
+    "not_ready": 409,
+    "no_worker": 503,
+    "redis_unavailable": 503,
+}
+_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large", 415: "unsupported_media"}
+
+
+def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | None = None) -> JSONResponse:
+    """Return a problem+json response."""
+    body: dict[str, object] = {"type": "about:blank", "title": code.replace("_", " "), "status": status, "code": code, "detail": detail}
+    if errors:
+        body["errors"] = errors
+    headers = {"Retry-After": "5"} if status == 503 else None
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def validation_problem(error: ValidationError | RequestValidationError) -> JSONResponse:
+    """Return a 422 that names each field."""
+    errors = [{"pointer": "/" + "/".join(map(str, e["loc"])), "detail": str(e["msg"])} for e in error.errors()]
+    detail = "; ".join(f"{e['pointer']}: {e['detail']}" for e in errors)
+    return problem(422, "invalid_request", detail, errors)
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers."""
+
+    @app.exception_handler(ClipSynthError)
+    async def _(_: Request, error: ClipSynthError) -> JSONResponse:
+        return problem(STATUS[error.code], error.code, str(error))
+
+    @app.exception_handler(ValidationError)
+    async def _(_: Request, error: ValidationError) -> JSONResponse:
+        return validation_problem(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_: Request, error: RequestValidationError) -> JSONResponse:
+        return validation_problem(error)
+
+    @app.exception_handler(HTTPException)
+    async def _(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, _CODES.get(error.status_code, "http_error"), str(error.detail))
+
+    @app.exception_handler(RedisError)
+    async def _(_: Request, error: RedisError) -> JSONResponse:
+        logger.warning("Redis: %s", error)
+        return problem(503, "redis_unavailable", "the queue does not answer; try again")
+
+    @app.exception_handler(Exception)
+    async def _(_: Request, error: Exception) -> JSONResponse:
+        request_id = secrets.token_hex(8)
+        logger.error("request %s failed", request_id, exc_info=error)
+        return problem(500, "internal_error", f"something went wrong; request {request_id}")

@@ -1,0 +1,131 @@
+"""Routes of /v1/generations."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import secrets
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+
+from app.deps import Services, ServicesDep
+from app.uploads import normalise_image
+from clipsynth.errors import InvalidRequest, NotFound, NotReady, UnsupportedMedia
+from clipsynth.queue import enqueue
+from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelInfo, Status
+from clipsynth.state import new_id
+from clipsynth.storage import audio_key, image_key
+
+router = APIRouter(prefix="/v1/generations", tags=["generations"])
+
+
+@router.post("", status_code=202, response_model=Generation)
+async def create(request: Request, response: Response, services: ServicesDep) -> Generation:
+    """Accept a request as JSON, or as multipart with the same field names and the picture as the file `image`."""
+    body, picture = await _read(request)
+    generation = await run_in_threadpool(_create, services, body, picture)
+    response.headers["Location"] = f"/v1/generations/{generation.id}"
+    response.headers["Retry-After"] = "1"
+    return generation
+
+
+@router.get("/{generation_id}", response_model=Generation)
+def get(generation_id: str, response: Response, services: ServicesDep) -> Generation:
+    """Return a generation; while it is unfinished, with Retry-After."""
+    generation = services.state.get(generation_id)
+    if generation.finished_at is None:
+        response.headers["Retry-After"] = "1"
+    return generation
+
+
+@router.api_route("/{generation_id}/audio/{n}", methods=["GET", "HEAD"], response_class=Response)
+def audio(generation_id: str, n: int, request: Request, services: ServicesDep) -> Response:
+    """Return output n as a WAV."""
+    generation = services.state.get(generation_id)
+    if generation.status is not Status.SUCCEEDED:
+        raise NotReady(f"the generation is {generation.status}; there is no sound")
+    if not 0 <= n < len(generation.output):
+        raise NotFound(f"the generation has {len(generation.output)} outputs, none is {n}")
+    data = services.storage.get(audio_key(generation_id, n, generation.output[n].format))
+    etag = f'"{hashlib.sha256(data).hexdigest()}"'
+    headers = {"ETag": etag, "Content-Disposition": f'inline; filename="{generation_id}-{n}.wav"', "Cache-Control": "private, immutable"}
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type="audio/wav", headers=headers)
+
+
+async def _read(request: Request) -> tuple[dict[str, Any], bytes | None]:
+    """Return the fields and the uploaded picture of a JSON or multipart body."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/json":
+        try:
+            body = await request.json()
+        except ValueError:
+            raise InvalidRequest("the body is not valid JSON") from None
+        if not isinstance(body, dict):
+            raise InvalidRequest("the body must be a JSON object")
+        return body, None
+    if content_type == "multipart/form-data":
+        return await _read_form(await request.form(max_files=1, max_fields=32))
+    raise UnsupportedMedia(f"send application/json or multipart/form-data, not {content_type or 'nothing'}")
+
+
+async def _read_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
+    fields: dict[str, Any] = {}
+    picture = None
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name != "image":
+                raise InvalidRequest(f"the file must be called image, not {name!r}")
+            picture = await value.read()
+            fields["image"] = "part:image"
+        else:
+            fields[name] = value
+    return fields, picture
+
+
+def _create(services: Services, body: dict[str, Any], picture: bytes | None) -> Generation:
+    """Validate, store the picture, and queue. What is acknowledged is on the queue."""
+    wanted = GenerationRequest.model_validate(body)
+    model = services.state.model(wanted.model)
+    if picture is None and wanted.image is not None:
+        try:
+            picture = base64.b64decode(wanted.image, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("/image: not base64") from None
+    generation_id = new_id()
+    payload = _resolve(wanted, model, image_key(generation_id) if picture is not None else None)
+    if picture is not None:
+        services.storage.put(image_key(generation_id), normalise_image(picture, services.settings))
+    services.state.create(generation_id, payload)
+    try:
+        enqueue(services.redis, generation_id, payload, services.settings)
+    except Exception:
+        services.state.forget(generation_id)
+        raise
+    return services.state.get(generation_id)
+
+
+def _resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> JobPayload:
+    """Fill in the bundle's defaults and a seed, and hold the bundle's limits."""
+    payload = JobPayload(
+        model=model.name,
+        prompt=wanted.prompt,
+        image_key=key,
+        negative_prompt=wanted.negative_prompt,
+        seed=secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,
+        num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
+        guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
+        duration_s=wanted.duration_s or model.duration_s,
+        num_outputs=wanted.num_outputs,
+        output_format=wanted.output_format,
+    )
+    if not model.min_duration_s <= payload.duration_s <= model.max_duration_s:
+        raise InvalidRequest(f"/duration_s: model {model.name} makes {model.min_duration_s:g} to {model.max_duration_s:g} s, asked for {payload.duration_s:g}")
+    if payload.negative_prompt is not None and payload.guidance_scale <= 1:
+        raise InvalidRequest("/negative_prompt: needs a guidance_scale above 1")
+    return payload

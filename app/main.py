@@ -1,0 +1,50 @@
+"""`create_app(settings)`: the HTTP API as a FastAPI application."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Response
+
+from app import errors, generations
+from app.deps import Services, ServicesDep
+from app.uploads import BodyLimit
+from clipsynth.errors import RedisUnavailable, ServeError
+from clipsynth.queue import connect
+from clipsynth.schemas import ModelInfo
+from clipsynth.settings import Settings
+from clipsynth.state import State, redis_answers
+from clipsynth.storage import Storage
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; it connects when the first request comes.
+
+    Raises:
+        ServeError: no Redis URL.
+    """
+    if not settings.redis_url:
+        raise ServeError("the API needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
+    app = FastAPI(title="CLIPSynth", docs_url=None, redoc_url=None)  # the default pages load scripts from elsewhere
+    redis = connect(settings.redis_url)
+    app.state.services = Services(settings, redis, State(redis, result_ttl_s=settings.result_ttl_s), Storage(settings.results_url))
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    errors.install(app)
+    app.include_router(generations.router)
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """Answer while the event loop turns."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"])
+    def readyz(services: ServicesDep) -> Response:
+        """Answer 200 while Redis answers."""
+        if not redis_answers(services.redis):
+            raise RedisUnavailable("Redis does not answer")
+        return Response('{"status":"ok"}', media_type="application/json")
+
+    @app.get("/v1/models", tags=["models"])
+    def models(services: ServicesDep) -> list[ModelInfo]:
+        """List what workers serve."""
+        return services.state.models()
+
+    return app

@@ -1,0 +1,148 @@
+"""The command line: the one place that knows every floor. Imports lazily, inside each command."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clipsynth.errors import ClipSynthError
+from clipsynth.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Text or picture in, sound out.")
+Bundle = Annotated[Path | None, typer.Option("--model", help="Bundle folder; the demo's by default.")]
+
+
+def _settings(**overrides: Any) -> Settings:
+    return Settings(**{k: v for k, v in overrides.items() if v is not None})
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 by default.")] = None,
+    model: Bundle = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+) -> None:
+    """Start API, worker and (unless CLIPSYNTH_REDIS_URL is set) Redis; Ctrl+C stops all."""
+    from clipsynth.supervisor import serve as run
+
+    raise SystemExit(run(_settings(host=host, port=port, bundle=model, device=device)))
+
+
+@app.command()
+def api() -> None:
+    """Start the HTTP API alone (needs CLIPSYNTH_REDIS_URL)."""
+    import uvicorn
+
+    from app.main import create_app
+
+    settings = Settings()
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="warning")
+
+
+@app.command()
+def worker() -> None:
+    """Start a worker alone (needs CLIPSYNTH_REDIS_URL)."""
+    from worker.main import main as run
+
+    run(Settings())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to hear.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="WAV file; further outputs get -1, -2, …")] = Path("out.wav"),
+    image: Annotated[Path | None, typer.Option(help="A picture to hear.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds.")] = None,
+    num_outputs: Annotated[int, typer.Option(min=1, max=8)] = 1,
+    model: Bundle = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+) -> None:
+    """Generate without any server."""
+    from PIL import Image, UnidentifiedImageError
+
+    from worker.predict import Predictor
+
+    settings = _settings(bundle=model, device=device)
+    try:
+        picture = Image.open(image).convert("RGB") if image else None
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{image} cannot be read as a picture: {error}") from None
+    predictor = Predictor.setup(settings)
+    manifest = predictor.pipeline.manifest
+    started = time.perf_counter()
+    waves = predictor.predict(
+        prompt=prompt,
+        image=picture,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        num_inference_steps=steps or manifest.num_inference_steps,
+        guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
+        duration_s=manifest.duration_s if duration is None else duration,
+        num_outputs=num_outputs,
+    )
+    seconds = time.perf_counter() - started
+    for n, wave in enumerate(waves):
+        path = output if n == 0 else output.with_stem(f"{output.stem}-{n}")
+        path.write_bytes(predictor.encode_response(wave))
+        print(path)
+    audio_s = sum(len(wave) for wave in waves) / manifest.sample_rate
+    print(f"{seconds:.2f} s for {audio_s:.2f} s of sound (real-time factor {seconds / audio_s:.2f})", file=sys.stderr)
+
+
+@app.command()
+def prepare(videos: Path, out: Path) -> None:
+    """Turn a folder of videos into features to train on."""
+    from rich.progress import Progress
+
+    from models.encoders import PackagedEncoder
+    from training.prepare import prepare as run
+
+    with Progress() as progress:
+        bar = progress.add_task("prepare", total=None)
+        for done, total in run(videos, out, PackagedEncoder()):
+            progress.update(bar, completed=done, total=total)
+    print((out / "report.json").read_text())
+
+
+@app.command()
+def train(
+    recipe: Path,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: denoiser.steps=10")] = None,
+    stage: Annotated[str, typer.Option(help="all, vocoder, denoiser or export.")] = "all",
+) -> None:
+    """Train a recipe's vocoder and denoiser, or resume, and write the bundle."""
+    from models.encoders import PackagedEncoder
+    from training.recipe import load_recipe
+    from training.train import train as run
+
+    folder = run(load_recipe(recipe, set_), PackagedEncoder(), stage=stage)  # type: ignore[arg-type]
+    if folder:
+        print(folder)
+
+
+def main() -> None:
+    """Entry point: errors that people can act on are one line and exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for package in ("app", "worker", "models", "training"):
+        spec = importlib.util.find_spec(package)
+        if spec and spec.origin and Path(spec.origin).parents[1] != Path(__file__).parents[1]:
+            raise SystemExit(f"error: the package {package!r} of CLIPSynth is shadowed by {spec.origin}; use an environment of its own")
+    try:
+        app()
+    except (ClipSynthError, ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

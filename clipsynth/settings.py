@@ -1,0 +1,44 @@
+"""Settings: `CLIPSYNTH_…` environment variables, read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_data_dir() -> Path:
+    """Return the user's data folder for what an embedded start writes."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "clipsynth"
+
+
+class Settings(BaseSettings):
+    """Immutable settings of one process. Durations in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="CLIPSYNTH_", frozen=True, extra="ignore", protected_namespaces=())
+
+    redis_url: str | None = None
+    data_dir: Path = Field(default_factory=default_data_dir)
+    storage_url: str | None = None
+    bundle: Path = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    max_image_bytes: int = 10_000_000
+    max_image_pixels: int = 24_000_000
+    result_ttl_s: int = 86_400
+    job_timeout_s: int = 600
+    lease_s: int = 20
+    max_attempts: int = 3
+
+    @property
+    def max_body_bytes(self) -> int:
+        """A picture in base64 (4/3) and its JSON."""
+        return self.max_image_bytes * 4 // 3 + 65_536
+
+    @property
+    def results_url(self) -> str:
+        """Where results are stored: an fsspec URL."""
+        return self.storage_url or (self.data_dir / "results").absolute().as_uri()

@@ -1,0 +1,57 @@
+"""Files of generations behind an fsspec URL: `file://` by default, object stores by extra packages."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import fsspec
+
+from clipsynth.errors import NotFound
+
+_KEY = re.compile(r"gen_[0-9a-f]{26}/(in/)?[0-9]\.(png|wav)")
+
+
+def image_key(generation_id: str) -> str:
+    """Return the key of a request's picture."""
+    return f"{generation_id}/in/0.png"
+
+
+def audio_key(generation_id: str, n: int, output_format: str) -> str:
+    """Return the key of output n."""
+    return f"{generation_id}/{n}.{output_format}"
+
+
+class Storage:
+    """Writes whole files under a temporary name and renames them, so that a reader sees all of a file or none."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            self._fs.pipe_file(temporary, data)
+            self._fs.mv(temporary, path)
+        except BaseException:
+            if self._fs.exists(temporary):
+                self._fs.rm(temporary)
+            raise
+
+    def get(self, key: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises:
+            NotFound: there is no such file.
+        """
+        try:
+            return bytes(self._fs.cat_file(self._path(key)))
+        except FileNotFoundError:
+            raise NotFound(f"there is no file {key!r}") from None
+
+    def _path(self, key: str) -> str:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"not a storage key: {key!r}")
+        return f"{self._root}/{key}"

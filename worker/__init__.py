@@ -1,0 +1,1 @@
+"""The worker: a resident model that takes jobs from the queue and writes sounds to storage."""

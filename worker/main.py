@@ -1,0 +1,132 @@
+"""Entry of a worker process: announce, load once, take jobs until SIGTERM. One process serves one bundle."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from typing import Any
+
+from PIL import Image
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+
+from clipsynth.errors import NotFound, ServeError
+from clipsynth.queue import connect, get_queue
+from clipsynth.schemas import JobPayload, Output, Problem, Progress, Status
+from clipsynth.settings import Settings
+from clipsynth.state import MODEL_TTL_S, State
+from clipsynth.storage import Storage, audio_key
+
+logger = logging.getLogger(__name__)
+PROGRESS_INTERVAL_S = 0.25
+
+
+def main(settings: Settings) -> None:
+    """Run a worker.
+
+    Raises:
+        ServeError: no Redis URL. ValueError: the bundle or device cannot be used.
+    """
+    if not settings.redis_url:
+        raise ServeError("a worker needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
+    started = time.perf_counter()
+    state = State(connect(settings.redis_url), result_ttl_s=settings.result_ttl_s)
+    state.announce_starting(settings.bundle.name)
+
+    from worker.predict import Predictor  # torch loads here, after the announcement
+    from worker.rq_worker import GenerationJob, LeaseWorker
+
+    predictor = Predictor.setup(settings)
+    info = predictor.info
+    predictor.predict(
+        prompt="warm-up",
+        image=Image.new("RGB", (64, 64)),
+        negative_prompt=None,
+        seed=0,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        duration_s=info.min_duration_s,
+        num_outputs=1,
+    )
+    handler = Handler(predictor, state, Storage(settings.results_url))
+    GenerationJob.run = staticmethod(handler.run)
+    GenerationJob.abandoned = staticmethod(handler.abandoned)
+    state.announce(info)
+    state.redis.delete(f"clipsynth:starting:{settings.bundle.name}")
+    threading.Thread(target=_keep_announcing, args=(state, info), daemon=True).start()
+    logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
+    queue = get_queue(info.name, connect(settings.redis_url))
+    LeaseWorker(queue, redis_url=settings.redis_url, lease_s=settings.lease_s).work(logging_level="WARNING")
+
+
+def _keep_announcing(state: State, info: Any) -> None:
+    while True:
+        time.sleep(MODEL_TTL_S / 3)
+        try:
+            state.announce(info)
+        except RedisError:
+            logger.warning("cannot announce: Redis does not answer")
+
+
+class Handler:
+    """What a job does: every path through `run` ends in a final public state, or leaves the job to be run again."""
+
+    def __init__(self, predictor: Any, state: State, storage: Storage) -> None:
+        self.predictor, self.state, self.storage = predictor, state, storage
+
+    def run(self, generation_id: str, raw_payload: dict[str, Any]) -> None:
+        try:
+            payload = JobPayload.model_validate(raw_payload)
+        except ValidationError as error:
+            self.state.fail(generation_id, Problem(code="invalid_request", detail=f"payload: {error.error_count()} errors"))
+            return
+        if not self.state.start(generation_id):
+            return
+        started = time.perf_counter()
+        try:
+            outputs = self._generate(generation_id, payload)
+        except (ValueError, NotFound) as error:
+            logger.warning("job refused", extra={"job_id": generation_id}, exc_info=True)
+            self.state.fail(generation_id, Problem(code="invalid_request", detail=str(error)))
+        except RedisError:
+            raise
+        except Exception:
+            logger.exception("job failed: %s", generation_id)
+            self.state.fail(generation_id, Problem(code="generation_failed", detail="the model could not make this sound"))
+        else:
+            self.state.succeed(generation_id, outputs)
+            logger.info("job finished: %s in %.2f s, %d steps", generation_id, time.perf_counter() - started, payload.num_inference_steps)
+
+    def _generate(self, generation_id: str, payload: JobPayload) -> list[Output]:
+        image = Image.open(io.BytesIO(self.storage.get(payload.image_key))) if payload.image_key else None
+        last = 0.0
+
+        def on_step(step: int, num_steps: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > PROGRESS_INTERVAL_S:
+                last = time.monotonic()
+                self.state.set_progress(generation_id, Progress(step=step, num_steps=num_steps))
+
+        arguments = payload.model_dump(exclude={"v", "model", "image_key", "output_format"})
+        waves = self.predictor.predict(image=image, on_step=on_step, **arguments)
+        sample_rate = self.predictor.info.sample_rate
+        for n, wave in enumerate(waves):
+            self.storage.put(audio_key(generation_id, n, payload.output_format), self.predictor.encode_response(wave))
+        return [
+            Output(
+                audio_url=f"/v1/generations/{generation_id}/audio/{n}",
+                duration_s=len(wave) / sample_rate,
+                sample_rate=sample_rate,
+                format=payload.output_format,
+            )
+            for n, wave in enumerate(waves)
+        ]
+
+    def abandoned(self, generation_id: str, retries_left: int) -> None:
+        """RQ found the job without a living worker, or it ran into its time limit."""
+        if retries_left > 0:
+            self.state.change(generation_id, Status.QUEUED)
+        else:
+            self.state.fail(generation_id, Problem(code="worker_lost", detail="the worker was lost again and again while it ran this job"))
