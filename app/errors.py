@@ -28,12 +28,24 @@ STATUS = {
     "no_worker": 503,
     "redis_unavailable": 503,
 }
-_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large", 415: "unsupported_media"}
+_CODES = {
+    400: "invalid_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media",
+}
 
 
 def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | None = None) -> JSONResponse:
     """Return a problem+json response."""
-    body: dict[str, object] = {"type": "about:blank", "title": code.replace("_", " "), "status": status, "code": code, "detail": detail}
+    body: dict[str, object] = {
+        "type": "about:blank",
+        "title": code.replace("_", " "),
+        "status": status,
+        "code": code,
+        "detail": detail,
+    }
     if errors:
         body["errors"] = errors
     headers = {"Retry-After": "5"} if status == 503 else None
@@ -42,7 +54,9 @@ def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | 
 
 def validation_problem(error: ValidationError | RequestValidationError) -> JSONResponse:
     """Return a 422 that names each field."""
-    errors = [{"pointer": "/" + "/".join(map(str, e["loc"])), "detail": str(e["msg"])} for e in error.errors()]
+    errors = [
+        {"pointer": "/" + "/".join(map(str, e["loc"])), "detail": str(e["msg"])} for e in error.errors()
+    ]
     detail = "; ".join(f"{e['pointer']}: {e['detail']}" for e in errors)
     return problem(422, "invalid_request", detail, errors)
 

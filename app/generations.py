@@ -52,7 +52,11 @@ def audio(generation_id: str, n: int, request: Request, services: ServicesDep) -
         raise NotFound(f"the generation has {len(generation.output)} outputs, none is {n}")
     data = services.storage.get(audio_key(generation_id, n, generation.output[n].format))
     etag = f'"{hashlib.sha256(data).hexdigest()}"'
-    headers = {"ETag": etag, "Content-Disposition": f'inline; filename="{generation_id}-{n}.wav"', "Cache-Control": "private, immutable"}
+    headers = {
+        "ETag": etag,
+        "Content-Disposition": f'inline; filename="{generation_id}-{n}.wav"',
+        "Cache-Control": "private, immutable",
+    }
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
     return Response(data, media_type="audio/wav", headers=headers)
@@ -125,7 +129,9 @@ def _resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> Jo
         output_format=wanted.output_format,
     )
     if not model.min_duration_s <= payload.duration_s <= model.max_duration_s:
-        raise InvalidRequest(f"/duration_s: model {model.name} makes {model.min_duration_s:g} to {model.max_duration_s:g} s, asked for {payload.duration_s:g}")
+        raise InvalidRequest(
+            f"/duration_s: model {model.name} makes {model.min_duration_s:g} to {model.max_duration_s:g} s, asked for {payload.duration_s:g}"
+        )
     if payload.negative_prompt is not None and payload.guidance_scale <= 1:
         raise InvalidRequest("/negative_prompt: needs a guidance_scale above 1")
     return payload

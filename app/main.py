@@ -23,9 +23,13 @@ def create_app(settings: Settings) -> FastAPI:
     """
     if not settings.redis_url:
         raise ServeError("the API needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
-    app = FastAPI(title="CLIPSynth", docs_url=None, redoc_url=None)  # the default pages load scripts from elsewhere
+    app = FastAPI(
+        title="CLIPSynth", docs_url=None, redoc_url=None
+    )  # the default pages load scripts from elsewhere
     redis = connect(settings.redis_url)
-    app.state.services = Services(settings, redis, State(redis, result_ttl_s=settings.result_ttl_s), Storage(settings.results_url))
+    app.state.services = Services(
+        settings, redis, State(redis, result_ttl_s=settings.result_ttl_s), Storage(settings.results_url)
+    )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     errors.install(app)
     app.include_router(generations.router)

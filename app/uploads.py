@@ -55,7 +55,9 @@ def normalise_image(data: bytes, settings: Settings) -> bytes:
             raise ImageUndecodable("the picture cannot be decoded") from None
         width, height = image.size
         if width * height > settings.max_image_pixels:
-            raise ImageTooLarge(f"a picture may have {settings.max_image_pixels} pixels, this one has {width} x {height}")
+            raise ImageTooLarge(
+                f"a picture may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
+            )
         try:
             image.draft("RGB", (SIDE, SIDE))
             upright = ImageOps.exif_transpose(image).convert("RGB")

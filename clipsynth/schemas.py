@@ -27,10 +27,14 @@ TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.E
 class GenerationRequest(BaseModel):
     """Body of POST /v1/generations. Absent values are the bundle's defaults; an absent seed is drawn and returned."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prompt": "a dog barking", "seed": 7}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"prompt": "a dog barking", "seed": 7}]}
+    )
 
     prompt: str | None = Field(default=None, max_length=1000)
-    image: str | None = Field(default=None, description="a PNG, JPEG or WebP in base64; a multipart upload carries it as a file")
+    image: str | None = Field(
+        default=None, description="a PNG, JPEG or WebP in base64; a multipart upload carries it as a file"
+    )
     negative_prompt: str | None = Field(default=None, max_length=1000)
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     num_inference_steps: int | None = Field(default=None, ge=1, le=200)

@@ -17,7 +17,9 @@ def default_data_dir() -> Path:
 class Settings(BaseSettings):
     """Immutable settings of one process. Durations in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="CLIPSYNTH_", frozen=True, extra="ignore", protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix="CLIPSYNTH_", frozen=True, extra="ignore", protected_namespaces=()
+    )
 
     redis_url: str | None = None
     data_dir: Path = Field(default_factory=default_data_dir)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import RedisError
 
-from clipsynth.errors import ModelNotFound, NoWorker, NotFound
+from clipsynth.errors import ModelNotFound, NotFound, NoWorker
 from clipsynth.schemas import TERMINAL, Generation, JobPayload, ModelInfo, Output, Problem, Progress, Status
 
 PROGRESS_TTL_S = 60
@@ -66,10 +66,14 @@ class State:
         return self.change(generation_id, Status.PROCESSING, started_at=time.time())
 
     def succeed(self, generation_id: str, outputs: list[Output]) -> bool:
-        return self.change(generation_id, Status.SUCCEEDED, finished_at=time.time(), output=[o.model_dump() for o in outputs])
+        return self.change(
+            generation_id, Status.SUCCEEDED, finished_at=time.time(), output=[o.model_dump() for o in outputs]
+        )
 
     def fail(self, generation_id: str, problem: Problem) -> bool:
-        return self.change(generation_id, Status.FAILED, finished_at=time.time(), error=problem.model_dump_json())
+        return self.change(
+            generation_id, Status.FAILED, finished_at=time.time(), error=problem.model_dump_json()
+        )
 
     def set_progress(self, generation_id: str, progress: Progress) -> None:
         self.redis.set(f"clipsynth:progress:{generation_id}", progress.model_dump_json(), ex=PROGRESS_TTL_S)
@@ -80,12 +84,19 @@ class State:
         Raises:
             NotFound: no such generation, or its time is over.
         """
-        fields = {k.decode(): v.decode() for k, v in cast(dict[bytes, bytes], self.redis.hgetall(_key(generation_id))).items()}
+        fields = {
+            k.decode(): v.decode()
+            for k, v in cast(dict[bytes, bytes], self.redis.hgetall(_key(generation_id))).items()
+        }
         if not fields:
             raise NotFound(f"there is no generation {generation_id!r}")
         payload = JobPayload.model_validate_json(fields["input"])
         status = Status(fields["status"])
-        progress = cast(bytes | None, self.redis.get(f"clipsynth:progress:{generation_id}")) if status is Status.PROCESSING else None
+        progress = (
+            cast(bytes | None, self.redis.get(f"clipsynth:progress:{generation_id}"))
+            if status is Status.PROCESSING
+            else None
+        )
         return Generation(
             id=generation_id,
             status=status,
@@ -116,7 +127,11 @@ class State:
     def models(self) -> list[ModelInfo]:
         """Return every bundle that a worker has served, by name."""
         keys = sorted(self.redis.scan_iter("clipsynth:model:*"))
-        return [ModelInfo.model_validate_json(v) for v in cast(list[bytes | None], self.redis.mget(keys)) if v] if keys else []
+        return (
+            [ModelInfo.model_validate_json(v) for v in cast(list[bytes | None], self.redis.mget(keys)) if v]
+            if keys
+            else []
+        )
 
     def model(self, name: str | None) -> ModelInfo:
         """Return the bundle `name`, or the only one, served by a worker that lives or is starting.

@@ -35,7 +35,9 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ServeError(f"another `clipsynth serve` uses {data_dir}; give this one its own with CLIPSYNTH_DATA_DIR") from None
+        raise ServeError(
+            f"another `clipsynth serve` uses {data_dir}; give this one its own with CLIPSYNTH_DATA_DIR"
+        ) from None
     return lock
 
 
@@ -79,7 +81,12 @@ def serve(settings: Settings) -> int:
                     if child.poll() is None:
                         continue
                     if name not in restart_at:
-                        logger.warning("%s ended with code %s; restarting in %.0f s", name, child.returncode, backoff_s[name])
+                        logger.warning(
+                            "%s ended with code %s; restarting in %.0f s",
+                            name,
+                            child.returncode,
+                            backoff_s[name],
+                        )
                         restart_at[name] = time.monotonic() + backoff_s[name]
                         backoff_s[name] = min(2 * backoff_s[name], MAX_BACKOFF_S)
                     elif time.monotonic() >= restart_at.pop(name, 0.0):

@@ -47,7 +47,15 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
     """Turns condition sets into tokens; the order of a set does not matter."""
 
     @register_to_config
-    def __init__(self, embed_dim: int = 384, max_conditions: int = 8, text_sigma: float = 0.5, bank_size: int = 0, bank_tau: float = 0.1, bank_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        embed_dim: int = 384,
+        max_conditions: int = 8,
+        text_sigma: float = 0.5,
+        bank_size: int = 0,
+        bank_tau: float = 0.1,
+        bank_share: float = 0.0,
+    ) -> None:
         """Build the encoder.
 
         Args:
@@ -72,9 +80,13 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             centred = F.normalize(torch.lerp(centred, projected, self.config.bank_share), dim=-1)
         return centred
 
-    def forward(self, centred: torch.Tensor, weights: torch.Tensor, sigmas: torch.Tensor, mask: torch.Tensor) -> ConditionTokens:
+    def forward(
+        self, centred: torch.Tensor, weights: torch.Tensor, sigmas: torch.Tensor, mask: torch.Tensor
+    ) -> ConditionTokens:
         """Return tokens for centred unit embeddings (B, K, D), weights (B, K), sigmas (B, K) and a boolean mask (B, K)."""
-        scaled = centred * math.sqrt(centred.shape[-1])  # unit variance per value, as the network's other inputs
+        scaled = centred * math.sqrt(
+            centred.shape[-1]
+        )  # unit variance per value, as the network's other inputs
         level = torch.stack([sigmas, sigmas.square()], dim=-1).to(self.sigma_projection.weight.dtype)
         tokens = weights[..., None] * scaled.to(level.dtype) + self.sigma_projection(level)
         return ConditionTokens(tokens, mask)

@@ -18,12 +18,18 @@ from models.condition_encoder import ConditionTokens
 class SetCrossAttention(AudioDiTCrossAttnProcessor):
     """Cross-attention to a set: no rotary embedding on either side, so neither a condition's place nor the token's changes the match."""
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states, post_attention_mask=None, attention_mask=None, **_):  # type: ignore[no-untyped-def]
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states, post_attention_mask=None, attention_mask=None, **_
+    ):
         # (B, K) -> (B, 1, 1, K): what scaled-dot-product attention broadcasts over heads and queries. A row with no condition at all must
         # attend somewhere: its one embedded token is zero, so it adds the same bias whatever it attends to.
         mask = attention_mask | ~attention_mask.any(-1, keepdim=True)
         return super().__call__(
-            attn, hidden_states, encoder_hidden_states, post_attention_mask=post_attention_mask, attention_mask=mask[:, None, None]
+            attn,
+            hidden_states,
+            encoder_hidden_states,
+            post_attention_mask=post_attention_mask,
+            attention_mask=mask[:, None, None],
         )
 
 
@@ -73,7 +79,13 @@ class Denoiser(ModelMixin, ConfigMixin):
         frames = tokens.reshape(len(tokens), -1, self.config.n_mels)
         return frames * self.mel_std + self.mel_mean
 
-    def forward(self, tokens: torch.Tensor, t: torch.Tensor, conditions: ConditionTokens, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        t: torch.Tensor,
+        conditions: ConditionTokens,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the velocity (B, L, C).
 
         Args:

@@ -81,11 +81,15 @@ class PackagedEncoder(JointEncoder):
         from efficientnet_lite_pytorch import EfficientNet
         from transformers import AutoModel, AutoTokenizer
 
-        files = dict(zip(self.PACKAGES, (_efficientnet_file(), _minilm_folder() / "model.safetensors"), strict=True))
+        files = dict(
+            zip(self.PACKAGES, (_efficientnet_file(), _minilm_folder() / "model.safetensors"), strict=True)
+        )
         found = {name: file_sha256(path) for name, path in files.items()}
         for name, expected in (sha256 or {}).items():
             if found.get(name) != expected:
-                raise ValueError(f"encoder: the weights of package {name} {version(name)} are not those of this bundle ({packages})")
+                raise ValueError(
+                    f"encoder: the weights of package {name} {version(name)} are not those of this bundle ({packages})"
+                )
         self.register_to_config(packages={name: version(name) for name in self.PACKAGES}, sha256=found)
 
         self.classifier = EfficientNet.from_name("efficientnet-lite0")
@@ -102,7 +106,9 @@ class PackagedEncoder(JointEncoder):
     @torch.inference_mode()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """Return the mean-pooled sentence embedding of each text."""
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt").to(
+            self.device
+        )
         hidden = self.language_model(**tokens).last_hidden_state.float()  # (N, L, D)
         mask = tokens["attention_mask"][..., None].float()
         return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
@@ -112,7 +118,12 @@ class PackagedEncoder(JointEncoder):
         """Sentence embeddings (1000, D) of the ImageNet classes, in the classifier's order."""
         from torchvision.models._meta import _IMAGENET_CATEGORIES as names
 
-        return torch.cat([self.encode_text([f"a photo of {n}" for n in names[i : i + 100]]) for i in range(0, len(names), 100)])
+        return torch.cat(
+            [
+                self.encode_text([f"a photo of {n}" for n in names[i : i + 100]])
+                for i in range(0, len(names), 100)
+            ]
+        )
 
     @torch.inference_mode()
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
@@ -127,7 +138,9 @@ class PackagedEncoder(JointEncoder):
         from torchvision.transforms import functional as tvf
 
         side = min(image.size)
-        square = tvf.center_crop(image.convert("RGB"), [side, side]).resize((224, 224), Image.Resampling.BICUBIC)
+        square = tvf.center_crop(image.convert("RGB"), [side, side]).resize(
+            (224, 224), Image.Resampling.BICUBIC
+        )
         return (tvf.pil_to_tensor(square).float() - 127.0) / 128.0
 
 
@@ -138,7 +151,9 @@ class OpenClipEncoder(JointEncoder):
     """Any CLIP of open_clip, from a local weight file or a hub tag. Weights are never random unless `pretrained` is "random"."""
 
     @register_to_config
-    def __init__(self, model_name: str = "ViT-B-32", pretrained: str = "", architecture: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, model_name: str = "ViT-B-32", pretrained: str = "", architecture: dict[str, Any] | None = None
+    ) -> None:
         """Build the model and load its weights.
 
         Args:
@@ -155,7 +170,9 @@ class OpenClipEncoder(JointEncoder):
         if architecture is not None and open_clip.get_model_config(model_name) is None:
             _register_architecture(model_name, architecture)
         if open_clip.get_model_config(model_name) is None:
-            raise ValueError(f"encoder: open_clip knows no model {model_name!r} and no `architecture` was given")
+            raise ValueError(
+                f"encoder: open_clip knows no model {model_name!r} and no `architecture` was given"
+            )
         source = Path(pretrained)
         if pretrained == "random":
             weights = None
@@ -164,7 +181,9 @@ class OpenClipEncoder(JointEncoder):
         elif pretrained in open_clip.list_pretrained_tags_by_model(model_name):
             weights = pretrained
         else:
-            raise ValueError(f"encoder: {pretrained!r} is neither a weight file nor a pretrained tag of {model_name!r}")
+            raise ValueError(
+                f"encoder: {pretrained!r} is neither a weight file nor a pretrained tag of {model_name!r}"
+            )
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(model_name, pretrained=weights)
         self.tokenizer = open_clip.get_tokenizer(model_name)
         self.register_to_config(architecture=open_clip.get_model_config(model_name))

@@ -43,7 +43,9 @@ class Manifest:
 
     def write(self, folder: Path) -> Manifest:
         """Hash the files of `folder`, write the manifest beside them and return it."""
-        files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME and p.suffix != ".md")
+        files = sorted(
+            p for p in folder.rglob("*") if p.is_file() and p.name != FILE_NAME and p.suffix != ".md"
+        )
         manifest = replace(self, sha256={p.relative_to(folder).as_posix(): file_sha256(p) for p in files})
         (folder / FILE_NAME).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
         return manifest
@@ -65,10 +67,14 @@ class Manifest:
         except (TypeError, KeyError, json.JSONDecodeError) as error:
             raise BundleError(f"{FILE_NAME} of {folder} cannot be read: {error}") from error
         if manifest.format_version != FORMAT_VERSION:
-            raise BundleError(f"{FILE_NAME}: format version {manifest.format_version}, this release reads {FORMAT_VERSION}")
+            raise BundleError(
+                f"{FILE_NAME}: format version {manifest.format_version}, this release reads {FORMAT_VERSION}"
+            )
         for name, expected in manifest.sha256.items():
             if not (folder / name).is_file():
                 raise BundleError(f"{name.split('/')[0]}: the bundle lacks {name}")
             if file_sha256(folder / name) != expected:
-                raise BundleError(f"{name.split('/')[0]}: {name} is not the file that the bundle was made with (sha256 differs)")
+                raise BundleError(
+                    f"{name.split('/')[0]}: {name} is not the file that the bundle was made with (sha256 differs)"
+                )
         return manifest

@@ -32,7 +32,9 @@ class MelSpectrogram(ConfigOnlyPart):
         log_floor: float = 1e-5,
     ) -> None:
         super().__init__()
-        filters = mel_filter_bank(n_fft // 2 + 1, n_mels, f_min, f_max, sample_rate, norm="slaney", mel_scale="slaney")
+        filters = mel_filter_bank(
+            n_fft // 2 + 1, n_mels, f_min, f_max, sample_rate, norm="slaney", mel_scale="slaney"
+        )
         self.filters = nn.Buffer(torch.from_numpy(filters).float())  # (n_fft // 2 + 1, n_mels)
         self.window = nn.Buffer(torch.hann_window(win_length))
 

@@ -7,4 +7,11 @@ from models.denoiser import Denoiser
 from models.encoders import OpenClipEncoder, PackagedEncoder
 from models.mel import MelSpectrogram
 
-__all__ = ["ConditionEncoder", "Denoiser", "MelSpectrogram", "ModelMixin", "OpenClipEncoder", "PackagedEncoder"]
+__all__ = [
+    "ConditionEncoder",
+    "Denoiser",
+    "MelSpectrogram",
+    "ModelMixin",
+    "OpenClipEncoder",
+    "PackagedEncoder",
+]

@@ -54,17 +54,49 @@ class ClipSynthPipeline(DiffusionPipeline):
             BundleError: two parts do not fit each other; the message names them.
         """
         super().__init__()
-        self.register_modules(encoder=encoder, condition_encoder=condition_encoder, denoiser=denoiser, vocoder=vocoder, mel=mel)
+        self.register_modules(
+            encoder=encoder, condition_encoder=condition_encoder, denoiser=denoiser, vocoder=vocoder, mel=mel
+        )
         ours = {name: type(getattr(self, name)).__name__ for name in PART_NAMES if name != "vocoder"}
         self.register_to_config(**{name: (parts.__name__, class_name) for name, class_name in ours.items()})
         hop_length = math.prod(vocoder.config.upsample_rates)
         for name, fits, got, expected in (
-            ("vocoder", vocoder.config.model_in_dim == mel.config.n_mels, vocoder.config.model_in_dim, f"{mel.config.n_mels} mel bands"),
-            ("vocoder", hop_length == mel.config.hop_length, hop_length, f"hop length {mel.config.hop_length}"),
-            ("vocoder", vocoder.config.sampling_rate == mel.config.sample_rate, vocoder.config.sampling_rate, f"{mel.config.sample_rate} Hz"),
-            ("denoiser", denoiser.config.n_mels == mel.config.n_mels, denoiser.config.n_mels, f"{mel.config.n_mels} mel bands"),
-            ("condition_encoder", condition_encoder.config.embed_dim == encoder.embed_dim, condition_encoder.config.embed_dim, f"embeddings of {encoder.embed_dim}"),
-            ("denoiser", denoiser.config.condition_dim == condition_encoder.config.embed_dim, denoiser.config.condition_dim, f"conditions of {condition_encoder.config.embed_dim}"),
+            (
+                "vocoder",
+                vocoder.config.model_in_dim == mel.config.n_mels,
+                vocoder.config.model_in_dim,
+                f"{mel.config.n_mels} mel bands",
+            ),
+            (
+                "vocoder",
+                hop_length == mel.config.hop_length,
+                hop_length,
+                f"hop length {mel.config.hop_length}",
+            ),
+            (
+                "vocoder",
+                vocoder.config.sampling_rate == mel.config.sample_rate,
+                vocoder.config.sampling_rate,
+                f"{mel.config.sample_rate} Hz",
+            ),
+            (
+                "denoiser",
+                denoiser.config.n_mels == mel.config.n_mels,
+                denoiser.config.n_mels,
+                f"{mel.config.n_mels} mel bands",
+            ),
+            (
+                "condition_encoder",
+                condition_encoder.config.embed_dim == encoder.embed_dim,
+                condition_encoder.config.embed_dim,
+                f"embeddings of {encoder.embed_dim}",
+            ),
+            (
+                "denoiser",
+                denoiser.config.condition_dim == condition_encoder.config.embed_dim,
+                denoiser.config.condition_dim,
+                f"conditions of {condition_encoder.config.embed_dim}",
+            ),
         ):
             if not fits:
                 raise BundleError(f"{name}: does not fit the other parts: has {got}, they have {expected}")
@@ -72,7 +104,9 @@ class ClipSynthPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------- loading
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any
+    ) -> Self:
         """Load a bundle folder.
 
         Raises:
@@ -138,7 +172,9 @@ class ClipSynthPipeline(DiffusionPipeline):
         scale = m.guidance_scale if guidance_scale is None else guidance_scale
         seconds = m.duration_s if duration_s is None else duration_s
         generators = generator if isinstance(generator, list) else [generator] * num_waveforms_per_prompt
-        self.check_inputs(prompt, image, negative_prompt, steps, scale, seconds, num_waveforms_per_prompt, generators)
+        self.check_inputs(
+            prompt, image, negative_prompt, steps, scale, seconds, num_waveforms_per_prompt, generators
+        )
 
         # 2. Encode the conditions.
         conditions = self.encode_conditions(prompt=prompt, image=image)
@@ -158,7 +194,9 @@ class ClipSynthPipeline(DiffusionPipeline):
                 callback_on_step_end(rows[0].step, steps)
 
         # 5. Decode to waveforms of the asked length.
-        return ClipSynthOutput(self.decode(torch.stack([row.latents for row in rows]), seconds), self.mel.config.sample_rate)
+        return ClipSynthOutput(
+            self.decode(torch.stack([row.latents for row in rows]), seconds), self.mel.config.sample_rate
+        )
 
     def check_inputs(
         self,
@@ -183,11 +221,17 @@ class ClipSynthPipeline(DiffusionPipeline):
         if negative_prompt is not None and guidance_scale <= 1:
             raise ValueError(f"`negative_prompt` needs a `guidance_scale` above 1, got {guidance_scale}")
         if not m.min_duration_s <= duration_s <= m.max_duration_s:
-            raise ValueError(f"`duration_s` must be {m.min_duration_s:g} to {m.max_duration_s:g} for this bundle, got {duration_s}")
+            raise ValueError(
+                f"`duration_s` must be {m.min_duration_s:g} to {m.max_duration_s:g} for this bundle, got {duration_s}"
+            )
         if num_waveforms_per_prompt < 1 or len(generators) != num_waveforms_per_prompt:
-            raise ValueError(f"{num_waveforms_per_prompt} waveforms need as many generators, got {len(generators)}")
+            raise ValueError(
+                f"{num_waveforms_per_prompt} waveforms need as many generators, got {len(generators)}"
+            )
 
-    def encode_conditions(self, *, prompt: str | None = None, image: Image.Image | None = None) -> list[Condition]:
+    def encode_conditions(
+        self, *, prompt: str | None = None, image: Image.Image | None = None
+    ) -> list[Condition]:
         """Return the condition set of a prompt, a picture, or both with weights 1 and 1."""
         conditions = []
         if prompt is not None:

@@ -85,7 +85,10 @@ def _forward(batch: list[tuple[Row, ConditionTokens]], velocity: Velocity) -> to
     tokens = torch.nn.utils.rnn.pad_sequence([row.latents for row, _ in batch], batch_first=True)
     mask = None
     if min(lengths) != max(lengths):
-        mask = torch.arange(max(lengths), device=tokens.device)[None] < torch.tensor(lengths, device=tokens.device)[:, None]
+        mask = (
+            torch.arange(max(lengths), device=tokens.device)[None]
+            < torch.tensor(lengths, device=tokens.device)[:, None]
+        )
     size = max(c.tokens.shape[1] for _, c in batch)
     conditions = ConditionTokens(
         torch.cat([_pad(c.tokens, size) for _, c in batch]), torch.cat([_pad(c.mask, size) for _, c in batch])

@@ -22,10 +22,16 @@ def build_tiny_pipeline(seed: int = 0, *, encoder: JointEncoder | None = None) -
         condition_encoder = ConditionEncoder(embed_dim=encoder.embed_dim)
         denoiser = Denoiser(dim=32, depth=2, heads=2, condition_dim=encoder.embed_dim)
         # Zero-initialised output layers would hide every input from the tests.
-        for layer in (denoiser.transformer.proj_out, denoiser.transformer.adaln_global_mlp.mlp[-1], denoiser.transformer.norm_out.linear):
+        for layer in (
+            denoiser.transformer.proj_out,
+            denoiser.transformer.adaln_global_mlp.mlp[-1],
+            denoiser.transformer.norm_out.linear,
+        ):
             torch.nn.init.normal_(layer.weight, std=0.1)
         vocoder = build_vocoder(mel, upsample_initial_channel=32)
-        for weight in (p for p in vocoder.parameters() if p.ndim == 3):  # as initialised, the generator is silent
+        for weight in (
+            p for p in vocoder.parameters() if p.ndim == 3
+        ):  # as initialised, the generator is silent
             torch.nn.init.kaiming_normal_(weight)
     pipe = ClipSynthPipeline(encoder, condition_encoder, denoiser.eval(), vocoder.eval(), mel)
     pipe.manifest = Manifest(name="tiny", min_duration_s=0.5, max_duration_s=5.0)

@@ -47,14 +47,18 @@ def load_clips(folder: Path, mel: MelSpectrogram) -> ClipSet:
     splits: dict[bool, list[Clip]] = {False: [], True: []}
     for i, line in enumerate((folder / "clips.jsonl").read_text().splitlines()):
         waveform = tensors[f"{i}.waveform"].float() / 32767
-        splits[json.loads(line)["dev"]].append(Clip(waveform, mel(waveform[None])[0], tensors[f"{i}.embeds"].float()))
+        splits[json.loads(line)["dev"]].append(
+            Clip(waveform, mel(waveform[None])[0], tensors[f"{i}.embeds"].float())
+        )
     return ClipSet(splits[False] or splits[True], splits[True] or splits[False], tensors["text_mean"])
 
 
 def crop(x: torch.Tensor, length: int, start: int) -> torch.Tensor:
     """Return x[start : start + length] along the first dimension, with zeros after its end."""
     part = x[start : start + length]
-    return torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])]) if len(part) < length else part
+    return (
+        torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])]) if len(part) < length else part
+    )
 
 
 def random_start(size: int, length: int, generator: torch.Generator) -> int:

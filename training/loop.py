@@ -27,7 +27,14 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 def run_steps(
-    name: str, *, first: int, last: int, step: Callable[[int], float], save: Callable[[int], None], save_every_s: float, log_path: Path
+    name: str,
+    *,
+    first: int,
+    last: int,
+    step: Callable[[int], float],
+    save: Callable[[int], None],
+    save_every_s: float,
+    log_path: Path,
 ) -> None:
     """Call `step(n)` for n in [first, last), which returns a loss; call `save(n)` with the steps done, now and then and at the end.
 
@@ -42,7 +49,13 @@ def run_steps(
     previous = signal.signal(signal.SIGTERM, request_stop)
     log_path.parent.mkdir(parents=True, exist_ok=True)
     saved_at, mean, n = time.monotonic(), None, first
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
     try:
         with Progress(*columns) as progress, log_path.open("a") as log:
             bar = progress.add_task(name, total=last, completed=first, loss=float("nan"))

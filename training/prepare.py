@@ -95,7 +95,9 @@ def is_dev(source: str) -> bool:
     return hashlib.sha256(source.encode()).digest()[0] < 26
 
 
-def prepare(videos: Path, out: Path, encoder: JointEncoder, *, sample_rate: int = 16000) -> Iterator[tuple[int, int]]:
+def prepare(
+    videos: Path, out: Path, encoder: JointEncoder, *, sample_rate: int = 16000
+) -> Iterator[tuple[int, int]]:
     """Write `clips.safetensors`, `clips.jsonl` and `report.json` to `out`; yield (done, total) after each video.
 
     Per clip i: `{i}.waveform` (T,) int16 and `{i}.embeds` (K, D) fp16, one row per frame. `text_mean` (D,) is the mean text embedding of a
@@ -119,10 +121,19 @@ def prepare(videos: Path, out: Path, encoder: JointEncoder, *, sample_rate: int 
             i = len(clips)
             tensors[f"{i}.waveform"] = torch.from_numpy((waveform * 32767).round().astype(np.int16))
             tensors[f"{i}.embeds"] = encoder.encode_image(raw.frames).half().cpu()
-            clips.append({"source": source, "duration_s": len(waveform) / sample_rate, "gain": gain, "dev": is_dev(source)})
+            clips.append(
+                {
+                    "source": source,
+                    "duration_s": len(waveform) / sample_rate,
+                    "gain": gain,
+                    "dev": is_dev(source),
+                }
+            )
         yield n, len(paths)
     if not clips:
-        raise PrepareError(f"none of the {len(paths)} videos of {videos} can be used; first reason: {next(iter(skipped.values()))}")
+        raise PrepareError(
+            f"none of the {len(paths)} videos of {videos} can be used; first reason: {next(iter(skipped.values()))}"
+        )
     tensors["text_mean"] = generic_text_mean(encoder)
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "clips.safetensors")

@@ -41,7 +41,10 @@ def train(recipe: Recipe, encoder: JointEncoder, *, stage: Stage = "all") -> Pat
         train_denoiser(recipe, clips)
         return None
     if stage == "export":
-        still = {"vocoder": recipe.vocoder.model_copy(update={"steps": 1}), "denoiser": recipe.denoiser.model_copy(update={"steps": 1})}
+        still = {
+            "vocoder": recipe.vocoder.model_copy(update={"steps": 1}),
+            "denoiser": recipe.denoiser.model_copy(update={"steps": 1}),
+        }
         recipe = recipe.model_copy(update=still)
     vocoder = train_vocoder(recipe, clips, mel)
     condition_encoder, denoiser = train_denoiser(recipe, clips)

@@ -35,14 +35,21 @@ def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
     d = recipe.denoiser
     frames = torch.cat([clip.mel for clip in clips.train])
     denoiser = Denoiser(
-        dim=d.dim, depth=d.depth, heads=d.heads, dropout=d.dropout, condition_dim=embeds.shape[1], n_mels=frames.shape[1]
+        dim=d.dim,
+        depth=d.depth,
+        heads=d.heads,
+        dropout=d.dropout,
+        condition_dim=embeds.shape[1],
+        n_mels=frames.shape[1],
     )
     denoiser.mel_mean.copy_(frames.mean(0))
     denoiser.mel_std.copy_(frames.std(0))
     return condition_encoder, denoiser
 
 
-def flow_loss(denoiser: Denoiser, data: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, conditions: ConditionTokens) -> torch.Tensor:
+def flow_loss(
+    denoiser: Denoiser, data: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, conditions: ConditionTokens
+) -> torch.Tensor:
     """Return the mean squared error of the velocity at times t (B,) for tokens `data` and `noise` (B, L, C)."""
     x_t = torch.lerp(noise, data, t[:, None, None])
     return F.mse_loss(denoiser(x_t, t, conditions).float(), data - noise)
@@ -54,21 +61,33 @@ class Batches:
     def __init__(self, clips: list[Clip], recipe: Recipe) -> None:
         self.clips, self.recipe = clips, recipe
 
-    def draw(self, n: int, condition_encoder: ConditionEncoder, denoiser: Denoiser) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ConditionTokens]:
+    def draw(
+        self, n: int, condition_encoder: ConditionEncoder, denoiser: Denoiser
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ConditionTokens]:
         """Return data (B, L, C), noise, t (B,) and conditions: one or two frames of the clip, noised, dropped with `cond_dropout_prob`."""
         d = self.recipe.denoiser
         g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
         epoch, offset = divmod(n * d.batch_size, len(self.clips))
         order = torch.cat(
-            [torch.randperm(len(self.clips), generator=torch.Generator().manual_seed(self.recipe.seed + epoch + e)) for e in (0, 1)]
+            [
+                torch.randperm(
+                    len(self.clips), generator=torch.Generator().manual_seed(self.recipe.seed + epoch + e)
+                )
+                for e in (0, 1)
+            ]
         )
-        chosen = [self.clips[i % len(self.clips)] for i in order.repeat(1 + d.batch_size // len(order))[offset : offset + d.batch_size]]
+        chosen = [
+            self.clips[i % len(self.clips)]
+            for i in order.repeat(1 + d.batch_size // len(order))[offset : offset + d.batch_size]
+        ]
         tokens = int(torch.randint(d.min_tokens, d.max_tokens + 1, (), generator=g))
         frames = tokens * denoiser.config.frames_per_token
         floor = float(chosen[0].mel.min())
         mels = []
         for clip in chosen:
-            mel = crop(clip.mel - floor, frames, random_start(len(clip.mel), frames, g)) + floor  # silence after a clip's end
+            mel = (
+                crop(clip.mel - floor, frames, random_start(len(clip.mel), frames, g)) + floor
+            )  # silence after a clip's end
             mels.append(mel)
         data = denoiser.to_tokens(torch.stack(mels))
 
@@ -77,7 +96,9 @@ class Batches:
         centred = condition_encoder.centre(embeds.flatten(0, 1), "image").view_as(embeds)
         sigma = d.max_sigma * torch.rand(len(chosen), 2, generator=g)
         sigma[torch.rand(sigma.shape, generator=g) < 0.25] = 0.0
-        noised = centred + sigma[..., None] * torch.randn(centred.shape, generator=g) / centred.shape[-1] ** 0.5
+        noised = (
+            centred + sigma[..., None] * torch.randn(centred.shape, generator=g) / centred.shape[-1] ** 0.5
+        )
         kept = torch.rand(len(chosen), generator=g) >= d.cond_dropout_prob
         two = torch.rand(len(chosen), generator=g) < 0.2
         conditions = condition_encoder(
@@ -96,11 +117,16 @@ def dev_loss(clips: list[Clip], condition_encoder: ConditionEncoder, denoiser: D
         for i in range(0, len(clips), 32):
             part = clips[i : i + 32]
             data = denoiser.to_tokens(torch.stack([crop(clip.mel, frames, 0) for clip in part]))
-            embeds = condition_encoder.centre(torch.stack([clip.embeds[len(clip.embeds) // 2] for clip in part]), "image")[:, None]
+            embeds = condition_encoder.centre(
+                torch.stack([clip.embeds[len(clip.embeds) // 2] for clip in part]), "image"
+            )[:, None]
             ones = torch.ones(len(part), 1)
             conditions = condition_encoder(embeds, ones, ones * 0, ones.bool())
             noise = torch.randn(data.shape, generator=g)
-            losses += [flow_loss(denoiser, data, noise, torch.full((len(part),), k / 8), conditions) * len(part) for k in range(1, 8)]
+            losses += [
+                flow_loss(denoiser, data, noise, torch.full((len(part),), k / 8), conditions) * len(part)
+                for k in range(1, 8)
+            ]
     return float(torch.stack(losses).sum()) / (7 * len(clips))
 
 
@@ -111,7 +137,9 @@ def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
     folder = Path(recipe.run) / "denoiser"
     condition_encoder, denoiser = build_denoiser(recipe, clips)
     both = torch.nn.ModuleList([condition_encoder, denoiser])
-    optimizer = torch.optim.AdamW(both.parameters(), lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay)
+    optimizer = torch.optim.AdamW(
+        both.parameters(), lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay
+    )
     ema = EMAModel(both.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75)
     batches = Batches(clips.train, recipe)
     first = 0
@@ -122,7 +150,10 @@ def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
         ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"])
         first = state["step"]
-    bf16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bf16 = (
+        torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
     def step(n: int) -> float:
         for group in optimizer.param_groups:
@@ -138,7 +169,13 @@ def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
         return float(loss)
 
     def save(n: int) -> None:
-        state = {"step": n, "weights": both.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "rng": torch.get_rng_state()}
+        state = {
+            "step": n,
+            "weights": both.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "ema": ema.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
         save_state(state, folder / "state.pt")
         ema.store(both.parameters())
         ema.copy_to(both.parameters())
@@ -147,6 +184,14 @@ def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
             log.write(f"{n}\t{dev_loss(clips.dev, condition_encoder, denoiser):.5f}\n")
         ema.restore(both.parameters())
 
-    run_steps("denoiser", first=first, last=d.steps, step=step, save=save, save_every_s=recipe.save_every_s, log_path=folder / "loss.tsv")
+    run_steps(
+        "denoiser",
+        first=first,
+        last=d.steps,
+        step=step,
+        save=save,
+        save_every_s=recipe.save_every_s,
+        log_path=folder / "loss.tsv",
+    )
     ema.copy_to(both.parameters())
     return condition_encoder.eval(), denoiser.eval()

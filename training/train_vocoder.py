@@ -23,7 +23,10 @@ def stft_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     total = x.new_zeros(())
     for n_fft, hop, window in RESOLUTIONS:
         a, b = (
-            torch.stft(w, n_fft, hop, window, torch.hann_window(window), return_complex=True).abs().clamp(min=1e-5) for w in (x, y)
+            torch.stft(w, n_fft, hop, window, torch.hann_window(window), return_complex=True)
+            .abs()
+            .clamp(min=1e-5)
+            for w in (x, y)
         )
         total = total + torch.linalg.norm(b - a) / torch.linalg.norm(b) + F.l1_loss(a.log(), b.log())
     return total / len(RESOLUTIONS)
@@ -38,7 +41,9 @@ def train_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> Speech
     frames = torch.cat([clip.mel for clip in clips.train])
     vocoder.mean.copy_(frames.mean(0))
     vocoder.scale.copy_(frames.std(0))
-    for weight in (p for p in vocoder.parameters() if p.ndim == 3):  # the class starts at std 0.01, from which short runs do not recover
+    for weight in (
+        p for p in vocoder.parameters() if p.ndim == 3
+    ):  # the class starts at std 0.01, from which short runs do not recover
         torch.nn.init.kaiming_normal_(weight, a=0.1)
     torch.nn.init.normal_(vocoder.conv_post.weight, std=0.01)
     optimizer = torch.optim.AdamW(vocoder.parameters(), lr=v.learning_rate, betas=(0.8, 0.99))
@@ -58,7 +63,12 @@ def train_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> Speech
         for clip in (clips.train[i] for i in picks):
             start = random_start(len(clip.mel), v.segment_frames, g)
             mels.append(clip.mel[start : start + v.segment_frames])
-            waves.append(F.pad(clip.waveform[start * hop : start * hop + length], (0, max(0, length - len(clip.waveform) + start * hop))))
+            waves.append(
+                F.pad(
+                    clip.waveform[start * hop : start * hop + length],
+                    (0, max(0, length - len(clip.waveform) + start * hop)),
+                )
+            )
         target = torch.stack(waves)
         vocoder.train()
         made = vocoder(torch.stack(mels))[:, :length]
@@ -72,7 +82,18 @@ def train_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> Speech
         return float(loss)
 
     def save(n: int) -> None:
-        save_state({"step": n, "weights": vocoder.state_dict(), "optimizer": optimizer.state_dict()}, folder / "state.pt")
+        save_state(
+            {"step": n, "weights": vocoder.state_dict(), "optimizer": optimizer.state_dict()},
+            folder / "state.pt",
+        )
 
-    run_steps("vocoder", first=first, last=v.steps, step=step, save=save, save_every_s=recipe.save_every_s, log_path=folder / "loss.tsv")
+    run_steps(
+        "vocoder",
+        first=first,
+        last=v.steps,
+        step=step,
+        save=save,
+        save_every_s=recipe.save_every_s,
+        log_path=folder / "loss.tsv",
+    )
     return vocoder.eval()

@@ -80,7 +80,10 @@ class Handler:
         try:
             payload = JobPayload.model_validate(raw_payload)
         except ValidationError as error:
-            self.state.fail(generation_id, Problem(code="invalid_request", detail=f"payload: {error.error_count()} errors"))
+            self.state.fail(
+                generation_id,
+                Problem(code="invalid_request", detail=f"payload: {error.error_count()} errors"),
+            )
             return
         if not self.state.start(generation_id):
             return
@@ -94,10 +97,17 @@ class Handler:
             raise
         except Exception:
             logger.exception("job failed: %s", generation_id)
-            self.state.fail(generation_id, Problem(code="generation_failed", detail="the model could not make this sound"))
+            self.state.fail(
+                generation_id, Problem(code="generation_failed", detail="the model could not make this sound")
+            )
         else:
             self.state.succeed(generation_id, outputs)
-            logger.info("job finished: %s in %.2f s, %d steps", generation_id, time.perf_counter() - started, payload.num_inference_steps)
+            logger.info(
+                "job finished: %s in %.2f s, %d steps",
+                generation_id,
+                time.perf_counter() - started,
+                payload.num_inference_steps,
+            )
 
     def _generate(self, generation_id: str, payload: JobPayload) -> list[Output]:
         image = Image.open(io.BytesIO(self.storage.get(payload.image_key))) if payload.image_key else None
@@ -113,7 +123,9 @@ class Handler:
         waves = self.predictor.predict(image=image, on_step=on_step, **arguments)
         sample_rate = self.predictor.info.sample_rate
         for n, wave in enumerate(waves):
-            self.storage.put(audio_key(generation_id, n, payload.output_format), self.predictor.encode_response(wave))
+            self.storage.put(
+                audio_key(generation_id, n, payload.output_format), self.predictor.encode_response(wave)
+            )
         return [
             Output(
                 audio_url=f"/v1/generations/{generation_id}/audio/{n}",
@@ -129,4 +141,9 @@ class Handler:
         if retries_left > 0:
             self.state.change(generation_id, Status.QUEUED)
         else:
-            self.state.fail(generation_id, Problem(code="worker_lost", detail="the worker was lost again and again while it ran this job"))
+            self.state.fail(
+                generation_id,
+                Problem(
+                    code="worker_lost", detail="the worker was lost again and again while it ran this job"
+                ),
+            )

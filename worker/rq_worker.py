@@ -27,15 +27,15 @@ class GenerationJob(Job):
         return type(self).run
 
     @property
-    def failure_callback(self) -> Callable[..., None]:  # type: ignore[override]
+    def failure_callback(self) -> Callable[..., None]:
         return lambda job, *_: type(self).abandoned(job.id, job.retries_left or 0)
 
     @property
-    def success_callback(self) -> None:  # type: ignore[override]
+    def success_callback(self) -> None:
         return None
 
     @property
-    def stopped_callback(self) -> None:  # type: ignore[override]
+    def stopped_callback(self) -> None:
         return None
 
 
@@ -46,10 +46,15 @@ class LeaseWorker(SimpleWorker):
         self.lease_s = lease_s
         self._beat_redis: Redis = connect(redis_url)
         super().__init__(
-            [queue], connection=queue.connection, job_class=GenerationJob, serializer=queue.serializer, worker_ttl=lease_s, maintenance_interval=lease_s
+            [queue],
+            connection=queue.connection,
+            job_class=GenerationJob,
+            serializer=queue.serializer,
+            worker_ttl=lease_s,
+            maintenance_interval=lease_s,
         )
 
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s
 
     def execute_job(self, job: Job, queue: Queue) -> None:
