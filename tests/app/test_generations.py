@@ -1,0 +1,228 @@
+"""HTTP to worker and back, over a real Redis."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+
+import pytest
+import soundfile
+from fastapi.testclient import TestClient
+from PIL import Image
+from redis import Redis
+
+from app.main import create_app
+from clipsynth.queue import get_queue
+from clipsynth.settings import Settings
+from clipsynth.state import State
+from clipsynth.storage import Storage
+from worker.main import Handler
+from worker.predict import Predictor
+from worker.rq_worker import GenerationJob, LeaseWorker
+
+
+def picture(fmt, size=(80, 60)):
+    file = io.BytesIO()
+    Image.effect_noise(size, 90).convert("RGB").save(file, fmt)
+    return file.getvalue()
+
+
+class Service:
+    """An API client, and a worker that runs what is queued when told to."""
+
+    def __init__(self, settings, pipeline):
+        self.client = TestClient(create_app(settings), raise_server_exceptions=False)
+        self.redis = Redis.from_url(settings.redis_url)
+        self.state = State(self.redis, result_ttl_s=settings.result_ttl_s)
+        self.predictor = Predictor(pipeline)
+        handler = Handler(self.predictor, self.state, Storage(settings.results_url))
+        GenerationJob.run, GenerationJob.abandoned = (
+            staticmethod(handler.run),
+            staticmethod(handler.abandoned),
+        )
+        self.queue = get_queue("tiny", self.redis)
+        self.worker = LeaseWorker(self.queue, redis_url=settings.redis_url, lease_s=20)
+        self.state.announce(self.predictor.info)
+
+    def post(self, body=None, **kwargs):
+        return self.client.post("/v1/generations", **({"json": body} if body is not None else {}), **kwargs)
+
+    def finish(self, response):
+        assert response.status_code == 202, response.text
+        self.worker.work(burst=True, logging_level="ERROR")
+        return self.client.get(response.headers["location"]).json()
+
+    def wav(self, response, n=0):
+        done = self.finish(response)
+        assert done["status"] == "succeeded", done
+        return self.client.get(done["output"][n]["audio_url"]).content
+
+
+@pytest.fixture
+def service(redis_url, tiny_pipeline, tmp_path):
+    Redis.from_url(redis_url).flushall()
+    return Service(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
+
+
+SHORT = {"duration_s": 0.5, "num_inference_steps": 2}
+
+
+def test_prompt_becomes_a_wav(service):
+    audio = soundfile.SoundFile(
+        io.BytesIO(service.wav(service.post({"prompt": "a dog barking", "duration_s": 1.2})))
+    )
+    assert (audio.samplerate, audio.channels, audio.subtype, audio.format) == (16000, 1, "PCM_16", "WAV")
+    assert audio.frames == 19200
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_uploaded_picture_becomes_a_wav(service, fmt):
+    response = service.post(files={"image": ("x", picture(fmt))}, data={k: str(v) for k, v in SHORT.items()})
+    assert len(service.wav(response)) == 44 + 2 * 8000
+
+
+def test_picture_in_base64(service):
+    assert service.wav(service.post({"image": base64.b64encode(picture("PNG")).decode(), **SHORT}))
+
+
+def test_same_seed_same_bytes_and_outputs_count_seeds_up(service):
+    one, again, other = (service.wav(service.post({"prompt": "rain", "seed": s, **SHORT})) for s in (5, 5, 6))
+    assert one == again
+    assert one != other
+    both = service.post({"prompt": "rain", "seed": 5, "num_outputs": 2, **SHORT})
+    assert len(service.finish(both)["output"]) == 2
+
+
+def test_seed_is_drawn_and_returned(service):
+    assert 0 <= service.post({"prompt": "rain", **SHORT}).json()["seed"] < 2**32
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"prompt": ""}, 422, "invalid_request"),
+        ({"prompt": "  "}, 422, "invalid_request"),
+        ({}, 422, "invalid_request"),
+        ({"prompt": "a", "num_inference_steps": 0}, 422, "invalid_request"),
+        ({"prompt": "a", "num_inference_steps": 10_000}, 422, "invalid_request"),
+        ({"prompt": "a", "duration_s": -1}, 422, "invalid_request"),
+        ({"prompt": "a", "duration_s": 9}, 422, "invalid_request"),
+        ({"prompt": "a", "seed": 2**32}, 422, "invalid_request"),
+        ({"prompt": "a", "colour": "blue"}, 422, "invalid_request"),
+        ({"prompt": "a", "negative_prompt": "b", "guidance_scale": 1}, 422, "invalid_request"),
+        ({"prompt": "a", "model": "other"}, 422, "model_not_found"),
+        ({"image": "%%%"}, 422, "invalid_request"),
+        ([], 422, "invalid_request"),
+    ],
+)
+def test_bad_json_is_a_problem(service, body, status, code):
+    check_problem(service.post(body), status, code)
+
+
+def check_problem(response, status, code):
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (response.status_code, response.json()["code"]) == (status, code), response.text
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"this is text", 415, "unsupported_media"),
+        (picture("JPEG", (300, 300))[:2000], 422, "image_undecodable"),
+        (picture("PNG", (300, 300))[:2000], 422, "image_undecodable"),
+        (b"", 415, "unsupported_media"),
+        (b"\0" * 10_000_001, 413, "image_too_large"),
+        (b"\0" * 20_000_000, 413, "payload_too_large"),
+    ],
+)
+def test_bad_picture_is_a_problem(service, data, status, code):
+    check_problem(service.post(files={"image": ("x.png", data)}), status, code)
+
+
+def test_a_picture_of_100_megapixels_is_refused_before_it_is_decoded(service):
+    file = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(file, "PNG")
+    check_problem(service.post(files={"image": ("x.png", file.getvalue())}), 413, "image_too_large")
+
+
+def test_broken_json_and_unknown_media(service):
+    check_problem(
+        service.post(content=b'{"prompt"', headers={"content-type": "application/json"}),
+        422,
+        "invalid_request",
+    )
+    check_problem(
+        service.post(content=b"hello", headers={"content-type": "text/plain"}), 415, "unsupported_media"
+    )
+
+
+def test_unknown_job_route_and_method(service):
+    check_problem(service.client.get("/v1/generations/gen_nope"), 404, "not_found")
+    check_problem(service.client.get("/v1/nothing"), 404, "not_found")
+    check_problem(service.client.put("/v1/generations"), 405, "method_not_allowed")
+
+
+def test_audio_before_it_is_ready(service):
+    response = service.post({"prompt": "a", **SHORT})
+    check_problem(service.client.get(response.headers["location"] + "/audio/0"), 409, "not_ready")
+    service.finish(response)
+    check_problem(service.client.get(response.headers["location"] + "/audio/1"), 404, "not_found")
+
+
+def test_without_a_worker_a_request_is_refused_but_a_starting_one_counts(service):
+    service.redis.delete("clipsynth:alive:tiny")
+    check_problem(service.post({"prompt": "a"}), 503, "no_worker")
+    service.state.announce_starting("tiny")
+    assert service.post({"prompt": "a"}).status_code == 202
+
+
+def test_redis_that_does_not_answer(tmp_path):
+    client = TestClient(
+        create_app(Settings(redis_url=f"unix://{tmp_path}/none.sock", data_dir=tmp_path)),
+        raise_server_exceptions=False,
+    )
+    check_problem(client.post("/v1/generations", json={"prompt": "a"}), 503, "redis_unavailable")
+    check_problem(client.get("/readyz"), 503, "redis_unavailable")
+    assert client.get("/healthz").status_code == 200
+
+
+def rewrite(job, func_name, args):
+    """Change a queued job as someone with access to Redis could."""
+    job.func_name, job.instance, job.args, job.kwargs = func_name, None, args, {}
+    job.save()
+
+
+def test_a_function_name_in_redis_is_never_run(service):
+    response = service.post({"prompt": "a", **SHORT})
+    job = service.queue.fetch_job(response.json()["id"])
+    rewrite(job, "os.mkdir", job.args)
+    assert service.finish(response)["status"] == "succeeded"
+    assert not os.path.exists(response.json()["id"])
+
+
+def test_a_payload_of_another_version_fails_with_a_reason(service):
+    response = service.post({"prompt": "a", **SHORT})
+    job = service.queue.fetch_job(response.json()["id"])
+    rewrite(job, "anything", (job.id, {"v": 2}))
+    assert service.finish(response)["error"]["code"] == "invalid_request"
+
+
+def test_an_error_of_the_model_is_not_shown(service, monkeypatch):
+    def broken(**_):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(service.predictor, "predict", broken)
+    done = service.finish(service.post({"prompt": "a", **SHORT}))
+    assert (done["status"], done["error"]["code"]) == ("failed", "generation_failed")
+    assert "secret" not in str(done)
+
+
+def test_an_abandoned_job_is_run_again_and_at_last_fails(service):
+    response = service.post({"prompt": "a", **SHORT})
+    handler_id = response.json()["id"]
+    GenerationJob.abandoned(handler_id, 1)
+    assert service.state.get(handler_id).status == "queued"
+    GenerationJob.abandoned(handler_id, 0)
+    assert service.state.get(handler_id).error.code == "worker_lost"
+    assert not service.state.start(handler_id)  # final is final

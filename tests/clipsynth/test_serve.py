@@ -1,0 +1,128 @@
+"""`clipsynth serve` as a user starts it, with the tiny bundle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from clipsynth.process import wait_until
+
+TIMEOUT_S = 120
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Serve:
+    def __init__(self, bundle, data_dir):
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        environment = {
+            **os.environ,
+            "CLIPSYNTH_DATA_DIR": str(data_dir),
+            "CLIPSYNTH_LEASE_S": "4",
+            "OMP_NUM_THREADS": "1",
+        }
+        environment.pop("CLIPSYNTH_REDIS_URL", None)
+        command = [
+            sys.executable,
+            "-m",
+            "clipsynth.cli",
+            "serve",
+            "--port",
+            str(port),
+            "--model",
+            str(bundle),
+        ]
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        self.http = httpx.Client(base_url=self.url, timeout=10)
+
+    def answers(self, path, check=lambda r: True):
+        try:
+            response = self.http.get(path)
+        except httpx.TransportError:
+            return False
+        return response.status_code == 200 and check(response)
+
+    def wait_for_worker(self):
+        assert wait_until(lambda: self.answers("/v1/models", lambda r: r.json() != []), timeout_s=TIMEOUT_S)
+
+    def post(self, **body):
+        response = self.http.post("/v1/generations", json={"prompt": "a dog", "duration_s": 0.5, **body})
+        assert response.status_code == 202, response.text
+        return response.headers["location"]
+
+    def wait_for_end(self, location):
+        assert wait_until(
+            lambda: self.answers(location, lambda r: r.json()["status"] not in ("queued", "processing")),
+            timeout_s=TIMEOUT_S,
+        )
+        return self.http.get(location).json()["status"]
+
+    def children(self):
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return {int(line.split()[0]): line for line in listed.stdout.splitlines()}
+
+    def worker_pid(self):
+        return next((pid for pid, line in self.children().items() if line.endswith(" worker")), None)
+
+    def stop(self):
+        children = self.children()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(TIMEOUT_S) == 0
+        self.process.stderr.close()
+        self.http.close()
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+
+
+@pytest.fixture(scope="module")
+def served(tiny_bundle, tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("serve")
+    service = Serve(tiny_bundle, data_dir)
+    assert wait_until(lambda: service.answers("/readyz"), timeout_s=TIMEOUT_S)
+    service.wait_for_worker()
+    yield service, data_dir
+    service.stop()
+
+
+def test_serve_makes_a_sound(served):
+    service, _ = served
+    location = service.post()
+    assert service.wait_for_end(location) == "succeeded"
+    assert service.http.get(f"{location}/audio/0").content[:4] == b"RIFF"
+
+
+def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, tiny_bundle, tmp_path):
+    _, data_dir = served
+    refused = Serve(tiny_bundle, data_dir)
+    assert refused.process.wait(TIMEOUT_S) == 1
+    assert b"CLIPSYNTH_DATA_DIR" in refused.process.stderr.read()
+    refused.process.stderr.close()
+    other = Serve(tiny_bundle, tmp_path / "other")
+    assert wait_until(lambda: other.answers("/readyz"), timeout_s=TIMEOUT_S)
+    other.stop()
+
+
+def test_a_killed_worker_is_replaced_and_its_job_ends(served):
+    service, _ = served
+    killed = service.worker_pid()
+    location = service.post(num_inference_steps=200, num_outputs=8, duration_s=5.0)
+    assert wait_until(
+        lambda: service.answers(location, lambda r: r.json()["status"] == "processing"), timeout_s=TIMEOUT_S
+    )
+    os.kill(killed, signal.SIGKILL)
+    assert service.wait_for_end(location) == "succeeded"
+    assert service.worker_pid() != killed

@@ -1,0 +1,64 @@
+"""Fixtures: a real Redis, a tiny real bundle, tiny real videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipsynth.embedded_redis import EmbeddedRedis
+from models.tiny import build_tiny_pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline():
+    return build_tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    build_tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory):
+    server = EmbeddedRedis(tmp_path_factory.mktemp("data"))
+    yield server.url
+    server.stop()
+
+
+def write_video(
+    path: Path, *, seconds: float = 2.0, hz: float = 440.0, colour: str = "red", sound: bool = True
+) -> Path:
+    """Write an H.264/AAC clip of one colour and one tone."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=3)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        picture = av.VideoFrame.from_image(Image.new("RGB", (64, 64), colour))
+        for n in range(round(3 * seconds)):
+            picture.pts = n
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        if audio:
+            tone = 0.3 * np.sin(2 * np.pi * hz * np.arange(round(seconds * 16000)) / 16000)
+            frame = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 0
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for n, colour in enumerate(("red", "green", "blue", "white")):
+        write_video(folder / f"{n}.mp4", hz=220.0 * 2**n, colour=colour)
+    write_video(folder / "mute.mp4", sound=False)
+    (folder / "empty.mp4").write_bytes(b"")
+    return folder

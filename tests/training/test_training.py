@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from models import ClipSynthPipeline
+from models.encoders import PackagedEncoder
+from training.data import load_clips
+from training.loop import load_state
+from training.prepare import PrepareError, prepare
+from training.recipe import load_recipe
+from training.train import train
+
+DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
+TINY = [
+    "vocoder.batch_size=2",
+    "vocoder.upsample_initial_channel=32",
+    "denoiser.batch_size=2",
+    "denoiser.dim=32",
+    "denoiser.depth=1",
+    "denoiser.heads=2",
+    "denoiser.max_tokens=40",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return PackagedEncoder()
+
+
+@pytest.fixture(scope="module")
+def prepared(videos, encoder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared")
+    assert list(prepare(videos, out, encoder))[-1] == (6, 6)
+    return out
+
+
+def recipe(prepared, run, steps):
+    return load_recipe(
+        DEMO, [f"clips={prepared}", f"run={run}", f"vocoder.steps={steps}", f"denoiser.steps={steps}", *TINY]
+    )
+
+
+def test_prepare_keeps_good_videos_and_names_the_bad(prepared):
+    report = json.loads((prepared / "report.json").read_text())
+    assert report["clips"] == 4
+    assert set(report["skipped"]) == {"mute.mp4", "empty.mp4"}
+    assert report["skipped"]["mute.mp4"] == "no sound"
+
+
+def test_prepared_clips_are_levelled_and_hold_no_text(prepared):
+    with safe_open(prepared / "clips.safetensors", "pt") as f:
+        assert {key.partition(".")[2] for key in f.keys()} == {"waveform", "embeds", ""}  # noqa: SIM118
+        peak = f.get_tensor("0.waveform").float().abs().max() / 32767
+    assert peak == pytest.approx(0.5, abs=0.01)
+    assert set(json.loads((prepared / "clips.jsonl").read_text().splitlines()[0])) == {
+        "source",
+        "duration_s",
+        "gain",
+        "dev",
+    }
+
+
+def test_a_folder_without_videos_is_refused(tmp_path, encoder):
+    with pytest.raises(PrepareError, match="no videos"):
+        list(prepare(tmp_path, tmp_path / "out", encoder))
+
+
+def test_train_makes_a_bundle_that_sounds(prepared, encoder, tmp_path):
+    folder = train(recipe(prepared, tmp_path, 2), encoder)
+    sound = ClipSynthPipeline.from_pretrained(folder)("a red thing", duration_s=1.0).audios[0]
+    assert sound.shape == (16000,)
+    assert torch.from_numpy(sound).isfinite().all()
+
+
+def test_resumed_training_equals_training_that_was_not_stopped(prepared, encoder, tmp_path):
+    train(recipe(prepared, tmp_path / "whole", 4), encoder)
+    train(recipe(prepared, tmp_path / "halves", 2), encoder)
+    train(recipe(prepared, tmp_path / "halves", 4), encoder)
+    for stage in ("vocoder", "denoiser"):
+        whole, halves = (
+            load_state(tmp_path / run / stage / "state.pt")["weights"] for run in ("whole", "halves")
+        )
+        assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_unprepared_folder_and_bad_recipes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="prepare"):
+        load_clips(tmp_path, None)
+    for override in ("nonsense=1", "denoiser.dim=wide", "denoiser.dim"):
+        with pytest.raises(ValueError, match=r"nonsense|dim"):
+            load_recipe(DEMO, [override])
