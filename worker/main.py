@@ -58,7 +58,9 @@ def main(settings: Settings) -> None:
     threading.Thread(target=_keep_announcing, args=(state, info), daemon=True).start()
     logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
     queue = get_queue(info.name, connect(settings.redis_url))
-    LeaseWorker(queue, redis_url=settings.redis_url, lease_s=settings.lease_s).work(logging_level="WARNING")
+    worker = LeaseWorker(queue, redis_url=settings.redis_url, lease_s=settings.lease_s)
+    worker.start_recovery()
+    worker.work(logging_level="WARNING")
 
 
 def _keep_announcing(state: State, info: Any) -> None:

@@ -119,7 +119,7 @@ def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, t
 def test_a_killed_worker_is_replaced_and_its_job_ends(served):
     service, _ = served
     killed = service.worker_pid()
-    location = service.post(num_inference_steps=200, num_outputs=8, duration_s=5.0)
+    location = service.post(num_inference_steps=200, num_outputs=2, duration_s=2.0)
     assert wait_until(
         lambda: service.answers(location, lambda r: r.json()["status"] == "processing"), timeout_s=TIMEOUT_S
     )
