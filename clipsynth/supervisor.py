@@ -89,7 +89,8 @@ def serve(settings: Settings) -> int:
                         )
                         restart_at[name] = time.monotonic() + backoff_s[name]
                         backoff_s[name] = min(2 * backoff_s[name], MAX_BACKOFF_S)
-                    elif time.monotonic() >= restart_at.pop(name, 0.0):
+                    elif time.monotonic() >= restart_at[name]:
+                        del restart_at[name]
                         children[name] = start_child(_command(name), environment)
                 if not announced and _ready(url):
                     announced = True

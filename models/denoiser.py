@@ -21,15 +21,14 @@ class SetCrossAttention(AudioDiTCrossAttnProcessor):
     def __call__(
         self, attn, hidden_states, encoder_hidden_states, post_attention_mask=None, attention_mask=None, **_
     ):
-        # (B, K) -> (B, 1, 1, K): what scaled-dot-product attention broadcasts over heads and queries. A row with no condition at all must
-        # attend somewhere: its one embedded token is zero, so it adds the same bias whatever it attends to.
+        # A row with no condition at all must attend somewhere: its embedded tokens are zero, so it adds the same bias whatever it attends to.
         mask = attention_mask | ~attention_mask.any(-1, keepdim=True)
         return super().__call__(
             attn,
             hidden_states,
             encoder_hidden_states,
             post_attention_mask=post_attention_mask,
-            attention_mask=mask[:, None, None],
+            attention_mask=mask,
         )
 
 
@@ -94,7 +93,6 @@ class Denoiser(ModelMixin, ConfigMixin):
             conditions: tokens of each row.
             mask: boolean (B, L), True where a row has a token; None where all rows are full.
         """
-        # Self-attention wants (B, L) only to zero what is padded; keys of padding are hidden by a (B, 1, 1, L) mask inside diffusers.
         return self.transformer(
             hidden_states=tokens,
             encoder_hidden_states=conditions.tokens,

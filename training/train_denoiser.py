@@ -113,7 +113,9 @@ def dev_loss(clips: list[Clip], condition_encoder: ConditionEncoder, denoiser: D
     g = torch.Generator().manual_seed(0)
     frames = 100 * denoiser.config.frames_per_token
     losses = []
-    with torch.inference_mode():
+    with (
+        torch.no_grad()
+    ):  # not inference mode: the network caches its rotary table, which training then needs
         for i in range(0, len(clips), 32):
             part = clips[i : i + 32]
             data = denoiser.to_tokens(torch.stack([crop(clip.mel, frames, 0) for clip in part]))
