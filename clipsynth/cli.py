@@ -111,16 +111,26 @@ def generate(
 
 
 @app.command()
-def prepare(videos: Path, out: Path) -> None:
+def prepare(
+    videos: Path,
+    out: Path,
+    clip_model: Annotated[
+        str | None, typer.Option(help="A model of open_clip, e.g. ViT-B-32; the packaged encoder by default.")
+    ] = None,
+    clip_weights: Annotated[
+        str, typer.Option(help="Its weights: a local file or a tag of open_clip's hub.")
+    ] = "",
+) -> None:
     """Turn a folder of videos into features to train on."""
     from rich.progress import Progress
 
-    from models.encoders import PackagedEncoder
+    from models.encoders import OpenClipEncoder, PackagedEncoder
     from training.prepare import prepare as run
 
+    encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else PackagedEncoder()
     with Progress() as progress:
         bar = progress.add_task("prepare", total=None)
-        for done, total in run(videos, out, PackagedEncoder()):
+        for done, total in run(videos, out, encoder):
             progress.update(bar, completed=done, total=total)
     print((out / "report.json").read_text())
 
@@ -132,19 +142,47 @@ def train(
     stage: Annotated[str, typer.Option(help="all, vocoder, denoiser or export.")] = "all",
 ) -> None:
     """Train a recipe's vocoder and denoiser, or resume, and write the bundle."""
-    from models.encoders import PackagedEncoder
     from training.recipe import load_recipe
     from training.train import train as run
 
-    folder = run(load_recipe(recipe, set_), PackagedEncoder(), stage=stage)  # type: ignore[arg-type]
+    folder = run(load_recipe(recipe, set_), stage=stage)  # type: ignore[arg-type]
     if folder:
         print(folder)
+
+
+@app.command()
+def evaluate(
+    clips: Annotated[Path, typer.Option(help="Folder of labelled videos.")],
+    queries: Annotated[Path, typer.Option(help='JSON {"classes": {label: [phrase, …]}}.')],
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV file,label,split; CLIPS/manifest.csv by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results and the judge.")] = Path("runs/evaluation"),
+    per_class: Annotated[int, typer.Option(min=1, help="Samples of each class and kind of query.")] = 10,
+    guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=200)] = None,
+    model: Bundle = None,
+) -> None:
+    """Measure how often an independent classifier hears in a bundle's sounds what was asked for."""
+    from evaluation.report import evaluate as run
+
+    table = run(
+        _settings(bundle=model).bundle,
+        clips=clips,
+        labels=labels or clips / "manifest.csv",
+        queries=queries,
+        out=out,
+        per_class=per_class,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+    )
+    print(table)
 
 
 def main() -> None:
     """Entry point: errors that people can act on are one line and exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for package in ("app", "worker", "models", "training"):
+    for package in ("app", "worker", "models", "training", "evaluation"):
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and Path(spec.origin).parents[1] != Path(__file__).parents[1]:
             raise SystemExit(

@@ -6,6 +6,8 @@ variance) and cross-attention in which the order of the conditions has no meanin
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from diffusers import LongCatAudioDiTTransformer, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -13,6 +15,9 @@ from diffusers.models.transformers.transformer_longcat_audio_dit import AudioDiT
 from torch import nn
 
 from models.condition_encoder import ConditionTokens
+
+Prediction = Literal["velocity", "data"]
+MIN_NOISE_SHARE = 0.05  # smallest 1 - t by which a predicted clip is turned into a velocity
 
 
 class SetCrossAttention(AudioDiTCrossAttnProcessor):
@@ -33,7 +38,11 @@ class SetCrossAttention(AudioDiTCrossAttnProcessor):
 
 
 class Denoiser(ModelMixin, ConfigMixin):
-    """v(x_t, t, conditions) with x_t = (1 - t) noise + t data and v = data - noise (Liu et al. 2022, eq. 1)."""
+    """v(x_t, t, conditions) with x_t = (1 - t) noise + t data and v = data - noise (Liu et al. 2022, eq. 1).
+
+    With `prediction` "data" the network's output is the clean clip x, and v = (x - x_t) / (1 - t): noise of more values per token than
+    the network is wide need not pass through it (Li & He 2025, "Back to Basics", table 1).
+    """
 
     @register_to_config
     def __init__(
@@ -45,8 +54,11 @@ class Denoiser(ModelMixin, ConfigMixin):
         n_mels: int = 64,
         frames_per_token: int = 4,
         dropout: float = 0.0,
+        prediction: Prediction = "velocity",
     ) -> None:
         super().__init__()
+        if prediction not in get_args(Prediction):
+            raise ValueError(f"`prediction` must be one of {get_args(Prediction)}, got {prediction!r}")
         self.mel_mean = nn.Buffer(torch.zeros(n_mels))
         self.mel_std = nn.Buffer(torch.ones(n_mels))
         self.transformer = LongCatAudioDiTTransformer(
@@ -93,10 +105,13 @@ class Denoiser(ModelMixin, ConfigMixin):
             conditions: tokens of each row.
             mask: boolean (B, L), True where a row has a token; None where all rows are full.
         """
-        return self.transformer(
+        out: torch.Tensor = self.transformer(
             hidden_states=tokens,
             encoder_hidden_states=conditions.tokens,
             encoder_attention_mask=conditions.mask,
             timestep=t,
             attention_mask=mask,
         ).sample
+        if self.config.prediction == "velocity":
+            return out
+        return (out.to(tokens.dtype) - tokens) / (1 - t).clamp(min=MIN_NOISE_SHARE)[:, None, None]

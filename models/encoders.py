@@ -224,6 +224,22 @@ class OpenClipEncoder(JointEncoder):
         return cls(**config)
 
 
+def load_encoder(folder: str | Path) -> JointEncoder:
+    """Load an encoder that `save_pretrained` wrote, whichever of the two it is.
+
+    Raises:
+        ValueError: the folder holds no encoder of ours, or its weights are missing.
+    """
+    path = Path(folder) / JointEncoder.config_name
+    if not path.is_file():
+        raise ValueError(f"encoder: {folder} holds no {path.name}")
+    class_name = json.loads(path.read_text()).get("_class_name")
+    for cls in (PackagedEncoder, OpenClipEncoder):
+        if cls.__name__ == class_name:
+            return cls.from_pretrained(folder)
+    raise ValueError(f"encoder: {path} names the unknown class {class_name!r}")
+
+
 def _register_architecture(model_name: str, architecture: dict[str, Any]) -> None:
     """Make a model configuration known to open_clip, which reads them from files only."""
     import tempfile

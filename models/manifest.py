@@ -23,7 +23,8 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Name, limits and defaults of a bundle. Durations in seconds; `sha256` by relative path covers every file but this one."""
+    """Name, limits and defaults of a bundle. Durations in seconds; `output_gain` is the factor from the
+    vocoder's level to that of the training clips' sources; `sha256` by relative path covers every file but this one."""
 
     name: str
     min_duration_s: float
@@ -33,6 +34,7 @@ class Manifest:
     guidance_scale: float = 4.0
     guidance_interval: tuple[float, float] = (0.0, 0.65)
     sample_rate: int = 16000
+    output_gain: float = 1.0
     format_version: int = FORMAT_VERSION
     sha256: dict[str, str] = field(default_factory=dict)
 

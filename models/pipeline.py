@@ -246,8 +246,14 @@ class ClipSynthPipeline(DiffusionPipeline):
         return math.ceil(frames / self.denoiser.config.frames_per_token)
 
     def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
-        """Return the waveforms (T,) of tokens (B, L, C); a waveform that would clip is scaled down to a peak of 0.99."""
+        """Return the waveforms (T,) of tokens (B, L, C); at the level of the training clips' sources.
+
+        A waveform that would clip is scaled down to a peak of 0.99.
+        """
         waveforms = self.vocoder(self.denoiser.to_mel(latents).to(self.vocoder.dtype)).float()
-        waveforms = waveforms.reshape(len(latents), -1)[:, : round(duration_s * self.mel.config.sample_rate)]
+        waveforms = (
+            self.manifest.output_gain
+            * waveforms.reshape(len(latents), -1)[:, : round(duration_s * self.mel.config.sample_rate)]
+        )
         peaks = waveforms.abs().amax(-1, keepdim=True)
         return list((waveforms * (0.99 / peaks.clamp(min=0.99))).cpu().numpy())

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = {"app", "worker", "training", "models", "clipsynth"}
+OURS = {"app", "worker", "training", "evaluation", "models", "clipsynth"}
 MAY_IMPORT = {
     "app": {"clipsynth"},
     "worker": {"clipsynth", "models"},
     "training": {"models"},
+    "evaluation": {"models", "clipsynth"},
     "models": set(),
     "clipsynth": set(),
 }

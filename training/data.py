@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from safetensors.torch import load_file
@@ -23,11 +24,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """The two splits of a prepared folder, and the mean text embedding (D,) that it carries."""
+    """The two splits of a prepared folder, and the mean text embedding (D,) that it carries.
+
+    `output_gain` brings a generated sound back to the level that the clips had before `prepare` scaled their peaks (median over clips).
+    """
 
     train: list[Clip]
     dev: list[Clip]
     text_mean: torch.Tensor
+    output_gain: float = 1.0
 
     @property
     def max_duration_s(self) -> float:
@@ -45,12 +50,16 @@ def load_clips(folder: Path, mel: MelSpectrogram) -> ClipSet:
         raise ValueError(f"{folder} holds no prepared clips; run: clipsynth prepare VIDEOS {folder}")
     tensors = load_file(folder / "clips.safetensors")
     splits: dict[bool, list[Clip]] = {False: [], True: []}
-    for i, line in enumerate((folder / "clips.jsonl").read_text().splitlines()):
+    lines = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
         waveform = tensors[f"{i}.waveform"].float() / 32767
-        splits[json.loads(line)["dev"]].append(
-            Clip(waveform, mel(waveform[None])[0], tensors[f"{i}.embeds"].float())
-        )
-    return ClipSet(splits[False] or splits[True], splits[True] or splits[False], tensors["text_mean"])
+        splits[line["dev"]].append(Clip(waveform, mel(waveform[None])[0], tensors[f"{i}.embeds"].float()))
+    return ClipSet(
+        train=splits[False] or splits[True],
+        dev=splits[True] or splits[False],
+        text_mean=tensors["text_mean"],
+        output_gain=median(1 / line["gain"] for line in lines),
+    )
 
 
 def crop(x: torch.Tensor, length: int, start: int) -> torch.Tensor:

@@ -8,67 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from models.encoders import JointEncoder
+from models.video import VIDEO_SUFFIXES, VideoError, read_video
 
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
 PEAK = 0.5  # AudioLDM's level: every clip's largest sample
-MIN_DURATION_S = 0.5
 
 
 class PrepareError(ValueError):
-    """Nothing to prepare, or a video that cannot be used; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class RawClip:
-    """`waveform` (T,) float32 as decoded, and `frames`, about one per second in order of time."""
-
-    waveform: np.ndarray
-    frames: list[Image.Image]
-
-
-def read_video(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> RawClip:
-    """Decode the sound (mono, `sample_rate`) and frames of a video, both from one open file.
-
-    Raises:
-        PrepareError: not a video, no picture, no sound, silent, or shorter than half a second.
-    """
-    waveforms: list[np.ndarray] = []
-    frames: list[Image.Image] = []
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise PrepareError("no picture")
-            if not container.streams.audio:
-                raise PrepareError("no sound")
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-            next_s = 0.0
-            for frame in container.decode(video=0, audio=0):
-                if isinstance(frame, av.AudioFrame):
-                    waveforms += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-                elif frame.time is None or frame.time >= next_s:
-                    frames.append(frame.to_image())
-                    next_s += 1 / frames_per_s
-            waveforms += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    except av.FFmpegError as error:
-        raise PrepareError(f"cannot be decoded: {error}") from error
-    if not frames:
-        raise PrepareError("no picture")
-    waveform = np.concatenate(waveforms) if waveforms else np.zeros(0, np.float32)
-    if len(waveform) < MIN_DURATION_S * sample_rate:
-        raise PrepareError(f"shorter than {MIN_DURATION_S:g} s")
-    if np.abs(waveform - waveform.mean()).max() < 1e-4:
-        raise PrepareError("silent")
-    return RawClip(waveform, frames)
+    """Nothing to prepare; the message is the reason."""
 
 
 def level(waveform: np.ndarray) -> tuple[np.ndarray, float]:
@@ -98,7 +51,7 @@ def is_dev(source: str) -> bool:
 def prepare(
     videos: Path, out: Path, encoder: JointEncoder, *, sample_rate: int = 16000
 ) -> Iterator[tuple[int, int]]:
-    """Write `clips.safetensors`, `clips.jsonl` and `report.json` to `out`; yield (done, total) after each video.
+    """Write `clips.safetensors`, `clips.jsonl`, `report.json` and the encoder to `out`; yield (done, total) after each video.
 
     Per clip i: `{i}.waveform` (T,) int16 and `{i}.embeds` (K, D) fp16, one row per frame. `text_mean` (D,) is the mean text embedding of a
     generic phrase list (the ImageNet classes), by which texts are centred at request time.
@@ -114,7 +67,7 @@ def prepare(
         source = path.relative_to(videos).as_posix()
         try:
             raw = read_video(path, sample_rate=sample_rate)
-        except PrepareError as error:
+        except VideoError as error:
             skipped[source] = str(error)
         else:
             waveform, gain = level(raw.waveform)
@@ -135,7 +88,7 @@ def prepare(
             f"none of the {len(paths)} videos of {videos} can be used; first reason: {next(iter(skipped.values()))}"
         )
     tensors["text_mean"] = generic_text_mean(encoder)
-    out.mkdir(parents=True, exist_ok=True)
+    encoder.save_pretrained(out / "encoder")
     save_file(tensors, out / "clips.safetensors")
     (out / "clips.jsonl").write_text("".join(json.dumps(clip) + "\n" for clip in clips))
     (out / "report.json").write_text(json.dumps({"clips": len(clips), "skipped": skipped}, indent=2) + "\n")

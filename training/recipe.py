@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
@@ -23,22 +24,31 @@ class VocoderRecipe(_Section):
 
 
 class DenoiserRecipe(_Section):
-    """AdamW on the flow-matching loss; crops of `min_tokens` to `max_tokens` tokens, one length per batch."""
+    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames, one length per batch.
+
+    The learning rate rises over `warmup_steps`, stays, and falls linearly to zero over the last `decay_share` of the steps, so that a run
+    can be prolonged from any point before (Hägele et al. 2024). `optimizer` "muon" updates the blocks' matrices by Muon (Jordan et al.
+    2024) at AdamW's step size, and everything else by AdamW.
+    """
 
     steps: PositiveInt
     batch_size: PositiveInt = 32
     dim: PositiveInt = 256
     depth: PositiveInt = 8
     heads: PositiveInt = 4
+    frames_per_token: PositiveInt = 4
+    prediction: Literal["velocity", "data"] = "velocity"
     dropout: float = 0.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 6e-4
     warmup_steps: PositiveInt = 200
+    decay_share: float = 0.2
     weight_decay: float = 0.02
     ema_decay: PositiveFloat = 0.999
     cond_dropout_prob: float = 0.1
     max_sigma: float = 1.0
-    min_tokens: PositiveInt = 25
-    max_tokens: PositiveInt = 125
+    min_frames: PositiveInt = 100
+    max_frames: PositiveInt = 500
 
 
 class Recipe(_Section):

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from models.encoders import JointEncoder
+from models.encoders import load_encoder
 from models.manifest import Manifest
 from models.mel import MelSpectrogram
 from models.pipeline import ClipSynthPipeline
@@ -22,7 +22,7 @@ from training.train_vocoder import train_vocoder
 Stage = Literal["all", "vocoder", "denoiser", "export"]
 
 
-def train(recipe: Recipe, encoder: JointEncoder, *, stage: Stage = "all") -> Path | None:
+def train(recipe: Recipe, *, stage: Stage = "all") -> Path | None:
     """Run the stages of a recipe; return the bundle's folder where one was made.
 
     "export" makes a bundle of what is there: both stages with the steps they have.
@@ -48,8 +48,14 @@ def train(recipe: Recipe, encoder: JointEncoder, *, stage: Stage = "all") -> Pat
         recipe = recipe.model_copy(update=still)
     vocoder = train_vocoder(recipe, clips, mel)
     condition_encoder, denoiser = train_denoiser(recipe, clips)
+    encoder = load_encoder(Path(recipe.clips) / "encoder")
     pipe = ClipSynthPipeline(encoder, condition_encoder, denoiser, vocoder, mel)
-    pipe.manifest = Manifest(name=recipe.name, min_duration_s=0.5, max_duration_s=clips.max_duration_s)
+    pipe.manifest = Manifest(
+        name=recipe.name,
+        min_duration_s=0.5,
+        max_duration_s=clips.max_duration_s,
+        output_gain=round(clips.output_gain, 4),
+    )
     for part in (condition_encoder, denoiser, vocoder):
         part.half()
     folder = Path(recipe.run) / "bundle"

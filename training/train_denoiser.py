@@ -15,7 +15,7 @@ from models.condition_encoder import KINDS, ConditionEncoder, ConditionTokens
 from models.denoiser import Denoiser
 from training.data import Clip, ClipSet, crop, random_start
 from training.loop import load_state, run_steps, save_state
-from training.recipe import Recipe
+from training.recipe import DenoiserRecipe, Recipe
 
 
 def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
@@ -41,6 +41,8 @@ def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
         dropout=d.dropout,
         condition_dim=embeds.shape[1],
         n_mels=frames.shape[1],
+        frames_per_token=d.frames_per_token,
+        prediction=d.prediction,
     )
     denoiser.mel_mean.copy_(frames.mean(0))
     denoiser.mel_std.copy_(frames.std(0))
@@ -80,8 +82,10 @@ class Batches:
             self.clips[i % len(self.clips)]
             for i in order.repeat(1 + d.batch_size // len(order))[offset : offset + d.batch_size]
         ]
-        tokens = int(torch.randint(d.min_tokens, d.max_tokens + 1, (), generator=g))
-        frames = tokens * denoiser.config.frames_per_token
+        per_token = denoiser.config.frames_per_token
+        frames = per_token * int(
+            torch.randint(d.min_frames // per_token, d.max_frames // per_token + 1, (), generator=g)
+        )
         floor = float(chosen[0].mel.min())
         mels = []
         for clip in chosen:
@@ -109,9 +113,9 @@ class Batches:
 
 
 def dev_loss(clips: list[Clip], condition_encoder: ConditionEncoder, denoiser: Denoiser) -> float:
-    """Return the flow loss on held-out clips at a fixed grid of (t, noise): 100 tokens, middle frame, t in {1/8 … 7/8}."""
+    """Return the flow loss on held-out clips at a fixed grid of (t, noise): 4 s, middle frame, t in {1/8 … 7/8}."""
     g = torch.Generator().manual_seed(0)
-    frames = 100 * denoiser.config.frames_per_token
+    frames = 400
     losses = []
     with (
         torch.no_grad()
@@ -124,12 +128,41 @@ def dev_loss(clips: list[Clip], condition_encoder: ConditionEncoder, denoiser: D
             )[:, None]
             ones = torch.ones(len(part), 1)
             conditions = condition_encoder(embeds, ones, ones * 0, ones.bool())
-            noise = torch.randn(data.shape, generator=g)
+            noise = torch.randn(len(part), frames, clips[0].mel.shape[1], generator=g).view_as(data)
             losses += [
                 flow_loss(denoiser, data, noise, torch.full((len(part),), k / 8), conditions) * len(part)
                 for k in range(1, 8)
             ]
     return float(torch.stack(losses).sum()) / (7 * len(clips))
+
+
+def build_optimizers(
+    recipe: Recipe, condition_encoder: ConditionEncoder, denoiser: Denoiser
+) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that between them update every parameter once."""
+    d = recipe.denoiser
+    parameters = [*condition_encoder.parameters(), *denoiser.parameters()]
+    matrices: list[torch.nn.Parameter] = []
+    if d.optimizer == "muon":
+        matrices = [p for p in denoiser.transformer.blocks.parameters() if p.ndim == 2]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in parameters if id(p) not in taken]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=d.learning_rate, weight_decay=d.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
+
+
+def learning_rate(d: DenoiserRecipe, n: int) -> float:
+    """Return the learning rate of step n: warm-up, constant, linear decay over the last `decay_share` of the steps."""
+    decay_steps = max(1.0, d.decay_share * d.steps)
+    return d.learning_rate * min(1.0, (n + 1) / d.warmup_steps, (d.steps - n) / decay_steps)
 
 
 def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
@@ -139,16 +172,15 @@ def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
     folder = Path(recipe.run) / "denoiser"
     condition_encoder, denoiser = build_denoiser(recipe, clips)
     both = torch.nn.ModuleList([condition_encoder, denoiser])
-    optimizer = torch.optim.AdamW(
-        both.parameters(), lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay
-    )
+    optimizers = build_optimizers(recipe, condition_encoder, denoiser)
     ema = EMAModel(both.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75)
     batches = Batches(clips.train, recipe)
     first = 0
     state = load_state(folder / "state.pt")
     if state is not None:
         both.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"])
         first = state["step"]
@@ -158,15 +190,17 @@ def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
     )
 
     def step(n: int) -> float:
-        for group in optimizer.param_groups:
-            group["lr"] = d.learning_rate * min(1.0, (n + 1) / d.warmup_steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(d, n)
         both.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = flow_loss(denoiser, *batches.draw(n, condition_encoder, denoiser))
-        optimizer.zero_grad(set_to_none=True)
+        both.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         ema.step(both.parameters())
         return float(loss)
 
@@ -174,7 +208,7 @@ def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
         state = {
             "step": n,
             "weights": both.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "ema": ema.state_dict(),
             "rng": torch.get_rng_state(),
         }

@@ -1,0 +1,1 @@
+"""Evaluation: judges what a bundle generates. Labels enter here, never the generator."""
