@@ -72,12 +72,20 @@ def image_queries(
 
 
 def synthesize(
-    pipe: ClipSynthPipeline, queries: Sequence[Query], **kwargs: float | None
+    pipe: ClipSynthPipeline,
+    queries: Sequence[Query],
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield one waveform (T,) per query; `kwargs` go to the pipeline (steps, guidance, duration)."""
+    """Yield one waveform (T,) per query."""
     for query in queries:
         yield pipe(
-            query.prompt, query.image, generator=torch.Generator().manual_seed(query.seed), **kwargs
+            query.prompt,
+            query.image,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(query.seed),
         ).audios[0]
 
 
