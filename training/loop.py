@@ -26,6 +26,22 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True) if path.is_file() else None
 
 
+def load_weights(name: str, part: torch.nn.Module, init: torch.nn.Module) -> None:
+    """Copy the weights of `init` into `part`.
+
+    Raises:
+        ValueError: the two differ in shape; the message names the part and the first tensor that does not fit.
+    """
+    ours, theirs = part.state_dict(), init.state_dict()
+    for key in sorted(ours.keys() | theirs.keys()):
+        shapes = [tuple(weights[key].shape) if key in weights else None for weights in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{name}: the bundle to start from is of another shape than the recipe ({key}: {shapes[1]}, recipe {shapes[0]})"
+            )
+    part.load_state_dict(theirs)
+
+
 def run_steps(
     name: str,
     *,

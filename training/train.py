@@ -22,23 +22,29 @@ from training.train_vocoder import train_vocoder
 Stage = Literal["all", "vocoder", "denoiser", "export"]
 
 
-def train(recipe: Recipe, *, stage: Stage = "all") -> Path | None:
+def train(recipe: Recipe, *, stage: Stage = "all", init: Path | None = None) -> Path | None:
     """Run the stages of a recipe; return the bundle's folder where one was made.
 
     "export" makes a bundle of what is there: both stages with the steps they have.
 
+    Args:
+        init: a bundle whose weights a stage starts from where it has no state of its own.
+
     Raises:
-        ValueError: the prepared folder is missing or not one.
+        ValueError: `init` is not of the recipe's shape, or the prepared folder is missing or not one.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    start = ClipSynthPipeline.from_pretrained(init) if init else None
     mel = MelSpectrogram()
     clips = load_clips(Path(recipe.clips), mel)
+    first_vocoder = start.vocoder if start else None
+    first_denoiser = (start.condition_encoder, start.denoiser) if start else None
     if stage == "vocoder":
-        train_vocoder(recipe, clips, mel)
+        train_vocoder(recipe, clips, mel, first_vocoder)
         return None
     if stage == "denoiser":
-        train_denoiser(recipe, clips)
+        train_denoiser(recipe, clips, first_denoiser)
         return None
     if stage == "export":
         still = {
@@ -46,8 +52,8 @@ def train(recipe: Recipe, *, stage: Stage = "all") -> Path | None:
             "denoiser": recipe.denoiser.model_copy(update={"steps": 1}),
         }
         recipe = recipe.model_copy(update=still)
-    vocoder = train_vocoder(recipe, clips, mel)
-    condition_encoder, denoiser = train_denoiser(recipe, clips)
+    vocoder = train_vocoder(recipe, clips, mel, first_vocoder)
+    condition_encoder, denoiser = train_denoiser(recipe, clips, first_denoiser)
     encoder = load_encoder(Path(recipe.clips) / "encoder")
     pipe = ClipSynthPipeline(encoder, condition_encoder, denoiser, vocoder, mel)
     pipe.manifest = Manifest(

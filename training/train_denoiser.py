@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from models.condition_encoder import KINDS, ConditionEncoder, ConditionTokens
 from models.denoiser import Denoiser
 from training.data import Clip, ClipSet, crop, random_start
-from training.loop import load_state, run_steps, save_state
+from training.loop import load_state, load_weights, run_steps, save_state
 from training.recipe import DenoiserRecipe, Recipe
 
 
@@ -165,12 +165,25 @@ def learning_rate(d: DenoiserRecipe, n: int) -> float:
     return d.learning_rate * min(1.0, (n + 1) / d.warmup_steps, (d.steps - n) / decay_steps)
 
 
-def train_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
-    """Train or resume; return the parts with averaged weights (EMA)."""
+def train_denoiser(
+    recipe: Recipe, clips: ClipSet, init: tuple[ConditionEncoder, Denoiser] | None = None
+) -> tuple[ConditionEncoder, Denoiser]:
+    """Train or resume; return the parts with averaged weights (EMA).
+
+    Args:
+        init: trained parts to start from where there is no state to resume. Statistics of the clips (means, bank) are the new clips'
+            where they are of the condition encoder; those of the mel stay as the denoiser knows them.
+
+    Raises:
+        ValueError: `init` is of another shape than the recipe's.
+    """
     torch.manual_seed(recipe.seed)
     d = recipe.denoiser
     folder = Path(recipe.run) / "denoiser"
     condition_encoder, denoiser = build_denoiser(recipe, clips)
+    if init is not None:
+        load_weights("condition_encoder", condition_encoder.sigma_projection, init[0].sigma_projection)
+        load_weights("denoiser", denoiser, init[1])
     both = torch.nn.ModuleList([condition_encoder, denoiser])
     optimizers = build_optimizers(recipe, condition_encoder, denoiser)
     ema = EMAModel(both.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75)

@@ -11,7 +11,7 @@ from transformers import SpeechT5HifiGan
 from models.mel import MelSpectrogram
 from models.vocoder import build_vocoder
 from training.data import ClipSet, random_start
-from training.loop import load_state, run_steps, save_state
+from training.loop import load_state, load_weights, run_steps, save_state
 from training.recipe import Recipe
 
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # n_fft, hop, window in samples
@@ -32,8 +32,17 @@ def stft_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return total / len(RESOLUTIONS)
 
 
-def train_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> SpeechT5HifiGan:
-    """Train or resume; return the vocoder."""
+def train_vocoder(
+    recipe: Recipe, clips: ClipSet, mel: MelSpectrogram, init: SpeechT5HifiGan | None = None
+) -> SpeechT5HifiGan:
+    """Train or resume; return the vocoder.
+
+    Args:
+        init: a trained vocoder to start from where there is no state to resume.
+
+    Raises:
+        ValueError: `init` is of another shape than the recipe's.
+    """
     torch.manual_seed(recipe.seed)
     v = recipe.vocoder
     folder = Path(recipe.run) / "vocoder"
@@ -53,6 +62,8 @@ def train_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> Speech
         vocoder.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+    elif init is not None:
+        load_weights("vocoder", vocoder, init)
     hop = mel.config.hop_length
     length = v.segment_frames * hop
 

@@ -93,3 +93,20 @@ def test_unprepared_folder_and_bad_recipes_are_refused(tmp_path):
     for override in ("nonsense=1", "denoiser.dim=wide", "denoiser.dim"):
         with pytest.raises(ValueError, match=r"nonsense|dim"):
             load_recipe(DEMO, [override])
+
+
+def test_a_run_starts_from_the_weights_of_a_bundle(prepared, tmp_path):
+    folder = train(recipe(prepared, tmp_path / "first", 2))
+    again = train(recipe(prepared, tmp_path / "second", 1), init=folder)
+    first, second = (ClipSynthPipeline.from_pretrained(f) for f in (folder, again))
+    ours, theirs = first.vocoder.conv_pre.weight, second.vocoder.conv_pre.weight
+    assert 0 < (ours - theirs).abs().max() < 0.01  # one step of training away, not a new draw
+    wider = recipe(prepared, tmp_path / "third", 1).model_copy(
+        update={
+            "vocoder": recipe(prepared, tmp_path, 1).vocoder.model_copy(
+                update={"upsample_initial_channel": 64}
+            )
+        }
+    )
+    with pytest.raises(ValueError, match="vocoder"):
+        train(wider, init=folder)
