@@ -1,4 +1,4 @@
-"""Configuration of the vocoder: HiFi-GAN (Kong et al. 2020) of transformers, at the smallest published width."""
+"""Configuration of the vocoder: HiFi-GAN (Kong et al. 2020) of transformers, with few and wide layers at the high rates."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from models.mel import MelSpectrogram
 
-# 5 * 4 * 2 * 2 * 2 = 160 samples per mel frame.
-UPSAMPLE_RATES = (5, 4, 2, 2, 2)
-UPSAMPLE_KERNEL_SIZES = (16, 16, 8, 4, 4)
+# 8 * 5 * 4 = 160 samples per mel frame; rates and kernels for which the length is exactly 160 per frame.
+UPSAMPLE_RATES = (8, 5, 4)
+UPSAMPLE_KERNEL_SIZES = (16, 11, 8)
+RESBLOCK_KERNEL_SIZES = (3, 7)
+RESBLOCK_DILATION_SIZES = ((1, 3), (1, 3))
 
 
-def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 128) -> SpeechT5HifiGan:
+def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -> SpeechT5HifiGan:
     """Return an untrained vocoder for `mel`; it standardises its input with its own buffers `mean` and `scale` (n_mels,)."""
     return SpeechT5HifiGan(
         SpeechT5HifiGanConfig(
@@ -20,6 +22,8 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 128) -
             upsample_initial_channel=upsample_initial_channel,
             upsample_rates=list(UPSAMPLE_RATES),
             upsample_kernel_sizes=list(UPSAMPLE_KERNEL_SIZES),
+            resblock_kernel_sizes=list(RESBLOCK_KERNEL_SIZES),
+            resblock_dilation_sizes=[list(sizes) for sizes in RESBLOCK_DILATION_SIZES],
             normalize_before=True,
         )
     )

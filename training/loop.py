@@ -88,4 +88,5 @@ def run_steps(
                     saved_at = time.monotonic()
     finally:
         signal.signal(signal.SIGTERM, previous)
-    save(n)
+    if n > first:
+        save(n)

@@ -18,9 +18,9 @@ class VocoderRecipe(_Section):
 
     steps: PositiveInt
     batch_size: PositiveInt = 16
-    segment_frames: PositiveInt = 50
+    segment_frames: PositiveInt = 40
     learning_rate: PositiveFloat = 1e-3
-    upsample_initial_channel: PositiveInt = 128
+    upsample_initial_channel: PositiveInt = 192
 
 
 class DenoiserRecipe(_Section):

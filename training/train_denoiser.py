@@ -215,7 +215,7 @@ def train_denoiser(
         for optimizer in optimizers:
             optimizer.step()
         ema.step(both.parameters())
-        return float(loss)
+        return loss.item()
 
     def save(n: int) -> None:
         state = {

@@ -10,26 +10,62 @@ from transformers import SpeechT5HifiGan
 
 from models.mel import MelSpectrogram
 from models.vocoder import build_vocoder
-from training.data import ClipSet, random_start
+from training.data import Clip, ClipSet, crop, random_start
 from training.loop import load_state, load_weights, run_steps, save_state
 from training.recipe import Recipe
 
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # n_fft, hop, window in samples
 MEL_WEIGHT = 2.0
+# Below about -88 dB of full scale nobody hears a difference, yet the logarithm makes digital silence the largest part of the loss.
+LOG_MEL_FLOOR = -8.0
+MAGNITUDE_FLOOR = 1e-2
+SILENT = 1e-3  # peak of a segment that is not worth training on
 
 
-def stft_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return spectral convergence plus log-magnitude L1 of waveforms (B, T), averaged over `RESOLUTIONS`."""
-    total = x.new_zeros(())
+def mel_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute difference of log-mels (B, F, M) above `LOG_MEL_FLOOR`."""
+    return F.l1_loss(made.clamp(min=LOG_MEL_FLOOR), target.clamp(min=LOG_MEL_FLOOR))
+
+
+def stft_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return spectral convergence plus log-magnitude L1 above `MAGNITUDE_FLOOR` of waveforms (B, T), averaged over `RESOLUTIONS`."""
+    total = made.new_zeros(())
     for n_fft, hop, window in RESOLUTIONS:
         a, b = (
             torch.stft(w, n_fft, hop, window, torch.hann_window(window), return_complex=True)
             .abs()
-            .clamp(min=1e-5)
-            for w in (x, y)
+            .clamp(min=1e-7)  # the gradient of |0| is not finite
+            for w in (made, target)
         )
-        total = total + torch.linalg.norm(b - a) / torch.linalg.norm(b) + F.l1_loss(a.log(), b.log())
+        convergence = torch.linalg.norm(b - a) / torch.linalg.norm(b).clamp(min=MAGNITUDE_FLOOR)
+        logs = (x.clamp(min=MAGNITUDE_FLOOR).log() for x in (a, b))
+        total = total + convergence + F.l1_loss(*logs)
     return total / len(RESOLUTIONS)
+
+
+class Segments:
+    """Draws training segments; batch n depends on (seed, n) alone, so that a resumed run sees the same ones. Silent ones are passed over."""
+
+    def __init__(self, clips: list[Clip], recipe: Recipe, hop: int) -> None:
+        self.clips, self.recipe, self.hop = clips, recipe, hop
+
+    def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-mels (B, segment_frames, M) and their waveforms (B, segment_frames * hop)."""
+        v = self.recipe.vocoder
+        length = v.segment_frames * self.hop
+        g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
+        mels, waves = [], []
+        for attempt in range(20 * v.batch_size):
+            clip = self.clips[int(torch.randint(len(self.clips), (), generator=g))]
+            start = random_start(len(clip.mel), v.segment_frames, g)
+            wave = crop(clip.waveform, length, start * self.hop)
+            if wave.abs().max() < SILENT and attempt < 19 * v.batch_size:  # a corpus of silence ends, too
+                continue
+            mels.append(crop(clip.mel, v.segment_frames, start))
+            waves.append(wave)
+            if len(waves) == v.batch_size:
+                break
+        return torch.stack(mels), torch.stack(waves)
 
 
 def train_vocoder(
@@ -64,33 +100,20 @@ def train_vocoder(
         first = state["step"]
     elif init is not None:
         load_weights("vocoder", vocoder, init)
-    hop = mel.config.hop_length
-    length = v.segment_frames * hop
+    segments = Segments(clips.train, recipe, mel.config.hop_length)
 
     def step(n: int) -> float:
-        g = torch.Generator().manual_seed(recipe.seed * 1_000_003 + n)
-        picks = torch.randint(len(clips.train), (v.batch_size,), generator=g).tolist()
-        waves, mels = [], []
-        for clip in (clips.train[i] for i in picks):
-            start = random_start(len(clip.mel), v.segment_frames, g)
-            mels.append(clip.mel[start : start + v.segment_frames])
-            waves.append(
-                F.pad(
-                    clip.waveform[start * hop : start * hop + length],
-                    (0, max(0, length - len(clip.waveform) + start * hop)),
-                )
-            )
-        target = torch.stack(waves)
+        mels, target = segments.draw(n)
         vocoder.train()
-        made = vocoder(torch.stack(mels))[:, :length]
-        loss = MEL_WEIGHT * F.l1_loss(mel(made), mel(target)) + stft_distance(made, target)
+        made = vocoder(mels)[:, : target.shape[1]]
+        loss = MEL_WEIGHT * mel_distance(mel(made), mel(target)) + stft_distance(made, target)
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
             group["lr"] = v.learning_rate * min(1.0, (n + 1) / 100) * 0.9995 ** (n / 2)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vocoder.parameters(), 10.0)
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     def save(n: int) -> None:
         save_state(
