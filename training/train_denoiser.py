@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from models.condition_encoder import KINDS, ConditionEncoder, ConditionTokens
 from models.denoiser import Denoiser
 from training.data import Clip, ClipSet, crop, random_start
-from training.loop import load_state, load_weights, run_steps, save_state
+from training.loop import cpu_computes_bf16, load_state, load_weights, run_steps, save_state
 from training.recipe import DenoiserRecipe, Recipe
 
 
@@ -197,10 +197,7 @@ def train_denoiser(
         ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"])
         first = state["step"]
-    bf16 = (
-        torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    bf16 = cpu_computes_bf16()
 
     def step(n: int) -> float:
         for optimizer in optimizers:

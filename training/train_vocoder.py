@@ -11,7 +11,7 @@ from transformers import SpeechT5HifiGan
 from models.mel import MelSpectrogram
 from models.vocoder import build_vocoder
 from training.data import Clip, ClipSet, crop, random_start
-from training.loop import load_state, load_weights, run_steps, save_state
+from training.loop import cpu_computes_bf16, load_state, load_weights, run_steps, save_state
 from training.recipe import Recipe
 
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # n_fft, hop, window in samples
@@ -100,12 +100,23 @@ def train_vocoder(
         first = state["step"]
     elif init is not None:
         load_weights("vocoder", vocoder, init)
+    bf16 = cpu_computes_bf16()
+    conv_post = vocoder.conv_post.forward
+
+    def conv_post_fp32(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(
+            "cpu", enabled=False
+        ):  # bf16's rounding would be heard as noise 54 dB below the sound
+            return conv_post(x.float())
+
+    vocoder.conv_post.forward = conv_post_fp32
     segments = Segments(clips.train, recipe, mel.config.hop_length)
 
     def step(n: int) -> float:
         mels, target = segments.draw(n)
         vocoder.train()
-        made = vocoder(mels)[:, : target.shape[1]]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            made = vocoder(mels)[:, : target.shape[1]]
         loss = MEL_WEIGHT * mel_distance(mel(made), mel(target)) + stft_distance(made, target)
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
@@ -130,4 +141,5 @@ def train_vocoder(
         save_every_s=recipe.save_every_s,
         log_path=folder / "loss.tsv",
     )
+    del vocoder.conv_post.forward
     return vocoder.eval()
