@@ -47,11 +47,7 @@ def train(recipe: Recipe, *, stage: Stage = "all", init: Path | None = None) -> 
         train_denoiser(recipe, clips, first_denoiser)
         return None
     if stage == "export":
-        still = {
-            "vocoder": recipe.vocoder.model_copy(update={"steps": 1}),
-            "denoiser": recipe.denoiser.model_copy(update={"steps": 1}),
-        }
-        recipe = recipe.model_copy(update=still)
+        recipe = _without_training(recipe)
     vocoder = train_vocoder(recipe, clips, mel, first_vocoder)
     condition_encoder, denoiser = train_denoiser(recipe, clips, first_denoiser)
     encoder = load_encoder(Path(recipe.clips) / "encoder")
@@ -67,3 +63,19 @@ def train(recipe: Recipe, *, stage: Stage = "all", init: Path | None = None) -> 
     folder = Path(recipe.run) / "bundle"
     pipe.save_pretrained(folder)
     return folder
+
+
+def _without_training(recipe: Recipe) -> Recipe:
+    """Return the recipe with no steps to take.
+
+    Raises:
+        ValueError: a stage has not saved anything yet.
+    """
+    for stage in ("vocoder", "denoiser"):
+        if not (Path(recipe.run) / stage / "state.pt").is_file():
+            raise ValueError(f"{recipe.run} has no trained {stage} yet; run: clipsynth train … --stage {stage}")
+    still = {
+        "vocoder": recipe.vocoder.model_copy(update={"steps": 0}),
+        "denoiser": recipe.denoiser.model_copy(update={"steps": 0}),
+    }
+    return recipe.model_copy(update=still)

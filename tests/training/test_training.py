@@ -110,3 +110,16 @@ def test_a_run_starts_from_the_weights_of_a_bundle(prepared, tmp_path):
     )
     with pytest.raises(ValueError, match="vocoder"):
         train(wider, init=folder)
+
+
+def test_export_takes_what_there_is_and_refuses_what_is_not(prepared, tmp_path):
+    nothing = recipe(prepared, tmp_path, 2)
+    with pytest.raises(ValueError, match="no trained vocoder"):
+        train(nothing, stage="export")
+    train(nothing, stage="vocoder")
+    with pytest.raises(ValueError, match="no trained denoiser"):
+        train(nothing, stage="export")
+    train(nothing, stage="denoiser")
+    states = [(tmp_path / stage / "state.pt").read_bytes() for stage in ("vocoder", "denoiser")]
+    assert (train(nothing, stage="export") / "clipsynth.json").is_file()
+    assert states == [(tmp_path / stage / "state.pt").read_bytes() for stage in ("vocoder", "denoiser")]
