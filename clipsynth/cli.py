@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -120,17 +121,36 @@ def prepare(
     clip_weights: Annotated[
         str, typer.Option(help="Its weights: a local file or a tag of open_clip's hub.")
     ] = "",
+    listing: Annotated[
+        Path | None, typer.Option("--list", help="The JSON of MUSIC or the CSV of VGGSound: only its videos.")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="CSV file,caption: for models that are to be trained on text.")
+    ] = None,
+    clip_seconds: Annotated[float, typer.Option(min=0.5, help="Length of the clips.")] = 5.0,
+    frames_per_s: Annotated[float, typer.Option(min=0.01, help="Frames taken per second.")] = 1.0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one.")] = os.cpu_count()
+    or 1,
 ) -> None:
-    """Turn a folder of videos into features to train on."""
+    """Turn a folder of videos into shards of features to train on; goes on where it was."""
     from rich.progress import Progress
 
     from models.encoders import OpenClipEncoder, PackagedEncoder
+    from training.prepare import PrepareOptions
     from training.prepare import prepare as run
 
     encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else PackagedEncoder()
     with Progress() as progress:
         bar = progress.add_task("prepare", total=None)
-        for done, total in run(videos, out, encoder):
+        for done, total in run(
+            videos,
+            out,
+            encoder,
+            options=PrepareOptions(clip_s=clip_seconds, frames_per_s=frames_per_s),
+            listing=listing,
+            captions=captions,
+            workers=workers,
+        ):
             progress.update(bar, completed=done, total=total)
     print((out / "report.json").read_text())
 

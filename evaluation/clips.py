@@ -56,4 +56,4 @@ def read_clips(folder: Path, labels: dict[str, str]) -> Iterator[LabelledClip]:
             raw = read_video(path, sample_rate=SAMPLE_RATE)
         except VideoError as error:
             raise ValueError(f"{path}: {error}") from error
-        yield LabelledClip(file, label, raw.waveform, raw.frames[len(raw.frames) // 2])
+        yield LabelledClip(file, label, raw.waveform, raw.frames[len(raw.frames) // 2].picture)

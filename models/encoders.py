@@ -40,6 +40,18 @@ class JointEncoder(ConfigOnlyPart):
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
         raise NotImplementedError
 
+    @cached_property
+    def class_anchors(self) -> torch.Tensor:
+        """Embeddings (1000, D) of "a photo of {class}" for the ImageNet classes, in their order: a generic list of texts."""
+        from torchvision.models._meta import _IMAGENET_CATEGORIES as names
+
+        return torch.cat(
+            [
+                self.encode_text([f"a photo of {n}" for n in names[i : i + 100]])
+                for i in range(0, len(names), 100)
+            ]
+        )
+
 
 # ------------------------------------------------------------------------------------------------ packaged (ConSE)
 
@@ -113,24 +125,12 @@ class PackagedEncoder(JointEncoder):
         mask = tokens["attention_mask"][..., None].float()
         return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
-    @cached_property
-    def _anchors(self) -> torch.Tensor:
-        """Sentence embeddings (1000, D) of the ImageNet classes, in the classifier's order."""
-        from torchvision.models._meta import _IMAGENET_CATEGORIES as names
-
-        return torch.cat(
-            [
-                self.encode_text([f"a photo of {n}" for n in names[i : i + 100]])
-                for i in range(0, len(names), 100)
-            ]
-        )
-
     @torch.inference_mode()
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
         """Return the probability-weighted mean of the class anchors for each picture."""
         pixels = torch.stack([self._pixels(image) for image in images]).to(self.device)
         probabilities = self.classifier(pixels).float().softmax(-1)
-        return F.normalize(probabilities @ self._anchors.to(pixels.device), dim=-1)
+        return F.normalize(probabilities @ self.class_anchors.to(pixels.device), dim=-1)
 
     @staticmethod
     def _pixels(image: Image.Image) -> torch.Tensor:

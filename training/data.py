@@ -1,64 +1,82 @@
-"""Prepared clips in memory: waveforms, mels and frame embeddings, and random crops of them."""
+"""Prepared clips, read from shards one array at a time, and random crops of them."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from models.mel import MelSpectrogram
+from training.shards import ShardReader
 
 
-@dataclass(frozen=True)
-class Clip:
-    """`waveform` (T,) in [-1, 1]; `mel` (F, n_mels); `embeds` (K, D) of its frames."""
+class Clips:
+    """One split of a prepared folder. Nothing but the index is in memory."""
 
-    waveform: torch.Tensor
-    mel: torch.Tensor
-    embeds: torch.Tensor
+    def __init__(self, reader: ShardReader, index: list[dict[str, Any]]) -> None:
+        self._reader, self.index = reader, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _read(self, i: int, name: str) -> torch.Tensor:
+        line = self.index[i]
+        return torch.from_numpy(self._reader.read(line["shard"], *line["arrays"][name]))
+
+    def waveform(self, i: int) -> torch.Tensor:
+        """Return clip i's sound (T,) in [-1, 1]."""
+        return self._read(i, "waveform").float() / 32767
+
+    def mel(self, i: int) -> torch.Tensor:
+        """Return clip i's log-mel (F, n_mels)."""
+        return self._read(i, "mel").float()
+
+    def embeds(self, i: int) -> torch.Tensor:
+        """Return the embeddings (K, D) of clip i's frames."""
+        return self._read(i, "embeds").float()
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """The two splits of a prepared folder, and the mean text embedding (D,) that it carries.
+    """A prepared folder: two splits, and what `prepare` measured on the training clips.
 
-    `output_gain` brings a generated sound back to the level that the clips had before `prepare` scaled their peaks (median over clips).
+    `mel_mean`, `mel_std` (n_mels,); `image_mean`, `text_mean` (D,); `output_gain` brings a generated sound back to the level that the clips had
+    before `prepare` scaled their peaks (geometric mean over clips).
     """
 
-    train: list[Clip]
-    dev: list[Clip]
+    train: Clips
+    dev: Clips
+    mel_mean: torch.Tensor
+    mel_std: torch.Tensor
+    image_mean: torch.Tensor
     text_mean: torch.Tensor
-    output_gain: float = 1.0
+    output_gain: float
 
     @property
     def max_duration_s(self) -> float:
         """The longest clip, rounded down to half a second; what a bundle trained here may be asked for."""
-        return max(len(clip.waveform) for clip in self.train) // 8000 / 2
+        return int(2 * max(line["duration_s"] for line in self.train.index)) / 2
 
 
-def load_clips(folder: Path, mel: MelSpectrogram) -> ClipSet:
-    """Read what `prepare` wrote.
+def load_clips(folder: Path) -> ClipSet:
+    """Open what `prepare` wrote.
 
     Raises:
         ValueError: `folder` is not a prepared folder.
     """
-    if not (folder / "clips.safetensors").is_file():
+    if not (folder / "index.jsonl").is_file():
         raise ValueError(f"{folder} holds no prepared clips; run: clipsynth prepare VIDEOS {folder}")
-    tensors = load_file(folder / "clips.safetensors")
-    splits: dict[bool, list[Clip]] = {False: [], True: []}
-    lines = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
-    for i, line in enumerate(lines):
-        waveform = tensors[f"{i}.waveform"].float() / 32767
-        splits[line["dev"]].append(Clip(waveform, mel(waveform[None])[0], tensors[f"{i}.embeds"].float()))
+    with (folder / "index.jsonl").open() as f:
+        index = [json.loads(line) for line in f]
+    reader = ShardReader(folder / "shards")
+    train, dev = ([line for line in index if line["dev"] is split] for split in (False, True))
+    statistics = load_file(folder / "statistics.safetensors")
+    output_gain = 1 / float(statistics.pop("gain"))
     return ClipSet(
-        train=splits[False] or splits[True],
-        dev=splits[True] or splits[False],
-        text_mean=tensors["text_mean"],
-        output_gain=median(1 / line["gain"] for line in lines),
+        Clips(reader, train or dev), Clips(reader, dev or train), output_gain=output_gain, **statistics
     )
 
 

@@ -63,6 +63,7 @@ class Recipe(_Section):
     text_sigma: float = 0.5
     bank_share: float = 0.0
     bank_tau: PositiveFloat = 0.1
+    max_bank_size: PositiveInt = 4096
     vocoder: VocoderRecipe
     denoiser: DenoiserRecipe
 

@@ -37,7 +37,7 @@ def train(recipe: Recipe, *, stage: Stage = "all", init: Path | None = None) -> 
         torch.set_num_threads(recipe.threads)
     start = ClipSynthPipeline.from_pretrained(init) if init else None
     mel = MelSpectrogram()
-    clips = load_clips(Path(recipe.clips), mel)
+    clips = load_clips(Path(recipe.clips))
     first_vocoder = start.vocoder if start else None
     first_denoiser = (start.condition_encoder, start.denoiser) if start else None
     if stage == "vocoder":
@@ -73,7 +73,9 @@ def _without_training(recipe: Recipe) -> Recipe:
     """
     for stage in ("vocoder", "denoiser"):
         if not (Path(recipe.run) / stage / "state.pt").is_file():
-            raise ValueError(f"{recipe.run} has no trained {stage} yet; run: clipsynth train … --stage {stage}")
+            raise ValueError(
+                f"{recipe.run} has no trained {stage} yet; run: clipsynth train … --stage {stage}"
+            )
     still = {
         "vocoder": recipe.vocoder.model_copy(update={"steps": 0}),
         "denoiser": recipe.denoiser.model_copy(update={"steps": 0}),

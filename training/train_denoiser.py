@@ -5,6 +5,7 @@ Loss: |v(x_t, t, c) - (data - noise)|^2, x_t = (1 - t) noise + t data (Liu et al
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -13,39 +14,41 @@ from diffusers.training_utils import EMAModel
 
 from models.condition_encoder import KINDS, ConditionEncoder, ConditionTokens
 from models.denoiser import Denoiser
-from training.data import Clip, ClipSet, crop, random_start
+from training.data import Clips, ClipSet, crop, random_start
 from training.loop import cpu_computes_bf16, load_state, load_weights, run_steps, save_state
 from training.recipe import DenoiserRecipe, Recipe
+
+LOG_FLOOR = math.log(1e-5)  # the mel of digital silence
 
 
 def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
     """Return untrained parts whose statistics are those of the training clips."""
-    embeds = torch.cat([clip.embeds for clip in clips.train])
-    bank = torch.stack([clip.embeds.mean(0) for clip in clips.train])
+    embed_dim, n_mels = len(clips.image_mean), len(clips.mel_mean)
+    stride = -(-len(clips.train) // recipe.max_bank_size)
+    bank = torch.stack([clips.train.embeds(i).mean(0) for i in range(0, len(clips.train), stride)])
     condition_encoder = ConditionEncoder(
-        embed_dim=embeds.shape[1],
+        embed_dim=embed_dim,
         text_sigma=recipe.text_sigma,
         bank_size=len(bank),
         bank_share=recipe.bank_share,
         bank_tau=recipe.bank_tau,
     )
-    condition_encoder.means[KINDS.index("image")] = embeds.mean(0)
+    condition_encoder.means[KINDS.index("image")] = clips.image_mean
     condition_encoder.means[KINDS.index("text")] = clips.text_mean
     condition_encoder.bank.copy_(condition_encoder.centre(bank, "image"))
     d = recipe.denoiser
-    frames = torch.cat([clip.mel for clip in clips.train])
     denoiser = Denoiser(
         dim=d.dim,
         depth=d.depth,
         heads=d.heads,
         dropout=d.dropout,
-        condition_dim=embeds.shape[1],
-        n_mels=frames.shape[1],
+        condition_dim=embed_dim,
+        n_mels=n_mels,
         frames_per_token=d.frames_per_token,
         prediction=d.prediction,
     )
-    denoiser.mel_mean.copy_(frames.mean(0))
-    denoiser.mel_std.copy_(frames.std(0))
+    denoiser.mel_mean.copy_(clips.mel_mean)
+    denoiser.mel_std.copy_(clips.mel_std)
     return condition_encoder, denoiser
 
 
@@ -60,7 +63,7 @@ def flow_loss(
 class Batches:
     """Draws training batches; batch n depends on (seed, n) alone, so that a resumed run sees the same ones."""
 
-    def __init__(self, clips: list[Clip], recipe: Recipe) -> None:
+    def __init__(self, clips: Clips, recipe: Recipe) -> None:
         self.clips, self.recipe = clips, recipe
 
     def draw(
@@ -78,25 +81,21 @@ class Batches:
                 for e in (0, 1)
             ]
         )
-        chosen = [
-            self.clips[i % len(self.clips)]
-            for i in order.repeat(1 + d.batch_size // len(order))[offset : offset + d.batch_size]
-        ]
+        repeated = order.repeat(1 + d.batch_size // len(order))[offset : offset + d.batch_size]
+        chosen = [int(i) % len(self.clips) for i in repeated]
         per_token = denoiser.config.frames_per_token
         frames = per_token * int(
             torch.randint(d.min_frames // per_token, d.max_frames // per_token + 1, (), generator=g)
         )
-        floor = float(chosen[0].mel.min())
         mels = []
-        for clip in chosen:
-            mel = (
-                crop(clip.mel - floor, frames, random_start(len(clip.mel), frames, g)) + floor
-            )  # silence after a clip's end
-            mels.append(mel)
+        for mel in map(self.clips.mel, chosen):
+            start = random_start(len(mel), frames, g)
+            mels.append(crop(mel - LOG_FLOOR, frames, start) + LOG_FLOOR)  # silence after a clip's end
         data = denoiser.to_tokens(torch.stack(mels))
 
-        frame = torch.stack([torch.randint(len(clip.embeds), (2,), generator=g) for clip in chosen])  # (B, 2)
-        embeds = torch.stack([clip.embeds[k] for clip, k in zip(chosen, frame, strict=True)])
+        all_embeds = [self.clips.embeds(i) for i in chosen]
+        frame = torch.stack([torch.randint(len(e), (2,), generator=g) for e in all_embeds])  # (B, 2)
+        embeds = torch.stack([e[k] for e, k in zip(all_embeds, frame, strict=True)])
         centred = condition_encoder.centre(embeds.flatten(0, 1), "image").view_as(embeds)
         sigma = d.max_sigma * torch.rand(len(chosen), 2, generator=g)
         sigma[torch.rand(sigma.shape, generator=g) < 0.25] = 0.0
@@ -112,7 +111,7 @@ class Batches:
         return data, torch.randn(data.shape, generator=g), t, conditions
 
 
-def dev_loss(clips: list[Clip], condition_encoder: ConditionEncoder, denoiser: Denoiser) -> float:
+def dev_loss(clips: Clips, condition_encoder: ConditionEncoder, denoiser: Denoiser) -> float:
     """Return the flow loss on held-out clips at a fixed grid of (t, noise): 4 s, middle frame, t in {1/8 … 7/8}."""
     g = torch.Generator().manual_seed(0)
     frames = 400
@@ -121,14 +120,17 @@ def dev_loss(clips: list[Clip], condition_encoder: ConditionEncoder, denoiser: D
         torch.no_grad()
     ):  # not inference mode: the network caches its rotary table, which training then needs
         for i in range(0, len(clips), 32):
-            part = clips[i : i + 32]
-            data = denoiser.to_tokens(torch.stack([crop(clip.mel, frames, 0) for clip in part]))
+            part = range(i, min(i + 32, len(clips)))
+            mels = [crop(clips.mel(k) - LOG_FLOOR, frames, 0) + LOG_FLOOR for k in part]
+            data = denoiser.to_tokens(torch.stack(mels))
             embeds = condition_encoder.centre(
-                torch.stack([clip.embeds[len(clip.embeds) // 2] for clip in part]), "image"
+                torch.stack([clips.embeds(k)[len(clips.embeds(k)) // 2] for k in part]), "image"
             )[:, None]
             ones = torch.ones(len(part), 1)
             conditions = condition_encoder(embeds, ones, ones * 0, ones.bool())
-            noise = torch.randn(len(part), frames, clips[0].mel.shape[1], generator=g).view_as(data)
+            noise = torch.randn(
+                len(part), frames, data.shape[-1] // denoiser.config.frames_per_token, generator=g
+            ).view_as(data)
             losses += [
                 flow_loss(denoiser, data, noise, torch.full((len(part),), k / 8), conditions) * len(part)
                 for k in range(1, 8)

@@ -10,7 +10,7 @@ from transformers import SpeechT5HifiGan
 
 from models.mel import MelSpectrogram
 from models.vocoder import build_vocoder
-from training.data import Clip, ClipSet, crop, random_start
+from training.data import Clips, ClipSet, crop, random_start
 from training.loop import cpu_computes_bf16, load_state, load_weights, run_steps, save_state
 from training.recipe import Recipe
 
@@ -38,15 +38,15 @@ def stft_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             for w in (made, target)
         )
         convergence = torch.linalg.norm(b - a) / torch.linalg.norm(b).clamp(min=MAGNITUDE_FLOOR)
-        logs = (x.clamp(min=MAGNITUDE_FLOOR).log() for x in (a, b))
-        total = total + convergence + F.l1_loss(*logs)
+        log_a, log_b = (x.clamp(min=MAGNITUDE_FLOOR).log() for x in (a, b))
+        total = total + convergence + F.l1_loss(log_a, log_b)
     return total / len(RESOLUTIONS)
 
 
 class Segments:
     """Draws training segments; batch n depends on (seed, n) alone, so that a resumed run sees the same ones. Silent ones are passed over."""
 
-    def __init__(self, clips: list[Clip], recipe: Recipe, hop: int) -> None:
+    def __init__(self, clips: Clips, recipe: Recipe, hop: int) -> None:
         self.clips, self.recipe, self.hop = clips, recipe, hop
 
     def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,12 +56,13 @@ class Segments:
         g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
         mels, waves = [], []
         for attempt in range(20 * v.batch_size):
-            clip = self.clips[int(torch.randint(len(self.clips), (), generator=g))]
-            start = random_start(len(clip.mel), v.segment_frames, g)
-            wave = crop(clip.waveform, length, start * self.hop)
+            i = int(torch.randint(len(self.clips), (), generator=g))
+            mel = self.clips.mel(i)
+            start = random_start(len(mel), v.segment_frames, g)
+            wave = crop(self.clips.waveform(i), length, start * self.hop)
             if wave.abs().max() < SILENT and attempt < 19 * v.batch_size:  # a corpus of silence ends, too
                 continue
-            mels.append(crop(clip.mel, v.segment_frames, start))
+            mels.append(crop(mel, v.segment_frames, start))
             waves.append(wave)
             if len(waves) == v.batch_size:
                 break
@@ -83,9 +84,8 @@ def train_vocoder(
     v = recipe.vocoder
     folder = Path(recipe.run) / "vocoder"
     vocoder = build_vocoder(mel, upsample_initial_channel=v.upsample_initial_channel)
-    frames = torch.cat([clip.mel for clip in clips.train])
-    vocoder.mean.copy_(frames.mean(0))
-    vocoder.scale.copy_(frames.std(0))
+    vocoder.mean.copy_(clips.mel_mean)
+    vocoder.scale.copy_(clips.mel_std)
     for weight in (
         p for p in vocoder.parameters() if p.ndim == 3
     ):  # the class starts at std 0.01, from which short runs do not recover

@@ -1,0 +1,86 @@
+"""Shards of features: WebDataset tar files with an index of offsets, so that any clip is one read away.
+
+Members of clip `key` in `shards/NNNNNN.tar`: `key.json` (what is known of it), `key.waveform.npy` (T,) int16, `key.mel.npy` (F, n_mels) fp16,
+`key.embeds.npy` (K, D) fp16, one row per frame, and with captions `key.captions.npy`
+(C, D) fp16.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_shard(path: Path, clips: Sequence[tuple[str, dict[str, Any], Mapping[str, np.ndarray]]]) -> None:
+    """Write (key, metadata, arrays) of each clip; the same clips give the same bytes. Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, metadata, arrays in clips:
+            _add(tar, f"{key}.json", json.dumps(metadata, sort_keys=True).encode())
+            for name, array in arrays.items():
+                file = io.BytesIO()
+                np.save(file, array, allow_pickle=False)
+                _add(tar, f"{key}.{name}.npy", file.getvalue())
+    os.replace(temporary, path)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), 0o644
+    tar.addfile(member, io.BytesIO(data))
+
+
+def member_offsets(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return {key: {array name: (offset, size) in bytes}} of a shard.
+
+    Raises:
+        ValueError: the shard is cut off or no tar file.
+    """
+    offsets: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                if member.offset_data + member.size > path.stat().st_size:
+                    raise tarfile.ReadError("unexpected end of data")
+                if extension.endswith(".npy"):
+                    offsets.setdefault(key, {})[extension.removesuffix(".npy")] = (
+                        member.offset_data,
+                        member.size,
+                    )
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and prepare again") from error
+    return offsets
+
+
+class ShardReader:
+    """Random access to arrays of shards in one folder. Safe to use from several threads and after a fork."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, int] = {}
+
+    def read(self, shard: str, offset: int, size: int) -> np.ndarray:
+        """Return an array by its place.
+
+        Raises:
+            ValueError: the shard is missing, or ends before the array does; the message says what to do.
+        """
+        path = self.folder / shard
+        if shard not in self._files:
+            try:
+                self._files[shard] = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise ValueError(f"{path} is missing; prepare again") from None
+        data = os.pread(self._files[shard], size, offset)
+        if len(data) < size:
+            raise ValueError(f"{path} is cut off at {offset + len(data)} bytes; delete it and prepare again")
+        array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        return array
