@@ -159,7 +159,7 @@ def prepare(
 def train(
     recipe: Path,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: denoiser.steps=10")] = None,
-    stage: Annotated[str, typer.Option(help="all, vocoder, denoiser or export.")] = "all",
+    stage: Annotated[str, typer.Option(help="all, vocoder, denoiser, finetune or export.")] = "all",
     init: Annotated[Path | None, typer.Option(help="Bundle to start from.")] = None,
 ) -> None:
     """Train a recipe's vocoder and denoiser, or resume, and write the bundle."""

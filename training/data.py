@@ -38,6 +38,10 @@ class Clips:
         """Return the embeddings (K, D) of clip i's frames."""
         return self._read(i, "embeds").float()
 
+    def captions(self, i: int) -> torch.Tensor:
+        """Return the embeddings (C, D) of clip i's captions; only where `prepare` was given some."""
+        return self._read(i, "captions").float()
+
 
 @dataclass(frozen=True)
 class ClipSet:

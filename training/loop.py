@@ -1,19 +1,32 @@
-"""What both training stages share: resume, steps with a progress bar, atomic saves, stop on SIGTERM."""
+"""What the training stages share: a run's folder and logs, steps with a progress bar, atomic saves, resume, and a stop on SIGTERM."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from training.recipe import Recipe
+
+LOG_EVERY = 25  # steps
+AGREE_EVERY = 16  # steps after which processes ask each other whether to stop
 
 
-def save_state(state: dict[str, Any], path: Path) -> None:
+def save_state(state: Mapping[str, Any], path: Path) -> None:
     """Write a training state so that a kill leaves the old one or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -22,79 +35,160 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Return the saved state, or None where there is none."""
-    return torch.load(path, weights_only=True) if path.is_file() else None
-
-
-def load_weights(name: str, part: torch.nn.Module, init: torch.nn.Module) -> None:
-    """Copy the weights of `init` into `part`.
+    """Return the saved state, or None where there is none.
 
     Raises:
-        ValueError: the two differ in shape; the message names the part and the first tensor that does not fit.
+        ValueError: the file is damaged.
     """
-    ours, theirs = part.state_dict(), init.state_dict()
-    for key in sorted(ours.keys() | theirs.keys()):
-        shapes = [tuple(weights[key].shape) if key in weights else None for weights in (ours, theirs)]
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it to start that stage anew") from error
+    return state
+
+
+def load_weights(name: str, part: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy weights into `part`.
+
+    Raises:
+        ValueError: they are of another shape; the message names the part and the first tensor that does not fit.
+    """
+    ours = part.state_dict()
+    for key in sorted(ours.keys() | weights.keys()):
+        shapes = [tuple(tensors[key].shape) if key in tensors else None for tensors in (ours, weights)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"{name}: the bundle to start from is of another shape than the recipe ({key}: {shapes[1]}, recipe {shapes[0]})"
+                f"{name}: the saved weights are of another shape than the recipe's ({key}: {shapes[1]}, recipe {shapes[0]})"
             )
-    part.load_state_dict(theirs)
+    part.load_state_dict(weights)
 
 
-def cpu_computes_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 matrices faster than fp32 ones."""
-    return bool(
-        torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+def build_accelerator() -> Accelerator:
+    """Return the accelerator of this process: one process, or one of many where a launcher says so."""
+    return Accelerator(cpu=not torch.cuda.is_available(), rng_types=[])
 
 
-def run_steps(
-    name: str,
-    *,
-    first: int,
-    last: int,
-    step: Callable[[int], float],
-    save: Callable[[int], None],
-    save_every_s: float,
-    log_path: Path,
-) -> None:
-    """Call `step(n)` for n in [first, last), which returns a loss; call `save(n)` with the steps done, now and then and at the end.
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass: bf16 where the recipe allows and the device computes in it. bf16 needs no gradient scaling."""
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = device.type == "cpu" and (
+            torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and able)
 
-    SIGTERM ends the loop after the current step, with a save.
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a run depended on besides its recipe."""
+    root = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    packages = ("torch", "diffusers", "transformers", "accelerate", "numpy")
+    return {
+        "git_commit": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "command": sys.argv[1:],
+    }
+
+
+class Run:
+    """One stage of a recipe in its folder: `recipe.yaml`, `environment.json`, TensorBoard logs, `loss.tsv`, `state.pt`.
+
+    Only the main process writes. State, logs and evaluations of the others are not needed: all hold the same weights.
     """
-    stop = False
 
-    def request_stop(*_: object) -> None:
-        nonlocal stop
-        stop = True
+    def __init__(self, stage: str, folder: Path, recipe: Recipe, accelerator: Accelerator) -> None:
+        self.stage, self.folder, self.recipe, self.accelerator = stage, folder, recipe, accelerator
+        self._writer: SummaryWriter | None = None
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False))
+            (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    previous = signal.signal(signal.SIGTERM, request_stop)
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    saved_at, mean, n = time.monotonic(), None, first
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(),
-    )
-    try:
-        with Progress(*columns) as progress, log_path.open("a") as log:
-            bar = progress.add_task(name, total=last, completed=first, loss=float("nan"))
-            while n < last and not stop:
-                loss = step(n)
-                mean = loss if mean is None else 0.98 * mean + 0.02 * loss
-                n += 1
-                progress.update(bar, completed=n, loss=mean)
-                if n % 50 == 0:
-                    log.write(f"{n}\t{mean:.5f}\t{time.time():.0f}\n")
-                    log.flush()
-                if time.monotonic() - saved_at > save_every_s:
-                    save(n)
-                    saved_at = time.monotonic()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    if n > first:
-        save(n)
+    def log(self, name: str, n: int, value: float) -> None:
+        """Note a figure of step n in TensorBoard and in `name.tsv`."""
+        if self._writer is not None:
+            self._writer.add_scalar(f"{self.stage}/{name}", value, n)
+            with (self.folder / f"{name}.tsv").open("a") as f:
+                f.write(f"{n}\t{value:.5f}\t{time.time():.0f}\n")
+
+    def show(self, n: int, picture: torch.Tensor) -> None:
+        """Put a grey picture (H, W) in [0, 1] of step n into TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(f"{self.stage}/spectrograms", picture[None], n)
+
+    def save(self, state: Mapping[str, Any], name: str = "state.pt") -> None:
+        """Write a state atomically."""
+        if self.accelerator.is_main_process:
+            save_state(state, self.folder / name)
+
+    def steps(
+        self,
+        first: int,
+        last: int,
+        step: Callable[[int], float],
+        *,
+        state: Callable[[int], Mapping[str, Any]],
+        evaluate: Callable[[int], bool] | None = None,
+        evaluate_every: int = 1,
+    ) -> None:
+        """Call `step(n)` for n in [first, last), which returns a loss; save `state(steps done)` now and then and at the end.
+
+        `evaluate(steps done)` runs on the main process and may say that it is time to stop. So may SIGTERM, after the step at hand.
+        """
+        terminated = False
+
+        def terminate(*_: object) -> None:
+            nonlocal terminated
+            terminated = True
+
+        previous = signal.signal(signal.SIGTERM, terminate)
+        saved_at, mean, n, stop = time.monotonic(), None, first, False
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"),
+            TimeRemainingColumn(),
+        )
+        try:
+            with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
+                bar = progress.add_task(self.stage, total=last, completed=first, loss=float("nan"))
+                while n < last and not stop:
+                    loss = step(n)
+                    n += 1
+                    mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+                    progress.update(bar, completed=n, loss=mean)
+                    if n % LOG_EVERY == 0:
+                        self.log("loss", n, mean)
+                    stop = terminated
+                    due = evaluate is not None and (n % evaluate_every == 0 or n == last)
+                    if due and evaluate is not None and self.accelerator.is_main_process:
+                        stop = not evaluate(n) or stop
+                    if due or n % AGREE_EVERY == 0 or self.accelerator.num_processes == 1:
+                        stop = self._any(stop)
+                    else:
+                        stop = False
+                    if time.monotonic() - saved_at > self.recipe.save_every_s:
+                        self.save(state(n))
+                        saved_at = time.monotonic()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        if n > first:
+            self.save(state(n))
+        if self._writer is not None:
+            self._writer.close()
+        self.accelerator.wait_for_everyone()
+
+    def _any(self, flag: bool) -> bool:
+        """Return whether any process says yes."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        votes = torch.tensor(float(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(votes, "sum") > 0)

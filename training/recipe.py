@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 
 class _Section(BaseModel):
@@ -14,20 +14,32 @@ class _Section(BaseModel):
 
 
 class VocoderRecipe(_Section):
-    """Adam on mel and multi-resolution STFT distances; `segment_frames` mel frames per sample."""
+    """AdamW on mel and multi-resolution STFT distances; `segment_frames` mel frames per sample.
+
+    From step `adversarial_from` on discriminators play, with the spectral distances at `spectral_weight`. After `steps`, `finetune_steps` on mels
+    that the denoiser made of `finetune_clips` clips. The learning rate halves every `half_life_steps`.
+    """
 
     steps: PositiveInt
     batch_size: PositiveInt = 16
     segment_frames: PositiveInt = 40
     learning_rate: PositiveFloat = 1e-3
+    half_life_steps: PositiveInt = 3000
     upsample_initial_channel: PositiveInt = 192
+    adversarial_from: NonNegativeInt = 10**9
+    spectral_weight: PositiveFloat = 5.0
+    finetune_steps: NonNegativeInt = 0
+    finetune_clips: PositiveInt = 256
+    evaluate_every: PositiveInt = 500
 
 
 class DenoiserRecipe(_Section):
     """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames, one length per batch.
 
-    The learning rate rises over `warmup_steps`, stays, and falls linearly to zero over the last `decay_share` of the steps, so that a run
-    can be prolonged from any point before (Hägele et al. 2024). `optimizer` "muon" updates the blocks' matrices by Muon (Jordan et al.
+    `condition`: what the sound is generated from: frames ("image", CLIPSynth), captions ("text", CLIPSynth-Text) or either ("hybrid").
+    The learning rate rises over `warmup_steps`, stays, and falls as a cosine to zero over the last `decay_share` of the steps, so that a
+    run can be prolonged from any point before (Hägele et al. 2024); 1.0 is the plain cosine schedule. `batch_size` counts the rows of one
+    step over all processes and micro-batches. `patience`: stop after so many evaluations without a better dev loss. `optimizer` "muon" updates the blocks' matrices by Muon (Jordan et al.
     2024) at AdamW's step size, and everything else by AdamW.
     """
 
@@ -39,7 +51,10 @@ class DenoiserRecipe(_Section):
     frames_per_token: PositiveInt = 4
     prediction: Literal["velocity", "data"] = "velocity"
     dropout: float = 0.0
+    condition: Literal["image", "text", "hybrid"] = "image"
     optimizer: Literal["adamw", "muon"] = "adamw"
+    gradient_accumulation_steps: PositiveInt = 1
+    compile: bool = False
     learning_rate: PositiveFloat = 6e-4
     warmup_steps: PositiveInt = 200
     decay_share: float = 0.2
@@ -49,10 +64,21 @@ class DenoiserRecipe(_Section):
     max_sigma: float = 1.0
     min_frames: PositiveInt = 100
     max_frames: PositiveInt = 500
+    evaluate_every: PositiveInt = 250
+    patience: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _divides(self) -> DenoiserRecipe:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError("batch_size must be a multiple of gradient_accumulation_steps")
+        return self
 
 
 class Recipe(_Section):
-    """What to train, on which prepared folder, into which run folder. Relative paths count from the working directory."""
+    """What to train, on which prepared folder, into which run folder. Relative paths count from the working directory.
+
+    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `bf16` where the device computes in it.
+    """
 
     name: str
     clips: str
@@ -60,6 +86,8 @@ class Recipe(_Section):
     seed: int = 0
     save_every_s: PositiveFloat = 120.0
     threads: int = 0
+    workers: int = 0
+    bf16: bool = True
     text_sigma: float = 0.5
     bank_share: float = 0.0
     bank_tau: PositiveFloat = 0.1

@@ -1,6 +1,6 @@
-"""`clipsynth train`: vocoder, then denoiser, then the bundle. Each stage resumes where it was.
+"""`clipsynth train`: vocoder, denoiser, the vocoder's last part, then the bundle. Each stage resumes where it was.
 
-Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage vocoder|denoiser|export|all]
+Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage vocoder|denoiser|finetune|export] [--init BUNDLE]
 """
 
 from __future__ import annotations
@@ -15,69 +15,89 @@ from models.manifest import Manifest
 from models.mel import MelSpectrogram
 from models.pipeline import ClipSynthPipeline
 from training.data import load_clips
+from training.generated import GeneratedClips
+from training.loop import build_accelerator
 from training.recipe import Recipe
 from training.train_denoiser import train_denoiser
 from training.train_vocoder import train_vocoder
 
-Stage = Literal["all", "vocoder", "denoiser", "export"]
+Stage = Literal["all", "vocoder", "denoiser", "finetune", "export"]
 
 
 def train(recipe: Recipe, *, stage: Stage = "all", init: Path | None = None) -> Path | None:
-    """Run the stages of a recipe; return the bundle's folder where one was made.
+    """Run one stage of a recipe, or all; return the bundle's folder where one was made.
 
-    "export" makes a bundle of what is there: both stages with the steps they have.
+    "finetune" is the vocoder's last part, on mels that the denoiser made. "export" makes a bundle of what there is.
 
     Args:
         init: a bundle whose weights a stage starts from where it has no state of its own.
 
     Raises:
-        ValueError: `init` is not of the recipe's shape, or the prepared folder is missing or not one.
+        ValueError: the prepared folder is missing or not one, `init` or a saved state is not of the recipe's shape, or a stage that another
+            needs has not been trained.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     start = ClipSynthPipeline.from_pretrained(init) if init else None
     mel = MelSpectrogram()
     clips = load_clips(Path(recipe.clips))
-    first_vocoder = start.vocoder if start else None
-    first_denoiser = (start.condition_encoder, start.denoiser) if start else None
-    if stage == "vocoder":
-        train_vocoder(recipe, clips, mel, first_vocoder)
+    accelerator = build_accelerator()
+
+    def vocoder(recipe: Recipe, generated: GeneratedClips | None = None):
+        return train_vocoder(recipe, clips, mel, accelerator, start.vocoder if start else None, generated)
+
+    def denoiser(recipe: Recipe):
+        parts = (start.condition_encoder, start.denoiser) if start else None
+        return train_denoiser(recipe, clips, accelerator, parts)
+
+    if stage in ("vocoder", "all"):
+        vocoder(recipe)
+    if stage in ("denoiser", "all"):
+        denoiser(recipe)
+    done = _without_training(recipe)
+    if stage in ("finetune", "all") and recipe.vocoder.finetune_steps:
+        _require(recipe, "vocoder", "denoiser")
+        limit = recipe.vocoder.finetune_clips
+        vocoder(recipe, GeneratedClips(clips.train, *denoiser(done), limit=limit, seed=recipe.seed))
+    if stage not in ("export", "all"):
         return None
-    if stage == "denoiser":
-        train_denoiser(recipe, clips, first_denoiser)
-        return None
-    if stage == "export":
-        recipe = _without_training(recipe)
-    vocoder = train_vocoder(recipe, clips, mel, first_vocoder)
-    condition_encoder, denoiser = train_denoiser(recipe, clips, first_denoiser)
-    encoder = load_encoder(Path(recipe.clips) / "encoder")
-    pipe = ClipSynthPipeline(encoder, condition_encoder, denoiser, vocoder, mel)
-    pipe.manifest = Manifest(
-        name=recipe.name,
-        min_duration_s=0.5,
-        max_duration_s=clips.max_duration_s,
-        output_gain=round(clips.output_gain, 4),
-    )
-    for part in (condition_encoder, denoiser, vocoder):
-        part.half()
+    _require(recipe, "vocoder", "denoiser")
     folder = Path(recipe.run) / "bundle"
-    pipe.save_pretrained(folder)
+    if accelerator.is_main_process:
+        condition_encoder, trained_denoiser = denoiser(done)
+        trained_vocoder = vocoder(done)
+        encoder = load_encoder(Path(recipe.clips) / "encoder")
+        pipe = ClipSynthPipeline(encoder, condition_encoder, trained_denoiser, trained_vocoder, mel)
+        pipe.manifest = Manifest(
+            name=recipe.name,
+            min_duration_s=0.5,
+            max_duration_s=clips.max_duration_s,
+            output_gain=round(clips.output_gain, 4),
+        )
+        for part in (condition_encoder, trained_denoiser, trained_vocoder):
+            part.half()
+        pipe.save_pretrained(folder)
+    accelerator.wait_for_everyone()
     return folder
 
 
-def _without_training(recipe: Recipe) -> Recipe:
-    """Return the recipe with no steps to take.
+def _require(recipe: Recipe, *stages: str) -> None:
+    """Check that stages have been trained.
 
     Raises:
-        ValueError: a stage has not saved anything yet.
+        ValueError: one has not.
     """
-    for stage in ("vocoder", "denoiser"):
+    for stage in stages:
         if not (Path(recipe.run) / stage / "state.pt").is_file():
             raise ValueError(
                 f"{recipe.run} has no trained {stage} yet; run: clipsynth train … --stage {stage}"
             )
+
+
+def _without_training(recipe: Recipe) -> Recipe:
+    """Return the recipe with no steps to take."""
     still = {
-        "vocoder": recipe.vocoder.model_copy(update={"steps": 0}),
+        "vocoder": recipe.vocoder.model_copy(update={"steps": 0, "finetune_steps": 0}),
         "denoiser": recipe.denoiser.model_copy(update={"steps": 0}),
     }
     return recipe.model_copy(update=still)

@@ -1,24 +1,32 @@
-"""Train the denoiser: rectified flow on mel tokens, conditioned on the embeddings of a clip's own frames.
+"""Train the denoiser: rectified flow on mel tokens, conditioned on embeddings of a clip's own frames (or, as a choice, its captions).
 
 Loss: |v(x_t, t, c) - (data - noise)|^2, x_t = (1 - t) noise + t data (Liu et al. 2022, eq. 1), t logit-normal (Esser et al. 2024, 3.1).
+Runs in one process or in many: accelerate launch --num_processes 2 -m clipsynth.cli train RECIPE (or torchrun).
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import DataLoader
 
-from models.condition_encoder import KINDS, ConditionEncoder, ConditionTokens
+from models.condition_encoder import KINDS, ConditionEncoder
 from models.denoiser import Denoiser
-from training.data import Clips, ClipSet, crop, random_start
-from training.loop import cpu_computes_bf16, load_state, load_weights, run_steps, save_state
+from models.manifest import Manifest
+from models.sampler import Row, advance
+from training.batches import LOG_FLOOR, Batch, Batches
+from training.data import Clips, ClipSet, crop
+from training.loop import Run, autocast, load_state, load_weights
 from training.recipe import DenoiserRecipe, Recipe
 
-LOG_FLOOR = math.log(1e-5)  # the mel of digital silence
+DEV_FRAMES = 400  # 4 s
 
 
 def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
@@ -52,103 +60,92 @@ def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
     return condition_encoder, denoiser
 
 
-def flow_loss(
-    denoiser: Denoiser, data: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, conditions: ConditionTokens
-) -> torch.Tensor:
-    """Return the mean squared error of the velocity at times t (B,) for tokens `data` and `noise` (B, L, C)."""
-    x_t = torch.lerp(noise, data, t[:, None, None])
-    return F.mse_loss(denoiser(x_t, t, conditions).float(), data - noise)
+class FlowMatching(nn.Module):
+    """Both parts under one roof, so that one call is one forward pass of everything that is trained."""
+
+    def __init__(self, condition_encoder: ConditionEncoder, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.condition_encoder, self.denoiser = condition_encoder, denoiser
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the mean squared error of the velocity, averaged over rows, tokens and values."""
+        image, text = (self.condition_encoder.centre(batch.embeds, kind) for kind in KINDS)
+        centred = torch.where(batch.is_text[..., None], text, image)
+        noised = F.normalize(centred + batch.sigma[..., None] * batch.condition_noise, dim=-1)
+        conditions = self.condition_encoder(noised, torch.ones_like(batch.sigma), batch.sigma, batch.mask)
+        data = self.denoiser.to_tokens(batch.mel)
+        noise = batch.noise.view_as(data)
+        x_t = torch.lerp(noise, data, batch.t[:, None, None])
+        return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), data - noise)
 
 
-class Batches:
-    """Draws training batches; batch n depends on (seed, n) alone, so that a resumed run sees the same ones."""
-
-    def __init__(self, clips: Clips, recipe: Recipe) -> None:
-        self.clips, self.recipe = clips, recipe
-
-    def draw(
-        self, n: int, condition_encoder: ConditionEncoder, denoiser: Denoiser
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ConditionTokens]:
-        """Return data (B, L, C), noise, t (B,) and conditions: one or two frames of the clip, noised, dropped with `cond_dropout_prob`."""
-        d = self.recipe.denoiser
-        g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
-        epoch, offset = divmod(n * d.batch_size, len(self.clips))
-        order = torch.cat(
-            [
-                torch.randperm(
-                    len(self.clips), generator=torch.Generator().manual_seed(self.recipe.seed + epoch + e)
-                )
-                for e in (0, 1)
-            ]
-        )
-        repeated = order.repeat(1 + d.batch_size // len(order))[offset : offset + d.batch_size]
-        chosen = [int(i) % len(self.clips) for i in repeated]
-        per_token = denoiser.config.frames_per_token
-        frames = per_token * int(
-            torch.randint(d.min_frames // per_token, d.max_frames // per_token + 1, (), generator=g)
-        )
-        mels = []
-        for mel in map(self.clips.mel, chosen):
-            start = random_start(len(mel), frames, g)
-            mels.append(crop(mel - LOG_FLOOR, frames, start) + LOG_FLOOR)  # silence after a clip's end
-        data = denoiser.to_tokens(torch.stack(mels))
-
-        all_embeds = [self.clips.embeds(i) for i in chosen]
-        frame = torch.stack([torch.randint(len(e), (2,), generator=g) for e in all_embeds])  # (B, 2)
-        embeds = torch.stack([e[k] for e, k in zip(all_embeds, frame, strict=True)])
-        centred = condition_encoder.centre(embeds.flatten(0, 1), "image").view_as(embeds)
-        sigma = d.max_sigma * torch.rand(len(chosen), 2, generator=g)
-        sigma[torch.rand(sigma.shape, generator=g) < 0.25] = 0.0
-        noised = (
-            centred + sigma[..., None] * torch.randn(centred.shape, generator=g) / centred.shape[-1] ** 0.5
-        )
-        kept = torch.rand(len(chosen), generator=g) >= d.cond_dropout_prob
-        two = torch.rand(len(chosen), generator=g) < 0.2
-        conditions = condition_encoder(
-            F.normalize(noised, dim=-1), torch.ones_like(sigma), sigma, torch.stack([kept, kept & two], dim=1)
-        )
-        t = torch.sigmoid(torch.randn(len(chosen), generator=g))
-        return data, torch.randn(data.shape, generator=g), t, conditions
-
-
-def dev_loss(clips: Clips, condition_encoder: ConditionEncoder, denoiser: Denoiser) -> float:
-    """Return the flow loss on held-out clips at a fixed grid of (t, noise): 4 s, middle frame, t in {1/8 … 7/8}."""
+def dev_batches(clips: Clips, recipe: Recipe) -> list[Batch]:
+    """Return held-out clips at a fixed grid of (t, noise): 4 s, middle frame or first caption, t in {1/8 … 7/8}."""
     g = torch.Generator().manual_seed(0)
-    frames = 400
-    losses = []
-    with (
-        torch.no_grad()
-    ):  # not inference mode: the network caches its rotary table, which training then needs
-        for i in range(0, len(clips), 32):
-            part = range(i, min(i + 32, len(clips)))
-            mels = [crop(clips.mel(k) - LOG_FLOOR, frames, 0) + LOG_FLOOR for k in part]
-            data = denoiser.to_tokens(torch.stack(mels))
-            embeds = condition_encoder.centre(
-                torch.stack([clips.embeds(k)[len(clips.embeds(k)) // 2] for k in part]), "image"
-            )[:, None]
-            ones = torch.ones(len(part), 1)
-            conditions = condition_encoder(embeds, ones, ones * 0, ones.bool())
-            noise = torch.randn(
-                len(part), frames, data.shape[-1] // denoiser.config.frames_per_token, generator=g
-            ).view_as(data)
-            losses += [
-                flow_loss(denoiser, data, noise, torch.full((len(part),), k / 8), conditions) * len(part)
-                for k in range(1, 8)
-            ]
-    return float(torch.stack(losses).sum()) / (7 * len(clips))
+    text = recipe.denoiser.condition == "text"
+    batches = []
+    for i in range(0, len(clips), 32):
+        part = range(i, min(i + 32, len(clips)))
+        mel = torch.stack([crop(clips.mel(k) - LOG_FLOOR, DEV_FRAMES, 0) + LOG_FLOOR for k in part])
+        every = [clips.captions(k) if text else clips.embeds(k) for k in part]
+        embeds = torch.stack([e[0 if text else len(e) // 2] for e in every])[:, None]
+        noise = torch.randn(mel.shape, generator=g)
+        ones = torch.ones(len(part), 1)
+        batches += [
+            Batch(
+                mel=mel,
+                noise=noise,
+                t=torch.full((len(part),), k / 8),
+                embeds=embeds,
+                is_text=ones.bool() if text else ~ones.bool(),
+                condition_noise=torch.zeros_like(embeds),
+                sigma=0 * ones,
+                mask=ones.bool(),
+            )
+            for k in range(1, 8)
+        ]
+    return batches
 
 
-def build_optimizers(
-    recipe: Recipe, condition_encoder: ConditionEncoder, denoiser: Denoiser
-) -> list[torch.optim.Optimizer]:
+@torch.no_grad()  # not inference mode: the network caches its rotary table, which training then needs
+def dev_loss(model: FlowMatching, batches: list[Batch], device: torch.device) -> float:
+    """Return the flow loss over `dev_batches`, each row counted once."""
+    losses = [model(batch.to(device)).item() * len(batch.t) for batch in batches]
+    return sum(losses) / sum(len(batch.t) for batch in batches)
+
+
+@torch.no_grad()
+def spectrograms(model: FlowMatching, batch: Batch, device: torch.device, rows: int = 4) -> torch.Tensor:
+    """Return a grey picture (H, W) in [0, 1]: the log-mels of the first dev clips above those generated from their conditions."""
+    batch, rows = batch.to(device), min(rows, len(batch.mel))
+    ones = torch.ones(1, 1, device=device)
+    unconditional = model.condition_encoder.encode([[]])
+    noise = batch.noise[:rows].reshape(rows, -1, model.denoiser.token_dim)
+    centred = model.condition_encoder.centre(
+        batch.embeds[:rows, 0], "text" if batch.is_text[0, 0] else "image"
+    )
+    conditions = [model.condition_encoder(c[None, None], ones, 0 * ones, ones.bool()) for c in centred]
+    m = Manifest
+    states = [
+        Row(x, c, unconditional, m.num_inference_steps, m.guidance_scale, m.guidance_interval)
+        for x, c in zip(noise, conditions, strict=True)
+    ]
+    while not states[0].done:
+        advance(states, model.denoiser)
+    made = model.denoiser.to_mel(torch.stack([row.latents for row in states]))
+    both = torch.cat([batch.mel[:rows], made]).float().cpu().nan_to_num()  # (2 rows, F, M)
+    levels = ((both - LOG_FLOOR) / -LOG_FLOOR).clamp(0, 1)
+    return torch.cat([torch.cat(list(levels[k : k + rows])) for k in (0, rows)], dim=1).T.flip(0)
+
+
+def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:
     """Return the optimizers that between them update every parameter once."""
     d = recipe.denoiser
-    parameters = [*condition_encoder.parameters(), *denoiser.parameters()]
-    matrices: list[torch.nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
     if d.optimizer == "muon":
-        matrices = [p for p in denoiser.transformer.blocks.parameters() if p.ndim == 2]
+        matrices = [p for p in model.denoiser.transformer.blocks.parameters() if p.ndim == 2]
     taken = {id(p) for p in matrices}
-    rest = [p for p in parameters if id(p) not in taken]
+    rest = [p for p in model.parameters() if id(p) not in taken]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay)
     ]
@@ -162,84 +159,139 @@ def build_optimizers(
 
 
 def learning_rate(d: DenoiserRecipe, n: int) -> float:
-    """Return the learning rate of step n: warm-up, constant, linear decay over the last `decay_share` of the steps."""
+    """Return the learning rate of step n: warm-up, constant, cosine decay over the last `decay_share` of the steps."""
     decay_steps = max(1.0, d.decay_share * d.steps)
-    return d.learning_rate * min(1.0, (n + 1) / d.warmup_steps, (d.steps - n) / decay_steps)
+    decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (d.steps - n) / decay_steps))
+    return d.learning_rate * min(1.0, (n + 1) / d.warmup_steps) * decay
 
 
 def train_denoiser(
-    recipe: Recipe, clips: ClipSet, init: tuple[ConditionEncoder, Denoiser] | None = None
+    recipe: Recipe,
+    clips: ClipSet,
+    accelerator: Accelerator,
+    init: tuple[ConditionEncoder, Denoiser] | None = None,
 ) -> tuple[ConditionEncoder, Denoiser]:
-    """Train or resume; return the parts with averaged weights (EMA).
+    """Train or resume; return the parts with averaged weights (EMA), those of the lowest dev loss.
 
     Args:
         init: trained parts to start from where there is no state to resume. Statistics of the clips (means, bank) are the new clips'
             where they are of the condition encoder; those of the mel stay as the denoiser knows them.
 
     Raises:
-        ValueError: `init` is of another shape than the recipe's.
+        ValueError: `init` is of another shape than the recipe's, or the clips lack the captions that it needs.
     """
     torch.manual_seed(recipe.seed)
     d = recipe.denoiser
     folder = Path(recipe.run) / "denoiser"
-    condition_encoder, denoiser = build_denoiser(recipe, clips)
+    model = FlowMatching(*build_denoiser(recipe, clips))
     if init is not None:
-        load_weights("condition_encoder", condition_encoder.sigma_projection, init[0].sigma_projection)
-        load_weights("denoiser", denoiser, init[1])
-    both = torch.nn.ModuleList([condition_encoder, denoiser])
-    optimizers = build_optimizers(recipe, condition_encoder, denoiser)
-    ema = EMAModel(both.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75)
-    batches = Batches(clips.train, recipe)
-    first = 0
+        load_weights(
+            "condition_encoder",
+            model.condition_encoder.sigma_projection,
+            init[0].sigma_projection.state_dict(),
+        )
+        load_weights("denoiser", model.denoiser, init[1].state_dict())
+    model.to(accelerator.device)
+    optimizers = build_optimizers(recipe, model)
+    ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75)
+    first, best = 0, math.inf
     state = load_state(folder / "state.pt")
     if state is not None:
-        both.load_state_dict(state["weights"])
+        load_weights("denoiser", model, state["weights"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"])
-        first = state["step"]
-    bf16 = cpu_computes_bf16()
+        first, best = state["step"], state["best"]
+    ema.to(accelerator.device)
+    if first < d.steps:
+        _fit(recipe, clips, model, optimizers, ema, accelerator, first, best)
+    averaged = load_state(folder / "best.pt")
+    if averaged is None:
+        ema.copy_to(model.parameters())
+    else:
+        model.load_state_dict(averaged["weights"])
+    model.cpu().eval()
+    return model.condition_encoder, model.denoiser
+
+
+def _fit(
+    recipe: Recipe,
+    clips: ClipSet,
+    model: FlowMatching,
+    optimizers: list[torch.optim.Optimizer],
+    ema: EMAModel,
+    accelerator: Accelerator,
+    first: int,
+    best: float,
+) -> None:
+    """Take the steps from `first` on, in place."""
+    d, accumulate = recipe.denoiser, recipe.denoiser.gradient_accumulation_steps
+    folder = Path(recipe.run) / "denoiser"
+    if d.compile:
+        model.denoiser.transformer.compile(dynamic=True)
+    wrapped = accelerator.prepare_model(model)
+    batches = Batches(
+        clips.train, recipe, rank=accelerator.process_index, world_size=accelerator.num_processes
+    )
+    held_out = dev_batches(clips.dev, recipe) if accelerator.is_main_process else []
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first * accumulate, d.steps * accumulate),
+        num_workers=recipe.workers,
+        prefetch_factor=4 if recipe.workers else None,
+    )
+    arriving = iter(loader)
+    stale = 0
 
     def step(n: int) -> float:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(d, n)
-        both.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = flow_loss(denoiser, *batches.draw(n, condition_encoder, denoiser))
-        both.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        model.train()
+        total = torch.zeros((), device=accelerator.device)
+        for micro in range(accumulate):
+            batch = next(arriving).to(accelerator.device)
+            with (
+                accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext(),
+                autocast(recipe, accelerator.device),
+            ):
+                loss = wrapped(batch) / accumulate
+            accelerator.backward(loss)
+            total += loss.detach()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        ema.step(both.parameters())
-        return loss.item()
+        model.zero_grad(set_to_none=True)
+        ema.step(model.parameters())
+        return float(total)
 
-    def save(n: int) -> None:
-        state = {
+    def evaluate(n: int) -> bool:
+        """Measure the averaged weights on dev clips, keep them if they are the best; return whether to go on."""
+        nonlocal best, stale
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        model.eval()
+        loss = dev_loss(model, held_out, accelerator.device)
+        run.log("dev", n, loss)
+        run.show(n, spectrograms(model, held_out[0], accelerator.device))
+        stale = 0 if loss < best else stale + 1
+        if loss < best:
+            best = loss
+            run.save({"step": n, "dev": loss, "weights": model.state_dict()}, "best.pt")
+        ema.restore(model.parameters())
+        return d.patience is None or stale < d.patience
+
+    def state(n: int) -> dict[str, object]:
+        return {
             "step": n,
-            "weights": both.state_dict(),
+            "best": best,
+            "weights": model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "ema": ema.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        save_state(state, folder / "state.pt")
-        ema.store(both.parameters())
-        ema.copy_to(both.parameters())
-        both.eval()
-        with (folder / "dev.tsv").open("a") as log:
-            log.write(f"{n}\t{dev_loss(clips.dev, condition_encoder, denoiser):.5f}\n")
-        ema.restore(both.parameters())
 
-    run_steps(
-        "denoiser",
-        first=first,
-        last=d.steps,
-        step=step,
-        save=save,
-        save_every_s=recipe.save_every_s,
-        log_path=folder / "loss.tsv",
-    )
-    ema.copy_to(both.parameters())
-    return condition_encoder.eval(), denoiser.eval()
+    run = Run("denoiser", folder, recipe, accelerator)
+    run.steps(first, d.steps, step, state=state, evaluate=evaluate, evaluate_every=d.evaluate_every)

@@ -6,18 +6,17 @@ import torch
 from models.condition_encoder import ConditionEncoder
 from models.denoiser import Denoiser
 from training.recipe import load_recipe
-from training.train_denoiser import build_optimizers, learning_rate
+from training.train_denoiser import FlowMatching, build_optimizers, learning_rate
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_parameter_is_updated_by_one_optimizer(optimizer):
-    condition_encoder = ConditionEncoder(embed_dim=8)
-    denoiser = Denoiser(dim=32, depth=1, heads=2, condition_dim=8)
-    parameters = [*condition_encoder.parameters(), *denoiser.parameters()]
+    model = FlowMatching(ConditionEncoder(embed_dim=8), Denoiser(dim=32, depth=1, heads=2, condition_dim=8))
+    parameters = list(model.parameters())
     recipe = load_recipe(DEMO, [f"denoiser.optimizer={optimizer}"])
-    optimizers = build_optimizers(recipe, condition_encoder, denoiser)
+    optimizers = build_optimizers(recipe, model)
     held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert len(held) == len(parameters)
     assert {id(p) for p in held} == {id(p) for p in parameters}
@@ -34,4 +33,4 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
         DEMO, ["denoiser.steps=1000", "denoiser.warmup_steps=100", "denoiser.decay_share=0.2"]
     ).denoiser
     rates = [learning_rate(d, n) / d.learning_rate for n in (0, 99, 500, 800, 900, 999)]
-    assert rates == pytest.approx([0.01, 1.0, 1.0, 1.0, 0.5, 0.005])
+    assert rates == pytest.approx([0.01, 1.0, 1.0, 1.0, 0.5, 0.0], abs=1e-4)

@@ -1,20 +1,28 @@
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from models import ClipSynthPipeline
 from models.encoders import PackagedEncoder
+from training.batches import Batches
 from training.data import load_clips
+from training.generated import GeneratedClips
 from training.loop import load_state
 from training.prepare import prepare
 from training.recipe import load_recipe
 from training.train import train
 
-DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "recipes" / "demo.yaml"
 TINY = [
     "vocoder.batch_size=2",
     "vocoder.upsample_initial_channel=32",
+    "vocoder.segment_frames=20",
     "denoiser.batch_size=2",
     "denoiser.dim=32",
     "denoiser.depth=1",
@@ -36,9 +44,17 @@ def prepared(videos, encoder, tmp_path_factory):
     return out
 
 
-def recipe(prepared, run, steps):
+def recipe(prepared, run, steps, *overrides):
     return load_recipe(
-        DEMO, [f"clips={prepared}", f"run={run}", f"vocoder.steps={steps}", f"denoiser.steps={steps}", *TINY]
+        DEMO,
+        [
+            f"clips={prepared}",
+            f"run={run}",
+            f"vocoder.steps={steps}",
+            f"denoiser.steps={steps}",
+            *TINY,
+            *overrides,
+        ],
     )
 
 
@@ -49,13 +65,25 @@ def test_train_makes_a_bundle_that_sounds(prepared, tmp_path):
     assert torch.from_numpy(sound).isfinite().all()
 
 
+def flat(tensors, prefix=""):
+    """Nested dicts of tensors as one."""
+    return {
+        name: tensor
+        for key, value in tensors.items()
+        for name, tensor in (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        ).items()
+    }
+
+
 def test_resumed_training_equals_training_that_was_not_stopped(prepared, tmp_path):
-    train(recipe(prepared, tmp_path / "whole", 4))
-    train(recipe(prepared, tmp_path / "halves", 2))
-    train(recipe(prepared, tmp_path / "halves", 4))
+    adversarial = ("vocoder.adversarial_from=1", "vocoder.half_life_steps=1000000")
+    train(recipe(prepared, tmp_path / "whole", 4, *adversarial))
+    train(recipe(prepared, tmp_path / "halves", 2, *adversarial))
+    train(recipe(prepared, tmp_path / "halves", 4, *adversarial))
     for stage in ("vocoder", "denoiser"):
         whole, halves = (
-            load_state(tmp_path / run / stage / "state.pt")["weights"] for run in ("whole", "halves")
+            flat(load_state(tmp_path / run / stage / "state.pt")["weights"]) for run in ("whole", "halves")
         )
         assert all(torch.equal(whole[name], halves[name]) for name in whole)
 
@@ -74,13 +102,7 @@ def test_a_run_starts_from_the_weights_of_a_bundle(prepared, tmp_path):
     first, second = (ClipSynthPipeline.from_pretrained(f) for f in (folder, again))
     ours, theirs = first.vocoder.conv_pre.weight, second.vocoder.conv_pre.weight
     assert 0 < (ours - theirs).abs().max() < 0.01  # one step of training away, not a new draw
-    wider = recipe(prepared, tmp_path / "third", 1).model_copy(
-        update={
-            "vocoder": recipe(prepared, tmp_path, 1).vocoder.model_copy(
-                update={"upsample_initial_channel": 64}
-            )
-        }
-    )
+    wider = recipe(prepared, tmp_path / "third", 1, "vocoder.upsample_initial_channel=64")
     with pytest.raises(ValueError, match="vocoder"):
         train(wider, init=folder)
 
@@ -94,5 +116,131 @@ def test_export_takes_what_there_is_and_refuses_what_is_not(prepared, tmp_path):
         train(nothing, stage="export")
     train(nothing, stage="denoiser")
     states = [(tmp_path / stage / "state.pt").read_bytes() for stage in ("vocoder", "denoiser")]
+    assert load_state(tmp_path / "denoiser" / "state.pt")["step"] == 2
     assert (train(nothing, stage="export") / "clipsynth.json").is_file()
     assert states == [(tmp_path / stage / "state.pt").read_bytes() for stage in ("vocoder", "denoiser")]
+
+
+def test_a_run_keeps_its_recipe_environment_and_logs(prepared, tmp_path):
+    made = recipe(prepared, tmp_path, 2)
+    train(made, stage="denoiser")
+    folder = tmp_path / "denoiser"
+    assert load_recipe(folder / "recipe.yaml") == made
+    assert json.loads((folder / "environment.json").read_text())["packages"].keys() >= {"torch", "diffusers"}
+    assert len((folder / "dev.tsv").read_text().splitlines()) == 1
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_the_best_weights_on_dev_are_the_ones_exported_and_training_stops_without_better(prepared, tmp_path):
+    made = recipe(
+        prepared,
+        tmp_path,
+        50,
+        "denoiser.evaluate_every=1",
+        "denoiser.patience=2",
+        "denoiser.learning_rate=1000.0",  # diverges at once, so the first evaluation is the best
+        "denoiser.warmup_steps=1",
+    )
+    train(made, stage="denoiser")
+    figures = [line.split("\t") for line in (tmp_path / "denoiser" / "dev.tsv").read_text().splitlines()]
+    losses = [float(loss) for _, loss, _ in figures]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 50
+    assert load_state(tmp_path / "denoiser" / "best.pt")["step"] == best + 1
+
+
+def test_gradient_accumulation_changes_no_sample_and_nearly_no_weight(prepared, tmp_path):
+    steps = [
+        recipe(
+            prepared,
+            tmp_path / str(k),
+            3,
+            "denoiser.batch_size=4",
+            f"denoiser.gradient_accumulation_steps={k}",
+            "denoiser.min_frames=160",
+            "bf16=false",
+        )
+        for k in (1, 2)
+    ]
+    clips = load_clips(prepared)
+    assert Batches(clips.train, steps[0]).places(0) == [
+        i for n in (0, 1) for i in Batches(clips.train, steps[1]).places(n)
+    ]
+    for made in steps:
+        train(made, stage="denoiser")
+
+
+def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_processes(prepared, tmp_path):
+    made = recipe(prepared, tmp_path, 1, "denoiser.batch_size=2")
+    clips = load_clips(prepared).train
+    whole = Batches(clips, made)
+    for epoch in range(3):
+        seen = [i for n in range(len(clips) * 2) for i in whole.places(n)][epoch * len(clips) :][: len(clips)]
+        assert sorted(seen) == list(range(len(clips)))
+    parts = [Batches(clips, made, rank=rank, world_size=2)[5] for rank in (0, 1)]
+    for field in ("mel", "noise", "t", "embeds", "condition_noise", "sigma", "mask"):
+        assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole[5], field))
+
+
+@pytest.mark.parametrize("condition", ["text", "hybrid"])
+def test_captions_are_what_the_text_and_hybrid_variants_train_on(
+    videos, encoder, prepared, tmp_path, condition
+):
+    (tmp_path / "captions.csv").write_text(
+        "file,caption\n" + "".join(f"{n}.mp4,tone number {n}\n" for n in range(4))
+    )
+    list(prepare(videos, tmp_path / "clips", encoder, captions=tmp_path / "captions.csv"))
+    made = recipe(tmp_path / "clips", tmp_path / "run", 1, f"denoiser.condition={condition}")
+    is_text = torch.cat([Batches(load_clips(tmp_path / "clips").train, made)[n].is_text for n in range(20)])
+    assert is_text.float().mean() == pytest.approx(1.0 if condition == "text" else 0.5, abs=0.2)
+    train(made, stage="denoiser")
+    with pytest.raises(ValueError, match=r"captions.*\.mp4"):
+        train(recipe(prepared, tmp_path / "other", 1, f"denoiser.condition={condition}"), stage="denoiser")
+
+
+def test_the_vocoders_last_part_is_on_mels_of_the_denoiser(prepared, tmp_path):
+    made = recipe(prepared, tmp_path, 1, "vocoder.finetune_steps=2", "vocoder.finetune_clips=3")
+    with pytest.raises(ValueError, match="no trained"):
+        train(made, stage="finetune")
+    train(made)
+    assert load_state(tmp_path / "vocoder" / "state.pt")["step"] == 3
+    clips = load_clips(prepared)
+    pipe = ClipSynthPipeline.from_pretrained(tmp_path / "bundle")
+    generated = GeneratedClips(clips.train, pipe.condition_encoder, pipe.denoiser.float(), limit=3)
+    assert len(generated) == 3
+    assert generated.mel(0).shape[0] == len(clips.train.mel(0)) // 8 * 8
+    assert torch.equal(generated.waveform(0), clips.train.waveform(0))
+
+
+def test_a_state_of_another_shape_or_half_a_state_is_refused(prepared, tmp_path):
+    train(recipe(prepared, tmp_path, 1), stage="denoiser")
+    with pytest.raises(ValueError, match=r"denoiser: .* another shape"):
+        train(recipe(prepared, tmp_path, 2, "denoiser.dim=64"), stage="denoiser")
+    state = tmp_path / "denoiser" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state\.pt cannot be read"):
+        train(recipe(prepared, tmp_path, 2), stage="denoiser")
+
+
+def test_two_processes_train_as_one(prepared, tmp_path):
+    """Same samples, same loss curve and weights up to rounding, with half of the batch in each of two processes."""
+    overrides = ("denoiser.batch_size=4", "bf16=false", "threads=1", "denoiser.warmup_steps=1")
+    made = recipe(prepared, tmp_path / "one", 4, *overrides)
+    train(made, stage="denoiser")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(made.model_copy(update={"run": str(tmp_path / "two")}).model_dump()))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "clipsynth.cli",
+    ]
+    subprocess.run([*command, "train", str(path), "--stage", "denoiser"], check=True, cwd=ROOT, timeout=300)
+    one, two = (load_state(tmp_path / name / "denoiser" / "state.pt") for name in ("one", "two"))
+    assert one["step"] == two["step"] == 4
+    for name in one["weights"]:
+        torch.testing.assert_close(one["weights"][name], two["weights"][name], atol=2e-4, rtol=0)
+    assert one["best"] == pytest.approx(two["best"], rel=1e-3)
