@@ -38,7 +38,7 @@ def serve(
     """Start API, worker and (unless CLIPSYNTH_REDIS_URL is set) Redis; Ctrl+C stops all."""
     from clipsynth.supervisor import serve as run
 
-    raise SystemExit(run(_settings(host=host, port=port, bundle=model, device=device)))
+    raise SystemExit(run(_settings(host=host, port=port, model=model, device=device)))
 
 
 @app.command()
@@ -81,7 +81,7 @@ def generate(
 
     from worker.predict import Predictor
 
-    settings = _settings(bundle=model, device=device)
+    settings = _settings(model=model, device=device)
     try:
         picture = Image.open(image).convert("RGB") if image else None
     except (UnidentifiedImageError, OSError) as error:
@@ -188,7 +188,7 @@ def evaluate(
     from evaluation.report import evaluate as run
 
     table = run(
-        _settings(bundle=model).bundle,
+        _settings(model=model).model,
         clips=clips,
         labels=labels or clips / "manifest.csv",
         queries=queries,

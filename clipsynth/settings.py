@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     data_dir: Path = Field(default_factory=default_data_dir)
     storage_url: str | None = None
-    bundle: Path = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
+    model: Path = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
     host: str = "127.0.0.1"
     port: int = 8000
     device: str = "auto"

@@ -63,7 +63,7 @@ def serve(settings: Settings) -> int:
         environment = {
             "CLIPSYNTH_REDIS_URL": settings.redis_url or (redis.url if redis else ""),
             "CLIPSYNTH_DATA_DIR": str(settings.data_dir),
-            "CLIPSYNTH_BUNDLE": str(settings.bundle),
+            "CLIPSYNTH_MODEL": str(settings.model),
             "CLIPSYNTH_HOST": settings.host,
             "CLIPSYNTH_PORT": str(settings.port),
             "CLIPSYNTH_DEVICE": settings.device,

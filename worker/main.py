@@ -33,7 +33,7 @@ def main(settings: Settings) -> None:
         raise ServeError("a worker needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     started = time.perf_counter()
     state = State(connect(settings.redis_url), result_ttl_s=settings.result_ttl_s)
-    state.announce_starting(settings.bundle.name)
+    state.announce_starting(settings.model.name)
 
     from worker.predict import Predictor  # torch loads here, after the announcement
     from worker.rq_worker import GenerationJob, LeaseWorker
@@ -54,7 +54,7 @@ def main(settings: Settings) -> None:
     GenerationJob.run = staticmethod(handler.run)
     GenerationJob.abandoned = staticmethod(handler.abandoned)
     state.announce(info)
-    state.redis.delete(f"clipsynth:starting:{settings.bundle.name}")
+    state.redis.delete(f"clipsynth:starting:{settings.model.name}")
     threading.Thread(target=_keep_announcing, args=(state, info), daemon=True).start()
     logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
     queue = get_queue(info.name, connect(settings.redis_url))

@@ -51,7 +51,7 @@ class Predictor:
         """
         device, dtype, reason = choose_device(settings.device)
         logger.info("device %s, %s: %s", device, dtype, reason)
-        pipeline = ClipSynthPipeline.from_pretrained(Path(settings.bundle), dtype=dtype)
+        pipeline = ClipSynthPipeline.from_pretrained(Path(settings.model), dtype=dtype)
         return cls(pipeline.to(device))
 
     @property
