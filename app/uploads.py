@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,34 +35,43 @@ class BodyLimit:
 
 
 def normalise_image(data: bytes, settings: Settings) -> bytes:
-    """Return the picture as an RGB PNG of at most 512 px, upright, without metadata; the first frame only.
+    """Return the picture as an RGB PNG of at most 512 px: upright, transparency on white, no profile and no metadata.
 
     Raises:
         UnsupportedMedia, ImageTooLarge, ImageUndecodable: what the picture is or is not.
     """
     if len(data) > settings.max_image_bytes:
         raise ImageTooLarge(f"a picture may have {settings.max_image_bytes} bytes, this one has {len(data)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise UnsupportedMedia(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
-        except Image.DecompressionBombError:
-            raise ImageTooLarge(f"a picture may have {settings.max_image_pixels} pixels") from None
-        except (OSError, SyntaxError, ValueError):
-            raise ImageUndecodable("the picture cannot be decoded") from None
-        width, height = image.size
-        if width * height > settings.max_image_pixels:
-            raise ImageTooLarge(
-                f"a picture may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
-            )
-        try:
-            image.draft("RGB", (SIDE, SIDE))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, SyntaxError, ValueError):
-            raise ImageUndecodable("the picture cannot be decoded; is it cut off?") from None
-    upright.thumbnail((SIDE, SIDE))
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnsupportedMedia(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageTooLarge(f"a picture may have {settings.max_image_pixels} pixels") from None
+    except Exception:  # on hostile bytes Pillow raises almost anything
+        raise ImageUndecodable("the picture cannot be decoded") from None
+    width, height = image.size
+    if width * height > settings.max_image_pixels:
+        raise ImageTooLarge(
+            f"a picture may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
+        )
+    if getattr(image, "is_animated", False):
+        raise UnsupportedMedia("the picture is animated; send a single frame")
+    try:
+        image.draft("RGB", (SIDE, SIDE))
+        return _reencode(ImageOps.exif_transpose(image))
+    except Exception:
+        raise ImageUndecodable("the picture cannot be decoded; is it cut off?") from None
+
+
+def _reencode(image: Image.Image) -> bytes:
+    """Copy the pixels alone into a new, small picture."""
+    if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip to white
+        image = image.convert("I").point(lambda value: value / 256, "L")
+    image.thumbnail((SIDE, SIDE))
+    layers = image.convert("RGBA")
+    flat = Image.new("RGB", layers.size, "white")
+    flat.paste(layers, mask=layers.getchannel("A"))
     file = io.BytesIO()
-    upright.save(file, "PNG")
+    flat.save(file, "PNG")
     return file.getvalue()

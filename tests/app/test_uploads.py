@@ -1,0 +1,102 @@
+"""What comes in as a picture, and what is kept of it."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import pytest
+from PIL import Image, ImageCms
+
+from app.uploads import SIDE, normalise_image
+from clipsynth.errors import ClipSynthError, ImageTooLarge, ImageUndecodable, UnsupportedMedia
+from clipsynth.settings import Settings
+
+SETTINGS = Settings()
+
+
+def encoded(image, fmt, **options):
+    file = io.BytesIO()
+    image.save(file, fmt, **options)
+    return file.getvalue()
+
+
+def kept(data):
+    return Image.open(io.BytesIO(normalise_image(data, SETTINGS)))
+
+
+def noise(size=(300, 200), mode="RGB"):
+    return Image.effect_noise(size, 90).convert(mode)
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_profile_and_metadata_are_not_kept(fmt):
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = kept(encoded(noise(), fmt, exif=exif, icc_profile=profile))
+    picture.load()
+    assert (picture.format, picture.mode, picture.info) == ("PNG", "RGB", {})
+    assert not picture.getexif()
+
+
+def test_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    assert kept(encoded(noise((300, 200)), "JPEG", exif=exif)).size == (200, 300)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_becomes_white(mode):
+    image = Image.new("RGBA", (20, 20), (200, 0, 0, 0)).convert(mode)
+    options = {"transparency": image.getpixel((0, 0))} if mode == "P" else {}
+    assert kept(encoded(image, "PNG", **options)).getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_sixteen_bits_keep_their_greys():
+    assert kept(encoded(Image.new("I;16", (20, 20), 0x8000), "PNG")).getpixel((5, 5)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("size", [(2000, 1000), (1, 5000), (5000, 1)])
+def test_what_is_kept_is_small(size):
+    assert max(kept(encoded(noise(size), "PNG")).size) <= SIDE
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "WEBP"])
+def test_an_animation_is_refused(fmt):
+    frames = [noise(), noise()]
+    with pytest.raises(UnsupportedMedia, match="animated"):
+        normalise_image(encoded(frames[0], fmt, save_all=True, append_images=frames[1:]), SETTINGS)
+
+
+@pytest.mark.parametrize("fmt", ["GIF", "BMP", "TIFF", "ICO"])
+def test_other_formats_are_refused(fmt):
+    with pytest.raises(UnsupportedMedia):
+        normalise_image(encoded(noise((32, 32)), fmt), SETTINGS)
+
+
+def test_pixels_are_counted_before_they_are_decoded(monkeypatch):
+    data = encoded(Image.new("1", (6000, 6000)), "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(ImageTooLarge, match="6000 x 6000"):
+        normalise_image(data, SETTINGS)
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_a_truncated_picture_is_undecodable(fmt):
+    with pytest.raises(ImageUndecodable):
+        normalise_image(encoded(noise(), fmt)[:2000], SETTINGS)
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_mutated_bytes_end_in_a_picture_or_a_typed_error(fmt):
+    rng = random.Random(fmt)
+    original = encoded(noise((60, 40)), fmt)
+    for _ in range(300):
+        data = bytearray(original)
+        for _ in range(rng.randint(1, 20)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        try:
+            normalise_image(bytes(data), SETTINGS)
+        except ClipSynthError:
+            continue
