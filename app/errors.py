@@ -17,6 +17,7 @@ from clipsynth.errors import ClipSynthError
 logger = logging.getLogger(__name__)
 
 STATUS = {
+    "invalid_body": 400,
     "invalid_request": 422,
     "model_not_found": 422,
     "image_undecodable": 422,
@@ -29,7 +30,7 @@ STATUS = {
     "redis_unavailable": 503,
 }
 _CODES = {
-    400: "invalid_request",
+    400: "invalid_body",
     404: "not_found",
     405: "method_not_allowed",
     413: "payload_too_large",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import secrets
 from typing import Any
 
@@ -14,20 +15,21 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.deps import Services, ServicesDep
 from app.uploads import normalise_image
-from clipsynth.errors import InvalidRequest, NotFound, NotReady, UnsupportedMedia
+from clipsynth.errors import InvalidBody, InvalidRequest, NotFound, NotReady, UnsupportedMedia
 from clipsynth.queue import enqueue
 from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelInfo, Status
 from clipsynth.state import new_id
 from clipsynth.storage import audio_key, image_key
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
+LISTS = frozenset({"output_formats"})  # fields that a form repeats
 
 
 @router.post("", status_code=202, response_model=Generation)
 async def create(request: Request, response: Response, services: ServicesDep) -> Generation:
     """Accept a request as JSON, or as multipart with the same field names and the picture as the file `image`."""
-    body, picture = await _read(request)
-    generation = await run_in_threadpool(_create, services, body, picture)
+    wanted, picture = await _read(request)
+    generation = await run_in_threadpool(_create, services, wanted, picture)
     response.headers["Location"] = f"/v1/generations/{generation.id}"
     response.headers["Retry-After"] = "1"
     return generation
@@ -48,53 +50,72 @@ def audio(generation_id: str, n: int, request: Request, services: ServicesDep) -
     generation = services.state.get(generation_id)
     if generation.status is not Status.SUCCEEDED:
         raise NotReady(f"the generation is {generation.status}; there is no sound")
-    if not 0 <= n < len(generation.output):
-        raise NotFound(f"the generation has {len(generation.output)} outputs, none is {n}")
-    data = services.storage.get(audio_key(generation_id, n, generation.output[n].format))
+    output = next((o for o in generation.outputs if o.index == n), None)
+    if output is None:
+        raise NotFound(f"the generation has {generation.input.num_outputs} outputs, none is {n}")
+    data = services.storage.get(audio_key(generation_id, n, output.format))
     etag = f'"{hashlib.sha256(data).hexdigest()}"'
     headers = {
         "ETag": etag,
-        "Content-Disposition": f'inline; filename="{generation_id}-{n}.wav"',
+        "Content-Disposition": f'inline; filename="{generation_id}-{n}.{output.format}"',
         "Cache-Control": "private, immutable",
     }
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
-    return Response(data, media_type="audio/wav", headers=headers)
+    return Response(data, media_type=output.media_type, headers=headers)
 
 
-async def _read(request: Request) -> tuple[dict[str, Any], bytes | None]:
-    """Return the fields and the uploaded picture of a JSON or multipart body."""
+async def _read(request: Request) -> tuple[GenerationRequest, bytes | None]:
+    """Return the request and the uploaded picture of a JSON or multipart body."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
-        try:
-            body = await request.json()
-        except ValueError:
-            raise InvalidRequest("the body is not valid JSON") from None
-        if not isinstance(body, dict):
-            raise InvalidRequest("the body must be a JSON object")
-        return body, None
+        return GenerationRequest.model_validate(_parse_json(await request.body()), strict=True), None
     if content_type == "multipart/form-data":
         return await _read_form(await request.form(max_files=1, max_fields=32))
     raise UnsupportedMedia(f"send application/json or multipart/form-data, not {content_type or 'nothing'}")
 
 
-async def _read_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
+def _parse_json(data: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(data, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise InvalidBody(f"the body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise InvalidBody("the body must be a JSON object")
+    return body
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name occurs twice in an object")
+    return dict(pairs)
+
+
+async def _read_form(form: FormData) -> tuple[GenerationRequest, bytes | None]:
+    """Read fields as text. The picture is the only file, whatever its name; a field `image` may say `part:<name>`."""
     fields: dict[str, Any] = {}
-    picture = None
+    files: dict[str, bytes] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
-            if name != "image":
-                raise InvalidRequest(f"the file must be called image, not {name!r}")
-            picture = await value.read()
-            fields["image"] = "part:image"
+            files[name] = await value.read()
+        elif name in LISTS:
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise InvalidBody(f"/{name}: sent twice")
         else:
             fields[name] = value
-    return fields, picture
+    for name in files:
+        if fields.setdefault("image", f"part:{name}") != f"part:{name}":
+            raise InvalidRequest(f"/image: names another part than the file {name!r}")
+    return GenerationRequest.model_validate(fields), next(iter(files.values()), None)
 
 
-def _create(services: Services, body: dict[str, Any], picture: bytes | None) -> Generation:
-    """Validate, store the picture, and queue. What is acknowledged is on the queue."""
-    wanted = GenerationRequest.model_validate(body)
+def _create(services: Services, wanted: GenerationRequest, picture: bytes | None) -> Generation:
+    """Resolve, store the picture, and queue. What is acknowledged is on the queue."""
     model = services.state.model(wanted.model)
     if picture is None and wanted.image is not None:
         try:
@@ -126,7 +147,7 @@ def _resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> Jo
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
         duration_s=wanted.duration_s or model.duration_s,
         num_outputs=wanted.num_outputs,
-        output_format=wanted.output_format,
+        output_formats=wanted.output_formats,
     )
     if not model.min_duration_s <= payload.duration_s <= model.max_duration_s:
         raise InvalidRequest(

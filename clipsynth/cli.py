@@ -79,6 +79,7 @@ def generate(
     """Generate without any server."""
     from PIL import Image, UnidentifiedImageError
 
+    from clipsynth.schemas import output_seed
     from worker.predict import Predictor
 
     settings = _settings(model=model, device=device)
@@ -89,16 +90,18 @@ def generate(
     predictor = Predictor.setup(settings)
     manifest = predictor.pipeline.manifest
     started = time.perf_counter()
-    waves = predictor.predict(
-        prompt=prompt,
-        image=picture,
-        negative_prompt=negative_prompt,
-        seed=seed,
-        num_inference_steps=steps or manifest.num_inference_steps,
-        guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
-        duration_s=manifest.duration_s if duration is None else duration,
-        num_outputs=num_outputs,
-    )
+    waves = [
+        predictor.predict(
+            prompt=prompt,
+            image=picture,
+            negative_prompt=negative_prompt,
+            seed=output_seed(seed, n),
+            num_inference_steps=steps or manifest.num_inference_steps,
+            guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
+            duration_s=manifest.duration_s if duration is None else duration,
+        )
+        for n in range(num_outputs)
+    ]
     seconds = time.perf_counter() - started
     for n, wave in enumerate(waves):
         path = output if n == 0 else output.with_stem(f"{output.stem}-{n}")

@@ -9,6 +9,12 @@ class ClipSynthError(Exception):
     code = "internal_error"
 
 
+class InvalidBody(ClipSynthError):
+    """The body cannot be read at all, as against one whose values are refused."""
+
+    code = "invalid_body"
+
+
 class InvalidRequest(ClipSynthError):
     code = "invalid_request"
 

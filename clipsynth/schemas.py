@@ -7,7 +7,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+Format = Literal["wav"]
+MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav"}
 MODEL_NAME = r"^[a-z0-9-]{1,40}$"
+
+
+def output_seed(seed: int, n: int) -> int:
+    """Return the seed of output n of a request."""
+    return (seed + n) % 2**32
 
 
 class Status(StrEnum):
@@ -42,7 +49,7 @@ class GenerationRequest(BaseModel):
     duration_s: float | None = Field(default=None, ge=0.5, le=10, allow_inf_nan=False)
     num_outputs: int = Field(default=1, ge=1, le=8)
     model: str | None = Field(default=None, pattern=MODEL_NAME)
-    output_format: Literal["wav"] = "wav"
+    output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=1)
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -73,7 +80,7 @@ class JobPayload(BaseModel):
     guidance_scale: float
     duration_s: float
     num_outputs: int = Field(ge=1, le=8)
-    output_format: Literal["wav"]
+    output_formats: list[Format] = Field(min_length=1)
 
 
 class Problem(BaseModel):
@@ -84,16 +91,19 @@ class Problem(BaseModel):
 
 
 class Output(BaseModel):
-    """One sound of a generation."""
+    """One sound of a generation, in one format; the same request with `seed` and one output makes it again."""
 
-    audio_url: str
+    index: int
+    url: str
+    media_type: str
+    format: Format
     duration_s: float
     sample_rate: int
-    format: str
+    seed: int
 
 
 class Progress(BaseModel):
-    """Denoising steps done and in all."""
+    """Denoising steps done and in all, over all outputs."""
 
     step: int
     num_steps: int
@@ -111,7 +121,7 @@ class Generation(BaseModel):
     input: JobPayload
     seed: int
     progress: Progress | None = None
-    output: list[Output] = []
+    outputs: list[Output] = []
     error: Problem | None = None
     links: dict[str, str]
 

@@ -67,7 +67,10 @@ class State:
 
     def succeed(self, generation_id: str, outputs: list[Output]) -> bool:
         return self.change(
-            generation_id, Status.SUCCEEDED, finished_at=time.time(), output=[o.model_dump() for o in outputs]
+            generation_id,
+            Status.SUCCEEDED,
+            finished_at=time.time(),
+            outputs=[o.model_dump() for o in outputs],
         )
 
     def fail(self, generation_id: str, problem: Problem) -> bool:
@@ -107,7 +110,7 @@ class State:
             input=payload,
             seed=payload.seed,
             progress=Progress.model_validate_json(progress) if progress else None,
-            output=[Output.model_validate(o) for o in json.loads(fields.get("output", "[]"))],
+            outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
             error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
             links={"self": f"/v1/generations/{generation_id}"},
         )

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from clipsynth.errors import NotFound, ServeError
 from clipsynth.queue import connect, get_queue
-from clipsynth.schemas import JobPayload, Output, Problem, Progress, Status
+from clipsynth.schemas import MEDIA_TYPES, JobPayload, Output, Problem, Progress, Status, output_seed
 from clipsynth.settings import Settings
 from clipsynth.state import MODEL_TTL_S, State
 from clipsynth.storage import Storage, audio_key
@@ -48,7 +48,6 @@ def main(settings: Settings) -> None:
         num_inference_steps=1,
         guidance_scale=1.0,
         duration_s=info.min_duration_s,
-        num_outputs=1,
     )
     handler = Handler(predictor, state, Storage(settings.results_url))
     GenerationJob.run = staticmethod(handler.run)
@@ -112,31 +111,40 @@ class Handler:
             )
 
     def _generate(self, generation_id: str, payload: JobPayload) -> list[Output]:
+        """Make the outputs one by one: alone, a seed's sound is the same to the byte however many are asked for."""
         image = Image.open(io.BytesIO(self.storage.get(payload.image_key))) if payload.image_key else None
-        last = 0.0
-
-        def on_step(step: int, num_steps: int) -> None:
-            nonlocal last
-            if time.monotonic() - last > PROGRESS_INTERVAL_S:
-                last = time.monotonic()
-                self.state.set_progress(generation_id, Progress(step=step, num_steps=num_steps))
-
-        arguments = payload.model_dump(exclude={"v", "model", "image_key", "output_format"})
-        waves = self.predictor.predict(image=image, on_step=on_step, **arguments)
+        arguments = payload.model_dump(
+            include={"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "duration_s"}
+        )
         sample_rate = self.predictor.info.sample_rate
-        for n, wave in enumerate(waves):
-            self.storage.put(
-                audio_key(generation_id, n, payload.output_format), self.predictor.encode_response(wave)
-            )
-        return [
-            Output(
-                audio_url=f"/v1/generations/{generation_id}/audio/{n}",
-                duration_s=len(wave) / sample_rate,
-                sample_rate=sample_rate,
-                format=payload.output_format,
-            )
-            for n, wave in enumerate(waves)
-        ]
+        outputs = []
+        last = 0.0
+        for n in range(payload.num_outputs):
+
+            def on_step(step: int, num_steps: int, n: int = n) -> None:
+                nonlocal last
+                if time.monotonic() - last > PROGRESS_INTERVAL_S:
+                    last = time.monotonic()
+                    progress = Progress(step=n * num_steps + step, num_steps=payload.num_outputs * num_steps)
+                    self.state.set_progress(generation_id, progress)
+
+            seed = output_seed(payload.seed, n)
+            waveform = self.predictor.predict(image=image, seed=seed, on_step=on_step, **arguments)
+            for fmt in payload.output_formats:
+                key = audio_key(generation_id, n, fmt)
+                self.storage.put(key, self.predictor.encode_response(waveform))
+                outputs.append(
+                    Output(
+                        index=n,
+                        url=f"/v1/generations/{generation_id}/audio/{n}",
+                        media_type=MEDIA_TYPES[fmt],
+                        format=fmt,
+                        duration_s=len(waveform) / sample_rate,
+                        sample_rate=sample_rate,
+                        seed=seed,
+                    )
+                )
+        return outputs
 
     def abandoned(self, generation_id: str, retries_left: int) -> None:
         """RQ found the job without a living worker, or it ran into its time limit."""

@@ -69,10 +69,9 @@ class Predictor:
         num_inference_steps: int,
         guidance_scale: float,
         duration_s: float,
-        num_outputs: int,
         on_step: Callable[[int, int], None] | None = None,
-    ) -> list[np.ndarray]:
-        """Return `num_outputs` waveforms; output n uses seed + n (mod 2^32). Raises ValueError on what the bundle cannot do."""
+    ) -> np.ndarray:
+        """Return one waveform (T,). Raises ValueError on what the bundle cannot do."""
         return self.pipeline(
             prompt,
             image,
@@ -80,10 +79,9 @@ class Predictor:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             duration_s=duration_s,
-            num_waveforms_per_prompt=num_outputs,
-            generator=[torch.Generator("cpu").manual_seed((seed + n) % 2**32) for n in range(num_outputs)],
+            generator=torch.Generator("cpu").manual_seed(seed),
             callback_on_step_end=on_step,
-        ).audios
+        ).audios[0]
 
     def encode_response(self, waveform: np.ndarray) -> bytes:
         """Return a 16-bit mono WAV.

@@ -56,7 +56,7 @@ class Service:
     def wav(self, response, n=0):
         done = self.finish(response)
         assert done["status"] == "succeeded", done
-        return self.client.get(done["output"][n]["audio_url"]).content
+        return self.client.get(done["outputs"][n]["url"]).content
 
 
 @pytest.fixture
@@ -86,12 +86,34 @@ def test_picture_in_base64(service):
     assert service.wav(service.post({"image": base64.b64encode(picture("PNG")).decode(), **SHORT}))
 
 
-def test_same_seed_same_bytes_and_outputs_count_seeds_up(service):
+def test_same_seed_same_bytes(service):
     one, again, other = (service.wav(service.post({"prompt": "rain", "seed": s, **SHORT})) for s in (5, 5, 6))
     assert one == again
     assert one != other
-    both = service.post({"prompt": "rain", "seed": 5, "num_outputs": 2, **SHORT})
-    assert len(service.finish(both)["output"]) == 2
+
+
+def test_output_n_is_the_sound_of_seed_plus_n(service):
+    request = {"prompt": "rain", **SHORT}
+    done = service.finish(service.post({**request, "seed": 2**32 - 1, "num_outputs": 3}))
+    assert [(o["index"], o["seed"]) for o in done["outputs"]] == [(0, 2**32 - 1), (1, 0), (2, 1)]
+    for output in done["outputs"]:
+        alone = service.wav(service.post({**request, "seed": output["seed"]}))
+        assert service.client.get(output["url"]).content == alone
+
+
+def test_an_output_says_what_it_is(service):
+    done = service.finish(service.post({"prompt": "rain", "seed": 3, **SHORT}))
+    assert done["outputs"] == [
+        {
+            "index": 0,
+            "url": f"/v1/generations/{done['id']}/audio/0",
+            "media_type": "audio/wav",
+            "format": "wav",
+            "duration_s": 0.5,
+            "sample_rate": 16000,
+            "seed": 3,
+        }
+    ]
 
 
 def test_seed_is_drawn_and_returned(service):
@@ -113,7 +135,16 @@ def test_seed_is_drawn_and_returned(service):
         ({"prompt": "a", "negative_prompt": "b", "guidance_scale": 1}, 422, "invalid_request"),
         ({"prompt": "a", "model": "other"}, 422, "model_not_found"),
         ({"image": "%%%"}, 422, "invalid_request"),
-        ([], 422, "invalid_request"),
+        ({"prompt": 3}, 422, "invalid_request"),
+        ({"prompt": "a", "num_inference_steps": "12"}, 422, "invalid_request"),
+        ({"prompt": "a", "num_inference_steps": True}, 422, "invalid_request"),
+        ({"prompt": "a", "num_inference_steps": 2.0}, 422, "invalid_request"),
+        ({"prompt": "a", "guidance_scale": "4"}, 422, "invalid_request"),
+        ({"prompt": "a", "duration_s": True}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": ["mp3"]}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": []}, 422, "invalid_request"),
+        ({"prompt": "a", "output_format": "wav"}, 422, "invalid_request"),
+        ([], 400, "invalid_body"),
     ],
 )
 def test_bad_json_is_a_problem(service, body, status, code):
@@ -146,15 +177,61 @@ def test_a_picture_of_100_megapixels_is_refused_before_it_is_decoded(service):
     check_problem(service.post(files={"image": ("x.png", file.getvalue())}), 413, "image_too_large")
 
 
-def test_broken_json_and_unknown_media(service):
-    check_problem(
-        service.post(content=b'{"prompt"', headers={"content-type": "application/json"}),
-        422,
-        "invalid_request",
-    )
-    check_problem(
-        service.post(content=b"hello", headers={"content-type": "text/plain"}), 415, "unsupported_media"
-    )
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"prompt"',
+        b"\xff",
+        b'{"prompt": "a", "guidance_scale": NaN}',
+        b'{"prompt": "a", "guidance_scale": Infinity}',
+        b'{"prompt": "a", "prompt": "b"}',
+        b'{"prompt": ' + b"[" * 100_000,
+        b'{"prompt": "a", "seed": 1' + b"0" * 10_000 + b"}",
+    ],
+)
+def test_a_body_that_is_no_json_is_a_problem(service, content):
+    response = service.post(content=content, headers={"content-type": "application/json"})
+    check_problem(response, 400, "invalid_body")
+
+
+def test_half_a_surrogate_is_no_text(service):
+    response = service.post(content=b'{"prompt": "\\ud800"}', headers={"content-type": "application/json"})
+    check_problem(response, 422, "invalid_request")
+
+
+def test_unknown_media(service):
+    response = service.post(content=b"hello", headers={"content-type": "text/plain"})
+    check_problem(response, 415, "unsupported_media")
+
+
+def form(**fields):
+    """Fields of a multipart body without a file."""
+    return [(name, (None, str(value))) for name, value in fields.items()]
+
+
+def test_a_form_carries_text_and_numbers(service):
+    assert service.wav(service.post(files=form(prompt="rain", output_formats="wav", **SHORT)))
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "code"),
+    [
+        (form(prompt="a", num_inference_steps="many"), 422, "invalid_request"),
+        (form(prompt="a", guidance_scale="nan"), 422, "invalid_request"),
+        (form(prompt="a", colour="blue"), 422, "invalid_request"),
+        (form(prompt="a") * 2, 400, "invalid_body"),
+        ([("one", ("x", b"1")), ("two", ("x", b"2"))], 400, "invalid_body"),
+        ([("one", ("x", b"1")), *form(image="part:two")], 422, "invalid_request"),
+    ],
+)
+def test_a_bad_form_is_a_problem(service, files, status, code):
+    check_problem(service.post(files=files), status, code)
+
+
+def test_the_only_file_is_the_picture_whatever_its_name(service):
+    named = [("photo", ("x", picture("PNG"))), *form(image="part:photo", **SHORT)]
+    assert service.wav(service.post(files=named))
 
 
 def test_unknown_job_route_and_method(service):
