@@ -7,10 +7,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clipsynth.embedded_redis import EmbeddedRedis
 from models.tiny import build_tiny_pipeline
+
+torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for
 
 
 @pytest.fixture(scope="session")
