@@ -8,7 +8,6 @@ import secrets
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
@@ -25,6 +24,7 @@ STATUS = {
     "payload_too_large": 413,
     "image_too_large": 413,
     "not_found": 404,
+    "gone": 410,
     "not_ready": 409,
     "no_worker": 503,
     "redis_unavailable": 503,
@@ -53,7 +53,7 @@ def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | 
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-def validation_problem(error: ValidationError | RequestValidationError) -> JSONResponse:
+def validation_problem(error: RequestValidationError) -> JSONResponse:
     """Return a 422 that names each field."""
     errors = [
         {"pointer": "/" + "/".join(map(str, e["loc"])), "detail": str(e["msg"])} for e in error.errors()
@@ -68,10 +68,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ClipSynthError)
     async def _(_: Request, error: ClipSynthError) -> JSONResponse:
         return problem(STATUS[error.code], error.code, str(error))
-
-    @app.exception_handler(ValidationError)
-    async def _(_: Request, error: ValidationError) -> JSONResponse:
-        return validation_problem(error)
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:

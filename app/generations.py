@@ -11,6 +11,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from app.deps import Services, ServicesDep
@@ -69,10 +71,18 @@ async def _read(request: Request) -> tuple[GenerationRequest, bytes | None]:
     """Return the request and the uploaded picture of a JSON or multipart body."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
-        return GenerationRequest.model_validate(_parse_json(await request.body()), strict=True), None
+        return _validate(_parse_json(await request.body()), strict=True), None
     if content_type == "multipart/form-data":
-        return await _read_form(await request.form(max_files=1, max_fields=32))
+        async with request.form(max_files=1, max_fields=32) as form:
+            return await _read_form(form)
     raise UnsupportedMedia(f"send application/json or multipart/form-data, not {content_type or 'nothing'}")
+
+
+def _validate(fields: dict[str, Any], *, strict: bool) -> GenerationRequest:
+    try:
+        return GenerationRequest.model_validate(fields, strict=strict)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:
@@ -111,7 +121,7 @@ async def _read_form(form: FormData) -> tuple[GenerationRequest, bytes | None]:
     for name in files:
         if fields.setdefault("image", f"part:{name}") != f"part:{name}":
             raise InvalidRequest(f"/image: names another part than the file {name!r}")
-    return GenerationRequest.model_validate(fields), next(iter(files.values()), None)
+    return _validate(fields, strict=False), next(iter(files.values()), None)
 
 
 def _create(services: Services, wanted: GenerationRequest, picture: bytes | None) -> Generation:
@@ -125,13 +135,10 @@ def _create(services: Services, wanted: GenerationRequest, picture: bytes | None
     generation_id = new_id()
     payload = _resolve(wanted, model, image_key(generation_id) if picture is not None else None)
     if picture is not None:
-        services.storage.put(image_key(generation_id), normalise_image(picture, services.settings))
-    services.state.create(generation_id, payload)
-    try:
-        enqueue(services.redis, generation_id, payload, services.settings)
-    except Exception:
-        services.state.forget(generation_id)
-        raise
+        small = normalise_image(picture, services.settings)
+        services.state.reserve(generation_id)
+        services.storage.put(image_key(generation_id), small)
+    enqueue(services.redis, services.state, generation_id, payload, services.settings)
     return services.state.get(generation_id)
 
 

@@ -9,7 +9,7 @@ from app.deps import Services, ServicesDep
 from app.uploads import BodyLimit
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.queue import connect
-from clipsynth.schemas import ModelInfo
+from clipsynth.schemas import ServedModel
 from clipsynth.settings import Settings
 from clipsynth.state import State, redis_answers
 from clipsynth.storage import Storage
@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> FastAPI:
     )  # the default pages load scripts from elsewhere
     redis = connect(settings.redis_url)
     app.state.services = Services(
-        settings, redis, State(redis, result_ttl_s=settings.result_ttl_s), Storage(settings.results_url)
+        settings, redis, State.from_settings(redis, settings), Storage(settings.results_url)
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     errors.install(app)
@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         return Response('{"status":"ok"}', media_type="application/json")
 
     @app.get("/v1/models", tags=["models"])
-    def models(services: ServicesDep) -> list[ModelInfo]:
+    def models(services: ServicesDep) -> list[ServedModel]:
         """List what workers serve."""
         return services.state.models()
 

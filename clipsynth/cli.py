@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipsynth.errors import ClipSynthError
+from clipsynth.errors import ClipSynthError, ModelUnusable
 from clipsynth.settings import Settings
 
 app = typer.Typer(
@@ -58,6 +58,20 @@ def worker() -> None:
     from worker.main import main as run
 
     run(Settings())
+
+
+@app.command()
+def janitor() -> None:
+    """Remove expired generations and their files, for ever (needs CLIPSYNTH_REDIS_URL)."""
+    import signal
+    import threading
+
+    from clipsynth.janitor import run
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    run(Settings(), stop)
 
 
 @app.command()
@@ -214,6 +228,9 @@ def main() -> None:
             )
     try:
         app()
+    except ModelUnusable as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(os.EX_CONFIG) from None
     except (ClipSynthError, ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -27,6 +27,10 @@ class NotFound(ClipSynthError):
     code = "not_found"
 
 
+class Gone(ClipSynthError):
+    code = "gone"
+
+
 class NotReady(ClipSynthError):
     code = "not_ready"
 
@@ -59,3 +63,9 @@ class ServeError(ClipSynthError):
     """The embedded service cannot start; the message says what to do."""
 
     code = "serve_error"
+
+
+class ModelUnusable(ServeError):
+    """A worker cannot serve its bundle, and will not after a restart either; the message names the part."""
+
+    code = "model_unusable"

@@ -8,8 +8,11 @@ from rq.serializers import JSONSerializer
 
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
+from clipsynth.state import State
 
 FUNC_NAME = "clipsynth.generate"  # a label; the worker has one function and never resolves this
+RQ_TTL_S = 60  # of its records after the end; 0 would make it fail on a job that was given up before
+RQ_RETRIES = 1000
 
 
 def connect(redis_url: str) -> Redis:
@@ -22,14 +25,23 @@ def get_queue(model: str, redis: Redis) -> Queue:
     return Queue(f"clipsynth-{model}", connection=redis, serializer=JSONSerializer)
 
 
-def enqueue(redis: Redis, generation_id: str, payload: JobPayload, settings: Settings) -> None:
-    """Put a job on its model's queue; its id is the generation's."""
-    get_queue(payload.model, redis).enqueue_call(
+def enqueue(redis: Redis, state: State, generation_id: str, payload: JobPayload, settings: Settings) -> None:
+    """Create a generation and put its job, of the same id, on its model's queue: both or neither.
+
+    RQ tries again as often as it likes: how often a job may be lost with its worker is decided by the public state.
+    """
+    queue = get_queue(payload.model, redis)
+    job = queue.create_job(
         FUNC_NAME,
         args=(generation_id, payload.model_dump(mode="json")),
+        description=FUNC_NAME,  # by default RQ's description shows the arguments, and with them the prompt
         job_id=generation_id,
         timeout=settings.job_timeout_s,
-        result_ttl=60,
-        failure_ttl=settings.result_ttl_s,
-        retry=Retry(max=settings.max_attempts - 1),
+        result_ttl=RQ_TTL_S,
+        failure_ttl=RQ_TTL_S,
+        retry=Retry(max=RQ_RETRIES),
     )
+    with redis.pipeline() as pipeline:
+        queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
+        state.create(generation_id, payload, pipeline)
+        pipeline.execute()

@@ -117,6 +117,7 @@ class Generation(BaseModel):
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
+    expires_at: float | None = None
     model: str
     input: JobPayload
     seed: int
@@ -137,3 +138,9 @@ class ModelInfo(BaseModel):
     duration_s: float
     num_inference_steps: int
     guidance_scale: float
+
+
+class ServedModel(ModelInfo):
+    """A bundle and whether a worker serves it."""
+
+    status: Literal["ready", "starting", "absent"]

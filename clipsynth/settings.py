@@ -31,8 +31,11 @@ class Settings(BaseSettings):
     max_image_bytes: int = 10_000_000
     max_image_pixels: int = 24_000_000
     result_ttl_s: int = 86_400
+    tombstone_ttl_s: int = 604_800
+    janitor_interval_s: float = 60
     job_timeout_s: int = 600
-    lease_s: int = 20
+    lease_s: int = 15
+    beat_s: float = 5
     max_attempts: int = 3
 
     @property

@@ -8,21 +8,37 @@ import time
 from typing import Any, cast
 
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from clipsynth.errors import ModelNotFound, NotFound, NoWorker
-from clipsynth.schemas import TERMINAL, Generation, JobPayload, ModelInfo, Output, Problem, Progress, Status
+from clipsynth.errors import Gone, ModelNotFound, NotFound, NoWorker
+from clipsynth.schemas import (
+    TERMINAL,
+    Generation,
+    JobPayload,
+    ModelInfo,
+    Output,
+    Problem,
+    Progress,
+    ServedModel,
+    Status,
+)
+from clipsynth.settings import Settings
 
 PROGRESS_TTL_S = 60
 MODEL_TTL_S = 30
 STARTING_TTL_S = 120
+RESERVATION_S = 3600
+EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and record go
 
-# KEYS[1] hash; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3…] further fields. 1 where the change was made.
+# KEYS[1] hash, KEYS[2] expiry; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
+# ARGV[4] what to add to the attempts, ARGV[5] id, ARGV[6…] further fields. The attempts where the change was made, else -1.
 _TRANSITION = """
 local old = redis.call('HGET', KEYS[1], 'status')
-if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return 0 end
-redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 3))
-return 1
+if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
+redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
+if ARGV[3] ~= '' then redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5]) end
+return redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[4])
 """
 
 
@@ -38,45 +54,76 @@ def _key(generation_id: str) -> str:
 class State:
     """Reads and changes the public state over one Redis connection pool."""
 
-    def __init__(self, redis: Redis, *, result_ttl_s: int) -> None:
-        self.redis, self.result_ttl_s = redis, result_ttl_s
+    def __init__(self, redis: Redis, *, result_ttl_s: int, tombstone_ttl_s: int = 604_800) -> None:
+        self.redis, self.result_ttl_s, self.tombstone_ttl_s = redis, result_ttl_s, tombstone_ttl_s
         self._transition = redis.register_script(_TRANSITION)
 
-    def create(self, generation_id: str, payload: JobPayload) -> None:
-        fields = {"status": Status.QUEUED, "created_at": time.time(), "input": payload.model_dump_json()}
-        self.redis.hset(_key(generation_id), mapping=cast(Any, fields))
+    @classmethod
+    def from_settings(cls, redis: Redis, settings: Settings) -> State:
+        return cls(redis, result_ttl_s=settings.result_ttl_s, tombstone_ttl_s=settings.tombstone_ttl_s)
 
-    def forget(self, generation_id: str) -> None:
-        """Remove a generation that was never acknowledged."""
-        self.redis.delete(_key(generation_id))
+    def reserve(self, generation_id: str) -> None:
+        """Have the files of a generation removed that is never created."""
+        self.redis.zadd(EXPIRY_KEY, {generation_id: time.time() + RESERVATION_S})
+
+    def create(self, generation_id: str, payload: JobPayload, pipeline: Pipeline) -> None:
+        """Queue the commands that create a generation on `pipeline`."""
+        fields = {"status": Status.QUEUED, "created_at": time.time(), "input": payload.model_dump_json()}
+        pipeline.hset(_key(generation_id), mapping=cast(Any, fields))
+        pipeline.zrem(EXPIRY_KEY, generation_id)
 
     def change(self, generation_id: str, status: Status, **fields: object) -> bool:
         """Move to `status` unless a final one was reached; return whether the change was made."""
-        allowed = ",".join(s for s in Status if s not in TERMINAL)
-        extra: list[Any] = ["changed_at", time.time()]
-        for name, value in fields.items():
-            extra += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
-        changed = bool(self._transition(keys=[_key(generation_id)], args=[status, allowed, *extra]))
-        if changed and status in TERMINAL:
-            self.redis.expire(_key(generation_id), self.result_ttl_s)
-        return changed
+        return self._change(generation_id, status, fields) >= 0
 
-    def start(self, generation_id: str) -> bool:
-        """Move to processing; False where the generation is final or gone."""
-        return self.change(generation_id, Status.PROCESSING, started_at=time.time())
+    def _change(
+        self, generation_id: str, status: Status, fields: dict[str, object], *, add_attempts: int = 0
+    ) -> int:
+        now = time.time()
+        fields["changed_at"] = now
+        expires_at: float | str = ""
+        if status in TERMINAL:
+            fields["finished_at"] = now
+            fields["expires_at"] = expires_at = now + self.result_ttl_s
+        allowed = ",".join(s for s in Status if s not in TERMINAL)
+        values: list[Any] = [status, allowed, expires_at, add_attempts, generation_id]
+        for name, value in fields.items():
+            values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
+        return int(self._transition(keys=[_key(generation_id), EXPIRY_KEY], args=values))
+
+    def start(self, generation_id: str) -> int:
+        """Move to processing and return which attempt this is, from 1; 0 where the generation is final or gone."""
+        fields: dict[str, object] = {"started_at": time.time()}
+        return max(0, self._change(generation_id, Status.PROCESSING, fields, add_attempts=1))
+
+    def attempts(self, generation_id: str) -> int:
+        """Return how often the generation was started."""
+        return int(cast(bytes | None, self.redis.hget(_key(generation_id), "attempts")) or 0)
 
     def succeed(self, generation_id: str, outputs: list[Output]) -> bool:
-        return self.change(
-            generation_id,
-            Status.SUCCEEDED,
-            finished_at=time.time(),
-            outputs=[o.model_dump() for o in outputs],
-        )
+        return self.change(generation_id, Status.SUCCEEDED, outputs=[o.model_dump() for o in outputs])
 
     def fail(self, generation_id: str, problem: Problem) -> bool:
-        return self.change(
-            generation_id, Status.FAILED, finished_at=time.time(), error=problem.model_dump_json()
-        )
+        return self.change(generation_id, Status.FAILED, error=problem.model_dump_json())
+
+    # -------------------------------------------------------------------------------------------------- the end
+
+    def expired(self, *, limit: int = 100) -> list[str]:
+        """Return the ids of generations whose time is over, the oldest first."""
+        ids = self.redis.zrangebyscore(EXPIRY_KEY, 0, time.time(), start=0, num=limit)
+        return [i.decode() for i in cast(list[bytes], ids)]
+
+    def forget(self, generation_id: str) -> None:
+        """Put a tombstone in the record's place; `forgotten` is to follow when the files are gone too."""
+        with self.redis.pipeline() as pipeline:
+            pipeline.delete(_key(generation_id), f"clipsynth:progress:{generation_id}")
+            pipeline.set(f"clipsynth:gone:{generation_id}", "1", ex=self.tombstone_ttl_s)
+            pipeline.execute()
+
+    def forgotten(self, generation_id: str) -> None:
+        self.redis.zrem(EXPIRY_KEY, generation_id)
+
+    # -------------------------------------------------------------------------------------------------- reading
 
     def set_progress(self, generation_id: str, progress: Progress) -> None:
         self.redis.set(f"clipsynth:progress:{generation_id}", progress.model_dump_json(), ex=PROGRESS_TTL_S)
@@ -85,13 +132,15 @@ class State:
         """Return the resource.
 
         Raises:
-            NotFound: no such generation, or its time is over.
+            NotFound: no such generation. Gone: its time is over.
         """
         fields = {
             k.decode(): v.decode()
             for k, v in cast(dict[bytes, bytes], self.redis.hgetall(_key(generation_id))).items()
         }
         if not fields:
+            if self.redis.exists(f"clipsynth:gone:{generation_id}"):
+                raise Gone(f"the generation {generation_id!r} and its files were removed")
             raise NotFound(f"there is no generation {generation_id!r}")
         payload = JobPayload.model_validate_json(fields["input"])
         status = Status(fields["status"])
@@ -106,6 +155,7 @@ class State:
             created_at=float(fields["created_at"]),
             started_at=float(fields["started_at"]) if "started_at" in fields else None,
             finished_at=float(fields["finished_at"]) if "finished_at" in fields else None,
+            expires_at=float(fields["expires_at"]) if "expires_at" in fields else None,
             model=payload.model,
             input=payload,
             seed=payload.seed,
@@ -117,42 +167,56 @@ class State:
 
     # ------------------------------------------------------------------------------------------------- models
 
-    def announce_starting(self, name: str) -> None:
-        """Say that a worker is loading the bundle in folder `name`."""
-        self.redis.set(f"clipsynth:starting:{name}", "1", ex=STARTING_TTL_S)
+    def announce_starting(self, info: ModelInfo) -> None:
+        """Say that a worker loads a bundle: what is asked of it may already be queued."""
+        with self.redis.pipeline() as pipeline:
+            pipeline.set(f"clipsynth:model:{info.name}", info.model_dump_json())
+            pipeline.set(f"clipsynth:starting:{info.name}", "1", ex=STARTING_TTL_S)
+            pipeline.execute()
 
     def announce(self, info: ModelInfo) -> None:
         """Say that a worker serves a bundle; to be repeated within MODEL_TTL_S. What it serves is remembered, its life is not."""
-        self.redis.set(f"clipsynth:model:{info.name}", info.model_dump_json())
-        self.redis.set(f"clipsynth:alive:{info.name}", "1", ex=MODEL_TTL_S)
-        self.redis.delete("clipsynth:starting:" + info.name)
+        with self.redis.pipeline() as pipeline:
+            pipeline.set(f"clipsynth:model:{info.name}", info.model_dump_json())
+            pipeline.set(f"clipsynth:alive:{info.name}", "1", ex=MODEL_TTL_S)
+            pipeline.delete(f"clipsynth:starting:{info.name}")
+            pipeline.execute()
 
-    def models(self) -> list[ModelInfo]:
+    def announce_stopped(self, name: str) -> None:
+        """Take back that a worker is starting."""
+        self.redis.delete(f"clipsynth:starting:{name}")
+
+    def models(self) -> list[ServedModel]:
         """Return every bundle that a worker has served, by name."""
-        keys = sorted(self.redis.scan_iter("clipsynth:model:*"))
-        return (
-            [ModelInfo.model_validate_json(v) for v in cast(list[bytes | None], self.redis.mget(keys)) if v]
-            if keys
-            else []
-        )
+        keys = [k.decode() for k in sorted(self.redis.scan_iter("clipsynth:model:*"))]
+        names = [k.rpartition(":")[2] for k in keys]
+        if not keys:
+            return []
+        keys += [f"clipsynth:{word}:{name}" for word in ("alive", "starting") for name in names]
+        values = cast(list[bytes | None], self.redis.mget(keys))
+        infos, alive, starting = (values[i : i + len(names)] for i in range(0, len(values), len(names)))
+        return [
+            ServedModel(
+                **json.loads(info),
+                status="ready" if is_alive else "starting" if is_starting else "absent",
+            )
+            for info, is_alive, is_starting in zip(infos, alive, starting, strict=True)
+            if info
+        ]
 
-    def model(self, name: str | None) -> ModelInfo:
-        """Return the bundle `name`, or the only one, served by a worker that lives or is starting.
+    def model(self, name: str | None) -> ServedModel:
+        """Return the bundle `name`, or the first one, if a worker serves it or is starting to.
 
         Raises:
-            ModelNotFound: there is none of that name. NoWorker: no worker is live or starting.
+            ModelNotFound: there is none of that name. NoWorker: no worker for it is live or starting.
         """
         known = {info.name: info for info in self.models()}
-        starting = bool(list(self.redis.scan_iter("clipsynth:starting:*")))
-        alive = {info for info in known if self.redis.exists(f"clipsynth:alive:{info}")}
-        if not alive and not starting:
-            raise NoWorker("no worker is running")
-        name = name or next(iter(sorted(alive) or sorted(known)), None)
-        if name is None:
-            raise NoWorker("the first worker is still loading its model")
-        if name not in known:
-            raise ModelNotFound(f"there is no model {name!r}; served: {', '.join(known) or 'none'}")
-        return known[name]
+        if name is not None and known and name not in known:
+            raise ModelNotFound(f"there is no model {name!r}; served: {', '.join(known)}")
+        wanted = [info for info in known.values() if name in (None, info.name) and info.status != "absent"]
+        if not wanted:
+            raise NoWorker(f"no worker is running{f' for model {name!r}' if name else ''}")
+        return min(wanted, key=lambda info: info.status)  # "ready" before "starting"
 
 
 def redis_answers(redis: Redis) -> bool:

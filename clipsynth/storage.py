@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 
@@ -9,7 +10,8 @@ import fsspec
 
 from clipsynth.errors import NotFound
 
-_KEY = re.compile(r"gen_[0-9a-f]{26}/(in/)?[0-9]\.(png|wav)")
+_ID = re.compile(r"gen_[0-9a-f]{26}")
+_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.(png|wav)")
 
 
 def image_key(generation_id: str) -> str:
@@ -50,6 +52,13 @@ class Storage:
             return bytes(self._fs.cat_file(self._path(key)))
         except FileNotFoundError:
             raise NotFound(f"there is no file {key!r}") from None
+
+    def delete(self, generation_id: str) -> None:
+        """Remove all files of a generation, if there are any."""
+        if not _ID.fullmatch(generation_id):
+            raise ValueError(f"not a generation id: {generation_id!r}")
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(f"{self._root}/{generation_id}", recursive=True)
 
     def _path(self, key: str) -> str:
         if not _KEY.fullmatch(key):

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from pydantic import ValidationError
 from redis.exceptions import RedisError
+from rq.timeouts import JobTimeoutException
 
-from clipsynth.errors import NotFound, ServeError
+from clipsynth.errors import ModelUnusable, NotFound, ServeError
 from clipsynth.queue import connect, get_queue
-from clipsynth.schemas import MEDIA_TYPES, JobPayload, Output, Problem, Progress, Status, output_seed
+from clipsynth.schemas import (
+    MEDIA_TYPES,
+    JobPayload,
+    ModelInfo,
+    Output,
+    Problem,
+    Progress,
+    Status,
+    output_seed,
+)
 from clipsynth.settings import Settings
 from clipsynth.state import MODEL_TTL_S, State
 from clipsynth.storage import Storage, audio_key
+from models.manifest import Manifest
+
+if TYPE_CHECKING:
+    from worker.predict import Predictor
 
 logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL_S = 0.25
@@ -27,19 +42,49 @@ def main(settings: Settings) -> None:
     """Run a worker.
 
     Raises:
-        ServeError: no Redis URL. ValueError: the bundle or device cannot be used.
+        ServeError: no Redis URL. ModelUnusable: the bundle or device cannot be used, and trying again would not help.
     """
     if not settings.redis_url:
         raise ServeError("a worker needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     started = time.perf_counter()
-    state = State(connect(settings.redis_url), result_ttl_s=settings.result_ttl_s)
-    state.announce_starting(settings.model.name)
+    try:
+        info = model_info(Manifest.read(settings.model))
+    except (OSError, ValueError) as error:
+        raise ModelUnusable(str(error)) from error
+    state = State.from_settings(connect(settings.redis_url), settings)
+    state.announce_starting(info)
+    try:
+        predictor = _load(settings)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        state.announce_stopped(info.name)
+        raise ModelUnusable(str(error)) from error
 
-    from worker.predict import Predictor  # torch loads here, after the announcement
     from worker.rq_worker import GenerationJob, LeaseWorker
 
+    handler = Handler(predictor, state, Storage(settings.results_url), max_attempts=settings.max_attempts)
+    GenerationJob.run = staticmethod(handler.run)
+    GenerationJob.abandoned = staticmethod(handler.abandoned)
+    state.announce(info)
+    threading.Thread(target=_keep_announcing, args=(state, info), daemon=True).start()
+    logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
+    queue = get_queue(info.name, connect(settings.redis_url))
+    worker = LeaseWorker(
+        queue, redis_url=settings.redis_url, lease_s=settings.lease_s, beat_s=settings.beat_s
+    )
+    worker.start_recovery()
+    worker.work(logging_level="WARNING")
+
+
+def model_info(manifest: Manifest) -> ModelInfo:
+    """Return what the API is to know of a bundle."""
+    return ModelInfo(**{name: getattr(manifest, name) for name in ModelInfo.model_fields})
+
+
+def _load(settings: Settings) -> Predictor:
+    """Load the bundle and run it once, so that the first job pays for nothing."""
+    from worker.predict import Predictor  # torch loads here
+
     predictor = Predictor.setup(settings)
-    info = predictor.info
     predictor.predict(
         prompt="warm-up",
         image=Image.new("RGB", (64, 64)),
@@ -47,22 +92,12 @@ def main(settings: Settings) -> None:
         seed=0,
         num_inference_steps=1,
         guidance_scale=1.0,
-        duration_s=info.min_duration_s,
+        duration_s=predictor.pipeline.manifest.min_duration_s,
     )
-    handler = Handler(predictor, state, Storage(settings.results_url))
-    GenerationJob.run = staticmethod(handler.run)
-    GenerationJob.abandoned = staticmethod(handler.abandoned)
-    state.announce(info)
-    state.redis.delete(f"clipsynth:starting:{settings.model.name}")
-    threading.Thread(target=_keep_announcing, args=(state, info), daemon=True).start()
-    logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
-    queue = get_queue(info.name, connect(settings.redis_url))
-    worker = LeaseWorker(queue, redis_url=settings.redis_url, lease_s=settings.lease_s)
-    worker.start_recovery()
-    worker.work(logging_level="WARNING")
+    return predictor
 
 
-def _keep_announcing(state: State, info: Any) -> None:
+def _keep_announcing(state: State, info: ModelInfo) -> None:
     while True:
         time.sleep(MODEL_TTL_S / 3)
         try:
@@ -74,8 +109,8 @@ def _keep_announcing(state: State, info: Any) -> None:
 class Handler:
     """What a job does: every path through `run` ends in a final public state, or leaves the job to be run again."""
 
-    def __init__(self, predictor: Any, state: State, storage: Storage) -> None:
-        self.predictor, self.state, self.storage = predictor, state, storage
+    def __init__(self, predictor: Predictor, state: State, storage: Storage, *, max_attempts: int) -> None:
+        self.predictor, self.state, self.storage, self.max_attempts = predictor, state, storage, max_attempts
 
     def run(self, generation_id: str, raw_payload: dict[str, Any]) -> None:
         try:
@@ -86,16 +121,22 @@ class Handler:
                 Problem(code="invalid_request", detail=f"payload: {error.error_count()} errors"),
             )
             return
-        if not self.state.start(generation_id):
+        attempt = self.state.start(generation_id)
+        if not attempt:
+            return
+        if attempt > self.max_attempts:
+            self._give_up(generation_id)
             return
         started = time.perf_counter()
         try:
             outputs = self._generate(generation_id, payload)
         except (ValueError, NotFound) as error:
-            logger.warning("job refused", extra={"job_id": generation_id}, exc_info=True)
+            logger.warning("job refused: %s", generation_id, exc_info=True)
             self.state.fail(generation_id, Problem(code="invalid_request", detail=str(error)))
         except RedisError:
             raise
+        except JobTimeoutException:
+            self.state.fail(generation_id, Problem(code="timeout", detail="the job ran into its time limit"))
         except Exception:
             logger.exception("job failed: %s", generation_id)
             self.state.fail(
@@ -116,7 +157,7 @@ class Handler:
         arguments = payload.model_dump(
             include={"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "duration_s"}
         )
-        sample_rate = self.predictor.info.sample_rate
+        sample_rate = self.predictor.pipeline.manifest.sample_rate
         outputs = []
         last = 0.0
         for n in range(payload.num_outputs):
@@ -126,7 +167,8 @@ class Handler:
                 if time.monotonic() - last > PROGRESS_INTERVAL_S:
                     last = time.monotonic()
                     progress = Progress(step=n * num_steps + step, num_steps=payload.num_outputs * num_steps)
-                    self.state.set_progress(generation_id, progress)
+                    with contextlib.suppress(RedisError):  # a hiccup does not cost the job
+                        self.state.set_progress(generation_id, progress)
 
             seed = output_seed(payload.seed, n)
             waveform = self.predictor.predict(image=image, seed=seed, on_step=on_step, **arguments)
@@ -146,14 +188,13 @@ class Handler:
                 )
         return outputs
 
-    def abandoned(self, generation_id: str, retries_left: int) -> None:
-        """RQ found the job without a living worker, or it ran into its time limit."""
-        if retries_left > 0:
+    def abandoned(self, generation_id: str) -> None:
+        """RQ found the job without a living worker, or `run` could not reach Redis."""
+        if self.state.attempts(generation_id) < self.max_attempts:
             self.state.change(generation_id, Status.QUEUED)
         else:
-            self.state.fail(
-                generation_id,
-                Problem(
-                    code="worker_lost", detail="the worker was lost again and again while it ran this job"
-                ),
-            )
+            self._give_up(generation_id)
+
+    def _give_up(self, generation_id: str) -> None:
+        detail = f"the worker was lost {self.max_attempts} times while it ran this job"
+        self.state.fail(generation_id, Problem(code="worker_lost", detail=detail))

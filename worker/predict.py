@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from PIL import Image
 
-from clipsynth.schemas import ModelInfo
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline
 
@@ -51,13 +49,8 @@ class Predictor:
         """
         device, dtype, reason = choose_device(settings.device)
         logger.info("device %s, %s: %s", device, dtype, reason)
-        pipeline = ClipSynthPipeline.from_pretrained(Path(settings.model), dtype=dtype)
+        pipeline = ClipSynthPipeline.from_pretrained(settings.model, dtype=dtype)
         return cls(pipeline.to(device))
-
-    @property
-    def info(self) -> ModelInfo:
-        m = self.pipeline.manifest
-        return ModelInfo(**{name: getattr(m, name) for name in ModelInfo.model_fields})
 
     def predict(
         self,

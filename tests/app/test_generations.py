@@ -5,19 +5,24 @@ from __future__ import annotations
 import base64
 import io
 import os
+from pathlib import Path
 
 import pytest
 import soundfile
 from fastapi.testclient import TestClient
 from PIL import Image
 from redis import Redis
+from redis.exceptions import ConnectionError
+from rq import Queue
+from rq.timeouts import JobTimeoutException
 
 from app.main import create_app
+from clipsynth.janitor import sweep
 from clipsynth.queue import get_queue
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
-from worker.main import Handler
+from worker.main import Handler, model_info
 from worker.predict import Predictor
 from worker.rq_worker import GenerationJob, LeaseWorker
 
@@ -36,14 +41,16 @@ class Service:
         self.redis = Redis.from_url(settings.redis_url)
         self.state = State(self.redis, result_ttl_s=settings.result_ttl_s)
         self.predictor = Predictor(pipeline)
-        handler = Handler(self.predictor, self.state, Storage(settings.results_url))
+        self.storage = Storage(settings.results_url)
+        handler = Handler(self.predictor, self.state, self.storage, max_attempts=settings.max_attempts)
         GenerationJob.run, GenerationJob.abandoned = (
             staticmethod(handler.run),
             staticmethod(handler.abandoned),
         )
         self.queue = get_queue("tiny", self.redis)
-        self.worker = LeaseWorker(self.queue, redis_url=settings.redis_url, lease_s=20)
-        self.state.announce(self.predictor.info)
+        self.worker = LeaseWorker(self.queue, redis_url=settings.redis_url, lease_s=15, beat_s=5)
+        self.info = model_info(pipeline.manifest)
+        self.state.announce(self.info)
 
     def post(self, body=None, **kwargs):
         return self.client.post("/v1/generations", **({"json": body} if body is not None else {}), **kwargs)
@@ -250,8 +257,43 @@ def test_audio_before_it_is_ready(service):
 def test_without_a_worker_a_request_is_refused_but_a_starting_one_counts(service):
     service.redis.delete("clipsynth:alive:tiny")
     check_problem(service.post({"prompt": "a"}), 503, "no_worker")
-    service.state.announce_starting("tiny")
+    service.state.announce_starting(service.info)
     assert service.post({"prompt": "a"}).status_code == 202
+
+
+def test_a_starting_worker_counts_for_its_own_model_alone(service):
+    service.redis.delete("clipsynth:alive:tiny")
+    service.state.announce_starting(service.info.model_copy(update={"name": "other"}))
+    check_problem(service.post({"prompt": "a", "model": "tiny"}), 503, "no_worker")
+    assert service.post({"prompt": "a", "model": "other"}).status_code == 202
+    served = {m["name"]: m["status"] for m in service.client.get("/v1/models").json()}
+    assert served == {"other": "starting", "tiny": "absent"}
+
+
+def test_a_request_without_a_model_goes_to_a_worker_that_is_ready(service):
+    service.state.announce_starting(service.info.model_copy(update={"name": "a-new-one"}))
+    assert service.post({"prompt": "a"}).json()["model"] == "tiny"
+
+
+def test_rq_and_the_logs_do_not_show_the_prompt(service, caplog):
+    caplog.set_level("DEBUG")
+    response = service.post({"prompt": "a secret wish", **SHORT})
+    assert "secret" not in service.queue.fetch_job(response.json()["id"]).description
+    service.finish(response)
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["enqueue", "create"])
+def test_a_generation_and_its_job_are_made_together_or_not_at_all(service, monkeypatch, lost):
+    def broken(*_, **__):
+        raise ConnectionError("the wire was cut")
+
+    owner, name = {"enqueue": (Queue, "push_job_id"), "create": (State, "create")}[lost]
+    monkeypatch.setattr(owner, name, broken)
+    assert service.post({"prompt": "a"}).status_code == 503
+    assert not service.redis.keys("clipsynth:gen:*")
+    assert not service.redis.keys("rq:job:*")
+    assert service.queue.count == 0
 
 
 def test_redis_that_does_not_answer(tmp_path):
@@ -295,11 +337,55 @@ def test_an_error_of_the_model_is_not_shown(service, monkeypatch):
     assert "secret" not in str(done)
 
 
-def test_an_abandoned_job_is_run_again_and_at_last_fails(service):
+def test_a_job_whose_worker_is_lost_again_and_again_fails_at_last(service):
+    generation_id = service.post({"prompt": "a", **SHORT}).json()["id"]
+    for attempt in (1, 2, 3):
+        assert service.state.get(generation_id).status == "queued"
+        assert service.state.start(generation_id) == attempt
+        GenerationJob.abandoned(generation_id)
+    assert service.state.get(generation_id).error.code == "worker_lost"
+    assert not service.state.start(generation_id)  # final is final
+
+
+def test_a_job_that_was_started_too_often_is_not_started_again(service):
     response = service.post({"prompt": "a", **SHORT})
-    handler_id = response.json()["id"]
-    GenerationJob.abandoned(handler_id, 1)
-    assert service.state.get(handler_id).status == "queued"
-    GenerationJob.abandoned(handler_id, 0)
-    assert service.state.get(handler_id).error.code == "worker_lost"
-    assert not service.state.start(handler_id)  # final is final
+    for _ in range(3):
+        service.state.start(response.json()["id"])
+    assert service.finish(response)["error"]["code"] == "worker_lost"
+
+
+def test_a_job_that_runs_into_its_time_limit_fails(service, monkeypatch):
+    def slow(**_):
+        raise JobTimeoutException
+
+    monkeypatch.setattr(service.predictor, "predict", slow)
+    assert service.finish(service.post({"prompt": "a", **SHORT}))["error"]["code"] == "timeout"
+
+
+def test_what_expired_is_gone_with_its_files(service):
+    service.state.result_ttl_s = 0
+    response = service.post(files={"image": ("x", picture("PNG"))}, data=SHORT)
+    done = service.finish(response)
+    assert done["status"] == "succeeded"
+    folder = Path(service.storage._root) / done["id"]
+    assert folder.is_dir()
+    assert sweep(service.state, service.storage) == 1
+    assert not folder.exists()
+    check_problem(service.client.get(response.headers["location"]), 410, "gone")
+    check_problem(service.client.get(done["outputs"][0]["url"]), 410, "gone")
+    assert sweep(service.state, service.storage) == 0
+
+
+def test_what_has_not_expired_stays(service):
+    done = service.finish(service.post({"prompt": "a", **SHORT}))
+    assert sweep(service.state, service.storage) == 0
+    assert done["expires_at"] == pytest.approx(done["finished_at"] + service.state.result_ttl_s)
+
+
+def test_a_picture_whose_request_was_never_queued_is_removed(service, monkeypatch):
+    monkeypatch.setattr(Queue, "push_job_id", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("clipsynth.state.RESERVATION_S", 0)
+    assert service.post(files={"image": ("x", picture("PNG"))}).status_code == 500
+    assert len(list(Path(service.storage._root).iterdir())) == 1
+    assert sweep(service.state, service.storage) == 1
+    assert not list(Path(service.storage._root).iterdir())
