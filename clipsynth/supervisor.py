@@ -1,9 +1,10 @@
-"""`clipsynth serve`: Redis (if none is given), API and worker as children; restarts those that die, stops all of them cleanly."""
+"""`clipsynth serve`: Redis (if none is given), API, worker and janitor as children; restarts those that die, stops all of them cleanly."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 60
-MAX_BACKOFF_S = 30.0
+MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
 
 
 def lock_data_dir(data_dir: Path) -> IO[str]:
@@ -53,7 +54,7 @@ def serve(settings: Settings) -> int:
     """Run until SIGINT or SIGTERM; return the exit code.
 
     Raises:
-        ServeError: the data folder is taken, or Redis cannot be started.
+        ServeError: the data folder is taken, Redis cannot be started, or the worker cannot use the bundle.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -68,30 +69,16 @@ def serve(settings: Settings) -> int:
             "CLIPSYNTH_PORT": str(settings.port),
             "CLIPSYNTH_DEVICE": settings.device,
         }
-        children = {name: start_child(_command(name), environment) for name in ("worker", "api")}
-        restart_at: dict[str, float] = {}
-        backoff_s = dict.fromkeys(children, 1.0)
+        children = [_Child(name, environment) for name in ("worker", "api", "janitor")]
         url = f"http://{settings.host}:{settings.port}"
         announced = False
         try:
             while not stop.wait(0.2):
-                if redis and redis.process.poll() is not None:
-                    raise ServeError("the embedded redis-server has ended; start again, its data are kept")
-                for name, child in children.items():
-                    if child.poll() is None:
-                        continue
-                    if name not in restart_at:
-                        logger.warning(
-                            "%s ended with code %s; restarting in %.0f s",
-                            name,
-                            child.returncode,
-                            backoff_s[name],
-                        )
-                        restart_at[name] = time.monotonic() + backoff_s[name]
-                        backoff_s[name] = min(2 * backoff_s[name], MAX_BACKOFF_S)
-                    elif time.monotonic() >= restart_at[name]:
-                        del restart_at[name]
-                        children[name] = start_child(_command(name), environment)
+                if redis and not redis.is_running():
+                    logger.warning("redis-server ended with code %s; restarting it", redis.process.returncode)
+                    redis.start()
+                for child in children:
+                    child.look_after()
                 if not announced and _ready(url):
                     announced = True
                     logger.info(
@@ -100,26 +87,59 @@ def serve(settings: Settings) -> int:
                         url,
                     )
         finally:
-            _stop(children)
+            _stop([child.process for child in children])
             if redis:
                 redis.stop()
     return 0
 
 
-def _command(name: str) -> list[str]:
-    return [sys.executable, "-m", "clipsynth.cli", name]
+class _Child:
+    """A process that is started again when it ends, later each time unless it had lived for a while."""
+
+    def __init__(self, name: str, environment: dict[str, str]) -> None:
+        self.name, self.environment = name, environment
+        self.backoff_s = MIN_BACKOFF_S
+        self._start()
+
+    def _start(self) -> None:
+        self.restart_at: float | None = None
+        self.started_at = time.monotonic()
+        self.process = start_child([sys.executable, "-m", "clipsynth.cli", self.name], self.environment)
+
+    def look_after(self) -> None:
+        """Start the process again if it has ended and its time has come.
+
+        Raises:
+            ServeError: starting it again would not help.
+        """
+        code = self.process.poll()
+        now = time.monotonic()
+        if code is None:
+            return
+        if code == os.EX_CONFIG:
+            raise ServeError(
+                f"the {self.name} cannot use the model {self.environment['CLIPSYNTH_MODEL']}; its message is above"
+            )
+        if self.restart_at is None:
+            if now - self.started_at > MAX_BACKOFF_S:
+                self.backoff_s = MIN_BACKOFF_S
+            logger.warning("%s ended with code %s; restarting in %.0f s", self.name, code, self.backoff_s)
+            self.restart_at = now + self.backoff_s
+            self.backoff_s = min(2 * self.backoff_s, MAX_BACKOFF_S)
+        elif now >= self.restart_at:
+            self._start()
 
 
-def _stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
+def _stop(children: list[subprocess.Popen[bytes]]) -> None:
     """Ask all children to end, wait, and kill what does not."""
-    for child in children.values():
+    for child in children:
         if child.poll() is None:
             child.terminate()
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    for name, child in children.items():
+    for child in children:
         try:
             child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            logger.warning("%s did not stop in %d s; killing it", name, STOP_TIMEOUT_S)
+            logger.warning("%s did not stop in %d s; killing it", child.args, STOP_TIMEOUT_S)
             child.kill()
             child.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,12 +24,15 @@ def free_port():
 
 
 class Serve:
-    def __init__(self, bundle, data_dir):
+    def __init__(self, bundle, data_dir, *, result_ttl_s=3600):
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         environment = {
             **os.environ,
             "CLIPSYNTH_DATA_DIR": str(data_dir),
             "CLIPSYNTH_LEASE_S": "4",
+            "CLIPSYNTH_BEAT_S": "1",
+            "CLIPSYNTH_RESULT_TTL_S": str(result_ttl_s),
+            "CLIPSYNTH_JANITOR_INTERVAL_S": "0.5",
             "OMP_NUM_THREADS": "1",
         }
         environment.pop("CLIPSYNTH_REDIS_URL", None)
@@ -42,7 +46,9 @@ class Serve:
             "--model",
             str(bundle),
         ]
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        self.log = data_dir.with_suffix(".log")  # not a pipe, which would fill up
+        with self.log.open("ab") as stderr:
+            self.process = subprocess.Popen(command, env=environment, stderr=stderr)
         self.http = httpx.Client(base_url=self.url, timeout=10)
 
     def answers(self, path, check=lambda r: True):
@@ -53,7 +59,10 @@ class Serve:
         return response.status_code == 200 and check(response)
 
     def wait_for_worker(self):
-        assert wait_until(lambda: self.answers("/v1/models", lambda r: r.json() != []), timeout_s=TIMEOUT_S)
+        assert wait_until(
+            lambda: self.answers("/v1/models", lambda r: [m["status"] for m in r.json()] == ["ready"]),
+            timeout_s=TIMEOUT_S,
+        )
 
     def post(self, **body):
         response = self.http.post("/v1/generations", json={"prompt": "a dog", "duration_s": 0.5, **body})
@@ -76,14 +85,13 @@ class Serve:
         )
         return {int(line.split()[0]): line for line in listed.stdout.splitlines()}
 
-    def worker_pid(self):
-        return next((pid for pid, line in self.children().items() if line.endswith(" worker")), None)
+    def pid(self, word):
+        return next((pid for pid, line in self.children().items() if word in line), None)
 
     def stop(self):
         children = self.children()
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(TIMEOUT_S) == 0
-        self.process.stderr.close()
         self.http.close()
         assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
 
@@ -109,8 +117,7 @@ def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, t
     _, data_dir = served
     refused = Serve(tiny_bundle, data_dir)
     assert refused.process.wait(TIMEOUT_S) == 1
-    assert b"CLIPSYNTH_DATA_DIR" in refused.process.stderr.read()
-    refused.process.stderr.close()
+    assert "CLIPSYNTH_DATA_DIR" in refused.log.read_text()
     other = Serve(tiny_bundle, tmp_path / "other")
     assert wait_until(lambda: other.answers("/readyz"), timeout_s=TIMEOUT_S)
     other.stop()
@@ -118,11 +125,40 @@ def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, t
 
 def test_a_killed_worker_is_replaced_and_its_job_ends(served):
     service, _ = served
-    killed = service.worker_pid()
+    killed = service.pid(" worker")
     location = service.post(num_inference_steps=200, num_outputs=2, duration_s=2.0)
     assert wait_until(
         lambda: service.answers(location, lambda r: r.json()["status"] == "processing"), timeout_s=TIMEOUT_S
     )
     os.kill(killed, signal.SIGKILL)
     assert service.wait_for_end(location) == "succeeded"
-    assert service.worker_pid() != killed
+    assert service.pid(" worker") != killed
+
+
+def test_redis_that_dies_comes_back_with_all_that_was_accepted(served):
+    service, _ = served
+    first, second = service.post(num_inference_steps=200), service.post()
+    killed = service.pid("redis-server")
+    os.kill(killed, signal.SIGKILL)
+    assert wait_until(lambda: service.pid("redis-server") not in (None, killed), timeout_s=TIMEOUT_S)
+    assert [service.wait_for_end(location) for location in (first, second)] == ["succeeded"] * 2
+
+
+def test_what_has_expired_is_gone(tiny_bundle, tmp_path):
+    service = Serve(tiny_bundle, tmp_path, result_ttl_s=1)
+    assert wait_until(lambda: service.answers("/readyz"), timeout_s=TIMEOUT_S)
+    service.wait_for_worker()
+    location = service.post()
+    assert wait_until(lambda: service.http.get(location).status_code == 410, timeout_s=TIMEOUT_S)
+    assert wait_until(lambda: list((tmp_path / "results").iterdir()) == [], timeout_s=TIMEOUT_S)
+    service.stop()
+
+
+def test_a_bundle_that_lacks_a_part_ends_serve_with_its_name(tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "vocoder")
+    service = Serve(tmp_path / "broken", tmp_path / "data")
+    assert service.process.wait(TIMEOUT_S) == 1
+    message = service.log.read_text()
+    assert "vocoder" in message
+    assert message.splitlines()[-1].startswith("error: the worker cannot use the model")
