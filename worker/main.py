@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,9 @@ def model_info(manifest: Manifest) -> ModelInfo:
 
 def _load(settings: Settings) -> Predictor:
     """Load the bundle and run it once, so that the first job pays for nothing."""
-    from worker.predict import Predictor  # torch loads here
+    # Threads that spin at OpenMP's barriers starve each other as soon as another process wants a core. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from worker.predict import Predictor
 
     predictor = Predictor.setup(settings)
     predictor.predict(
