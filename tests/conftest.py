@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from clipsynth.embedded_redis import EmbeddedRedis
+from models.encoders import OpenClipEncoder
 from models.tiny import build_tiny_pipeline
 
 torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for
@@ -26,6 +27,25 @@ def tiny_bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     build_tiny_pipeline().save_pretrained(folder)
     return folder
+
+
+TINY_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"width": 32, "layers": 1, "image_size": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"width": 32, "layers": 1, "context_length": 77, "vocab_size": 49408, "heads": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def open_clip_bundle(tmp_path_factory):
+    """A bundle whose encoder is a tiny CLIP of open_clip, its weights in a local file."""
+    folder = tmp_path_factory.mktemp("open_clip")
+    torch.manual_seed(0)
+    weights = folder / "weights.pt"
+    torch.save(OpenClipEncoder("tiny-clip", "random", TINY_CLIP).model.state_dict(), weights)
+    build_tiny_pipeline(encoder=OpenClipEncoder("tiny-clip", str(weights))).save_pretrained(folder / "bundle")
+    weights.unlink()
+    return folder / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,13 @@ def service(redis_url, tiny_pipeline, tmp_path):
     return Service(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
 
 
+@pytest.fixture
+def open_clip_service(redis_url, open_clip_bundle, tmp_path):
+    Redis.from_url(redis_url).flushall()
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path, model=open_clip_bundle, device="cpu")
+    return Service(settings, Predictor.setup(settings).pipeline)
+
+
 SHORT = {"duration_s": 0.5, "num_inference_steps": 2}
 
 
@@ -87,6 +94,14 @@ def test_prompt_becomes_a_wav(service):
 def test_uploaded_picture_becomes_a_wav(service, fmt):
     response = service.post(files={"image": ("x", picture(fmt))}, data={k: str(v) for k, v in SHORT.items()})
     assert len(service.wav(response)) == 44 + 2 * 8000
+
+
+def test_an_open_clip_bundle_is_served(open_clip_service):
+    service = open_clip_service
+    text = service.wav(service.post({"prompt": "a dog", "seed": 1, **SHORT}))
+    seen = service.wav(service.post(files={"image": ("x", picture("JPEG"))}, data={"seed": "1", **SHORT}))
+    assert len(text) == len(seen) == 44 + 2 * 8000
+    assert text != seen
 
 
 def test_picture_in_base64(service):
