@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import secrets
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from app.deps import Services, ServicesDep
+from app.files import file_response
 from app.uploads import normalise_image
 from clipsynth.errors import InvalidBody, InvalidRequest, NotFound, NotReady, UnsupportedMedia
 from clipsynth.queue import enqueue
@@ -48,7 +48,7 @@ def get(generation_id: str, response: Response, services: ServicesDep) -> Genera
 
 @router.api_route("/{generation_id}/audio/{n}", methods=["GET", "HEAD"], response_class=Response)
 def audio(generation_id: str, n: int, request: Request, services: ServicesDep) -> Response:
-    """Return output n as a WAV."""
+    """Return output n; whole, or the part that a Range header asks for."""
     generation = services.state.get(generation_id)
     if generation.status is not Status.SUCCEEDED:
         raise NotReady(f"the generation is {generation.status}; there is no sound")
@@ -56,15 +56,8 @@ def audio(generation_id: str, n: int, request: Request, services: ServicesDep) -
     if output is None:
         raise NotFound(f"the generation has {generation.input.num_outputs} outputs, none is {n}")
     data = services.storage.get(audio_key(generation_id, n, output.format))
-    etag = f'"{hashlib.sha256(data).hexdigest()}"'
-    headers = {
-        "ETag": etag,
-        "Content-Disposition": f'inline; filename="{generation_id}-{n}.{output.format}"',
-        "Cache-Control": "private, immutable",
-    }
-    if request.headers.get("if-none-match") == etag:
-        return Response(status_code=304, headers=headers)
-    return Response(data, media_type=output.media_type, headers=headers)
+    disposition = f'inline; filename="{generation_id}-{n}.{output.format}"'
+    return file_response(request, data, media_type=output.media_type, disposition=disposition)
 
 
 async def _read(request: Request) -> tuple[GenerationRequest, bytes | None]:

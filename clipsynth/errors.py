@@ -35,6 +35,10 @@ class NotReady(ClipSynthError):
     code = "not_ready"
 
 
+class RangeNotSatisfiable(ClipSynthError):
+    code = "range_not_satisfiable"
+
+
 class NoWorker(ClipSynthError):
     code = "no_worker"
 

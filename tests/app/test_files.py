@@ -1,0 +1,76 @@
+"""Conditional and Range requests."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi import FastAPI, Request, Response
+from fastapi.testclient import TestClient
+
+from app import errors
+from app.files import file_response
+
+DATA = b"0123456789"
+
+
+@pytest.fixture(scope="module")
+def client():
+    app = FastAPI()
+    errors.install(app)
+
+    @app.api_route("/file", methods=["GET", "HEAD"])
+    def file(request: Request) -> Response:
+        return file_response(request, DATA, media_type="audio/wav", disposition="inline")
+
+    return TestClient(app)
+
+
+def test_the_whole_file(client):
+    response = client.get("/file")
+    assert (response.status_code, response.content, response.headers["content-type"]) == (
+        200,
+        DATA,
+        "audio/wav",
+    )
+    assert response.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize(
+    ("asked", "part", "content_range"),
+    [
+        ("bytes=0-3", b"0123", "bytes 0-3/10"),
+        ("bytes=4-", b"456789", "bytes 4-9/10"),
+        ("bytes=-2", b"89", "bytes 8-9/10"),
+        ("bytes=-99", DATA, "bytes 0-9/10"),
+        ("bytes=8-99", b"89", "bytes 8-9/10"),
+    ],
+)
+def test_a_part(client, asked, part, content_range):
+    response = client.get("/file", headers={"range": asked})
+    assert (response.status_code, response.content) == (206, part)
+    assert response.headers["content-range"] == content_range
+    head = client.head("/file", headers={"range": asked})
+    assert (head.status_code, head.headers["content-length"], head.content) == (206, str(len(part)), b"")
+
+
+@pytest.mark.parametrize("asked", ["bytes=-", "bytes=3-1", "bytes=0-1,4-5", "seconds=0-1", "nonsense"])
+def test_a_range_that_need_not_be_served_gets_all(client, asked):
+    assert client.get("/file", headers={"range": asked}).content == DATA
+
+
+@pytest.mark.parametrize("asked", ["bytes=10-", "bytes=-0"])
+def test_a_range_behind_the_end_is_refused(client, asked):
+    response = client.get("/file", headers={"range": asked})
+    assert (response.status_code, response.json()["code"]) == (416, "range_not_satisfiable")
+
+
+def test_a_file_that_the_client_has_is_not_sent_again(client):
+    etag = client.get("/file").headers["etag"]
+    for tag in (etag, f'W/{etag}, "other"', "*"):
+        response = client.get("/file", headers={"if-none-match": tag})
+        assert (response.status_code, response.content) == (304, b"")
+    assert client.get("/file", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_a_part_of_another_file_is_not_continued(client):
+    response = client.get("/file", headers={"range": "bytes=4-", "if-range": '"other"'})
+    assert (response.status_code, response.content) == (200, DATA)
