@@ -26,6 +26,7 @@ STATUS = {
     "not_found": 404,
     "gone": 410,
     "not_ready": 409,
+    "already_ended": 409,
     "range_not_satisfiable": 416,
     "no_worker": 503,
     "redis_unavailable": 503,

@@ -18,7 +18,7 @@ from app.deps import Services, ServicesDep
 from app.files import file_response
 from app.uploads import normalise_image
 from clipsynth.errors import InvalidBody, InvalidRequest, NotFound, NotReady, UnsupportedMedia
-from clipsynth.queue import enqueue
+from clipsynth.queue import enqueue, withdraw
 from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelInfo, Status
 from clipsynth.state import new_id
 from clipsynth.storage import audio_key, image_key
@@ -44,6 +44,27 @@ def get(generation_id: str, response: Response, services: ServicesDep) -> Genera
     if generation.finished_at is None:
         response.headers["Retry-After"] = "1"
     return generation
+
+
+@router.post("/{generation_id}/cancel", response_model=Generation)
+def cancel(generation_id: str, response: Response, services: ServicesDep) -> Generation:
+    """Cancel: 200 where it was queued, 202 where a worker is at it and will stop at its next step."""
+    if services.state.cancel(generation_id) is Status.PROCESSING:
+        response.status_code = 202
+    generation = services.state.get(generation_id)
+    if generation.status is Status.CANCELED:
+        withdraw(services.redis, generation_id, generation.model)
+    return generation
+
+
+@router.delete("/{generation_id}", status_code=204)
+def delete(generation_id: str, services: ServicesDep) -> Response:
+    """Forget a generation and its files; 202 where a worker is at it and will stop at its next step."""
+    generation = services.state.get(generation_id)
+    services.state.forget(generation_id)
+    withdraw(services.redis, generation_id, generation.model)
+    services.storage.delete(generation_id)
+    return Response(status_code=202 if generation.status is Status.PROCESSING else 204)
 
 
 @router.api_route("/{generation_id}/audio/{n}", methods=["GET", "HEAD"], response_class=Response)

@@ -35,6 +35,10 @@ class NotReady(ClipSynthError):
     code = "not_ready"
 
 
+class AlreadyEnded(ClipSynthError):
+    code = "already_ended"
+
+
 class RangeNotSatisfiable(ClipSynthError):
     code = "range_not_satisfiable"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from redis import Redis
 from rq import Queue, Retry
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from clipsynth.schemas import JobPayload
@@ -45,3 +46,9 @@ def enqueue(redis: Redis, state: State, generation_id: str, payload: JobPayload,
         queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
         state.create(generation_id, payload, pipeline)
         pipeline.execute()
+
+
+def withdraw(redis: Redis, generation_id: str, model: str) -> None:
+    """Take a job off the queue, if it is still there; a worker that has taken it finds its generation ended."""
+    if get_queue(model, redis).remove(generation_id):
+        redis.delete(Job.key_for(generation_id))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Collection
 from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from clipsynth.errors import Gone, ModelNotFound, NotFound, NoWorker
+from clipsynth.errors import AlreadyEnded, Gone, ModelNotFound, NotFound, NoWorker
 from clipsynth.schemas import (
     TERMINAL,
     Generation,
@@ -29,6 +30,7 @@ PROGRESS_TTL_S = 60
 MODEL_TTL_S = 30
 STARTING_TTL_S = 120
 RESERVATION_S = 3600
+UNFINISHED = tuple(s for s in Status if s not in TERMINAL)
 EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and record go
 
 # KEYS[1] hash, KEYS[2] expiry; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
@@ -72,12 +74,20 @@ class State:
         pipeline.hset(_key(generation_id), mapping=cast(Any, fields))
         pipeline.zrem(EXPIRY_KEY, generation_id)
 
-    def change(self, generation_id: str, status: Status, **fields: object) -> bool:
-        """Move to `status` unless a final one was reached; return whether the change was made."""
-        return self._change(generation_id, status, fields) >= 0
+    def change(
+        self, generation_id: str, status: Status, *, of: Collection[Status] = UNFINISHED, **fields: object
+    ) -> bool:
+        """Move to `status` if the present one is among `of`; return whether the change was made."""
+        return self._change(generation_id, status, of, fields) >= 0
 
     def _change(
-        self, generation_id: str, status: Status, fields: dict[str, object], *, add_attempts: int = 0
+        self,
+        generation_id: str,
+        status: Status,
+        of: Collection[Status],
+        fields: dict[str, object],
+        *,
+        add_attempts: int = 0,
     ) -> int:
         now = time.time()
         fields["changed_at"] = now
@@ -85,8 +95,7 @@ class State:
         if status in TERMINAL:
             fields["finished_at"] = now
             fields["expires_at"] = expires_at = now + self.result_ttl_s
-        allowed = ",".join(s for s in Status if s not in TERMINAL)
-        values: list[Any] = [status, allowed, expires_at, add_attempts, generation_id]
+        values: list[Any] = [status, ",".join(of), expires_at, add_attempts, generation_id]
         for name, value in fields.items():
             values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
         return int(self._transition(keys=[_key(generation_id), EXPIRY_KEY], args=values))
@@ -94,7 +103,29 @@ class State:
     def start(self, generation_id: str) -> int:
         """Move to processing and return which attempt this is, from 1; 0 where the generation is final or gone."""
         fields: dict[str, object] = {"started_at": time.time()}
-        return max(0, self._change(generation_id, Status.PROCESSING, fields, add_attempts=1))
+        return max(0, self._change(generation_id, Status.PROCESSING, UNFINISHED, fields, add_attempts=1))
+
+    def cancel(self, generation_id: str) -> Status:
+        """Cancel what is queued, ask the worker to cancel what it processes; return the status that results.
+
+        Raises:
+            NotFound, Gone: as `get`. AlreadyEnded: it has a final status.
+        """
+        status = self.get(generation_id).status
+        while status not in TERMINAL:
+            if self.change(generation_id, Status.CANCELED, of=[Status.QUEUED]):
+                return Status.CANCELED
+            if self.change(generation_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1):
+                return Status.PROCESSING
+            status = self.get(generation_id).status
+        raise AlreadyEnded(f"the generation has ended: {status}")
+
+    def cancel_requested(self, generation_id: str) -> bool:
+        """Return whether nobody waits for the generation any more: its end was asked for, or it was forgotten."""
+        status, asked = cast(
+            list[bytes | None], self.redis.hmget(_key(generation_id), ["status", "cancel_requested"])
+        )
+        return status is None or asked is not None
 
     def attempts(self, generation_id: str) -> int:
         """Return how often the generation was started."""
@@ -118,6 +149,7 @@ class State:
         with self.redis.pipeline() as pipeline:
             pipeline.delete(_key(generation_id), f"clipsynth:progress:{generation_id}")
             pipeline.set(f"clipsynth:gone:{generation_id}", "1", ex=self.tombstone_ttl_s)
+            pipeline.zadd(EXPIRY_KEY, {generation_id: time.time() + RESERVATION_S}, nx=True)
             pipeline.execute()
 
     def forgotten(self, generation_id: str) -> None:
@@ -162,7 +194,10 @@ class State:
             progress=Progress.model_validate_json(progress) if progress else None,
             outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
             error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
-            links={"self": f"/v1/generations/{generation_id}"},
+            links={
+                "self": f"/v1/generations/{generation_id}",
+                "cancel": f"/v1/generations/{generation_id}/cancel",
+            },
         )
 
     # ------------------------------------------------------------------------------------------------- models

@@ -109,6 +109,10 @@ def _keep_announcing(state: State, info: ModelInfo) -> None:
             logger.warning("cannot announce: Redis does not answer")
 
 
+class _Canceled(Exception):
+    """The generation at hand is not wanted any more."""
+
+
 class Handler:
     """What a job does: every path through `run` ends in a final public state, or leaves the job to be run again."""
 
@@ -127,6 +131,9 @@ class Handler:
         attempt = self.state.start(generation_id)
         if not attempt:
             return
+        if self.state.cancel_requested(generation_id):
+            self._cancel(generation_id)
+            return
         if attempt > self.max_attempts:
             self._give_up(generation_id)
             return
@@ -138,6 +145,9 @@ class Handler:
             self.state.fail(generation_id, Problem(code="invalid_request", detail=str(error)))
         except RedisError:
             raise
+        except _Canceled:
+            logger.info("job canceled: %s", generation_id)
+            self._cancel(generation_id)
         except JobTimeoutException:
             self.state.fail(generation_id, Problem(code="timeout", detail="the job ran into its time limit"))
         except Exception:
@@ -146,7 +156,9 @@ class Handler:
                 generation_id, Problem(code="generation_failed", detail="the model could not make this sound")
             )
         else:
-            self.state.succeed(generation_id, outputs)
+            if not self.state.succeed(generation_id, outputs):
+                self._cancel(generation_id)
+                return
             logger.info(
                 "job finished: %s in %.2f s, %d steps",
                 generation_id,
@@ -167,6 +179,9 @@ class Handler:
 
             def on_step(step: int, num_steps: int, n: int = n) -> None:
                 nonlocal last
+                with contextlib.suppress(RedisError):
+                    if self.state.cancel_requested(generation_id):
+                        raise _Canceled
                 if time.monotonic() - last > PROGRESS_INTERVAL_S:
                     last = time.monotonic()
                     progress = Progress(step=n * num_steps + step, num_steps=payload.num_outputs * num_steps)
@@ -190,6 +205,11 @@ class Handler:
                     )
                 )
         return outputs
+
+    def _cancel(self, generation_id: str) -> None:
+        """End a generation that nobody waits for, and remove its files."""
+        self.state.change(generation_id, Status.CANCELED)
+        self.storage.delete(generation_id)
 
     def abandoned(self, generation_id: str) -> None:
         """RQ found the job without a living worker, or `run` could not reach Redis."""

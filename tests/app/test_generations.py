@@ -404,3 +404,67 @@ def test_a_picture_whose_request_was_never_queued_is_removed(service, monkeypatc
     assert len(list(Path(service.storage._root).iterdir())) == 1
     assert sweep(service.state, service.storage) == 1
     assert not list(Path(service.storage._root).iterdir())
+
+
+def test_a_queued_generation_is_canceled_at_once(service):
+    response = service.post({"prompt": "a", **SHORT})
+    canceled = service.client.post(response.json()["links"]["cancel"])
+    assert (canceled.status_code, canceled.json()["status"]) == (200, "canceled")
+    assert service.queue.count == 0
+    assert not service.redis.keys("rq:job:*")
+    assert service.finish(response)["status"] == "canceled"
+    check_problem(service.client.post(response.json()["links"]["cancel"]), 409, "already_ended")
+
+
+def during(service, monkeypatch, act):
+    """Have `act` done after the first step of whatever is generated."""
+    predict = service.predictor.predict
+
+    def acting(*, on_step, **arguments):
+        def stepping(step, num_steps):
+            if step == 1:
+                act()
+            on_step(step, num_steps)
+
+        return predict(on_step=stepping, **arguments)
+
+    monkeypatch.setattr(service.predictor, "predict", acting)
+
+
+def test_a_generation_is_canceled_while_it_is_processed(service, monkeypatch):
+    response = service.post({"prompt": "a", **SHORT, "num_outputs": 3})
+    link = response.headers["location"]
+    answers = []
+    during(service, monkeypatch, lambda: answers.append(service.client.post(f"{link}/cancel")))
+    assert service.finish(response)["status"] == "canceled"
+    assert [(a.status_code, a.json()["status"]) for a in answers] == [(202, "processing")]
+
+
+def test_a_lost_generation_that_was_canceled_is_not_run_again(service):
+    response = service.post({"prompt": "a", **SHORT})
+    service.state.start(response.json()["id"])
+    assert service.client.post(response.headers["location"] + "/cancel").status_code == 202
+    GenerationJob.abandoned(response.json()["id"])
+    assert service.finish(response)["status"] == "canceled"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_delete_forgets_a_generation_and_its_files(service, ended):
+    response = service.post(files={"image": ("x", picture("PNG"))}, data=SHORT)
+    if ended:
+        service.finish(response)
+    assert service.client.delete(response.headers["location"]).status_code == 204
+    check_problem(service.client.get(response.headers["location"]), 410, "gone")
+    check_problem(service.client.delete(response.headers["location"]), 410, "gone")
+    assert service.queue.count == 0
+    assert not list(Path(service.storage._root).iterdir())
+
+
+def test_delete_stops_what_is_processed(service, monkeypatch):
+    response = service.post({"prompt": "a", **SHORT, "num_outputs": 3})
+    answers = []
+    during(service, monkeypatch, lambda: answers.append(service.client.delete(response.headers["location"])))
+    service.worker.work(burst=True, logging_level="ERROR")
+    assert [a.status_code for a in answers] == [202]
+    check_problem(service.client.get(response.headers["location"]), 410, "gone")
+    assert not Path(service.storage._root).exists() or not list(Path(service.storage._root).iterdir())
