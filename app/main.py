@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI, Response
 
 from app import errors, generations
@@ -23,10 +26,19 @@ def create_app(settings: Settings) -> FastAPI:
     """
     if not settings.redis_url:
         raise ServeError("the API needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
-    app = FastAPI(
-        title="CLIPSynth", docs_url=None, redoc_url=None
-    )  # the default pages load scripts from elsewhere
     redis = connect(settings.redis_url)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        redis.close()
+
+    app = FastAPI(
+        title="CLIPSynth",
+        docs_url=None,  # the default pages load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     app.state.services = Services(
         settings, redis, State.from_settings(redis, settings), Storage(settings.results_url)
     )

@@ -52,6 +52,10 @@ class Service:
         self.info = model_info(pipeline.manifest)
         self.state.announce(self.info)
 
+    def close(self):
+        self.worker._beat_redis.close()
+        self.redis.close()
+
     def post(self, body=None, **kwargs):
         return self.client.post("/v1/generations", **({"json": body} if body is not None else {}), **kwargs)
 
@@ -66,17 +70,24 @@ class Service:
         return self.client.get(done["outputs"][n]["url"]).content
 
 
+def serving(settings, pipeline):
+    with Redis.from_url(settings.redis_url) as redis:
+        redis.flushall()
+    service = Service(settings, pipeline)
+    with service.client:
+        yield service
+    service.close()
+
+
 @pytest.fixture
 def service(redis_url, tiny_pipeline, tmp_path):
-    Redis.from_url(redis_url).flushall()
-    return Service(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
+    yield from serving(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
 
 
 @pytest.fixture
 def open_clip_service(redis_url, open_clip_bundle, tmp_path):
-    Redis.from_url(redis_url).flushall()
     settings = Settings(redis_url=redis_url, data_dir=tmp_path, model=open_clip_bundle, device="cpu")
-    return Service(settings, Predictor.setup(settings).pipeline)
+    yield from serving(settings, Predictor.setup(settings).pipeline)
 
 
 SHORT = {"duration_s": 0.5, "num_inference_steps": 2}
