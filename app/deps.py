@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from redis import Redis
 
+from app.events import Events
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
@@ -21,6 +22,7 @@ class Services:
     redis: Redis
     state: State
     storage: Storage
+    events: Events
 
 
 def _services(request: Request) -> Services:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import secrets
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
@@ -24,17 +26,59 @@ from clipsynth.state import new_id
 from clipsynth.storage import audio_key, image_key
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
+MAX_WAIT_S = 60
+PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
 LISTS = frozenset({"output_formats"})  # fields that a form repeats
 
 
 @router.post("", status_code=202, response_model=Generation)
-async def create(request: Request, response: Response, services: ServicesDep) -> Generation:
-    """Accept a request as JSON, or as multipart with the same field names and the picture as the file `image`."""
+async def create(
+    request: Request, response: Response, services: ServicesDep, prefer: PreferHeader = None
+) -> Any:
+    """Accept a request as JSON, or as multipart with the same field names and one picture as a file.
+
+    `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
+    """
     wanted, picture = await _read(request)
     generation = await run_in_threadpool(_create, services, wanted, picture)
-    response.headers["Location"] = f"/v1/generations/{generation.id}"
-    response.headers["Retry-After"] = "1"
+    location = f"/v1/generations/{generation.id}"
+    headers = {"Location": location, "Retry-After": "1"}
+    if wait_s := _wait_s(prefer):
+        generation = await services.events.wait(generation, wait_s)
+        if generation.finished_at is not None:
+            headers = {"Location": location, "Preference-Applied": f"wait={wait_s}"}
+            response.status_code = 200
+            if generation.outputs and _accepts(request, generation.outputs[0].media_type):
+                return await run_in_threadpool(_sound, services, generation, 0, request, headers)
+    response.headers.update(headers)
     return generation
+
+
+def _wait_s(prefer: str | None) -> int:
+    """Return for how long a Prefer header (RFC 7240) asks to wait; 0 for not at all."""
+    match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer or "")
+    return min(int(match[1]), MAX_WAIT_S) if match else 0
+
+
+def _accepts(request: Request, media_type: str) -> bool:
+    accepted = request.headers.get("accept", "").split(",")
+    return media_type in {part.partition(";")[0].strip().lower() for part in accepted}
+
+
+@router.get("/{generation_id}/events", response_class=StreamingResponse)
+async def events(
+    generation_id: str,
+    services: ServicesDep,
+    last_event_id: Annotated[str | None, Header(max_length=100)] = None,
+) -> StreamingResponse:
+    """Follow a generation as server-sent events: `status`, `progress`, at last `completed`, each with the resource."""
+    await run_in_threadpool(services.state.get, generation_id)
+    stream = services.events.stream(generation_id, last_event_id)
+    return StreamingResponse(
+        stream,
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 @router.get("/{generation_id}", response_model=Generation)
@@ -73,12 +117,24 @@ def audio(generation_id: str, n: int, request: Request, services: ServicesDep) -
     generation = services.state.get(generation_id)
     if generation.status is not Status.SUCCEEDED:
         raise NotReady(f"the generation is {generation.status}; there is no sound")
+    return _sound(services, generation, n, request)
+
+
+def _sound(
+    services: Services,
+    generation: Generation,
+    n: int,
+    request: Request,
+    headers: dict[str, str] | None = None,
+) -> Response:
     output = next((o for o in generation.outputs if o.index == n), None)
     if output is None:
         raise NotFound(f"the generation has {generation.input.num_outputs} outputs, none is {n}")
-    data = services.storage.get(audio_key(generation_id, n, output.format))
-    disposition = f'inline; filename="{generation_id}-{n}.{output.format}"'
-    return file_response(request, data, media_type=output.media_type, disposition=disposition)
+    data = services.storage.get(audio_key(generation.id, n, output.format))
+    disposition = f'inline; filename="{generation.id}-{n}.{output.format}"'
+    response = file_response(request, data, media_type=output.media_type, disposition=disposition)
+    response.headers.update(headers or {})
+    return response
 
 
 async def _read(request: Request) -> tuple[GenerationRequest, bytes | None]:

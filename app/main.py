@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ from fastapi import FastAPI, Response
 
 from app import errors, generations
 from app.deps import Services, ServicesDep
+from app.events import Events
 from app.uploads import BodyLimit
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.queue import connect
@@ -27,10 +29,14 @@ def create_app(settings: Settings) -> FastAPI:
     if not settings.redis_url:
         raise ServeError("the API needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     redis = connect(settings.redis_url)
+    state = State.from_settings(redis, settings)
+    events = Events(settings.redis_url, state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        listening = asyncio.create_task(events.listen())
         yield
+        listening.cancel()
         redis.close()
 
     app = FastAPI(
@@ -39,9 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.services = Services(
-        settings, redis, State.from_settings(redis, settings), Storage(settings.results_url)
-    )
+    app.state.services = Services(settings, redis, state, Storage(settings.results_url), events)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     errors.install(app)
     app.include_router(generations.router)

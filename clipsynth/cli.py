@@ -49,7 +49,13 @@ def api() -> None:
     from app.main import create_app
 
     settings = Settings()
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="warning")
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=5,  # who follows events would hold it up
+    )
 
 
 @app.command()

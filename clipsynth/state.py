@@ -31,15 +31,17 @@ MODEL_TTL_S = 30
 STARTING_TTL_S = 120
 RESERVATION_S = 3600
 UNFINISHED = tuple(s for s in Status if s not in TERMINAL)
+EVENTS_PREFIX = "clipsynth:events:"  # channels: what a generation is changed to
 EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and record go
 
-# KEYS[1] hash, KEYS[2] expiry; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
+# KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
 # ARGV[4] what to add to the attempts, ARGV[5] id, ARGV[6…] further fields. The attempts where the change was made, else -1.
 _TRANSITION = """
 local old = redis.call('HGET', KEYS[1], 'status')
 if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
 if ARGV[3] ~= '' then redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5]) end
+redis.call('PUBLISH', KEYS[3], ARGV[1])
 return redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[4])
 """
 
@@ -98,7 +100,11 @@ class State:
         values: list[Any] = [status, ",".join(of), expires_at, add_attempts, generation_id]
         for name, value in fields.items():
             values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
-        return int(self._transition(keys=[_key(generation_id), EXPIRY_KEY], args=values))
+        return int(
+            self._transition(
+                keys=[_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id], args=values
+            )
+        )
 
     def start(self, generation_id: str) -> int:
         """Move to processing and return which attempt this is, from 1; 0 where the generation is final or gone."""
@@ -150,6 +156,7 @@ class State:
             pipeline.delete(_key(generation_id), f"clipsynth:progress:{generation_id}")
             pipeline.set(f"clipsynth:gone:{generation_id}", "1", ex=self.tombstone_ttl_s)
             pipeline.zadd(EXPIRY_KEY, {generation_id: time.time() + RESERVATION_S}, nx=True)
+            pipeline.publish(EVENTS_PREFIX + generation_id, "gone")
             pipeline.execute()
 
     def forgotten(self, generation_id: str) -> None:
@@ -158,7 +165,11 @@ class State:
     # -------------------------------------------------------------------------------------------------- reading
 
     def set_progress(self, generation_id: str, progress: Progress) -> None:
-        self.redis.set(f"clipsynth:progress:{generation_id}", progress.model_dump_json(), ex=PROGRESS_TTL_S)
+        with self.redis.pipeline() as pipeline:
+            value = progress.model_dump_json()
+            pipeline.set(f"clipsynth:progress:{generation_id}", value, ex=PROGRESS_TTL_S)
+            pipeline.publish(EVENTS_PREFIX + generation_id, "progress")
+            pipeline.execute()
 
     def get(self, generation_id: str) -> Generation:
         """Return the resource.
@@ -196,6 +207,7 @@ class State:
             error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
             links={
                 "self": f"/v1/generations/{generation_id}",
+                "events": f"/v1/generations/{generation_id}/events",
                 "cancel": f"/v1/generations/{generation_id}/cancel",
             },
         )
