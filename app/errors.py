@@ -19,6 +19,7 @@ STATUS = {
     "invalid_body": 400,
     "invalid_request": 422,
     "model_not_found": 422,
+    "idempotency_mismatch": 422,
     "image_undecodable": 422,
     "unsupported_media": 415,
     "payload_too_large": 413,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import hashlib
 import json
+import math
 import re
 import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
@@ -21,32 +24,40 @@ from app.files import file_response
 from app.uploads import normalise_image
 from clipsynth.errors import InvalidBody, InvalidRequest, NotFound, NotReady, UnsupportedMedia
 from clipsynth.queue import enqueue, withdraw
-from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelInfo, Status
+from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelInfo, Page, Status
 from clipsynth.state import new_id
 from clipsynth.storage import audio_key, image_key
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 MAX_WAIT_S = 60
+KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
 LISTS = frozenset({"output_formats"})  # fields that a form repeats
 
 
 @router.post("", status_code=202, response_model=Generation)
 async def create(
-    request: Request, response: Response, services: ServicesDep, prefer: PreferHeader = None
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    prefer: PreferHeader = None,
+    idempotency_key: KeyHeader = None,
 ) -> Any:
     """Accept a request as JSON, or as multipart with the same field names and one picture as a file.
 
-    `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
+    The same `Idempotency-Key` and request again give the same generation. `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
     """
     wanted, picture = await _read(request)
-    generation = await run_in_threadpool(_create, services, wanted, picture)
+    generation, replayed = await run_in_threadpool(_create, services, wanted, picture, idempotency_key)
     location = f"/v1/generations/{generation.id}"
-    headers = {"Location": location, "Retry-After": "1"}
+    headers = {"Location": location, "Retry-After": "1"} | (
+        {"Idempotent-Replayed": "true"} if replayed else {}
+    )
     if wait_s := _wait_s(prefer):
         generation = await services.events.wait(generation, wait_s)
         if generation.finished_at is not None:
-            headers = {"Location": location, "Preference-Applied": f"wait={wait_s}"}
+            headers["Preference-Applied"] = f"wait={wait_s}"
+            del headers["Retry-After"]
             response.status_code = 200
             if generation.outputs and _accepts(request, generation.outputs[0].media_type):
                 return await run_in_threadpool(_sound, services, generation, 0, request, headers)
@@ -79,6 +90,35 @@ async def events(
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+@router.get("", response_model=Page)
+def list_(
+    services: ServicesDep,
+    status: Status | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> Page:
+    """List generations, the newest first."""
+    before = _decode_cursor(cursor) if cursor else None
+    found = services.state.page(status=status, before=before, limit=limit + 1)
+    last = found[limit - 1] if len(found) > limit else None
+    return Page(data=found[:limit], next_cursor=_encode_cursor(last) if last else None)
+
+
+def _encode_cursor(generation: Generation) -> str:
+    return base64.urlsafe_b64encode(f"{generation.created_at!r} {generation.id}".encode()).decode()
+
+
+def _decode_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        created_at, generation_id = base64.urlsafe_b64decode(cursor).decode().split()
+        place = float(created_at)
+    except ValueError:
+        raise InvalidRequest("/cursor: not one that a page came with") from None
+    if not math.isfinite(place):
+        raise InvalidRequest("/cursor: not one that a page came with")
+    return place, generation_id
 
 
 @router.get("/{generation_id}", response_model=Generation)
@@ -194,22 +234,37 @@ async def _read_form(form: FormData) -> tuple[GenerationRequest, bytes | None]:
     return _validate(fields, strict=False), next(iter(files.values()), None)
 
 
-def _create(services: Services, wanted: GenerationRequest, picture: bytes | None) -> Generation:
-    """Resolve, store the picture, and queue. What is acknowledged is on the queue."""
-    model = services.state.model(wanted.model)
+def _create(
+    services: Services, wanted: GenerationRequest, picture: bytes | None, key: str | None
+) -> tuple[Generation, bool]:
+    """Resolve, store the picture, and queue. What is acknowledged is on the queue.
+
+    Returns:
+        The generation, and whether it had been made before under the same idempotency key.
+    """
     if picture is None and wanted.image is not None:
         try:
             picture = base64.b64decode(wanted.image, validate=True)
         except (binascii.Error, ValueError):
             raise InvalidRequest("/image: not base64") from None
+    small = normalise_image(picture, services.settings) if picture is not None else None
     generation_id = new_id()
-    payload = _resolve(wanted, model, image_key(generation_id) if picture is not None else None)
-    if picture is not None:
-        small = normalise_image(picture, services.settings)
+    if key is not None:
+        request = wanted.model_dump_json(exclude={"image"}).encode()
+        fingerprint = hashlib.sha256(request + b"\0" + (small or b"")).hexdigest()
+        generation_id = services.state.claim_key(key, fingerprint, generation_id)
+        with contextlib.suppress(
+            NotFound
+        ):  # it is new, or its first request was cut off before it was queued
+            return services.state.get(generation_id), True
+    payload = _resolve(
+        wanted, services.state.model(wanted.model), image_key(generation_id) if small else None
+    )
+    if small is not None:
         services.state.reserve(generation_id)
         services.storage.put(image_key(generation_id), small)
     enqueue(services.redis, services.state, generation_id, payload, services.settings)
-    return services.state.get(generation_id)
+    return services.state.get(generation_id), False
 
 
 def _resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> JobPayload:

@@ -39,6 +39,10 @@ class AlreadyEnded(ClipSynthError):
     code = "already_ended"
 
 
+class IdempotencyMismatch(ClipSynthError):
+    code = "idempotency_mismatch"
+
+
 class RangeNotSatisfiable(ClipSynthError):
     code = "range_not_satisfiable"
 

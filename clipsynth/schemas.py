@@ -127,6 +127,13 @@ class Generation(BaseModel):
     links: dict[str, str]
 
 
+class Page(BaseModel):
+    """Generations, the newest first; `next_cursor` leads to older ones."""
+
+    data: list[Generation]
+    next_cursor: str | None
+
+
 class ModelInfo(BaseModel):
     """What a worker says of the bundle it serves; seconds and Hz."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
@@ -12,7 +13,7 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from clipsynth.errors import AlreadyEnded, Gone, ModelNotFound, NotFound, NoWorker
+from clipsynth.errors import AlreadyEnded, Gone, IdempotencyMismatch, ModelNotFound, NotFound, NoWorker
 from clipsynth.schemas import (
     TERMINAL,
     Generation,
@@ -32,6 +33,8 @@ STARTING_TTL_S = 120
 RESERVATION_S = 3600
 UNFINISHED = tuple(s for s in Status if s not in TERMINAL)
 EVENTS_PREFIX = "clipsynth:events:"  # channels: what a generation is changed to
+INDEX_KEY = "clipsynth:gens"  # sorted set: id by the time of its creation
+PAGE = 100
 EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and record go
 
 # KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
@@ -72,7 +75,9 @@ class State:
 
     def create(self, generation_id: str, payload: JobPayload, pipeline: Pipeline) -> None:
         """Queue the commands that create a generation on `pipeline`."""
-        fields = {"status": Status.QUEUED, "created_at": time.time(), "input": payload.model_dump_json()}
+        now = time.time()
+        fields = {"status": Status.QUEUED, "created_at": now, "input": payload.model_dump_json()}
+        pipeline.zadd(INDEX_KEY, {generation_id: now})
         pipeline.hset(_key(generation_id), mapping=cast(Any, fields))
         pipeline.zrem(EXPIRY_KEY, generation_id)
 
@@ -154,6 +159,7 @@ class State:
         """Put a tombstone in the record's place; `forgotten` is to follow when the files are gone too."""
         with self.redis.pipeline() as pipeline:
             pipeline.delete(_key(generation_id), f"clipsynth:progress:{generation_id}")
+            pipeline.zrem(INDEX_KEY, generation_id)
             pipeline.set(f"clipsynth:gone:{generation_id}", "1", ex=self.tombstone_ttl_s)
             pipeline.zadd(EXPIRY_KEY, {generation_id: time.time() + RESERVATION_S}, nx=True)
             pipeline.publish(EVENTS_PREFIX + generation_id, "gone")
@@ -177,40 +183,59 @@ class State:
         Raises:
             NotFound: no such generation. Gone: its time is over.
         """
-        fields = {
-            k.decode(): v.decode()
-            for k, v in cast(dict[bytes, bytes], self.redis.hgetall(_key(generation_id))).items()
-        }
-        if not fields:
-            if self.redis.exists(f"clipsynth:gone:{generation_id}"):
-                raise Gone(f"the generation {generation_id!r} and its files were removed")
-            raise NotFound(f"there is no generation {generation_id!r}")
-        payload = JobPayload.model_validate_json(fields["input"])
-        status = Status(fields["status"])
-        progress = (
-            cast(bytes | None, self.redis.get(f"clipsynth:progress:{generation_id}"))
-            if status is Status.PROCESSING
-            else None
-        )
-        return Generation(
-            id=generation_id,
-            status=status,
-            created_at=float(fields["created_at"]),
-            started_at=float(fields["started_at"]) if "started_at" in fields else None,
-            finished_at=float(fields["finished_at"]) if "finished_at" in fields else None,
-            expires_at=float(fields["expires_at"]) if "expires_at" in fields else None,
-            model=payload.model,
-            input=payload,
-            seed=payload.seed,
-            progress=Progress.model_validate_json(progress) if progress else None,
-            outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
-            error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
-            links={
-                "self": f"/v1/generations/{generation_id}",
-                "events": f"/v1/generations/{generation_id}/events",
-                "cancel": f"/v1/generations/{generation_id}/cancel",
-            },
-        )
+        generation = self._read([generation_id])[0]
+        if generation:
+            return generation
+        if self.redis.exists(f"clipsynth:gone:{generation_id}"):
+            raise Gone(f"the generation {generation_id!r} and its files were removed")
+        raise NotFound(f"there is no generation {generation_id!r}")
+
+    def page(
+        self, *, status: Status | None, before: tuple[float, str] | None, limit: int
+    ) -> list[Generation]:
+        """Return up to `limit` generations, the newest first, from behind the place (created_at, id) on."""
+        found: list[Generation] = []
+        start, top = 0, "+inf" if before is None else repr(before[0])
+        while len(found) < limit:
+            entries = cast(
+                list[tuple[bytes, float]],
+                self.redis.zrange(
+                    INDEX_KEY, top, "-inf", desc=True, byscore=True, offset=start, num=PAGE, withscores=True
+                ),
+            )
+            start += len(entries)
+            ids = [i.decode() for i, score in entries if before is None or (score, i.decode()) < before]
+            read = [g for g in self._read(ids) if g is not None and status in (None, g.status)]
+            found += read
+            if len(entries) < PAGE:
+                break
+        return found[:limit]
+
+    def _read(self, ids: list[str]) -> list[Generation | None]:
+        if not ids:
+            return []
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for generation_id in ids:
+                pipeline.hgetall(_key(generation_id))
+                pipeline.get(f"clipsynth:progress:{generation_id}")
+            values = pipeline.execute()
+        return [_resource(i, *values[2 * n : 2 * n + 2]) for n, i in enumerate(ids)]
+
+    # --------------------------------------------------------------------------------------------- idempotency
+
+    def claim_key(self, key: str, fingerprint: str, generation_id: str) -> str:
+        """Bind an idempotency key to `generation_id` unless it is bound; return the id that it is bound to.
+
+        Raises:
+            IdempotencyMismatch: it is bound to another request.
+        """
+        name = f"clipsynth:idempotency:{hashlib.sha256(key.encode()).hexdigest()}"
+        value = f"{fingerprint} {generation_id}"
+        bound = cast(bytes | None, self.redis.set(name, value, nx=True, get=True, ex=self.result_ttl_s))
+        known_fingerprint, known_id = (bound.decode() if bound else value).split()
+        if known_fingerprint != fingerprint:
+            raise IdempotencyMismatch("this Idempotency-Key came with another request before")
+        return known_id
 
     # ------------------------------------------------------------------------------------------------- models
 
@@ -264,6 +289,34 @@ class State:
         if not wanted:
             raise NoWorker(f"no worker is running{f' for model {name!r}' if name else ''}")
         return min(wanted, key=lambda info: info.status)  # "ready" before "starting"
+
+
+def _resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes | None) -> Generation | None:
+    """Return the resource of a record; None where there is none."""
+    if not raw:
+        return None
+    fields = {k.decode(): v.decode() for k, v in raw.items()}
+    payload = JobPayload.model_validate_json(fields["input"])
+    status = Status(fields["status"])
+    return Generation(
+        id=generation_id,
+        status=status,
+        created_at=float(fields["created_at"]),
+        started_at=float(fields["started_at"]) if "started_at" in fields else None,
+        finished_at=float(fields["finished_at"]) if "finished_at" in fields else None,
+        expires_at=float(fields["expires_at"]) if "expires_at" in fields else None,
+        model=payload.model,
+        input=payload,
+        seed=payload.seed,
+        progress=Progress.model_validate_json(progress) if progress and status is Status.PROCESSING else None,
+        outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
+        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
+        links={
+            "self": f"/v1/generations/{generation_id}",
+            "events": f"/v1/generations/{generation_id}/events",
+            "cancel": f"/v1/generations/{generation_id}/cancel",
+        },
+    )
 
 
 def redis_answers(redis: Redis) -> bool:

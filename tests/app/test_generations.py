@@ -479,3 +479,57 @@ def test_delete_stops_what_is_processed(service, monkeypatch):
     assert [a.status_code for a in answers] == [202]
     check_problem(service.client.get(response.headers["location"]), 410, "gone")
     assert not Path(service.storage._root).exists() or not list(Path(service.storage._root).iterdir())
+
+
+def test_pages_lead_through_all_generations_the_newest_first(service):
+    made = [service.post({"prompt": "a", **SHORT}).json()["id"] for _ in range(5)]
+    listed, cursor = [], None
+    while True:
+        page = service.client.get(
+            "/v1/generations", params={"limit": 2, "cursor": cursor} if cursor else {"limit": 2}
+        ).json()
+        listed += [g["id"] for g in page["data"]]
+        service.post({"prompt": "newer ones do not move the pages", **SHORT})
+        if not (cursor := page["next_cursor"]):
+            break
+    assert listed == made[::-1]
+
+
+def test_a_list_can_be_of_one_status(service):
+    canceled = service.post({"prompt": "a", **SHORT})
+    queued = service.post({"prompt": "a", **SHORT})
+    service.client.post(canceled.headers["location"] + "/cancel")
+    for status, response in (("canceled", canceled), ("queued", queued)):
+        page = service.client.get("/v1/generations", params={"status": status}).json()
+        assert [g["id"] for g in page["data"]] == [response.json()["id"]]
+    service.client.delete(canceled.headers["location"])
+    assert service.client.get("/v1/generations", params={"status": "canceled"}).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=101", "limit=x", "status=lost", "cursor=abc", "cursor=%C3%A4", "cursor=bmFuIGE="],
+)
+def test_a_bad_page_is_a_problem(service, query):
+    check_problem(service.client.get(f"/v1/generations?{query}"), 422, "invalid_request")
+
+
+def test_an_idempotency_key_makes_one_generation(service):
+    def post(**body):
+        return service.post({"prompt": "a", **SHORT, **body}, headers={"idempotency-key": "order 66"})
+
+    first, again = post(), post()
+    assert again.json()["id"] == first.json()["id"]
+    assert again.json()["seed"] == first.json()["seed"]
+    assert [r.headers.get("idempotent-replayed") for r in (first, again)] == [None, "true"]
+    assert service.queue.count == 1
+    check_problem(post(seed=1), 422, "idempotency_mismatch")
+
+
+def test_an_idempotency_key_survives_a_request_that_was_cut_off(service, monkeypatch):
+    headers = {"idempotency-key": "k"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Queue, "push_job_id", lambda *_, **__: 1 / 0)
+        assert service.post({"prompt": "a"}, headers=headers).status_code == 500
+    assert service.post({"prompt": "a"}, headers=headers).status_code == 202
+    assert service.queue.count == 1
