@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
@@ -32,6 +34,21 @@ STATUS = {
     "no_worker": 503,
     "redis_unavailable": 503,
 }
+
+
+class ProblemDetails(BaseModel):
+    """An RFC 9457 problem; `code` is stable, `detail` is for people."""
+
+    model_config = ConfigDict(title="Problem")
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[dict[str, str]] = []
+
+
 _CODES = {
     400: "invalid_body",
     404: "not_found",
@@ -39,6 +56,21 @@ _CODES = {
     413: "payload_too_large",
     415: "unsupported_media",
 }
+
+
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that fails with these codes, and with those that any route may fail with."""
+    by_status: dict[int | str, list[str]] = {}
+    for code in (*codes, "invalid_request", "redis_unavailable"):
+        by_status.setdefault(STATUS[code], []).append(code)
+    schema = ProblemDetails.model_json_schema()
+    return {
+        status: {
+            "description": ", ".join(dict.fromkeys(names)),
+            "content": {"application/problem+json": {"schema": schema}},
+        }
+        for status, names in sorted(by_status.items())
+    }
 
 
 def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | None = None) -> JSONResponse:

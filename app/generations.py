@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from app.deps import Services, ServicesDep
+from app.errors import problems
 from app.files import file_response
 from app.uploads import normalise_image
 from clipsynth.errors import InvalidBody, InvalidRequest, NotFound, NotReady, UnsupportedMedia
@@ -35,7 +37,42 @@ PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
 LISTS = frozenset({"output_formats"})  # fields that a form repeats
 
 
-@router.post("", status_code=202, response_model=Generation)
+SOUND = {"audio/wav": {"schema": {"type": "string", "format": "binary"}}}
+SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the sound", "content": SOUND},
+    206: {"description": "the asked part", "content": SOUND},
+    304: {"description": "the client has it"},
+    **problems("not_found", "gone", "not_ready", "range_not_satisfiable"),
+}
+
+
+def _request_body() -> dict[str, Any]:
+    schema = GenerationRequest.model_json_schema()
+    form = copy.deepcopy(schema)
+    form["properties"]["image"] = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
+    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    return {"required": True, "content": content}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=Generation,
+    openapi_extra={"requestBody": _request_body()},
+    responses={
+        200: {"model": Generation, "description": "with `Prefer: wait`: it has ended", "content": SOUND},
+        **problems(
+            "invalid_body",
+            "model_not_found",
+            "idempotency_mismatch",
+            "image_undecodable",
+            "payload_too_large",
+            "image_too_large",
+            "unsupported_media",
+            "no_worker",
+        ),
+    },
+)
 async def create(
     request: Request,
     response: Response,
@@ -76,7 +113,14 @@ def _accepts(request: Request, media_type: str) -> bool:
     return media_type in {part.partition(";")[0].strip().lower() for part in accepted}
 
 
-@router.get("/{generation_id}/events", response_class=StreamingResponse)
+@router.get(
+    "/{generation_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        **problems("not_found", "gone"),
+    },
+)
 async def events(
     generation_id: str,
     services: ServicesDep,
@@ -92,7 +136,7 @@ async def events(
     )
 
 
-@router.get("", response_model=Page)
+@router.get("", response_model=Page, responses=problems())
 def list_(
     services: ServicesDep,
     status: Status | None = None,
@@ -121,7 +165,7 @@ def _decode_cursor(cursor: str) -> tuple[float, str]:
     return place, generation_id
 
 
-@router.get("/{generation_id}", response_model=Generation)
+@router.get("/{generation_id}", response_model=Generation, responses=problems("not_found", "gone"))
 def get(generation_id: str, response: Response, services: ServicesDep) -> Generation:
     """Return a generation; while it is unfinished, with Retry-After."""
     generation = services.state.get(generation_id)
@@ -130,7 +174,14 @@ def get(generation_id: str, response: Response, services: ServicesDep) -> Genera
     return generation
 
 
-@router.post("/{generation_id}/cancel", response_model=Generation)
+@router.post(
+    "/{generation_id}/cancel",
+    response_model=Generation,
+    responses={
+        202: {"model": Generation, "description": "a worker is at it"},
+        **problems("not_found", "gone", "already_ended"),
+    },
+)
 def cancel(generation_id: str, response: Response, services: ServicesDep) -> Generation:
     """Cancel: 200 where it was queued, 202 where a worker is at it and will stop at its next step."""
     if services.state.cancel(generation_id) is Status.PROCESSING:
@@ -141,7 +192,12 @@ def cancel(generation_id: str, response: Response, services: ServicesDep) -> Gen
     return generation
 
 
-@router.delete("/{generation_id}", status_code=204)
+@router.delete(
+    "/{generation_id}",
+    status_code=204,
+    response_class=Response,
+    responses={202: {"description": "a worker is at it"}, **problems("not_found", "gone")},
+)
 def delete(generation_id: str, services: ServicesDep) -> Response:
     """Forget a generation and its files; 202 where a worker is at it and will stop at its next step."""
     generation = services.state.get(generation_id)
@@ -151,7 +207,8 @@ def delete(generation_id: str, services: ServicesDep) -> Response:
     return Response(status_code=202 if generation.status is Status.PROCESSING else 204)
 
 
-@router.api_route("/{generation_id}/audio/{n}", methods=["GET", "HEAD"], response_class=Response)
+@router.get("/{generation_id}/audio/{n}", response_class=Response, responses=SOUND_RESPONSES)
+@router.head("/{generation_id}/audio/{n}", response_class=Response, include_in_schema=False)
 def audio(generation_id: str, n: int, request: Request, services: ServicesDep) -> Response:
     """Return output n; whole, or the part that a Range header asks for."""
     generation = services.state.get(generation_id)

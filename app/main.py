@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI, Response
 
@@ -41,6 +42,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="CLIPSynth",
+        summary="Text or a picture in, sound out.",
+        version=version("clipsynth"),
         docs_url=None,  # the default pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
@@ -55,14 +58,14 @@ def create_app(settings: Settings) -> FastAPI:
         """Answer while the event loop turns."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["health"])
+    @app.get("/readyz", tags=["health"], responses=errors.problems())
     def readyz(services: ServicesDep) -> Response:
         """Answer 200 while Redis answers."""
         if not redis_answers(services.redis):
             raise RedisUnavailable("Redis does not answer")
         return Response('{"status":"ok"}', media_type="application/json")
 
-    @app.get("/v1/models", tags=["models"])
+    @app.get("/v1/models", tags=["models"], responses=errors.problems())
     def models(services: ServicesDep) -> list[ServedModel]:
         """List what workers serve."""
         return services.state.models()

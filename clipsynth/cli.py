@@ -59,6 +59,16 @@ def api() -> None:
 
 
 @app.command()
+def openapi() -> None:
+    """Print the API's OpenAPI document; docs/openapi.json is this."""
+    import json
+
+    from app.main import create_app
+
+    print(json.dumps(create_app(Settings(redis_url="redis://nowhere")).openapi(), indent=2))
+
+
+@app.command()
 def worker() -> None:
     """Start a worker alone (needs CLIPSYNTH_REDIS_URL)."""
     from worker.main import main as run
