@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
 
-from app import errors, generations
+from app import docs, errors, generations
 from app.deps import Services, ServicesDep
 from app.events import Events
+from app.metrics import CountRequests, Metrics
 from app.uploads import BodyLimit
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.queue import connect
@@ -44,13 +46,16 @@ def create_app(settings: Settings) -> FastAPI:
         title="CLIPSynth",
         summary="Text or a picture in, sound out.",
         version=version("clipsynth"),
-        docs_url=None,  # the default pages load scripts from elsewhere
+        docs_url=None,  # app/docs.py
         redoc_url=None,
         lifespan=lifespan,
     )
     app.state.services = Services(settings, redis, state, Storage(settings.results_url), events)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    metrics = Metrics(state)
+    app.add_middleware(CountRequests, metrics=metrics)
     errors.install(app)
+    docs.install(app)
     app.include_router(generations.router)
 
     @app.get("/healthz", tags=["health"])
@@ -64,6 +69,11 @@ def create_app(settings: Settings) -> FastAPI:
         if not redis_answers(services.redis):
             raise RedisUnavailable("Redis does not answer")
         return Response('{"status":"ok"}', media_type="application/json")
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=errors.problems())
+    def read_metrics() -> Response:
+        """Return figures for Prometheus."""
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["models"], responses=errors.problems())
     def models(services: ServicesDep) -> list[ServedModel]:

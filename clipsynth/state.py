@@ -35,15 +35,19 @@ UNFINISHED = tuple(s for s in Status if s not in TERMINAL)
 EVENTS_PREFIX = "clipsynth:events:"  # channels: what a generation is changed to
 INDEX_KEY = "clipsynth:gens"  # sorted set: id by the time of its creation
 PAGE = 100
+ENDED_KEY = "clipsynth:ended"  # hash: how many, by final status
 EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and record go
 
-# KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
+# KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel, KEYS[4] counts; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
 # ARGV[4] what to add to the attempts, ARGV[5] id, ARGV[6…] further fields. The attempts where the change was made, else -1.
 _TRANSITION = """
 local old = redis.call('HGET', KEYS[1], 'status')
 if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
-if ARGV[3] ~= '' then redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5]) end
+if ARGV[3] ~= '' then
+  redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5])
+  redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
+end
 redis.call('PUBLISH', KEYS[3], ARGV[1])
 return redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[4])
 """
@@ -105,11 +109,8 @@ class State:
         values: list[Any] = [status, ",".join(of), expires_at, add_attempts, generation_id]
         for name, value in fields.items():
             values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
-        return int(
-            self._transition(
-                keys=[_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id], args=values
-            )
-        )
+        keys = [_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id, ENDED_KEY]
+        return int(self._transition(keys=keys, args=values))
 
     def start(self, generation_id: str) -> int:
         """Move to processing and return which attempt this is, from 1; 0 where the generation is final or gone."""
@@ -137,6 +138,12 @@ class State:
             list[bytes | None], self.redis.hmget(_key(generation_id), ["status", "cancel_requested"])
         )
         return status is None or asked is not None
+
+    def ended(self) -> dict[str, int]:
+        """Return how many generations have ended since Redis was set up, by status."""
+        return {
+            k.decode(): int(v) for k, v in cast(dict[bytes, bytes], self.redis.hgetall(ENDED_KEY)).items()
+        }
 
     def attempts(self, generation_id: str) -> int:
         """Return how often the generation was started."""

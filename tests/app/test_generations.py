@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -533,3 +534,24 @@ def test_an_idempotency_key_survives_a_request_that_was_cut_off(service, monkeyp
         assert service.post({"prompt": "a"}, headers=headers).status_code == 500
     assert service.post({"prompt": "a"}, headers=headers).status_code == 202
     assert service.queue.count == 1
+
+
+def test_metrics_count_requests_jobs_and_models(service):
+    response = service.post({"prompt": "a", **SHORT})
+    waiting = service.client.get("/metrics").text
+    assert 'clipsynth_queue_depth{model="tiny"} 1.0' in waiting
+    assert 'clipsynth_model_ready{model="tiny"} 1.0' in waiting
+    service.finish(response)
+    text = service.client.get("/metrics").text
+    assert 'clipsynth_generations_ended_total{status="succeeded"} 1.0' in text
+    assert 'http_requests_total{method="POST",route="/v1/generations",status="202"} 1.0' in text
+    assert response.json()["id"] not in text
+
+
+def test_the_docs_page_loads_nothing_from_elsewhere(service):
+    page = service.client.get("/docs")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "//" not in page.text
+    for path in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert service.client.get(f"/{path}").status_code == 200
+    assert service.client.get("/openapi.json").json()["info"]["title"] == "CLIPSynth"
