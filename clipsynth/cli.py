@@ -109,7 +109,10 @@ def generate(
     """Generate without any server."""
     from PIL import Image, UnidentifiedImageError
 
+    from clipsynth.process import let_threads_sleep
     from clipsynth.schemas import output_seed
+
+    let_threads_sleep()
     from worker.predict import Predictor
 
     settings = _settings(model=model, device=device)

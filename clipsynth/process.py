@@ -27,6 +27,14 @@ def start_child(command: list[str], environment: Mapping[str, str] | None = None
     )
 
 
+def let_threads_sleep() -> None:
+    """Have OpenMP's threads sleep at barriers; to be called before torch loads.
+
+    Spinning ones starve each other as soon as another process wants a core.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, interval_s: float = 0.05) -> bool:
     """Poll `condition` until it holds; return whether it did in time."""
     deadline = time.monotonic() + timeout_s

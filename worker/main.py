@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from redis.exceptions import RedisError
 from rq.timeouts import JobTimeoutException
 
 from clipsynth.errors import ModelUnusable, NotFound, ServeError
+from clipsynth.process import let_threads_sleep
 from clipsynth.queue import connect, get_queue
 from clipsynth.schemas import (
     MEDIA_TYPES,
@@ -83,8 +83,7 @@ def model_info(manifest: Manifest) -> ModelInfo:
 
 def _load(settings: Settings) -> Predictor:
     """Load the bundle and run it once, so that the first job pays for nothing."""
-    # Threads that spin at OpenMP's barriers starve each other as soon as another process wants a core. Read when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_threads_sleep()
     from worker.predict import Predictor
 
     predictor = Predictor.setup(settings)
