@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
@@ -39,8 +39,6 @@ STATUS = {
 class ProblemDetails(BaseModel):
     """An RFC 9457 problem; `code` is stable, `detail` is for people."""
 
-    model_config = ConfigDict(title="Problem")
-
     type: str
     title: str
     status: int
@@ -63,11 +61,12 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int | str, list[str]] = {}
     for code in (*codes, "invalid_request", "redis_unavailable"):
         by_status.setdefault(STATUS[code], []).append(code)
-    schema = ProblemDetails.model_json_schema()
     return {
         status: {
             "description": ", ".join(dict.fromkeys(names)),
-            "content": {"application/problem+json": {"schema": schema}},
+            "content": {
+                "application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
+            },
         }
         for status, names in sorted(by_status.items())
     }

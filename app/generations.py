@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import copy
 import hashlib
 import json
 import math
@@ -47,10 +46,10 @@ SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def _request_body() -> dict[str, Any]:
-    schema = GenerationRequest.model_json_schema()
-    form = copy.deepcopy(schema)
+    reference = {"$ref": "#/components/schemas/GenerationRequest"}
+    form = GenerationRequest.model_json_schema()
     form["properties"]["image"] = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
-    content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
+    content = {"application/json": {"schema": reference}, "multipart/form-data": {"schema": form}}
     return {"required": True, "content": content}
 
 

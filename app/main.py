@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
@@ -17,7 +18,7 @@ from app.metrics import CountRequests, Metrics
 from app.uploads import BodyLimit
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.queue import connect
-from clipsynth.schemas import ServedModel
+from clipsynth.schemas import GenerationRequest, ServedModel
 from clipsynth.settings import Settings
 from clipsynth.state import State, redis_answers
 from clipsynth.storage import Storage
@@ -80,4 +81,11 @@ def create_app(settings: Settings) -> FastAPI:
         """List what workers serve."""
         return services.state.models()
 
+    def describe() -> dict[str, Any]:
+        description = FastAPI.openapi(app)
+        referred = (GenerationRequest, errors.ProblemDetails)
+        description["components"]["schemas"] |= {m.__name__: m.model_json_schema() for m in referred}
+        return description
+
+    app.openapi = describe  # type: ignore[method-assign]
     return app
