@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from redis import Redis
 
@@ -40,7 +41,9 @@ class EmbeddedRedis:
 
     process: subprocess.Popen[bytes]
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, lock: IO[str] | None = None) -> None:
+        """Start a server on `data_dir`; it holds the folder's `lock` with its parent, for it may outlive that by a moment."""
+        self._keep_open = [lock.fileno()] if lock else []
         folder = (data_dir / "redis").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self._socket_dir = tempfile.mkdtemp(
@@ -67,7 +70,7 @@ class EmbeddedRedis:
         Raises:
             ServeError: it does not start.
         """
-        self.process = start_child(self._command)
+        self.process = start_child(self._command, keep_open=self._keep_open)
         with Redis.from_url(self.url) as client:
             answers = wait_until(
                 lambda: redis_answers(client) or not self.is_running(), timeout_s=START_TIMEOUT_S

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 _PR_SET_PDEATHSIG = 1
 
@@ -17,12 +17,19 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def start_child(command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a child in its own session (a terminal's Ctrl+C reaches the parent alone); on Linux it ends when the parent dies."""
+def start_child(
+    command: list[str], environment: Mapping[str, str] | None = None, *, keep_open: Collection[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a child in its own session (a terminal's Ctrl+C reaches the parent alone); on Linux it ends when the parent dies.
+
+    Args:
+        keep_open: file descriptors that it inherits.
+    """
     return subprocess.Popen(
         command,
         env={**os.environ, **(environment or {})},
         start_new_session=True,
+        pass_fds=tuple(keep_open),
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
 

@@ -17,11 +17,12 @@ from typing import IO
 
 from clipsynth.embedded_redis import EmbeddedRedis
 from clipsynth.errors import ServeError
-from clipsynth.process import start_child
+from clipsynth.process import start_child, wait_until
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 60
+LOCK_TIMEOUT_S = 2.0  # a predecessor that was killed leaves a Redis that is about to end
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
 
 
@@ -33,13 +34,19 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     lock = (data_dir / "serve.lock").open("w")
+    if not wait_until(lambda: _locked(lock), timeout_s=LOCK_TIMEOUT_S):
+        raise ServeError(
+            f"another `clipsynth serve` uses {data_dir}; give this one its own with CLIPSYNTH_DATA_DIR"
+        )
+    return lock
+
+
+def _locked(lock: IO[str]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ServeError(
-            f"another `clipsynth serve` uses {data_dir}; give this one its own with CLIPSYNTH_DATA_DIR"
-        ) from None
-    return lock
+        return False
+    return True
 
 
 def _ready(url: str) -> bool:
@@ -59,8 +66,8 @@ def serve(settings: Settings) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with lock_data_dir(settings.data_dir):
-        redis = None if settings.redis_url else EmbeddedRedis(settings.data_dir)
+    with lock_data_dir(settings.data_dir) as lock:
+        redis = None if settings.redis_url else EmbeddedRedis(settings.data_dir, lock=lock)
         environment = {
             "CLIPSYNTH_REDIS_URL": settings.redis_url or (redis.url if redis else ""),
             "CLIPSYNTH_DATA_DIR": str(settings.data_dir),

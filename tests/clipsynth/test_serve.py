@@ -154,6 +154,18 @@ def test_what_has_expired_is_gone(tiny_bundle, tmp_path):
     service.stop()
 
 
+def test_a_killed_serve_that_is_started_again_finishes_what_it_accepted(tiny_bundle, tmp_path):
+    killed = Serve(tiny_bundle, tmp_path / "data")
+    killed.wait_for_worker()
+    locations = [killed.post(num_inference_steps=200), killed.post()]
+    killed.process.kill()
+    again = Serve(tiny_bundle, tmp_path / "data")
+    killed.process.wait()
+    killed.http.close()
+    assert [again.wait_for_end(location) for location in locations] == ["succeeded"] * 2
+    again.stop()
+
+
 def test_a_bundle_that_lacks_a_part_ends_serve_with_its_name(tiny_bundle, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "vocoder")
