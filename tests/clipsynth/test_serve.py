@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -111,6 +113,17 @@ def test_serve_makes_a_sound(served):
     location = service.post()
     assert service.wait_for_end(location) == "succeeded"
     assert service.http.get(f"{location}/audio/0").content[:4] == b"RIFF"
+
+
+def test_the_script_of_the_readme_makes_a_sound(served, tmp_path):
+    service, _ = served
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    script = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1].replace("http://localhost:8000", service.url)
+    printed = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.splitlines()[-1] == "succeeded None"
+    assert (tmp_path / "dog-0.wav").read_bytes()[:4] == b"RIFF"
 
 
 def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, tiny_bundle, tmp_path):
