@@ -132,12 +132,14 @@ class State:
             status = self.get(generation_id).status
         raise AlreadyEnded(f"the generation has ended: {status}")
 
-    def cancel_requested(self, generation_id: str) -> bool:
-        """Return whether nobody waits for the generation any more: its end was asked for, or it was forgotten."""
+    def unwanted(self, generation_id: str) -> bool:
+        """Return whether nobody waits for the generation any more: it was canceled, is to be, or was forgotten."""
         status, asked = cast(
             list[bytes | None], self.redis.hmget(_key(generation_id), ["status", "cancel_requested"])
         )
-        return status is None or asked is not None
+        if status is None or status.decode() == Status.CANCELED:
+            return True
+        return asked is not None and status.decode() not in TERMINAL
 
     def ended(self) -> dict[str, int]:
         """Return how many generations have ended since Redis was set up, by status."""

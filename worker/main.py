@@ -130,7 +130,7 @@ class Handler:
         attempt = self.state.start(generation_id)
         if not attempt:
             return
-        if self.state.cancel_requested(generation_id):
+        if self.state.unwanted(generation_id):
             self._cancel(generation_id)
             return
         if attempt > self.max_attempts:
@@ -156,7 +156,7 @@ class Handler:
             )
         else:
             if not self.state.succeed(generation_id, outputs):
-                self._cancel(generation_id)
+                self._cancel(generation_id)  # or another worker, which took this one for lost, was first
                 return
             logger.info(
                 "job finished: %s in %.2f s, %d steps",
@@ -179,7 +179,7 @@ class Handler:
             def on_step(step: int, num_steps: int, n: int = n) -> None:
                 nonlocal last
                 with contextlib.suppress(RedisError):
-                    if self.state.cancel_requested(generation_id):
+                    if self.state.unwanted(generation_id):
                         raise _Canceled
                 if time.monotonic() - last > PROGRESS_INTERVAL_S:
                     last = time.monotonic()
@@ -207,8 +207,9 @@ class Handler:
 
     def _cancel(self, generation_id: str) -> None:
         """End a generation that nobody waits for, and remove its files."""
-        self.state.change(generation_id, Status.CANCELED)
-        self.storage.delete(generation_id)
+        if self.state.unwanted(generation_id):
+            self.state.change(generation_id, Status.CANCELED)
+            self.storage.delete(generation_id)
 
     def abandoned(self, generation_id: str) -> None:
         """RQ found the job without a living worker, or `run` could not reach Redis."""

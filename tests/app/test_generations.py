@@ -20,6 +20,7 @@ from rq.timeouts import JobTimeoutException
 from app.main import create_app
 from clipsynth.janitor import sweep
 from clipsynth.queue import get_queue
+from clipsynth.schemas import Output
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
@@ -450,6 +451,24 @@ def test_a_generation_is_canceled_while_it_is_processed(service, monkeypatch):
     during(service, monkeypatch, lambda: answers.append(service.client.post(f"{link}/cancel")))
     assert service.finish(response)["status"] == "canceled"
     assert [(a.status_code, a.json()["status"]) for a in answers] == [(202, "processing")]
+
+
+def test_a_worker_that_was_taken_for_lost_leaves_the_sound_of_the_one_that_was_first(service, monkeypatch):
+    response = service.post({"prompt": "a", **SHORT})
+    generation_id = response.json()["id"]
+    output = Output(
+        index=0,
+        url=f"/v1/generations/{generation_id}/audio/0",
+        media_type="audio/wav",
+        format="wav",
+        duration_s=0.5,
+        sample_rate=16000,
+        seed=0,
+    )
+    during(service, monkeypatch, lambda: service.state.succeed(generation_id, [output]))
+    done = service.finish(response)
+    assert done["status"] == "succeeded"
+    assert service.client.get(done["outputs"][0]["url"]).status_code == 200
 
 
 def test_a_lost_generation_that_was_canceled_is_not_run_again(service):

@@ -118,7 +118,9 @@ def test_serve_makes_a_sound(served):
 def test_the_script_of_the_readme_makes_a_sound(served, tmp_path):
     service, _ = served
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    script = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1].replace("http://localhost:8000", service.url)
+    script = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1].replace(
+        "http://localhost:8000", service.url
+    )
     printed = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
