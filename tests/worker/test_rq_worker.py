@@ -7,10 +7,13 @@ import time
 import pytest
 from redis import Redis
 
+from clipsynth.process import wait_until
 from clipsynth.queue import connect, enqueue, get_queue
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
 from clipsynth.state import State
+from clipsynth.storage import Storage
+from worker.main import Handler
 from worker.rq_worker import GenerationJob, LeaseWorker
 
 GENERATION = "gen_" + "0" * 26
@@ -78,3 +81,23 @@ def test_rqs_own_records_of_ended_jobs_are_pruned(worker):
     worker.connection.zadd(queue.failed_job_registry.key, {"old": 1})
     worker.recover()
     assert not worker.connection.exists(queue.finished_job_registry.key, queue.failed_job_registry.key)
+
+
+def test_a_job_whose_worker_dies_three_times_is_lost(worker, monkeypatch):
+    settings = Settings(redis_url="redis://unused", max_attempts=3)
+    state = State.from_settings(worker.connection, settings)
+    handler = Handler(None, state, Storage(settings.results_url), max_attempts=3)
+    monkeypatch.setattr(GenerationJob, "abandoned", staticmethod(handler.abandoned), raising=False)
+    for attempt in (1, 2, 3):
+        queue = take(worker)
+        job = queue.fetch_job(GENERATION)
+        job = GenerationJob.fetch(job.id, connection=worker.connection, serializer=worker.serializer)
+        worker.prepare_execution(job)  # with a lease of 1 s, which nobody renews
+        worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
+        assert state.start(GENERATION) == attempt
+        assert wait_until(
+            lambda: worker.recover() or state.get(GENERATION).status != "processing", timeout_s=10
+        )
+        assert state.get(GENERATION).status == ("queued" if attempt < 3 else "failed")
+    assert state.get(GENERATION).error.code == "worker_lost"
+    assert state.start(GENERATION) == 0  # RQ tries once more, which changes nothing
