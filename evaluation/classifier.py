@@ -1,6 +1,7 @@
 """A judge: a small audio classifier trained on labelled clips' own sound, independent of the generator.
 
-It hears log-mels at a fixed peak, so that loudness says nothing. Architecture after PANNs' CNN6 (Kong et al. 2020, table 2) at 1/8 width, with
+It hears log-mels at a fixed peak, so that loudness says nothing, and only what is above `FLOOR`: noise that nobody hears between two notes is no
+reason to call a sound another. Architecture after PANNs' CNN6 (Kong et al. 2020, table 2) at 1/8 width, with
 SpecAugment (Park et al. 2019) in training.
 """
 
@@ -21,6 +22,7 @@ from models.mel import MelSpectrogram
 
 PEAK = 0.5
 FRAMES = 400  # 4 s
+FLOOR = -8.0  # log-mel; about 75 dB below a clip's loudest bands
 
 
 class SoundClassifier(nn.Module):
@@ -45,11 +47,11 @@ class SoundClassifier(nn.Module):
     def log_mel(self, waveforms: Sequence[np.ndarray]) -> torch.Tensor:
         """Return log-mels (B, F, 64) of waveforms (T,) of one length in float, at a peak of `PEAK`."""
         x = torch.from_numpy(np.stack([w - w.mean() for w in waveforms])).float()
-        return self.mel(x * (PEAK / x.abs().amax(-1, keepdim=True).clamp(min=1e-6)))
+        return self.mel(x * (PEAK / x.abs().amax(-1, keepdim=True).clamp(min=1e-6))).clamp(min=FLOOR)
 
     def embeddings(self, log_mel: torch.Tensor) -> torch.Tensor:
         """Return (B, embed_dim): mean over bands, then mean plus maximum over time, as in PANNs."""
-        x = self.blocks((log_mel[:, None] + 5) / 3).mean(3)
+        x = self.blocks((log_mel[:, None] + 4) / 2).mean(3)
         return F.relu(self.embed(F.dropout(x.mean(2) + x.amax(2), 0.3, self.training)))
 
     def forward(self, log_mel: torch.Tensor) -> torch.Tensor:

@@ -88,6 +88,14 @@ def test_resumed_training_equals_training_that_was_not_stopped(prepared, tmp_pat
         assert all(torch.equal(whole[name], halves[name]) for name in whole)
 
 
+@pytest.mark.parametrize("path", sorted(DEMO.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_says_how_it_is_run(path):
+    made = load_recipe(path)
+    assert made.name == path.stem
+    assert "Hardware:" in path.read_text()
+    assert f"clipsynth train recipes/{path.name}" in path.read_text().replace("clipsynth.cli", "clipsynth")
+
+
 def test_unprepared_folder_and_bad_recipes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="prepare"):
         load_clips(tmp_path)
