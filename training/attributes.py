@@ -2,40 +2,76 @@
 
 from __future__ import annotations
 
-import librosa
 import numpy as np
-from librosa.onset import onset_detect
+from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
+from scipy.signal import find_peaks
 
+WINDOW = 1024  # samples
+FRAMES_PER_S = 100
 FMIN_HZ, FMAX_HZ = 50.0, 2000.0
+APERIODIC = 0.1  # YIN's threshold: the first dip of the difference function below it is the period
 VOICED_FLATNESS = 0.05  # frames whose spectrum is peakier than this count as voiced
+ONSET_BANDS = 32
+ONSET_DB = 1.5  # rise over 30 ms, mean over bands
+ONSET_GAP = 3  # frames between two onsets at least
 
 
 def measure(waveform: np.ndarray, sample_rate: int) -> dict[str, float]:
     """Return the attributes of a waveform (T,) as decoded, before its level was changed.
 
     `loudness_dbfs`: RMS, dB of full scale. `centroid_hz`: power-weighted mean frequency. `flatness`: median spectral flatness, 0 (tone) to 1 (noise).
-    `voicing`: share of sounding frames that are tonal. `f0_hz`: median fundamental of those by YIN (de Cheveigné & Kawahara 2002), 0 where there
-    are none. `onsets_per_s`: onsets by spectral flux (Böck & Widmer 2013), per second.
+    `voicing`: share of sounding frames that are tonal. `f0_hz`: median fundamental of those, 0 where there are none. `onsets_per_s`: onsets by
+    spectral flux (Böck & Widmer 2013), per second.
     """
     y = waveform.astype(np.float32)
     rms = float(np.sqrt(np.mean(y**2)))
-    hop = sample_rate // 100
-    spectrum = np.abs(librosa.stft(y, n_fft=1024, hop_length=hop))
-    power = (spectrum**2).sum(1)
-    frequencies = librosa.fft_frequencies(sr=sample_rate, n_fft=1024)
-    flatness = librosa.feature.spectral_flatness(S=spectrum)[0]
-    frame_power = (spectrum**2).sum(0)
-    sounding = frame_power > 1e-4 * frame_power.max()
+    padded = np.pad(y, (0, max(0, WINDOW - len(y))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: sample_rate // FRAMES_PER_S]
+    power = np.abs(rfft(frames * np.hanning(WINDOW).astype(np.float32))) ** 2 + 1e-10  # (F, WINDOW // 2 + 1)
+    flatness = np.exp(np.log(power).mean(1)) / power.mean(1)
+    loudness = power.sum(1)
+    sounding = loudness > 1e-4 * loudness.max()
     voiced = sounding & (flatness < VOICED_FLATNESS)
-    f0 = librosa.yin(y, fmin=FMIN_HZ, fmax=FMAX_HZ, sr=sample_rate, frame_length=1024, hop_length=hop)
-    frames = min(len(f0), len(voiced))
-    tonal = f0[:frames][voiced[:frames]]
-    onsets = onset_detect(y=y, sr=sample_rate, hop_length=hop)
+    centroid = rfftfreq(WINDOW, 1 / sample_rate) @ power.sum(0) / power.sum()
     return {
-        "loudness_dbfs": round(20 * np.log10(max(rms, 1e-6)), 2),
-        "centroid_hz": round(float((frequencies * power).sum() / max(power.sum(), 1e-12)), 1),
-        "flatness": round(float(np.median(flatness[sounding])) if sounding.any() else 0.0, 5),
-        "voicing": round(float(voiced.sum() / max(sounding.sum(), 1)), 3),
-        "f0_hz": round(float(np.median(tonal)) if len(tonal) else 0.0, 1),
-        "onsets_per_s": round(len(onsets) * sample_rate / len(y), 3),
+        "loudness_dbfs": round(20 * float(np.log10(max(rms, 1e-6))), 2),
+        "centroid_hz": round(float(centroid), 1),
+        "flatness": round(float(np.median(flatness[sounding])), 5),
+        "voicing": round(float(voiced.sum() / sounding.sum()), 3),
+        "f0_hz": round(
+            float(np.median(fundamentals(frames[voiced], sample_rate))) if voiced.any() else 0.0, 1
+        ),
+        "onsets_per_s": round(_onsets(power) * sample_rate / len(y), 3),
     }
+
+
+def fundamentals(frames: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the fundamental frequency in Hz (F,) of frames (F, WINDOW) by YIN (de Cheveigné & Kawahara 2002, eq. 6-8 and steps 4-5)."""
+    half = frames.shape[1] // 2
+    shortest, longest = int(sample_rate / FMAX_HZ), min(int(sample_rate / FMIN_HZ), half - 1)
+    size = next_fast_len(frames.shape[1] + half, real=True)
+    energy = np.pad(np.cumsum(frames.astype(np.float64) ** 2, axis=1), ((0, 0), (1, 0)))
+    correlation = irfft(rfft(frames, size) * rfft(frames[:, :half], size).conj(), size)[:, : longest + 2]
+    lags = np.arange(longest + 2)
+    difference = energy[:, half : half + 1] + energy[:, lags + half] - energy[:, lags] - 2 * correlation
+    mean = np.cumsum(difference[:, 1:], axis=1) / lags[1:]
+    normalised = np.concatenate(
+        [np.ones((len(frames), 1)), difference[:, 1:] / np.maximum(mean, 1e-12)], axis=1
+    )
+    inner = normalised[:, shortest : longest + 1]
+    before, behind = normalised[:, shortest - 1 : longest], normalised[:, shortest + 1 : longest + 2]
+    dips = (inner <= before) & (inner < behind)
+    low = dips & (inner < APERIODIC)
+    best = np.where(low.any(1), low.argmax(1), np.where(dips, inner, np.inf).argmin(1))
+    a, b, c = (x[np.arange(len(frames)), best] for x in (before, inner, behind))
+    curvature = a - 2 * b + c
+    shift = np.divide((a - c) / 2, curvature, out=np.zeros_like(b), where=curvature > 1e-9)
+    return sample_rate / (best + shortest + np.clip(shift, -1, 1))
+
+
+def _onsets(power: np.ndarray) -> int:
+    """Return how often the spectrum (F, K) rises: peaks of its mean rise over three frames in `ONSET_BANDS` bands."""
+    bands = np.stack([part.mean(1) for part in np.array_split(power, ONSET_BANDS, axis=1)], axis=1)
+    decibels = 10 * np.log10(np.maximum(bands, 1e-6 * bands.max()))
+    rise = np.maximum(decibels[3:] - decibels[:-3], 0).mean(1)
+    return len(find_peaks(np.pad(rise, 1), height=ONSET_DB, prominence=ONSET_DB, distance=ONSET_GAP)[0])

@@ -12,10 +12,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +26,10 @@ from safetensors.torch import save_file
 from models.encoders import JointEncoder, load_encoder
 from models.mel import MelSpectrogram
 from models.video import VideoError, decode
+from training.attributes import measure
 from training.cut import Window, cut, level
 from training.fingerprint import fingerprint, near_duplicates
+from training.pool import make_shards
 from training.shards import ShardReader, member_offsets, write_shard
 from training.sources import PrepareError, Source, find_sources
 
@@ -75,22 +75,24 @@ def prepare(
     encoder.save_pretrained(out / "encoder")
     size = options.videos_per_shard
     batches = [(n, sources[i : i + size]) for n, i in enumerate(range(0, len(sources), size))]
-    todo = [(n, batch) for n, batch in batches if not _sidecar(out, n).is_file()]
-    done = len(sources) - sum(len(batch) for _, batch in todo)
+    todo = {n: batch for n, batch in batches if not _sidecar(out, n).is_file()}
+    done = len(sources) - sum(len(batch) for batch in todo.values())
     make = partial(_make_shard, out=out, options=options, texts=texts)
+    made: Iterator[int]
     if workers == 0:
-        for n, batch in todo:
-            make(n, batch, encoder=encoder)
-            done += len(batch)
-            yield done, len(sources)
-    elif todo:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _start_worker, (out / "encoder",)) as pool:
-            running = {pool.submit(make, n, batch): len(batch) for n, batch in todo}
-            for future in as_completed(running):
-                future.result()
-                done += running[future]
-                yield done, len(sources)
+        made = (n for n, batch in todo.items() if make(n, batch, encoder=encoder) is None)
+    else:
+        made = make_shards(
+            make,
+            todo,
+            workers=workers,
+            notes=out / "shards",
+            initializer=_start_worker,
+            initargs=(out / "encoder",),
+        )
+    for n in made:
+        done += len(todo[n])
+        yield done, len(sources)
     yield len(sources), len(sources)
     _finish(out, len(batches), missing, encoder)
 
@@ -113,13 +115,18 @@ def _sidecar(out: Path, n: int) -> Path:
 def _make_shard(
     n: int,
     sources: list[Source],
+    fatal: Collection[str] = (),
+    note: Path | None = None,
     *,
     out: Path,
     options: PrepareOptions,
     texts: dict[str, list[str]],
     encoder: JointEncoder | None = None,
 ) -> None:
-    """Write shard n and then, as the mark that it is complete, its `.jsonl`: one line per clip or per video left out."""
+    """Write shard n and then, as the mark that it is complete, its `.jsonl`: one line per clip or per video left out.
+
+    The name of the video at hand is kept in the file `note`; those of `fatal` are left out.
+    """
     encoder = encoder or _encoder
     assert encoder is not None
     mel = MelSpectrogram()
@@ -127,6 +134,11 @@ def _make_shard(
     clips: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
     lines: list[dict[str, Any]] = []
     for source in sources:
+        if source.name in fatal:
+            lines.append({"video": source.name, "skipped": "its decoder crashes"})
+            continue
+        if note:
+            note.write_text(source.name)
         try:
             items = decode(source.path, sample_rate=sample_rate, frames_per_s=options.frames_per_s)
             for window in cut(items, sample_rate=sample_rate, clip_s=options.clip_s):
@@ -151,14 +163,14 @@ def _make_shard(
     temporary = _sidecar(out, n).with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     os.replace(temporary, _sidecar(out, n))
+    if note:
+        note.unlink()
 
 
 def _features(
     window: Window, mel: MelSpectrogram, encoder: JointEncoder
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return metadata and arrays of a window."""
-    from training.attributes import measure  # librosa takes seconds to load
-
     sample_rate = mel.config.sample_rate
     waveform, gain = level(window.waveform)
     metadata = {

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from scipy.signal import chirp
+
+from training.attributes import WINDOW, fundamentals, measure
+
+RATE = 16000
+TIME = np.arange(3 * RATE) / RATE
+NOISE = np.random.default_rng(0).standard_normal(len(TIME)).astype(np.float32) * 0.05
+
+
+@pytest.mark.parametrize("f0", [60.0, 110.0, 441.3, 987.0, 1900.0])
+def test_fundamental_of_a_harmonic_tone(f0):
+    tone = sum(np.sin(2 * np.pi * f0 * k * TIME) / k for k in (1, 2, 3))
+    found = measure(0.3 * tone + 0.01 * NOISE, RATE)
+    assert found["f0_hz"] == pytest.approx(f0, rel=0.01)
+    assert found["voicing"] > 0.95
+
+
+def test_fundamental_is_found_where_it_is_not_a_partial():
+    tone = sum(np.sin(2 * np.pi * 200 * k * TIME) for k in (3, 4, 5))
+    assert measure(0.1 * tone, RATE)["f0_hz"] == pytest.approx(200, rel=0.01)
+
+
+def test_fundamentals_follow_a_glide():
+    glide = chirp(TIME, 200, 3, 400)
+    frames = np.lib.stride_tricks.sliding_window_view(glide, WINDOW)[::RATE]
+    np.testing.assert_allclose(fundamentals(frames, RATE), [202, 269, 336], rtol=0.01)
+
+
+def test_noise_has_no_pitch_no_onsets_and_a_flat_spectrum():
+    found = measure(NOISE, RATE)
+    assert found["f0_hz"] == found["voicing"] == 0
+    assert found["onsets_per_s"] < 0.5
+    assert found["flatness"] > 0.5
+    assert found["centroid_hz"] == pytest.approx(4000, rel=0.05)
+    assert found["loudness_dbfs"] == pytest.approx(20 * np.log10(0.05), abs=0.1)
+
+
+@pytest.mark.parametrize("per_s", [1, 4, 8])
+def test_bursts_are_counted(per_s):
+    bursts = NOISE * 4 * np.exp(-20 * (TIME % (1 / per_s))) + 0.01 * NOISE
+    assert measure(bursts, RATE)["onsets_per_s"] == pytest.approx(per_s, abs=0.7)
+
+
+def test_what_is_silent_or_shorter_than_a_window_is_measured_too():
+    assert measure(np.zeros(RATE, np.float32), RATE)["loudness_dbfs"] == -120
+    assert measure(NOISE[:500], RATE)["loudness_dbfs"] == pytest.approx(-26, abs=1)
