@@ -208,6 +208,25 @@ def train(
 
 
 @app.command()
+def export(
+    recipe: Path,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: text_sigma=0.3")] = None,
+    out: Annotated[Path | None, typer.Option(help="Bundle folder; bundle/ of the run by default.")] = None,
+    attribution: Annotated[
+        Path | None, typer.Option(help="CSV file,source,licence of the training videos.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Markdown for the model card; `clipsynth evaluate` writes results.md.")
+    ] = None,
+) -> None:
+    """Write the bundle of a trained recipe: parts, retrieval index, model card."""
+    from training.recipe import load_recipe
+    from training.train import train as run
+
+    print(run(load_recipe(recipe, set_), stage="export", out=out, attribution=attribution, results=results))
+
+
+@app.command()
 def evaluate(
     clips: Annotated[Path, typer.Option(help="Folder of labelled videos.")],
     queries: Annotated[Path, typer.Option(help='JSON {"classes": {label: [phrase, …]}}.')],

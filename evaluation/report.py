@@ -51,7 +51,7 @@ def evaluate(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
 ) -> str:
-    """Write `results.json` to `out` and return the Markdown table: real validation clips, text queries, image queries.
+    """Write `results.json` and `results.md` to `out` and return the Markdown table: real validation clips, text queries, image queries.
 
     Pictures and real sounds are those of the "validation" split, which neither the generator nor the classifier has seen.
 
@@ -92,4 +92,6 @@ def evaluate(
     chance = 1 / len(classifier.labels)
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(to_json(results, chance))
-    return to_markdown(results, chance)
+    table = to_markdown(results, chance)
+    (out / "results.md").write_text(table + "\n")
+    return table

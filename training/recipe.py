@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 
 class _Section(BaseModel):
@@ -74,10 +74,18 @@ class DenoiserRecipe(_Section):
         return self
 
 
+class RequestDefaults(_Section):
+    """What a request to the bundle gets where it does not say."""
+
+    num_inference_steps: PositiveInt = 12
+    guidance_scale: float = 4.0
+    guidance_interval: tuple[float, float] = Field((0.0, 0.65), strict=False)
+
+
 class Recipe(_Section):
     """What to train, on which prepared folder, into which run folder. Relative paths count from the working directory.
 
-    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `bf16` where the device computes in it.
+    `vocoder_run`: another run's folder, whose vocoder this one shares. `requests`: the bundle's defaults. `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `bf16` where the device computes in it.
     """
 
     name: str
@@ -92,8 +100,15 @@ class Recipe(_Section):
     bank_share: float = 0.0
     bank_tau: PositiveFloat = 0.1
     max_bank_size: PositiveInt = 4096
+    vocoder_run: str | None = None
+    requests: RequestDefaults = RequestDefaults()
     vocoder: VocoderRecipe
     denoiser: DenoiserRecipe
+
+    @property
+    def vocoder_folder(self) -> Path:
+        """Where the state of the vocoder is kept."""
+        return Path(self.vocoder_run or self.run) / "vocoder"
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

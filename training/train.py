@@ -10,11 +10,10 @@ from typing import Literal
 
 import torch
 
-from models.encoders import load_encoder
-from models.manifest import Manifest
 from models.mel import MelSpectrogram
 from models.pipeline import ClipSynthPipeline
 from training.data import load_clips
+from training.export import export
 from training.generated import GeneratedClips
 from training.loop import build_accelerator
 from training.recipe import Recipe
@@ -24,13 +23,23 @@ from training.train_vocoder import train_vocoder
 Stage = Literal["all", "vocoder", "denoiser", "finetune", "export"]
 
 
-def train(recipe: Recipe, *, stage: Stage = "all", init: Path | None = None) -> Path | None:
+def train(
+    recipe: Recipe,
+    *,
+    stage: Stage = "all",
+    init: Path | None = None,
+    out: Path | None = None,
+    attribution: Path | None = None,
+    results: Path | None = None,
+) -> Path | None:
     """Run one stage of a recipe, or all; return the bundle's folder where one was made.
 
     "finetune" is the vocoder's last part, on mels that the denoiser made. "export" makes a bundle of what there is.
 
     Args:
         init: a bundle whose weights a stage starts from where it has no state of its own.
+        out: where the bundle goes; the run's folder by default.
+        attribution, results: what the bundle's card says of sources and of quality; see `export`.
 
     Raises:
         ValueError: the prepared folder is missing or not one, `init` or a saved state is not of the recipe's shape, or a stage that another
@@ -50,33 +59,23 @@ def train(recipe: Recipe, *, stage: Stage = "all", init: Path | None = None) -> 
         parts = (start.condition_encoder, start.denoiser) if start else None
         return train_denoiser(recipe, clips, accelerator, parts)
 
-    if stage in ("vocoder", "all"):
+    own_vocoder = recipe.vocoder_run is None
+    if stage in ("vocoder", "all") and own_vocoder:
         vocoder(recipe)
     if stage in ("denoiser", "all"):
         denoiser(recipe)
     done = _without_training(recipe)
-    if stage in ("finetune", "all") and recipe.vocoder.finetune_steps:
+    if stage in ("finetune", "all") and own_vocoder and recipe.vocoder.finetune_steps:
         _require(recipe, "vocoder", "denoiser")
         limit = recipe.vocoder.finetune_clips
         vocoder(recipe, GeneratedClips(clips.train, *denoiser(done), limit=limit, seed=recipe.seed))
     if stage not in ("export", "all"):
         return None
     _require(recipe, "vocoder", "denoiser")
-    folder = Path(recipe.run) / "bundle"
+    folder = out or Path(recipe.run) / "bundle"
     if accelerator.is_main_process:
-        condition_encoder, trained_denoiser = denoiser(done)
-        trained_vocoder = vocoder(done)
-        encoder = load_encoder(Path(recipe.clips) / "encoder")
-        pipe = ClipSynthPipeline(encoder, condition_encoder, trained_denoiser, trained_vocoder, mel)
-        pipe.manifest = Manifest(
-            name=recipe.name,
-            min_duration_s=0.5,
-            max_duration_s=clips.max_duration_s,
-            output_gain=round(clips.output_gain, 4),
-        )
-        for part in (condition_encoder, trained_denoiser, trained_vocoder):
-            part.half()
-        pipe.save_pretrained(folder)
+        parts = (*denoiser(done), vocoder(done), mel)
+        export(recipe, clips, parts, folder, attribution=attribution, results=results)
     accelerator.wait_for_everyone()
     return folder
 
@@ -88,9 +87,10 @@ def _require(recipe: Recipe, *stages: str) -> None:
         ValueError: one has not.
     """
     for stage in stages:
-        if not (Path(recipe.run) / stage / "state.pt").is_file():
+        folder = recipe.vocoder_folder if stage == "vocoder" else Path(recipe.run) / stage
+        if not (folder / "state.pt").is_file():
             raise ValueError(
-                f"{recipe.run} has no trained {stage} yet; run: clipsynth train … --stage {stage}"
+                f"{folder.parent} has no trained {stage} yet; run: clipsynth train … --stage {stage}"
             )
 
 

@@ -6,7 +6,6 @@ Warm-up on log-mel and multi-resolution STFT distances (Yamamoto et al. 2020, eq
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -136,7 +135,7 @@ def train_vocoder(
     """
     torch.manual_seed(recipe.seed)
     v = recipe.vocoder
-    folder = Path(recipe.run) / "vocoder"
+    folder = recipe.vocoder_folder
     vocoder, discriminators = untrained_vocoder(recipe, clips, mel), Discriminators()
     vocoder.to(accelerator.device), discriminators.to(accelerator.device), mel.to(accelerator.device)
     parts = {"vocoder": vocoder, "discriminators": discriminators}

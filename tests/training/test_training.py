@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from models import ClipSynthPipeline
 from models.encoders import PackagedEncoder
@@ -127,6 +128,46 @@ def test_export_takes_what_there_is_and_refuses_what_is_not(prepared, tmp_path):
     assert load_state(tmp_path / "denoiser" / "state.pt")["step"] == 2
     assert (train(nothing, stage="export") / "clipsynth.json").is_file()
     assert states == [(tmp_path / stage / "state.pt").read_bytes() for stage in ("vocoder", "denoiser")]
+
+
+def test_export_writes_the_retrieval_index_and_a_card_of_what_is_known(prepared, tmp_path):
+    made = recipe(prepared, tmp_path / "run", 1, "requests.num_inference_steps=9")
+    train(made, stage="vocoder")
+    train(made, stage="denoiser")
+    clips = load_clips(prepared).train
+    known = clips.index[0]["video"]
+    (tmp_path / "sources.csv").write_text(f"file,source,licence\n{known},the archive,CC0\n")
+    (tmp_path / "results.md").write_text("heard: 0.5")
+    folder = train(
+        made,
+        stage="export",
+        out=tmp_path / "bundle",
+        attribution=tmp_path / "sources.csv",
+        results=tmp_path / "results.md",
+    )
+    lines = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+    assert len(lines) == len(clips)
+    assert [line["source"] for line in lines].count("the archive") == 1
+    embeds = load_file(folder / "index.safetensors")["embeds"].float()
+    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(len(clips)), atol=2e-3, rtol=0)
+    assert torch.cosine_similarity(embeds[0], clips.embeds(0).mean(0), dim=0) > 0.999
+    card = (folder / "README.md").read_text()
+    for part in ("| the archive | CC0 | 1 |", "| not stated | not stated |", "heard: 0.5", "9 steps"):
+        assert part in card
+    pipe = ClipSynthPipeline.from_pretrained(folder)
+    assert pipe.manifest.num_inference_steps == 9
+    assert "index.safetensors" in pipe.manifest.sha256
+    (tmp_path / "sources.csv").write_text("file\n0.mp4\n")
+    with pytest.raises(ValueError, match="source"):
+        train(made, stage="export", attribution=tmp_path / "sources.csv")
+
+
+def test_variants_share_the_vocoder_of_another_run(prepared, tmp_path):
+    first = train(recipe(prepared, tmp_path / "first", 1))
+    second = train(recipe(prepared, tmp_path / "second", 1, f"vocoder_run={tmp_path / 'first'}", "seed=5"))
+    assert not (tmp_path / "second" / "vocoder").exists()
+    one, two = (load_file(folder / "vocoder" / "model.safetensors") for folder in (first, second))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_run_keeps_its_recipe_environment_and_logs(prepared, tmp_path):

@@ -1,0 +1,149 @@
+"""The bundle of a run: its parts in half precision, the retrieval index of the training clips, and the model card."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from models.condition_encoder import ConditionEncoder
+from models.denoiser import Denoiser
+from models.encoders import load_encoder
+from models.manifest import Manifest
+from models.mel import MelSpectrogram
+from models.pipeline import ClipSynthPipeline, SpeechT5HifiGan
+from training.data import Clips, ClipSet
+from training.loop import load_state
+from training.recipe import Recipe
+
+NOT_STATED = "not stated"
+INDEX_FIELDS = ("video", "start_s", "duration_s")
+
+
+def read_attribution(path: Path) -> dict[str, dict[str, str]]:
+    """Return {file: {"source", "licence"}} of a CSV with the columns file, source and licence.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    with path.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    for column in ("file", "source", "licence"):
+        if not rows or column not in rows[0]:
+            raise ValueError(f"{path} needs rows with a column {column!r}")
+    return {row["file"]: {name: row[name] or NOT_STATED for name in ("source", "licence")} for row in rows}
+
+
+def write_index(
+    folder: Path, clips: Clips, attribution: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """Write the retrieval index and return its lines.
+
+    `index.safetensors`: "embeds" (N, D) fp16 of unit norm, a clip's mean over frames. `index.jsonl`: what clip n is, its source and its licence.
+    """
+    embeds = F.normalize(torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))]), dim=-1)
+    unknown = {"source": NOT_STATED, "licence": NOT_STATED}
+    lines = [
+        {name: line[name] for name in INDEX_FIELDS} | dict(attribution.get(line["video"], unknown))
+        for line in clips.index
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"embeds": embeds.half()}, folder / "index.safetensors")
+    (folder / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def export(
+    recipe: Recipe,
+    clips: ClipSet,
+    parts: tuple[ConditionEncoder, Denoiser, SpeechT5HifiGan, MelSpectrogram],
+    folder: Path,
+    *,
+    attribution: Path | None = None,
+    results: Path | None = None,
+) -> None:
+    """Write the bundle of trained parts to `folder`.
+
+    Args:
+        attribution: CSV file, source, licence of the training videos; without it the index and the card say "not stated".
+        results: Markdown that the card shows under "Evaluation".
+
+    Raises:
+        ValueError: the attribution cannot be read.
+    """
+    known = read_attribution(attribution) if attribution else {}
+    pipe = ClipSynthPipeline(load_encoder(Path(recipe.clips) / "encoder"), *parts)
+    pipe.manifest = Manifest(
+        name=recipe.name,
+        min_duration_s=0.5,
+        max_duration_s=clips.max_duration_s,
+        output_gain=round(clips.output_gain, 4),
+        **recipe.requests.model_dump(),
+    )
+    for part in parts[:3]:
+        part.half()
+    lines = write_index(folder, clips.train, known)
+    pipe.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(recipe, pipe, lines, results))
+
+
+def model_card(
+    recipe: Recipe, pipe: ClipSynthPipeline, lines: list[dict[str, Any]], results: Path | None
+) -> str:
+    """Return the model card: parts, training, data with their licences, figures, limits."""
+    manifest, d = pipe.manifest, recipe.denoiser
+    environment = json.loads((Path(recipe.run) / "denoiser" / "environment.json").read_text())
+    states = {
+        "denoiser": load_state(Path(recipe.run) / "denoiser" / "best.pt") or {},
+        "vocoder": load_state(recipe.vocoder_folder / "state.pt") or {},
+    }
+    dev = states["denoiser"].get("dev")
+    licences = Counter((line["source"], line["licence"]) for line in lines)
+    hours = sum(line["duration_s"] for line in lines) / 3600
+    sizes = {
+        name: sum(p.numel() for p in getattr(pipe, name).parameters())
+        for name in ("condition_encoder", "denoiser", "vocoder")
+    }
+    learned = {
+        "image": "frames alone; no label, no text",
+        "text": "captions (the CLIPSynth-Text variant)",
+        "hybrid": "frames and captions (the CLIPSynth-Hybrid variant)",
+    }
+    return f"""# Model card: {manifest.name}
+
+Text- and image-to-audio, {manifest.sample_rate / 1000:g} kHz mono, {manifest.min_duration_s:g} to {manifest.max_duration_s:g} s. A bundle of CLIPSynth, a diffusers pipeline folder;
+defaults: {manifest.num_inference_steps} steps, guidance {manifest.guidance_scale:g} on t in [{manifest.guidance_interval[0]:g}, {manifest.guidance_interval[1]:g}).
+
+## Training
+
+- Learned from: {learned[d.condition]}.
+- Command: `clipsynth {" ".join(environment["command"])}`, at git commit {environment["git_commit"] or "unknown"}.
+- Denoiser: {states["denoiser"].get("step", "?")} steps of batch {d.batch_size}; flow loss on held-out `dev` clips {"not measured" if dev is None else f"{dev:.4f}"} at a fixed grid of times and noises.
+- Vocoder: {states["vocoder"].get("step", "?")} steps of batch {recipe.vocoder.batch_size}, with discriminators from step {recipe.vocoder.adversarial_from} on.
+- Parts: {type(pipe.encoder).__name__}, not trained; {", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in sizes.items())}.
+- Device: {environment["device"]}; {", ".join(f"{name} {v}" for name, v in environment["packages"].items())}.
+
+## Data
+
+{len(lines)} training clips, {hours:.2f} hours, listed in `index.jsonl`. The clips themselves are not part of the bundle.
+
+| source | licence | clips |
+|---|---|---:|
+{chr(10).join(f"| {source} | {licence} | {count} |" for (source, licence), count in sorted(licences.items()))}
+
+## Evaluation
+
+{results.read_text().strip() if results else "Not measured."}
+
+## Limits
+
+It knows the kinds of sound in its training clips and no others; what is far from them comes out as the nearest of them, or as noise. Where a
+source's licence is not stated, treat the weights as for research and development.
+"""
