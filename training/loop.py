@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -23,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training.recipe import Recipe
 
 LOG_EVERY = 25  # steps
+T = TypeVar("T")
 AGREE_EVERY = 16  # steps after which processes ask each other whether to stop
 
 
@@ -94,6 +96,18 @@ def describe_environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "command": sys.argv[1:],
     }
+
+
+def one_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+    """Yield make(n) for each number; a thread makes the next while the last is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[T] | None = None
+        for n in numbers:
+            ready, coming = coming, pool.submit(make, n)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
 
 
 class Run:

@@ -24,7 +24,7 @@ from models.manifest import Manifest
 from models.sampler import Row, advance
 from training.batches import LOG_FLOOR, Batch, Batches
 from training.data import Clips, ClipSet, crop
-from training.loop import Run, autocast, load_state, load_weights
+from training.loop import Run, autocast, load_state, load_weights, one_ahead
 from training.recipe import DenoiserRecipe, Recipe
 
 DEV_FRAMES = 400  # 4 s
@@ -241,14 +241,16 @@ def _fit(
         clips.train, recipe, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     held_out = dev_batches(clips.dev, recipe) if accelerator.is_main_process else []
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first * accumulate, d.steps * accumulate),
-        num_workers=recipe.workers,
-        prefetch_factor=4 if recipe.workers else None,
+    numbers = range(first * accumulate, d.steps * accumulate)
+    arriving = (
+        iter(
+            DataLoader(
+                batches, batch_size=None, sampler=numbers, num_workers=recipe.workers, prefetch_factor=4
+            )
+        )
+        if recipe.workers
+        else one_ahead(batches.__getitem__, numbers)
     )
-    arriving = iter(loader)
     stale = 0
 
     def step(n: int) -> float:
