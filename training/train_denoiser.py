@@ -30,8 +30,14 @@ from training.recipe import DenoiserRecipe, Recipe
 DEV_FRAMES = 400  # 4 s
 
 
-def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
-    """Return untrained parts whose statistics are those of the training clips."""
+def build_denoiser(
+    recipe: Recipe, clips: ClipSet, means: torch.Tensor | None = None
+) -> tuple[ConditionEncoder, Denoiser]:
+    """Return untrained parts whose statistics are those of the training clips.
+
+    Args:
+        means: (kinds, D) by which embeddings are centred, in place of the clips' own.
+    """
     embed_dim, n_mels = len(clips.image_mean), len(clips.mel_mean)
     stride = -(-len(clips.train) // recipe.max_bank_size)
     bank = torch.stack([clips.train.embeds(i).mean(0) for i in range(0, len(clips.train), stride)])
@@ -42,8 +48,8 @@ def build_denoiser(recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, De
         bank_share=recipe.bank_share,
         bank_tau=recipe.bank_tau,
     )
-    condition_encoder.means[KINDS.index("image")] = clips.image_mean
-    condition_encoder.means[KINDS.index("text")] = clips.text_mean
+    own = {"image": clips.image_mean, "text": clips.text_mean}
+    condition_encoder.means.copy_(torch.stack([own[kind] for kind in KINDS]) if means is None else means)
     condition_encoder.bank.copy_(condition_encoder.centre(bank, "image"))
     d = recipe.denoiser
     denoiser = Denoiser(
@@ -180,8 +186,8 @@ def train_denoiser(
     """Train or resume; return the parts with averaged weights (EMA), those of the lowest dev loss.
 
     Args:
-        init: trained parts to start from where there is no state to resume. Statistics of the clips (means, bank) are the new clips'
-            where they are of the condition encoder; those of the mel stay as the denoiser knows them.
+        init: trained parts to start from where there is no state to resume. The statistics of mels and embeddings stay theirs, for in that
+            space the denoiser has learned; the bank that texts are projected on is made of the new clips.
 
     Raises:
         ValueError: `init` is of another shape than the recipe's, or the clips lack the captions that it needs.
@@ -189,7 +195,7 @@ def train_denoiser(
     torch.manual_seed(recipe.seed)
     d = recipe.denoiser
     folder = Path(recipe.run) / "denoiser"
-    model = FlowMatching(*build_denoiser(recipe, clips))
+    model = FlowMatching(*build_denoiser(recipe, clips, init[0].means if init else None))
     if init is not None:
         load_weights(
             "condition_encoder",

@@ -14,7 +14,7 @@ from training.batches import Batches
 from training.data import load_clips
 from training.generated import GeneratedClips
 from training.loop import load_state
-from training.prepare import prepare
+from training.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
 from training.train import train
 
@@ -105,12 +105,16 @@ def test_unprepared_folder_and_bad_recipes_are_refused(tmp_path):
             load_recipe(DEMO, [override])
 
 
-def test_a_run_starts_from_the_weights_of_a_bundle(prepared, tmp_path):
+def test_a_run_starts_from_the_weights_and_the_space_of_a_bundle(videos, encoder, prepared, tmp_path):
     folder = train(recipe(prepared, tmp_path / "first", 2))
-    again = train(recipe(prepared, tmp_path / "second", 1), init=folder)
+    list(prepare(videos, tmp_path / "fewer", encoder, options=PrepareOptions(clip_s=1.0)))
+    again = train(recipe(tmp_path / "fewer", tmp_path / "second", 1), init=folder)
     first, second = (ClipSynthPipeline.from_pretrained(f) for f in (folder, again))
     ours, theirs = first.vocoder.conv_pre.weight, second.vocoder.conv_pre.weight
     assert 0 < (ours - theirs).abs().max() < 0.01  # one step of training away, not a new draw
+    ours, theirs = (pipe.denoiser.transformer.proj_out.weight for pipe in (first, second))
+    assert 0 < (ours - theirs).abs().max() < 0.01
+    assert torch.equal(first.condition_encoder.means, second.condition_encoder.means)
     wider = recipe(prepared, tmp_path / "third", 1, "vocoder.upsample_initial_channel=64")
     with pytest.raises(ValueError, match="vocoder"):
         train(wider, init=folder)

@@ -1,0 +1,101 @@
+"""Sound from real mels: HiFi-GAN at several points of its training against Griffin-Lim, by multi-resolution STFT distance.
+
+Run: python benchmarks/vocoder.py VIDEOS runs/demo/vocoder/state.pt checkpoints/demo [--griffin-lim 32]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import librosa
+import numpy as np
+import torch
+from transformers import SpeechT5HifiGan
+
+from models.mel import MelSpectrogram
+from models.video import VIDEO_SUFFIXES, read_video
+from models.vocoder import build_vocoder
+from training.cut import level
+from training.loop import load_state
+from training.train_vocoder import mel_distance, stft_distance
+
+SECONDS = 4
+
+
+def load_vocoder(path: Path, mel: MelSpectrogram) -> SpeechT5HifiGan:
+    """Return the vocoder of a bundle's folder or of a training state."""
+    if path.is_dir():
+        return SpeechT5HifiGan.from_pretrained(path / "vocoder").float().eval()
+    state = load_state(path)
+    if state is None:
+        raise FileNotFoundError(path)
+    weights = state["weights"]["vocoder"]
+    vocoder = build_vocoder(mel, upsample_initial_channel=weights["conv_pre.weight"].shape[0])
+    vocoder.load_state_dict(weights)
+    return vocoder.eval()
+
+
+def griffin_lim(mel: MelSpectrogram, iterations: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function from log-mels (1, F, M) to waveforms (1, T): non-negative least squares, then phases by fast Griffin-Lim (Perraudin et al. 2013)."""
+    c = mel.config
+    # librosa centres frame i on sample i * hop; ours on i * hop + hop / 2
+    lead = c.hop_length // 2
+
+    def invert(log_mel: torch.Tensor) -> torch.Tensor:
+        magnitude = librosa.feature.inverse.mel_to_stft(
+            log_mel[0].exp().T.numpy(), sr=c.sample_rate, n_fft=c.n_fft, power=1.0, fmin=c.f_min, fmax=c.f_max
+        )
+        wave = librosa.griffinlim(
+            magnitude,
+            n_iter=iterations,
+            hop_length=c.hop_length,
+            win_length=c.win_length,
+            n_fft=c.n_fft,
+            random_state=0,
+        )
+        return torch.from_numpy(np.pad(wave, (lead, c.hop_length))).float()[None]
+
+    return invert
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("videos", type=Path)
+    parser.add_argument("vocoders", type=Path, nargs="+")
+    parser.add_argument("--griffin-lim", type=int, default=32, dest="iterations")
+    arguments = parser.parse_args()
+    mel = MelSpectrogram()
+    rate = mel.config.sample_rate
+    files = sorted(p for p in arguments.videos.rglob("*") if p.suffix in VIDEO_SUFFIXES)
+    waves = [level(read_video(f, sample_rate=rate).waveform)[0][: SECONDS * rate] for f in files]
+    targets = [torch.from_numpy(w).float()[None] for w in waves]
+    systems: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        f"Griffin-Lim, {arguments.iterations} iterations": griffin_lim(mel, arguments.iterations)
+    }
+    systems |= {str(path): load_vocoder(path, mel) for path in arguments.vocoders}
+    print(
+        "| vocoder | STFT distance | 95 % interval | mel distance | seconds per clip |\n|---|---:|---|---:|---:|"
+    )
+    for name, vocode in systems.items():
+        stfts, mels, started = [], [], time.perf_counter()
+        made = [vocode(mel(target)) for target in targets]
+        seconds = (time.perf_counter() - started) / len(targets)
+        for wave, target in zip(made, targets, strict=True):
+            length = min(wave.shape[1], target.shape[1])
+            wave, target = wave[:, :length], target[:, :length]
+            stfts.append(stft_distance(wave, target).item())
+            mels.append(mel_distance(mel(wave), mel(target)).item())
+        half = 1.96 * np.std(stfts) / len(stfts) ** 0.5
+        mean = np.mean(stfts)
+        print(
+            f"| {name} | {mean:.3f} | {mean - half:.3f}–{mean + half:.3f} | {np.mean(mels):.3f} | {seconds:.2f} |"
+        )
+    print(f"\nN = {len(targets)} clips of {SECONDS} s")
+
+
+if __name__ == "__main__":
+    main()
