@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import signal
@@ -21,6 +22,7 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from models.manifest import Manifest
 from training.recipe import Recipe
 
 LOG_EVERY = 25  # steps
@@ -137,6 +139,11 @@ class Run:
         if self._writer is not None:
             self._writer.add_image(f"{self.stage}/spectrograms", picture[None], n)
 
+    def play(self, n: int, waveform: torch.Tensor) -> None:
+        """Put a sound (T,) in [-1, 1] of step n into TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_audio(f"{self.stage}/samples", waveform[None], n, Manifest.sample_rate)
+
     def save(self, state: Mapping[str, Any], name: str = "state.pt") -> None:
         """Write a state atomically."""
         if self.accelerator.is_main_process:
@@ -151,6 +158,7 @@ class Run:
         state: Callable[[int], Mapping[str, Any]],
         evaluate: Callable[[int], bool] | None = None,
         evaluate_every: int = 1,
+        clips_per_step: int = 1,
     ) -> None:
         """Call `step(n)` for n in [first, last), which returns a loss; save `state(steps done)` now and then and at the end.
 
@@ -168,17 +176,18 @@ class Run:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("loss {task.fields[loss]:.4f}, {task.fields[rate]:.1f} clips/s"),
             TimeRemainingColumn(),
         )
         try:
             with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
-                bar = progress.add_task(self.stage, total=last, completed=first, loss=float("nan"))
+                bar = progress.add_task(self.stage, total=last, completed=first, loss=math.nan, rate=math.nan)
                 while n < last and not stop:
                     loss = step(n)
                     n += 1
                     mean = loss if mean is None else 0.98 * mean + 0.02 * loss
-                    progress.update(bar, completed=n, loss=mean)
+                    rate = (progress.tasks[bar].speed or math.nan) * clips_per_step
+                    progress.update(bar, completed=n, loss=mean, rate=rate)
                     if n % LOG_EVERY == 0:
                         self.log("loss", n, mean)
                     stop = terminated

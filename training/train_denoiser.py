@@ -20,12 +20,11 @@ from torch.utils.data import DataLoader
 
 from models.condition_encoder import KINDS, ConditionEncoder
 from models.denoiser import Denoiser
-from models.manifest import Manifest
-from models.sampler import Row, advance
 from training.batches import LOG_FLOOR, Batch, Batches
 from training.data import Clips, ClipSet, crop
 from training.loop import Run, autocast, load_state, load_weights, one_ahead
 from training.recipe import DenoiserRecipe, Recipe
+from training.samples import samples, spectrograms, vocode
 
 DEV_FRAMES = 400  # 4 s
 
@@ -119,30 +118,6 @@ def dev_loss(model: FlowMatching, batches: list[Batch], device: torch.device) ->
     """Return the flow loss over `dev_batches`, each row counted once."""
     losses = [model(batch.to(device)).item() * len(batch.t) for batch in batches]
     return sum(losses) / sum(len(batch.t) for batch in batches)
-
-
-@torch.no_grad()
-def spectrograms(model: FlowMatching, batch: Batch, device: torch.device, rows: int = 4) -> torch.Tensor:
-    """Return a grey picture (H, W) in [0, 1]: the log-mels of the first dev clips above those generated from their conditions."""
-    batch, rows = batch.to(device), min(rows, len(batch.mel))
-    ones = torch.ones(1, 1, device=device)
-    unconditional = model.condition_encoder.encode([[]])
-    noise = batch.noise[:rows].reshape(rows, -1, model.denoiser.token_dim)
-    centred = model.condition_encoder.centre(
-        batch.embeds[:rows, 0], "text" if batch.is_text[0, 0] else "image"
-    )
-    conditions = [model.condition_encoder(c[None, None], ones, 0 * ones, ones.bool()) for c in centred]
-    m = Manifest
-    states = [
-        Row(x, c, unconditional, m.num_inference_steps, m.guidance_scale, m.guidance_interval)
-        for x, c in zip(noise, conditions, strict=True)
-    ]
-    while not states[0].done:
-        advance(states, model.denoiser)
-    made = model.denoiser.to_mel(torch.stack([row.latents for row in states]))
-    both = torch.cat([batch.mel[:rows], made]).float().cpu().nan_to_num()  # (2 rows, F, M)
-    levels = ((both - LOG_FLOOR) / -LOG_FLOOR).clamp(0, 1)
-    return torch.cat([torch.cat(list(levels[k : k + rows])) for k in (0, rows)], dim=1).T.flip(0)
 
 
 def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:
@@ -290,7 +265,10 @@ def _fit(
         model.eval()
         loss = dev_loss(model, held_out, accelerator.device)
         run.log("dev", n, loss)
-        run.show(n, spectrograms(model, held_out[0], accelerator.device))
+        made = samples(model, held_out[0], accelerator.device)
+        run.show(n, spectrograms(held_out[0].mel.cpu(), made))
+        if (sound := vocode(recipe, made)) is not None:
+            run.play(n, sound)
         stale = 0 if loss < best else stale + 1
         if loss < best:
             best = loss
@@ -309,4 +287,12 @@ def _fit(
         }
 
     run = Run("denoiser", folder, recipe, accelerator)
-    run.steps(first, d.steps, step, state=state, evaluate=evaluate, evaluate_every=d.evaluate_every)
+    run.steps(
+        first,
+        d.steps,
+        step,
+        state=state,
+        evaluate=evaluate,
+        evaluate_every=d.evaluate_every,
+        clips_per_step=d.batch_size,
+    )

@@ -171,7 +171,15 @@ def train_vocoder(
             }
 
         with _fp32_output(vocoder):
-            run.steps(first, last, step, state=state, evaluate=evaluate, evaluate_every=v.evaluate_every)
+            run.steps(
+                first,
+                last,
+                step,
+                state=state,
+                evaluate=evaluate,
+                evaluate_every=v.evaluate_every,
+                clips_per_step=v.batch_size,
+            )
     mel.cpu()
     return vocoder.cpu().eval()
 

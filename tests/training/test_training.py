@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import ClipSynthPipeline
 from models.encoders import PackagedEncoder
@@ -176,12 +177,17 @@ def test_variants_share_the_vocoder_of_another_run(prepared, tmp_path):
 
 def test_a_run_keeps_its_recipe_environment_and_logs(prepared, tmp_path):
     made = recipe(prepared, tmp_path, 2)
+    train(made, stage="vocoder")
     train(made, stage="denoiser")
     folder = tmp_path / "denoiser"
     assert load_recipe(folder / "recipe.yaml") == made
     assert json.loads((folder / "environment.json").read_text())["packages"].keys() >= {"torch", "diffusers"}
     assert len((folder / "dev.tsv").read_text().splitlines()) == 1
-    assert list((folder / "tensorboard").iterdir())
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert shown.Tags()["images"] == ["denoiser/spectrograms"]
+    assert shown.Tags()["audio"] == ["denoiser/samples"]
+    (sample,) = shown.Audio("denoiser/samples")
+    assert (sample.step, sample.sample_rate, sample.length_frames) == (2, 16000, 64000)  # one dev clip
 
 
 def test_the_best_weights_on_dev_are_the_ones_exported_and_training_stops_without_better(prepared, tmp_path):

@@ -1,0 +1,59 @@
+"""What a denoiser in training sounds and looks like: generated from held-out conditions, shown in TensorBoard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from models.condition_encoder import Kind
+from models.manifest import Manifest
+from models.mel import MelSpectrogram
+from models.sampler import Row, advance
+from models.vocoder import build_vocoder
+from training.batches import LOG_FLOOR, Batch
+from training.loop import load_state, load_weights
+from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from training.train_denoiser import FlowMatching
+
+
+@torch.no_grad()
+def samples(model: FlowMatching, batch: Batch, device: torch.device, rows: int = 4) -> torch.Tensor:
+    """Return log-mels (rows, F, M) generated from the conditions of the first dev clips, at a bundle's default steps and guidance."""
+    batch, rows = batch.to(device), min(rows, len(batch.mel))
+    ones = torch.ones(1, 1, device=device)
+    unconditional = model.condition_encoder.encode([[]])
+    noise = batch.noise[:rows].reshape(rows, -1, model.denoiser.token_dim)
+    kind: Kind = "text" if batch.is_text[0, 0] else "image"
+    centred = model.condition_encoder.centre(batch.embeds[:rows, 0], kind)
+    conditions = [model.condition_encoder(c[None, None], ones, 0 * ones, ones.bool()) for c in centred]
+    m = Manifest
+    states = [
+        Row(x, c, unconditional, m.num_inference_steps, m.guidance_scale, m.guidance_interval)
+        for x, c in zip(noise, conditions, strict=True)
+    ]
+    while not states[0].done:
+        advance(states, model.denoiser)
+    return model.denoiser.to_mel(torch.stack([row.latents for row in states])).float().cpu().nan_to_num()
+
+
+def spectrograms(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    """Return a grey picture (H, W) in [0, 1]: log-mels (rows, F, M) of real clips above generated ones."""
+    levels = ((torch.cat([real[: len(made)], made]) - LOG_FLOOR) / -LOG_FLOOR).clamp(0, 1)
+    return torch.cat([torch.cat(list(part)) for part in levels.split(len(made))], dim=1).T.flip(0)
+
+
+@torch.no_grad()
+def vocode(recipe: Recipe, mels: torch.Tensor) -> torch.Tensor | None:
+    """Return log-mels (rows, F, M) as one waveform (T,), by the recipe's vocoder as far as it is trained; None where it is not."""
+    state = load_state(recipe.vocoder_folder / "state.pt")
+    if state is None:
+        return None
+    vocoder = build_vocoder(
+        MelSpectrogram(), upsample_initial_channel=recipe.vocoder.upsample_initial_channel
+    )
+    load_weights("vocoder", vocoder, state["weights"]["vocoder"])
+    sounds: torch.Tensor = vocoder.eval()(mels)
+    return sounds.flatten().clamp(-1, 1)
