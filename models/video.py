@@ -71,7 +71,7 @@ def decode(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Iterat
             for part in resampler.resample(None):
                 yield Sound(part.time if part.time is not None else heard_s, part.to_ndarray()[0])
     except av.FFmpegError as error:
-        raise VideoError(f"cannot be decoded: {error}") from error
+        raise VideoError(f"cannot be decoded: {error.strerror}") from error
 
 
 def read_video(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> RawClip:

@@ -247,13 +247,6 @@ def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncode
             (dev if line["dev"] else train).add(mel, embeds, line["gain"])
             del line["fingerprint"]
             index.write(json.dumps(line) + "\n")
-    if not clips:
-        reason = next(iter(skipped.values()), "every clip repeats another")
-        raise PrepareError(f"none of the videos can be used; first reason: {reason}")
-    statistics = (train if train.clips else dev).tensors()
-    text_mean = encoder.class_anchors.mean(0).cpu()  # by which texts are centred at request time
-    save_file(statistics | {"text_mean": text_mean}, out / "statistics.safetensors")
-    os.replace(temporary, out / "index.jsonl")
     report = {
         "clips": clips,
         "hours": round(seconds / 3600, 3),
@@ -262,6 +255,16 @@ def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncode
         "missing": missing,
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    if not clips:
+        temporary.unlink()
+        reason = next(iter(skipped.values()), "every clip repeats another")
+        raise PrepareError(
+            f"none of the videos can be used; first reason: {reason}; all: {out / 'report.json'}"
+        )
+    statistics = (train if train.clips else dev).tensors()
+    text_mean = encoder.class_anchors.mean(0).cpu()  # by which texts are centred at request time
+    save_file(statistics | {"text_mean": text_mean}, out / "statistics.safetensors")
+    os.replace(temporary, out / "index.jsonl")
 
 
 class _Statistics:

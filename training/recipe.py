@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 
 class _Section(BaseModel):
@@ -115,16 +124,29 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe; `overrides` are "a.b=value" with YAML values.
 
     Raises:
-        ValueError: unknown key, wrong type, or an override without "=" (pydantic's error is one).
+        ValueError: not YAML, an unknown key, a wrong type, or an override without "="; the message names the key.
     """
-    values = yaml.safe_load(path.read_text())
-    for override in overrides or []:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ValueError(f"--set needs key=value, got {override!r}")
-        *parents, leaf = key.split(".")
-        section = values
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[leaf] = yaml.safe_load(value)
-    return Recipe.model_validate(values)
+    try:
+        values = yaml.safe_load(path.read_text())
+        changes = [(*override.partition("="), override) for override in overrides or []]
+        for key, equals, value, override in changes:
+            if not equals:
+                raise ValueError(f"--set needs key=value, got {override!r}")
+            *parents, leaf = key.split(".")
+            section = values
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[leaf] = yaml.safe_load(value)
+        return Recipe.model_validate(values)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    except (AttributeError, TypeError):
+        raise ValueError(
+            f"{path} is not a recipe, or --set goes through a key that has no keys below it"
+        ) from None
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors(include_url=False)
+        ]
+        raise ValueError(f"{path}: {'; '.join(wrong)}") from None

@@ -6,7 +6,7 @@ Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage vocode
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -42,9 +42,11 @@ def train(
         attribution, results: what the bundle's card says of sources and of quality; see `export`.
 
     Raises:
-        ValueError: the prepared folder is missing or not one, `init` or a saved state is not of the recipe's shape, or a stage that another
+        ValueError: no such stage, the prepared folder is missing or not one, `init` or a saved state is not of the recipe's shape, or a stage that another
             needs has not been trained.
     """
+    if stage not in get_args(Stage):
+        raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(get_args(Stage))}")
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     start = ClipSynthPipeline.from_pretrained(init) if init else None

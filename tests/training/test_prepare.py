@@ -106,6 +106,18 @@ def test_a_folder_begun_otherwise_or_without_videos_is_refused(videos, prepared,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_nothing_usable_says_why_and_leaves_no_half_of_an_index(encoder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "zero.mp4").write_bytes(b"")
+    with pytest.raises(PrepareError, match=r"none of .* cannot be decoded.*report\.json"):
+        list(prepare(tmp_path / "in", tmp_path / "out", encoder))
+    assert (
+        "cannot be decoded"
+        in json.loads((tmp_path / "out" / "report.json").read_text())["skipped"]["zero.mp4"]
+    )
+    assert not list((tmp_path / "out").glob("index*"))
+
+
 def test_a_repeated_sound_is_left_out(encoder, tmp_path):
     rng = np.random.default_rng(0)
     noise = 0.2 * rng.standard_normal(3 * RATE)

@@ -94,16 +94,32 @@ def test_resumed_training_equals_training_that_was_not_stopped(prepared, tmp_pat
 def test_every_recipe_is_valid_and_says_how_it_is_run(path):
     made = load_recipe(path)
     assert made.name == path.stem
-    assert "Hardware:" in path.read_text()
+    for word in ("Hardware:", "Command:", "Expected time"):
+        assert word in path.read_text()
     assert f"clipsynth train recipes/{path.name}" in path.read_text().replace("clipsynth.cli", "clipsynth")
 
 
 def test_unprepared_folder_and_bad_recipes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="prepare"):
         load_clips(tmp_path)
-    for override in ("nonsense=1", "denoiser.dim=wide", "denoiser.dim"):
-        with pytest.raises(ValueError, match=r"nonsense|dim"):
+    for override, message in (
+        ("nonsense=1", "nonsense"),
+        ("denoiser.dim=wide", r"denoiser\.dim: .* 'wide'"),
+        ("denoiser.dim", "key=value"),
+        ("name.first=x", "no keys below"),
+        ("clips=[", "not YAML"),
+    ):
+        with pytest.raises(ValueError, match=message):
             load_recipe(DEMO, [override])
+    for text, message in (("a: [", "not YAML"), ("- a", "not YAML|recipe|dictionary")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_recipe(tmp_path / "bad.yaml")
+
+
+def test_an_unknown_stage_is_refused(prepared, tmp_path):
+    with pytest.raises(ValueError, match="no stage 'sing'"):
+        train(recipe(prepared, tmp_path, 1), stage="sing")
 
 
 def test_a_run_starts_from_the_weights_and_the_space_of_a_bundle(videos, encoder, prepared, tmp_path):
