@@ -76,7 +76,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         centred = F.normalize(embeddings.float() - self.means[KINDS.index(kind)].float(), dim=-1)
         if kind == "text" and self.config.bank_share > 0 and len(self.bank):
             bank = self.bank.float()
-            projected = F.normalize((centred @ bank.T / self.config.bank_tau).softmax(-1) @ bank, dim=-1)
+            with torch.autocast(bank.device.type, enabled=False):  # bf16 would blur the softmax
+                projected = F.normalize((centred @ bank.T / self.config.bank_tau).softmax(-1) @ bank, dim=-1)
             centred = F.normalize(torch.lerp(centred, projected, self.config.bank_share), dim=-1)
         return centred
 
