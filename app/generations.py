@@ -335,6 +335,7 @@ def _resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> Jo
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
         duration_s=wanted.duration_s or model.duration_s,
         num_outputs=wanted.num_outputs,
+        deadline_s=wanted.deadline_s,
         output_formats=wanted.output_formats,
     )
     if not model.min_duration_s <= payload.duration_s <= model.max_duration_s:

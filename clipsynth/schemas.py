@@ -48,6 +48,13 @@ class GenerationRequest(BaseModel):
     guidance_scale: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
     duration_s: float | None = Field(default=None, ge=0.5, le=10, allow_inf_nan=False)
     num_outputs: int = Field(default=1, ge=1, le=8)
+    deadline_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds from now after which nobody wants it any more: it then ends as expired",
+    )
     model: str | None = Field(default=None, pattern=MODEL_NAME)
     output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=1)
 
@@ -80,6 +87,7 @@ class JobPayload(BaseModel):
     guidance_scale: float
     duration_s: float
     num_outputs: int = Field(ge=1, le=8)
+    deadline_s: float | None = None
     output_formats: list[Format] = Field(min_length=1)
 
 

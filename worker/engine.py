@@ -129,7 +129,8 @@ class Engine:
         self._side.shutdown()
 
     def submit(self, ticket: Ticket) -> None:
-        self._inbox.put(partial(self._begin, ticket))
+        """Prepare the ticket's rows at once; they join before the next step that finds room for them."""
+        self._errand(ticket, lambda: self._prepared(ticket, ticket.prepare()))
 
     def cancel(self, ticket: Ticket) -> None:
         """Have the ticket end before its next step."""
@@ -216,9 +217,6 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------- errands
 
-    def _begin(self, ticket: Ticket) -> None:
-        self._errand(ticket, lambda: self._prepared(ticket, ticket.prepare()))
-
     def _errand(self, ticket: Ticket, work: Callable[[], None]) -> None:
         """Do `work` on a side thread; what it raises ends the ticket alone."""
         ticket.errands += 1
@@ -282,7 +280,9 @@ class Engine:
                     yield from self._waveforms([seat])
             return
         for waveform in waveforms:
-            yield waveform if np.isfinite(waveform).all() else ValueError("the waveform is not finite")
+            yield (
+                waveform if np.isfinite(waveform).all() else FloatingPointError("the waveform is not finite")
+            )
 
     def _end_if_over(self, ticket: Ticket) -> None:
         """Hand out a ticket once it is dead or complete and no side thread is at it."""

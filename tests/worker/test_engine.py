@@ -81,7 +81,6 @@ def test_rows_join_and_leave_between_steps(engines):
     while long.steps_done < 2:
         engine.turn()
     engine.submit(short)
-    engine.turn()
     assert wait_until(
         lambda: engine._inbox.qsize() == 2, timeout_s=TIMEOUT_S
     )  # its rows, and that they are made
