@@ -81,6 +81,7 @@ class JobPayload(BaseModel):
     model: str
     prompt: str | None
     image_key: str | None
+    image_sha256: str | None = None
     negative_prompt: str | None
     seed: int = Field(ge=0, lt=2**32)
     num_inference_steps: int = Field(ge=1, le=200)
@@ -108,6 +109,7 @@ class Output(BaseModel):
     duration_s: float
     sample_rate: int
     seed: int
+    recipe: str | None = Field(default=None, description="POST /v1/replay makes this sound again from it")
 
 
 class Progress(BaseModel):
@@ -129,6 +131,8 @@ class Generation(BaseModel):
     model: str
     input: JobPayload
     seed: int
+    queue_position: int | None = Field(default=None, description="jobs before it in the queue")
+    eta_s: float | None = Field(default=None, description="estimated seconds to its end, while queued")
     progress: Progress | None = None
     outputs: list[Output] = []
     error: Problem | None = None
@@ -142,6 +146,18 @@ class Page(BaseModel):
     next_cursor: str | None
 
 
+class ModelCost(BaseModel):
+    """What a worker measured at its start.
+
+    `audio_step_s`: seconds that a full batch takes for one denoising step of one second of sound, guidance off. `step_s`: seconds of a full
+    step. `guided_share`: share of the steps that guidance doubles.
+    """
+
+    audio_step_s: float
+    step_s: float
+    guided_share: float
+
+
 class ModelInfo(BaseModel):
     """What a worker says of the bundle it serves; seconds and Hz."""
 
@@ -153,6 +169,7 @@ class ModelInfo(BaseModel):
     duration_s: float
     num_inference_steps: int
     guidance_scale: float
+    cost: ModelCost | None = None
 
 
 class ServedModel(ModelInfo):

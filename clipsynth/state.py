@@ -26,6 +26,7 @@ from clipsynth.schemas import (
 )
 from clipsynth.served import ServedModels
 from clipsynth.settings import Settings
+from clipsynth.waiting import place
 
 PROGRESS_TTL_S = 60
 RESERVATION_S = 3600
@@ -247,6 +248,10 @@ class State(ServedModels):
         """
         generation = self._read([generation_id])[0]
         if generation:
+            if generation.status is Status.QUEUED:
+                generation.queue_position, generation.eta_s = place(
+                    self.redis, generation_id, generation.input, _key
+                )
             return generation
         if self.redis.exists(f"clipsynth:gone:{generation_id}"):
             raise Gone(f"the generation {generation_id!r} and its files were removed")

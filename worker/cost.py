@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_ROWS = 64
-BUDGET_S = 4.0  # for the whole measurement
+BUDGET_S = 2.0  # for the whole measurement
 WORTH = 0.9  # the smallest batch with this share of the best throughput is the limit
+
+WORTHWHILE = 1.1  # twice doubling must gain this much in throughput, or the measurement ends
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Cost:
     limit: int
 
     @property
-    def tokens_per_s(self) -> float:
-        """Throughput of a full batch: tokens through the network per second."""
-        return self.limit / (self.fixed_s + self.limit * self.token_s)
+    def step_s(self) -> float:
+        """Seconds of a full step."""
+        return self.fixed_s + self.limit * self.token_s
 
 
 def measure(step_s: Callable[[int], float], num_tokens: int) -> Cost:
@@ -60,7 +62,8 @@ def measure(step_s: Callable[[int], float], num_tokens: int) -> Cost:
         sizes.append(rows * num_tokens)
         seconds.append(measured)
         rates = np.array(sizes) / np.array(seconds)
-        if time.perf_counter() - started + 6 * measured > BUDGET_S or rates[-1] < rates[-3:].max() * 0.8:
+        flat = len(rates) > 2 and rates[-2:].max() < WORTHWHILE * rates[:-2].max()
+        if flat or time.perf_counter() - started + 6 * measured > BUDGET_S:
             break
         rows *= 2
     limit = sizes[int(np.argmax(rates >= WORTH * rates.max()))]

@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from pydantic import ValidationError
 
 from clipsynth.errors import NotFound
+from clipsynth.recipe import Recipe
 from clipsynth.schemas import MEDIA_TYPES, TERMINAL, JobPayload, Output, Problem, Status, output_seed
 from clipsynth.state import Standing, State
 from clipsynth.storage import Storage, audio_key
@@ -107,9 +109,20 @@ class Jobs:
                     duration_s=len(waveform) / sample_rate,
                     sample_rate=sample_rate,
                     seed=output_seed(payload.seed, n),
+                    recipe=self._recipe(payload, n),
                 )
             )
         return outputs
+
+    def _recipe(self, payload: JobPayload, n: int) -> str:
+        taken = Recipe.model_fields.keys() & JobPayload.model_fields.keys() - {"v", "seed"}
+        return Recipe(
+            **payload.model_dump(include=set(taken)),
+            seed=output_seed(payload.seed, n),
+            version=self.predictor.manifest.version,
+            dtype=self.predictor.dtype,
+            torch=torch.__version__,
+        ).token()
 
     # ------------------------------------------------------------------------------------------------ the end
 

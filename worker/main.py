@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from clipsynth.errors import ModelUnusable, ServeError
 from clipsynth.process import let_threads_sleep
 from clipsynth.queue import connect, get_queue
-from clipsynth.schemas import ModelInfo
+from clipsynth.schemas import ModelCost, ModelInfo
 from clipsynth.served import MODEL_TTL_S
 from clipsynth.settings import Settings
 from clipsynth.state import State
@@ -72,7 +72,7 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
         jobs=jobs,
         engine=engine,
     )
-    served = Served(settings, load, worker, info, cost)
+    served = Served(settings, load, worker, with_cost(info, predictor, cost))
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=served.reload, daemon=True).start())
     served.announce()
     threading.Thread(target=served.keep_announcing, daemon=True).start()
@@ -86,7 +86,22 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
 
 def model_info(manifest: Manifest) -> ModelInfo:
     """Return what the API is to know of a bundle before it is loaded."""
-    return ModelInfo(**{name: getattr(manifest, name) for name in ModelInfo.model_fields})
+    fields = ModelInfo.model_fields.keys() - {"cost"}
+    return ModelInfo(**{name: getattr(manifest, name) for name in fields})
+
+
+def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
+    """Add what was measured to what the API is to know."""
+    low, high = predictor.manifest.guidance_interval
+    return info.model_copy(
+        update={
+            "cost": ModelCost(
+                audio_step_s=cost.step_s * predictor.num_tokens(1.0) / cost.limit,
+                step_s=cost.step_s,
+                guided_share=min(high, 1.0) - max(low, 0.0),
+            )
+        }
+    )
 
 
 def load(settings: Settings) -> Predictor:
@@ -101,10 +116,8 @@ def load(settings: Settings) -> Predictor:
 class Served:
     """The bundle at hand, and how it is exchanged for what lies in its folder now."""
 
-    def __init__(
-        self, settings: Settings, load: Load, worker: BatchWorker, info: ModelInfo, cost: Cost
-    ) -> None:
-        self.settings, self.load, self.worker, self.info, self.cost = settings, load, worker, info, cost
+    def __init__(self, settings: Settings, load: Load, worker: BatchWorker, info: ModelInfo) -> None:
+        self.settings, self.load, self.worker, self.info = settings, load, worker, info
         self._loading = threading.Lock()
 
     def reload(self) -> None:
@@ -121,12 +134,13 @@ class Served:
                     "bundle %s not read again; version %s stays", self.settings.model, self.info.version
                 )
                 return
-        self.worker.swap_when_idle(lambda: self._exchange(predictor, info, cost))
+        told = with_cost(info, predictor, cost)
+        self.worker.swap_when_idle(lambda: self._exchange(predictor, told, cost.limit))
 
-    def _exchange(self, predictor: Predictor, info: ModelInfo, cost: Cost) -> None:
+    def _exchange(self, predictor: Predictor, info: ModelInfo, limit: int) -> None:
         self.worker.jobs.predictor = predictor
-        self.worker.engine.model, self.worker.engine.limit = predictor, cost.limit
-        self.info, self.cost = info, cost
+        self.worker.engine.model, self.worker.engine.limit = predictor, limit
+        self.info = info
         logger.info("model %s is now version %s", info.name, info.version)
         self.announce()
 

@@ -32,7 +32,7 @@ NONE = ConditionTokens(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool)
 class Toy:
     """A model without a network. `before_step` is called with the prompts of the batch."""
 
-    sample_rate = 16000
+    sample_rate, version, dtype = 16000, "0", "float32"
 
     def __init__(self):
         self.manifest = self
