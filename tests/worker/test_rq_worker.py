@@ -20,9 +20,12 @@ from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage, audio_key
 from models.condition_encoder import ConditionTokens
+from models.manifest import Manifest
 from models.sampler import Row
+from worker.cost import Cost
 from worker.engine import Engine
 from worker.jobs import Jobs
+from worker.main import Served, model_info
 from worker.rq_worker import BatchWorker
 
 TIMEOUT_S = 30
@@ -32,13 +35,16 @@ NONE = ConditionTokens(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool)
 class Toy:
     """A model without a network. `before_step` is called with the prompts of the batch."""
 
-    sample_rate, version, dtype = 16000, "0", "float32"
+    dtype = "float32"
 
-    def __init__(self):
-        self.manifest = self
+    def __init__(self, **fields):
+        self.manifest = Manifest(**{"name": "tiny", "min_duration_s": 0.5, "max_duration_s": 5.0} | fields)
         self.prompts = {}
         self.batches = []
         self.before_step = lambda _: None
+
+    def measure(self):
+        return Cost(0.0, 1e-6, 1000)
 
     def num_tokens(self, duration_s):
         return round(10 * duration_s)
@@ -360,3 +366,38 @@ def test_rqs_duties_are_done_under_load(place):
     place.post()
     place.work()
     assert beats
+
+
+def test_a_bundle_is_exchanged_without_dropping_jobs(place):
+    new = Toy(num_inference_steps=7)
+    served = Served(place.settings, lambda _: new, place.worker, model_info(place.toy.manifest))
+    later = []
+
+    def before_step(_):
+        if not later:
+            served.reload()
+            later.append(place.post("wind"))
+
+    place.toy.before_step = before_step
+    first = place.post("rain", num_inference_steps=3)
+    place.work()
+    assert place.statuses(first, *later) == ["succeeded"] * 2
+    assert (place.toy.batches, new.batches) == ([["rain"]] * 3, [["wind"]] * 2)
+    info = place.state.model("tiny")
+    assert (info.version, info.num_inference_steps) == (new.manifest.version, 7)
+    assert info.cost.step_s == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("name", ["other", None])
+def test_a_bundle_that_cannot_be_served_leaves_the_old_one(place, name, caplog):
+    def load(_):
+        if name is None:
+            raise OSError("no such folder")
+        return Toy(name=name)
+
+    Served(place.settings, load, place.worker, model_info(place.toy.manifest)).reload()
+    generation_id = place.post()
+    place.work()
+    assert place.statuses(generation_id) == ["succeeded"]
+    assert place.toy.batches
+    assert f"version {place.toy.manifest.version} stays" in caplog.text
