@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from typing import cast
 
 from redis import Redis
-from redis.exceptions import LockError
+from redis.exceptions import LockError, RedisError
 from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
@@ -76,10 +76,12 @@ class Recovery:
                 self.renew()
                 if time.monotonic() >= self._silent_until:
                     self.recover()
-            except Exception:
+            except RedisError as error:
                 # While Redis was away nobody could renew; give the others the time to do so before they are taken for lost.
                 self._silent_until = time.monotonic() + self.lease_s
-                logger.warning("leases not renewed", exc_info=True)
+                logger.warning("leases not renewed: %s", error)
+            except Exception:
+                logger.exception("jobs of lost workers not looked for")
             self._stop.wait(self.beat_s)
 
     def renew(self) -> None:
