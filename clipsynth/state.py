@@ -122,7 +122,9 @@ class State(ServedModels):
         fields: dict[str, object],
         *,
         add_lost: int = 0,
+        pipeline: Pipeline | None = None,
     ) -> int:
+        """Return `lost` where the change was made, else -1; on a pipeline nothing is known yet, and 0 returned."""
         now = time.time()
         fields["changed_at"] = now
         expires_at: float | str = ""
@@ -133,16 +135,18 @@ class State(ServedModels):
         for name, value in fields.items():
             values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
         keys = [_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id, ENDED_KEY]
-        return int(self._transition(keys=keys, args=values))
+        made = self._transition(keys=keys, args=values, client=pipeline)
+        return 0 if pipeline is not None else int(made)
 
-    def start(self, generation_id: str, *, company: bool) -> bool:
+    def start(self, generation_id: str, *, company: bool, pipeline: Pipeline | None = None) -> bool:
         """Move to processing; `company` is whether its worker runs other jobs meanwhile. False where the generation is final or gone."""
         fields: dict[str, object] = {"started_at": time.time(), "company": int(company)}
-        return self._change(generation_id, Status.PROCESSING, UNFINISHED, fields) >= 0
+        return self._change(generation_id, Status.PROCESSING, UNFINISHED, fields, pipeline=pipeline) >= 0
 
-    def joined(self, generation_id: str) -> None:
+    def joined(self, generation_id: str, pipeline: Pipeline) -> None:
         """Note that its worker now runs other jobs too."""
-        self._change(generation_id, Status.PROCESSING, [Status.PROCESSING], {"company": 1})
+        fields: dict[str, object] = {"company": 1}
+        self._change(generation_id, Status.PROCESSING, [Status.PROCESSING], fields, pipeline=pipeline)
 
     def abandon(self, generation_id: str) -> int:
         """Put a generation whose worker was lost back to queued, to be run alone; return how often it was lost alone.

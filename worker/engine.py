@@ -44,7 +44,7 @@ class Ticket:
     Attributes:
         prepare: makes the job's rows; runs on a side thread.
         deliver: takes (index of the row, waveform (T,)) and returns that row's result; runs on a side thread.
-        num_rows, num_tokens: rows of the job, and tokens of each; to weigh it before it is prepared.
+        num_rows, num_tokens, passes: rows of the job, tokens of each, and how often a step passes them through the network.
         results: what `deliver` returned, by index of the row; complete where `error` is None and it was not canceled.
         error: what ended the job.
     """
@@ -54,6 +54,7 @@ class Ticket:
     num_rows: int
     num_tokens: int
     duration_s: float
+    passes: int = 2
     rows: list[Row] = field(default_factory=list)
     results: dict[int, Any] = field(default_factory=dict)
     error: Exception | None = None
@@ -71,10 +72,15 @@ class Ticket:
         return sum(row.step for row in self.rows)
 
     @property
+    def full_load(self) -> int:
+        """What `load` is at first."""
+        return self.passes * self.num_rows * self.num_tokens
+
+    @property
     def load(self) -> int:
         """Tokens that the next step has to pass through the network for this job; 2 per token of a guided row."""
         if not self.rows:
-            return 0 if self.ended else 2 * self.num_rows * self.num_tokens
+            return 0 if self.ended else self.full_load
         return sum(weight([row]) for row in self.rows if not row.done)
 
 
@@ -169,10 +175,8 @@ class Engine:
             block = False
 
     def _join(self) -> None:
-        while self._waiting:
-            rows = [seat.row for seat in (*self._running, self._waiting[0])]
-            if self._running and weight(rows) > self.limit:
-                return
+        together = self._chunk([*self._running, *self._waiting])
+        while len(self._running) < len(together):
             self._running.append(self._waiting.popleft())
 
     def _step(self) -> None:
@@ -196,10 +200,13 @@ class Engine:
 
     def _chunk(self, seats: list[_Seat]) -> list[_Seat]:
         """Return the longest start of `seats` that the limit allows, one at least."""
-        size = 1
-        while size < len(seats) and weight([seat.row for seat in seats[: size + 1]]) <= self.limit:
-            size += 1
-        return seats[:size]
+        passes, longest = 0, 0
+        for size, seat in enumerate(seats):
+            passes += 1 + seat.row.guided
+            longest = max(longest, len(seat.row.latents))
+            if size and passes * longest > self.limit:
+                return seats[:size]
+        return seats
 
     def _step_one_by_one(self, chunk: list[_Seat], error: Exception) -> None:
         """Find out by itself which job cannot take its step: only that one fails."""

@@ -85,6 +85,7 @@ class Jobs:
             num_rows=payload.num_outputs,
             num_tokens=self.predictor.num_tokens(payload.duration_s),
             duration_s=payload.duration_s,
+            passes=2 if payload.guidance_scale > 1 else 1,
         )
 
     def _prepare(self, payload: JobPayload) -> list[Row]:
@@ -134,20 +135,22 @@ class Jobs:
         `stopped_by` is why the worker had it stopped. Another worker that took this one for lost may have been first.
         """
         if isinstance(stopped_by, Problem):
-            self.state.fail(generation_id, stopped_by)
-        elif stopped_by is Status.EXPIRED:
-            self.state.change(generation_id, Status.EXPIRED)
-        elif stopped_by is None and ticket.error is not None:
-            self.state.fail(generation_id, self._problem(generation_id, ticket.error))
-        elif stopped_by is None:
+            made = self.state.fail(generation_id, stopped_by) and Status.FAILED
+        elif stopped_by is not None:
+            made = self.state.change(generation_id, stopped_by) and stopped_by
+        elif ticket.error is not None:
+            made = (
+                self.state.fail(generation_id, self._problem(generation_id, ticket.error)) and Status.FAILED
+            )
+        else:
             outputs = [output for n in sorted(ticket.results) for output in ticket.results[n]]
-            self.state.succeed(generation_id, outputs)
-        standing = self.state.standings([generation_id])[0]
-        if standing is None or standing.status not in TERMINAL or standing.status is Status.CANCELED:
+            made = self.state.succeed(generation_id, outputs) and Status.SUCCEEDED
+        if not made or made is Status.CANCELED:
             self._cancel(generation_id)
-            return Status.CANCELED if standing else None
-        logger.info("job %s: %s", standing.status, generation_id)
-        return standing.status
+            standing = self.state.standings([generation_id])[0]
+            return standing.status if standing else None
+        logger.info("job %s: %s", made, generation_id)
+        return made
 
     def _problem(self, generation_id: str, error: Exception) -> Problem:
         """Return what the client may know of an error; the log has the rest."""

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import queue as queues
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic as now
 from typing import Any, ClassVar, NoReturn
@@ -28,14 +30,15 @@ from worker.recovery import Recovery
 
 logger = logging.getLogger(__name__)
 RQ_MAINTENANCE_S = 86_400  # RQ's own pass is lock-guarded for 15 minutes, too slow for a lost worker; worker/recovery.py does it instead
+SETTLERS = 8  # threads
 LOOP_S = 0.01  # longest wait for a job to end before the queue is looked at again
 WATCH_S = 0.05
 PROGRESS_S = 0.25
 DUTY_S = 1.0
 REDIS_PAUSE_S = 0.5
 STALL_S = 120.0  # a job that was told to stop and did not within this time shows that the process hangs
-MAX_CLAIMED = 8  # in one look at the queue
-AHEAD = 1.25  # load claimed, as a share of the limit: what waits is prepared while others run
+MAX_CLAIMED = 16  # in one look at the queue
+AHEAD = 1.5  # load claimed, as a share of the limit: what waits is prepared while others run
 
 
 class GenerationJob(Job):
@@ -94,6 +97,7 @@ class _Held:
     stopped_at: float = 0.0
     told_step: int = 0
     told_at: float = 0.0
+    settling: Future[bool] | None = None
 
 
 class BatchWorker(SimpleWorker):
@@ -108,7 +112,8 @@ class BatchWorker(SimpleWorker):
         )
         self.lease_s, self.jobs, self.engine = lease_s, jobs, engine
         self._held: dict[Ticket, _Held] = {}
-        self._unsettled: list[_Held] = []
+        self._settlers = ThreadPoolExecutor(SETTLERS, thread_name_prefix="settle")
+        self._stopping = threading.Lock()
         self._closed = False  # nothing more is claimed until what runs has ended
         self._suspended = False
         self._due = {"duty": 0.0, "watch": 0.0, "redis": 0.0}
@@ -193,36 +198,45 @@ class BatchWorker(SimpleWorker):
     def _claim(self, queue: Queue) -> None:
         """Take some jobs off the queue, as RQ does it: each is on its list of taken ones until it has a lease."""
         room = AHEAD * self.engine.limit - self._load()
-        typical = max((ticket.num_tokens * ticket.num_rows for ticket in self._held), default=1)
+        typical = sum(ticket.full_load for ticket in self._held) / len(self._held)
         with self.connection.pipeline(transaction=False) as pipeline:
-            for _ in range(min(MAX_CLAIMED, max(1, int(room / (2 * typical))))):
+            for _ in range(min(MAX_CLAIMED, max(1, int(room / typical)))):
                 pipeline.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
             ids = [job_id.decode() for job_id in pipeline.execute() if job_id]
+            for job_id in ids:
+                pipeline.hgetall(self.job_class.key_for(job_id))
+            records = pipeline.execute()
         jobs = []
-        for job_id in ids:
+        for job_id, record in zip(ids, records, strict=True):
+            job = self.job_class(job_id, connection=self.connection, serializer=self.serializer)
             try:
-                jobs.append(self.job_class.fetch(job_id, self.connection, self.serializer))
+                job.restore(record)
             except NoSuchJobError:
                 self.connection.lrem(queue.intermediate_queue_key, 1, job_id)
+            else:
+                jobs.append(job)
         if jobs:
             self._take(jobs)
 
     def _take(self, jobs: list[Job]) -> None:
         """Claim jobs that were taken off the queue. One that must run alone closes the worker for others."""
+        chosen: list[tuple[Job, JobPayload]] = []
         for n, (job, standing) in enumerate(
             zip(jobs, self.jobs.state.standings([job.id for job in jobs]), strict=True)
         ):
             solo = standing is not None and standing.solo
-            if self._closed or (solo and self._held):
+            if self._closed or (solo and (self._held or chosen)):
                 self._closed = True
                 self.recovery.put_back([job.id for job in jobs[n:]])
-                return
+                break
             payload = self._read(job, standing)
             if payload is None:
                 self._drop(job)
                 continue
-            self._begin(job, payload)
+            chosen.append((job, payload))
             self._closed = solo
+        if chosen:
+            self._begin(chosen)
 
     def _read(self, job: Job, standing: Standing | None) -> JobPayload | None:
         try:
@@ -238,25 +252,32 @@ class BatchWorker(SimpleWorker):
             pipeline.delete(job.key)
             pipeline.execute()
 
-    def _begin(self, job: Job, payload: JobPayload) -> None:
+    def _begin(self, chosen: list[tuple[Job, JobPayload]]) -> None:
+        """Lease jobs and start them: all in one transaction, for each costs Redis a write to disk."""
         queue = self.queues[0]
-        job.origin = queue.name
-        for held in self._held.values():
-            if not held.company:
-                self.jobs.state.joined(held.job.id)
-                held.company = True
-        execution = self.prepare_execution(job)
-        try:
-            self.prepare_job_execution(job, remove_from_intermediate_queue=True)
-            company = bool(self._held)
-            self.jobs.state.start(job.id, company=company)
-        except Exception:
-            self.executions.pop(execution.id, None)
-            raise
-        ticket = self.jobs.ticket(job.id, payload)
-        num_steps = payload.num_outputs * payload.num_inference_steps
-        self._held[ticket] = _Held(job, queue, execution, ticket, num_steps, company)
-        self.engine.submit(ticket)
+        alone = [held for held in self._held.values() if not held.company]
+        company = len(self._held) + len(chosen) > 1
+        executions = []
+        with self.connection.pipeline() as pipeline:
+            self.set_state(WorkerStatus.BUSY, pipeline)
+            for held in alone:
+                self.jobs.state.joined(held.job.id, pipeline)
+            for job, _ in chosen:
+                job.origin = queue.name
+                executions.append(Execution.create(job, self.lease_s, pipeline, worker_name=self.name))
+                job.prepare_for_execution(self.name, pipeline)
+                pipeline.persist(job.key)
+                pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
+                self.jobs.state.start(job.id, company=company, pipeline=pipeline)
+            pipeline.execute()
+        for held in alone:
+            held.company = True
+        for (job, payload), execution in zip(chosen, executions, strict=True):
+            ticket = self.jobs.ticket(job.id, payload)
+            num_steps = payload.num_outputs * payload.num_inference_steps
+            self.executions[execution.id] = execution
+            self._held[ticket] = _Held(job, queue, execution, ticket, num_steps, company)
+            self.engine.submit(ticket)
 
     # ---------------------------------------------------------------------------------------------- while they run
 
@@ -301,39 +322,48 @@ class BatchWorker(SimpleWorker):
     # ------------------------------------------------------------------------------------------------ settling
 
     def _settle_ended(self) -> None:
-        """Settle what has ended; wait a moment for the first. What Redis does not take is tried again."""
+        """Have settled what has ended; wait a moment for the first. What Redis does not take is tried again."""
         with contextlib.suppress(queues.Empty):
-            self._unsettled.append(self._held[self.engine.ended.get(timeout=LOOP_S)])
+            ticket = self.engine.ended.get(timeout=LOOP_S)
             while True:
-                self._unsettled.append(self._held[self.engine.ended.get_nowait()])
-        for held in list(self._unsettled):
-            if not self._try(lambda held=held: self._settle(held)):  # type: ignore[misc]
-                return
-            self._unsettled.remove(held)
-            del self._held[held.ticket]
+                held = self._held[ticket]
+                held.settling = self._settlers.submit(self._settle, held)
+                ticket = self.engine.ended.get_nowait()
+        for held in [held for held in self._held.values() if held.settling and held.settling.done()]:
+            assert held.settling is not None
+            if held.settling.result():
+                del self._held[held.ticket]
+            elif self._try(self.connection.ping):
+                held.settling = self._settlers.submit(self._settle, held)
 
-    def _settle(self, held: _Held) -> None:
+    def _settle(self, held: _Held) -> bool:
+        """Give a job its final state, and RQ its own; False where Redis did not answer. Runs beside others: each waits for writes to disk."""
         job, execution = held.job, held.execution
-        status = self.jobs.settle(job.id, held.ticket, held.stopped_by)
-        job.ended_at = rq_now()
-        registry = held.queue.started_job_registry
         try:
+            status = self.jobs.settle(job.id, held.ticket, held.stopped_by)
+            job.ended_at = rq_now()
+            registry = held.queue.started_job_registry
             if status is Status.SUCCEEDED:
                 self.handle_job_success(job, held.queue, registry, execution)
-                return
+                return True
             job.retries_left = 0
-            self._stopped_job_id = job.id if status in (None, Status.CANCELED, Status.EXPIRED) else None
-            self.handle_job_failure(job, held.queue, registry, exc_string=str(status), execution=execution)
-        except RedisError:
-            raise
+            with self._stopping:  # RQ has one place for the id of a job that was stopped
+                stopped = status in (None, Status.CANCELED, Status.EXPIRED)
+                self._stopped_job_id = job.id if stopped else None
+                self.handle_job_failure(
+                    job, held.queue, registry, exc_string=str(status), execution=execution
+                )
+        except RedisError as error:
+            logger.warning("Redis: %s", error)
+            return False
         except Exception:
-            logger.exception("RQ's record of job %s is not settled", job.id)
-        finally:
-            self.executions.pop(execution.id, None)
+            logger.exception("job %s is not settled", job.id)
+        self.executions.pop(execution.id, None)
+        return True
 
     # --------------------------------------------------------------------------------------------------- Redis
 
-    def _try(self, act: Callable[[], None]) -> bool:
+    def _try(self, act: Callable[[], object]) -> bool:
         """Return whether Redis answered; for a moment after it did not, it is not asked. Other errors are logged: one job's do not end the others."""
         if now() < self._due["redis"]:
             return False
