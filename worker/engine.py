@@ -127,6 +127,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
         self._thread.start()
 
+    @property
+    def crashed(self) -> bool:
+        """Whether the thread ended without being told to."""
+        return self._thread is not None and not self._thread.is_alive() and not self._stopping
+
     def stop(self) -> None:
         """End the thread after its turn, and wait for the side threads."""
         self._inbox.put(partial(setattr, self, "_stopping", True))

@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving.chaos                                        # 1,000 jobs, 100 kills, 10 restarts of Redis
     python -m benchmarks.serving.chaos --jobs 60 --kills 5 --restarts 1       # seconds
+    python -m benchmarks.serving.chaos --kills 0 --restarts 0 --rolls 50      # SIGTERM instead: rolling restarts of two workers
 
 The model is simulated, so that a restart is quick; the worker, its process, Redis and the files are real. A fifth of the jobs is canceled at
 random times. Ends with code 1 unless every job that was not canceled succeeded, every canceled one is canceled, none is stuck and none ended twice.
@@ -130,20 +131,26 @@ class Chaos:
         self.look_after()
         self.draw.choice(self.workers).kill()
 
+    def roll_worker(self) -> None:
+        """Restart a worker as an update does: SIGTERM, and a new one once it has ended."""
+        self.look_after()
+        self.draw.choice(self.workers).terminate()
+
     def restart_redis(self) -> None:
         self.redis_server.process.kill()
         self.redis_server.process.wait()
         time.sleep(OUTAGE_S)
         self.redis_server.start()
 
-    def run(self, *, jobs: int, kills: int, restarts: int, poison: int) -> None:
+    def run(self, *, jobs: int, kills: int, restarts: int, poison: int, rolls: int) -> None:
         """Do everything at random times, then wait for the end of every job."""
-        span = max(2.0, FAULT_S * (kills + restarts))
+        span = max(2.0, FAULT_S * (kills + restarts + rolls))
         acts: list[tuple[float, Callable[[], None]]] = []
         for act, times in (
             (self.submit, jobs),
             (lambda: self.submit(POISON), poison),
             (self.kill_worker, kills),
+            (self.roll_worker, rolls),
             (self.restart_redis, restarts),
         ):
             acts += [(self.draw.uniform(0.0, span), act) for _ in range(times)]
@@ -181,7 +188,7 @@ class Chaos:
             else Status.SUCCEEDED
             for i, prompt in self.jobs.items()
         }
-        figures["workers lost"] = self.losses
+        figures["workers ended"] = self.losses
         figures["lost"] = len(self.jobs) - len(statuses)
         figures["stuck"] = sum(g.status not in TERMINAL for g in statuses.values())
         figures["ended twice"] = max(0, -self.unfinished())
@@ -219,7 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, default in (("jobs", 1000), ("kills", 100), ("restarts", 10), ("poison", 0), ("seed", 0)):
+    defaults = {"jobs": 1000, "kills": 100, "restarts": 10, "rolls": 0, "poison": 0, "seed": 0}
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
         "--max-attempts", type=int, default=20, help="high by default: a kill at random is no job's fault"
@@ -231,7 +239,11 @@ def main(arguments: list[str] | None = None) -> int:
         started = time.monotonic()
         try:
             chaos.run(
-                jobs=options.jobs, kills=options.kills, restarts=options.restarts, poison=options.poison
+                jobs=options.jobs,
+                kills=options.kills,
+                restarts=options.restarts,
+                poison=options.poison,
+                rolls=options.rolls,
             )
             figures = chaos.verdict()
         finally:
