@@ -11,11 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic as now
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
-from rq.exceptions import InvalidJobOperation, NoSuchJobError, StopRequested
+from rq.exceptions import NoSuchJobError, StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.suspension import is_suspended
@@ -27,6 +27,7 @@ from clipsynth.state import Standing
 from worker.engine import Engine, Ticket
 from worker.jobs import Jobs
 from worker.recovery import Recovery
+from worker.rq_job import GenerationJob
 
 logger = logging.getLogger(__name__)
 RQ_MAINTENANCE_S = 86_400  # RQ's own pass is lock-guarded for 15 minutes, too slow for a lost worker; worker/recovery.py does it instead
@@ -39,47 +40,6 @@ REDIS_PAUSE_S = 0.5
 STALL_S = 120.0  # a job that was told to stop and did not within this time shows that the process hangs
 MAX_CLAIMED = 16  # in one look at the queue
 AHEAD = 1.5  # load claimed, as a share of the limit: what waits is prepared while others run
-
-
-class GenerationJob(Job):
-    """A job that is data only: no function, callback or webhook that its record in Redis may name is ever run."""
-
-    abandoned: ClassVar[Callable[[str], None]]
-    unreadable: ClassVar[Callable[[str], None]]
-
-    @property
-    def func(self) -> NoReturn:
-        raise InvalidJobOperation("jobs have no function")
-
-    @property
-    def failure_callback(self) -> Callable[..., None]:
-        """What RQ calls for a job that it finds without a living worker."""
-        return lambda job, *_: type(self).abandoned(job.id)
-
-    @property
-    def success_callback(self) -> None:
-        return None
-
-    @property
-    def stopped_callback(self) -> None:
-        return None
-
-    def send_webhooks(self, *_: Any, **__: Any) -> None:
-        return None
-
-    def restore(self, raw_data: Any) -> None:
-        """Read a record.
-
-        Raises:
-            NoSuchJobError: it cannot be read; it is removed.
-        """
-        try:
-            super().restore(raw_data)
-        except Exception as error:
-            logger.warning("job %s cannot be read: %s", self.id, error)
-            type(self).unreadable(self.id)
-            self.connection.delete(self.key)
-            raise NoSuchJobError(f"job {self.id} cannot be read") from error
 
 
 @dataclass(eq=False)

@@ -76,7 +76,7 @@ def plain_worker(redis_url: str, data_dir: Path) -> None:
     from models.sampler import advance
     from worker.engine import Ticket
     from worker.jobs import Jobs
-    from worker.rq_worker import GenerationJob
+    from worker.rq_job import GenerationJob
 
     settings = Settings(redis_url=redis_url, data_dir=data_dir)
     state = State.from_settings(connect(redis_url), settings)

@@ -30,7 +30,8 @@ from worker.engine import Engine
 from worker.jobs import Jobs
 from worker.main import model_info
 from worker.predict import Predictor
-from worker.rq_worker import BatchWorker, GenerationJob
+from worker.rq_job import GenerationJob
+from worker.rq_worker import BatchWorker
 
 
 def picture(fmt, size=(80, 60)):
