@@ -1,9 +1,9 @@
-# make serve | test | check. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
+# make serve | test | check | chaos. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test check
+.PHONY: setup serve test check chaos
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -21,3 +21,6 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+chaos: setup
+	$(BIN)/python -m benchmarks.serving.chaos $(CHAOS)

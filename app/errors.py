@@ -30,6 +30,8 @@ STATUS = {
     "gone": 410,
     "not_ready": 409,
     "already_ended": 409,
+    "recipe_mismatch": 409,
+    "picture_gone": 410,
     "range_not_satisfiable": 416,
     "no_worker": 503,
     "redis_unavailable": 503,

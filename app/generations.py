@@ -84,7 +84,7 @@ async def create(
     The same `Idempotency-Key` and request again give the same generation. `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
     """
     wanted, picture = await _read(request)
-    generation, replayed = await run_in_threadpool(_create, services, wanted, picture, idempotency_key)
+    generation, replayed = await run_in_threadpool(accept, services, wanted, picture, idempotency_key)
     location = f"/v1/generations/{generation.id}"
     headers = {"Location": location, "Retry-After": "1"} | (
         {"Idempotent-Replayed": "true"} if replayed else {}
@@ -237,14 +237,14 @@ async def _read(request: Request) -> tuple[GenerationRequest, bytes | None]:
     """Return the request and the uploaded picture of a JSON or multipart body."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
-        return _validate(_parse_json(await request.body()), strict=True), None
+        return validate(_parse_json(await request.body()), strict=True), None
     if content_type == "multipart/form-data":
         async with request.form(max_files=1, max_fields=32) as form:
             return await _read_form(form)
     raise UnsupportedMedia(f"send application/json or multipart/form-data, not {content_type or 'nothing'}")
 
 
-def _validate(fields: dict[str, Any], *, strict: bool) -> GenerationRequest:
+def validate(fields: dict[str, Any], *, strict: bool) -> GenerationRequest:
     try:
         return GenerationRequest.model_validate(fields, strict=strict)
     except ValidationError as error:
@@ -287,10 +287,10 @@ async def _read_form(form: FormData) -> tuple[GenerationRequest, bytes | None]:
     for name in files:
         if fields.setdefault("image", f"part:{name}") != f"part:{name}":
             raise InvalidRequest(f"/image: names another part than the file {name!r}")
-    return _validate(fields, strict=False), next(iter(files.values()), None)
+    return validate(fields, strict=False), next(iter(files.values()), None)
 
 
-def _create(
+def accept(
     services: Services, wanted: GenerationRequest, picture: bytes | None, key: str | None
 ) -> tuple[Generation, bool]:
     """Resolve, store the picture, and queue. What is acknowledged is on the queue.
@@ -317,6 +317,8 @@ def _create(
         wanted, services.state.model(wanted.model), image_key(generation_id) if small else None
     )
     if small is not None:
+        payload.image_sha256 = hashlib.sha256(small).hexdigest()
+    if small is not None:
         services.state.reserve(generation_id)
         services.storage.put(image_key(generation_id), small)
     enqueue(services.redis, services.state, generation_id, payload, services.settings)
@@ -335,6 +337,7 @@ def _resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> Jo
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
         duration_s=wanted.duration_s or model.duration_s,
         num_outputs=wanted.num_outputs,
+        deadline_s=wanted.deadline_s,
         output_formats=wanted.output_formats,
     )
     if not model.min_duration_s <= payload.duration_s <= model.max_duration_s:

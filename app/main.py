@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app import docs, errors, generations
+from app import docs, errors, generations, replay
 from app.deps import Services, ServicesDep
 from app.events import Events
 from app.metrics import CountRequests, Metrics
@@ -58,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     docs.install(app)
     app.include_router(generations.router)
+    app.include_router(replay.router)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:

@@ -43,6 +43,16 @@ class IdempotencyMismatch(ClipSynthError):
     code = "idempotency_mismatch"
 
 
+class RecipeMismatch(ClipSynthError):
+    """A recipe of another version of the model than the one served."""
+
+    code = "recipe_mismatch"
+
+
+class PictureGone(ClipSynthError):
+    code = "picture_gone"
+
+
 class RangeNotSatisfiable(ClipSynthError):
     code = "range_not_satisfiable"
 

@@ -1,19 +1,22 @@
-"""`clipsynth janitor`: removes the files and records of generations whose time is over. Any number of them may run."""
+"""`clipsynth janitor`: ends what waits beyond its deadline, and removes files and records whose time is over. Any number of them may run."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from redis.exceptions import RedisError
 
-from clipsynth.errors import ServeError
-from clipsynth.queue import connect
+from clipsynth.errors import ClipSynthError, ServeError
+from clipsynth.queue import connect, withdraw
+from clipsynth.schemas import Status
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
 
 logger = logging.getLogger(__name__)
+DEADLINE_INTERVAL_S = 1.0
 
 
 def sweep(state: State, storage: Storage) -> int:
@@ -32,8 +35,22 @@ def sweep(state: State, storage: Storage) -> int:
     return swept
 
 
+def expire(state: State) -> int:
+    """End what still waits although its deadline is over, and return how many generations that were."""
+    ended = 0
+    ids = state.overdue()
+    for generation_id, standing in zip(ids, state.standings(ids), strict=True):
+        if standing and standing.status is Status.PROCESSING:
+            continue  # its worker sees to it, or loses it, and then it waits again
+        if standing and state.change(generation_id, Status.EXPIRED, of=[Status.QUEUED]):
+            withdraw(state.redis, generation_id, state.get(generation_id).model)
+            ended += 1
+        state.settled(generation_id)
+    return ended
+
+
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Sweep once per `janitor_interval_s` until `stop` is set.
+    """Sweep once per `janitor_interval_s`, and look for deadlines at least every second, until `stop` is set.
 
     Raises:
         ServeError: no Redis URL.
@@ -42,10 +59,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
         raise ServeError("the janitor needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     state = State.from_settings(connect(settings.redis_url), settings)
     storage = Storage(settings.results_url)
+    next_sweep = time.monotonic()
     while not stop.is_set():
         try:
-            if swept := sweep(state, storage):
-                logger.info("removed %d generations", swept)
-        except (RedisError, OSError):
+            if ended := expire(state):
+                logger.info("%d generations expired before their turn", ended)
+            if time.monotonic() >= next_sweep:
+                next_sweep = time.monotonic() + settings.janitor_interval_s
+                if swept := sweep(state, storage):
+                    logger.info("removed %d generations", swept)
+        except (RedisError, OSError, ClipSynthError):
             logger.warning("sweep not finished; the next one goes on", exc_info=True)
-        stop.wait(settings.janitor_interval_s)
+        stop.wait(min(DEADLINE_INTERVAL_S, settings.janitor_interval_s))

@@ -48,6 +48,13 @@ class GenerationRequest(BaseModel):
     guidance_scale: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
     duration_s: float | None = Field(default=None, ge=0.5, le=10, allow_inf_nan=False)
     num_outputs: int = Field(default=1, ge=1, le=8)
+    deadline_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds from now after which nobody wants it any more: it then ends as expired",
+    )
     model: str | None = Field(default=None, pattern=MODEL_NAME)
     output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=1)
 
@@ -74,12 +81,14 @@ class JobPayload(BaseModel):
     model: str
     prompt: str | None
     image_key: str | None
+    image_sha256: str | None = None
     negative_prompt: str | None
     seed: int = Field(ge=0, lt=2**32)
     num_inference_steps: int = Field(ge=1, le=200)
     guidance_scale: float
     duration_s: float
     num_outputs: int = Field(ge=1, le=8)
+    deadline_s: float | None = None
     output_formats: list[Format] = Field(min_length=1)
 
 
@@ -100,6 +109,7 @@ class Output(BaseModel):
     duration_s: float
     sample_rate: int
     seed: int
+    recipe: str | None = Field(default=None, description="POST /v1/replay makes this sound again from it")
 
 
 class Progress(BaseModel):
@@ -121,6 +131,8 @@ class Generation(BaseModel):
     model: str
     input: JobPayload
     seed: int
+    queue_position: int | None = Field(default=None, description="jobs before it in the queue")
+    eta_s: float | None = Field(default=None, description="estimated seconds to its end, while queued")
     progress: Progress | None = None
     outputs: list[Output] = []
     error: Problem | None = None
@@ -134,6 +146,18 @@ class Page(BaseModel):
     next_cursor: str | None
 
 
+class ModelCost(BaseModel):
+    """What a worker measured at its start.
+
+    `audio_step_s`: seconds that a full batch takes for one denoising step of one second of sound, guidance off. `step_s`: seconds of a full
+    step. `guided_share`: share of the steps that guidance doubles.
+    """
+
+    audio_step_s: float
+    step_s: float
+    guided_share: float
+
+
 class ModelInfo(BaseModel):
     """What a worker says of the bundle it serves; seconds and Hz."""
 
@@ -145,6 +169,7 @@ class ModelInfo(BaseModel):
     duration_s: float
     num_inference_steps: int
     guidance_scale: float
+    cost: ModelCost | None = None
 
 
 class ServedModel(ModelInfo):

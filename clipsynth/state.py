@@ -1,4 +1,4 @@
-"""Public state of generations and models in Redis. A status changes by compare-and-set; a final one never changes again."""
+"""Public state of generations in Redis. A status changes by compare-and-set; a final one never changes again, and whose cancel was accepted ends canceled."""
 
 from __future__ import annotations
 
@@ -6,51 +6,67 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from clipsynth.errors import AlreadyEnded, Gone, IdempotencyMismatch, ModelNotFound, NotFound, NoWorker
+from clipsynth.errors import AlreadyEnded, Gone, IdempotencyMismatch, NotFound
 from clipsynth.schemas import (
     TERMINAL,
     Generation,
     JobPayload,
-    ModelInfo,
     Output,
     Problem,
     Progress,
-    ServedModel,
     Status,
 )
+from clipsynth.served import ServedModels
 from clipsynth.settings import Settings
+from clipsynth.waiting import place
 
 PROGRESS_TTL_S = 60
-MODEL_TTL_S = 30
-STARTING_TTL_S = 120
 RESERVATION_S = 3600
 UNFINISHED = tuple(s for s in Status if s not in TERMINAL)
 EVENTS_PREFIX = "clipsynth:events:"  # channels: what a generation is changed to
 INDEX_KEY = "clipsynth:gens"  # sorted set: id by the time of its creation
+DEADLINES_KEY = "clipsynth:deadlines"  # sorted set: id by the time from which nobody wants it any more
 PAGE = 100
 ENDED_KEY = "clipsynth:ended"  # hash: how many, by final status
 EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and record go
 
 # KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel, KEYS[4] counts; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
-# ARGV[4] what to add to the attempts, ARGV[5] id, ARGV[6…] further fields. The attempts where the change was made, else -1.
+# ARGV[4] what to add to `lost`, ARGV[5] id, ARGV[6…] further fields. The value of `lost` where the change was made, else -1.
 _TRANSITION = """
 local old = redis.call('HGET', KEYS[1], 'status')
 if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
+if ARGV[3] ~= '' and ARGV[1] ~= 'canceled' and redis.call('HEXISTS', KEYS[1], 'cancel_requested') == 1 then return -1 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
 if ARGV[3] ~= '' then
   redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5])
   redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
 end
 redis.call('PUBLISH', KEYS[3], ARGV[1])
-return redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[4])
+return redis.call('HINCRBY', KEYS[1], 'lost', ARGV[4])
 """
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A generation as its worker sees it: `solo` is that it must run alone, `lost` how often it was lost with its worker when alone."""
+
+    status: Status
+    cancel_requested: bool
+    solo: bool
+    lost: int
+    deadline_at: float | None
+
+    @property
+    def overdue(self) -> bool:
+        return self.deadline_at is not None and time.time() >= self.deadline_at
 
 
 def new_id() -> str:
@@ -62,7 +78,7 @@ def _key(generation_id: str) -> str:
     return f"clipsynth:gen:{generation_id}"
 
 
-class State:
+class State(ServedModels):
     """Reads and changes the public state over one Redis connection pool."""
 
     def __init__(self, redis: Redis, *, result_ttl_s: int, tombstone_ttl_s: int = 604_800) -> None:
@@ -80,7 +96,14 @@ class State:
     def create(self, generation_id: str, payload: JobPayload, pipeline: Pipeline) -> None:
         """Queue the commands that create a generation on `pipeline`."""
         now = time.time()
-        fields = {"status": Status.QUEUED, "created_at": now, "input": payload.model_dump_json()}
+        fields: dict[str, object] = {
+            "status": Status.QUEUED,
+            "created_at": now,
+            "input": payload.model_dump_json(),
+        }
+        if payload.deadline_s is not None:
+            fields["deadline_at"] = now + payload.deadline_s
+            pipeline.zadd(DEADLINES_KEY, {generation_id: now + payload.deadline_s})
         pipeline.zadd(INDEX_KEY, {generation_id: now})
         pipeline.hset(_key(generation_id), mapping=cast(Any, fields))
         pipeline.zrem(EXPIRY_KEY, generation_id)
@@ -98,24 +121,41 @@ class State:
         of: Collection[Status],
         fields: dict[str, object],
         *,
-        add_attempts: int = 0,
+        add_lost: int = 0,
+        pipeline: Pipeline | None = None,
     ) -> int:
+        """Return `lost` where the change was made, else -1; on a pipeline nothing is known yet, and 0 returned."""
         now = time.time()
         fields["changed_at"] = now
         expires_at: float | str = ""
         if status in TERMINAL:
             fields["finished_at"] = now
             fields["expires_at"] = expires_at = now + self.result_ttl_s
-        values: list[Any] = [status, ",".join(of), expires_at, add_attempts, generation_id]
+        values: list[Any] = [status, ",".join(of), expires_at, add_lost, generation_id]
         for name, value in fields.items():
             values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
         keys = [_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id, ENDED_KEY]
-        return int(self._transition(keys=keys, args=values))
+        made = self._transition(keys=keys, args=values, client=pipeline)
+        return 0 if pipeline is not None else int(made)
 
-    def start(self, generation_id: str) -> int:
-        """Move to processing and return which attempt this is, from 1; 0 where the generation is final or gone."""
-        fields: dict[str, object] = {"started_at": time.time()}
-        return max(0, self._change(generation_id, Status.PROCESSING, UNFINISHED, fields, add_attempts=1))
+    def start(self, generation_id: str, *, company: bool, pipeline: Pipeline | None = None) -> bool:
+        """Move to processing; `company` is whether its worker runs other jobs meanwhile. False where the generation is final or gone."""
+        fields: dict[str, object] = {"started_at": time.time(), "company": int(company)}
+        return self._change(generation_id, Status.PROCESSING, UNFINISHED, fields, pipeline=pipeline) >= 0
+
+    def joined(self, generation_id: str, pipeline: Pipeline) -> None:
+        """Note that its worker now runs other jobs too."""
+        fields: dict[str, object] = {"company": 1}
+        self._change(generation_id, Status.PROCESSING, [Status.PROCESSING], fields, pipeline=pipeline)
+
+    def abandon(self, generation_id: str) -> int:
+        """Put a generation whose worker was lost back to queued, to be run alone; return how often it was lost alone.
+
+        What was lost in company is not counted: another job may have been the reason.
+        """
+        company = self.redis.hget(_key(generation_id), "company") == b"1"
+        add_lost = 0 if company else 1
+        return self._change(generation_id, Status.QUEUED, [Status.PROCESSING], {"solo": 1}, add_lost=add_lost)
 
     def cancel(self, generation_id: str) -> Status:
         """Cancel what is queued, ask the worker to cancel what it processes; return the status that results.
@@ -132,24 +172,32 @@ class State:
             status = self.get(generation_id).status
         raise AlreadyEnded(f"the generation has ended: {status}")
 
-    def unwanted(self, generation_id: str) -> bool:
-        """Return whether nobody waits for the generation any more: it was canceled, is to be, or was forgotten."""
-        status, asked = cast(
-            list[bytes | None], self.redis.hmget(_key(generation_id), ["status", "cancel_requested"])
-        )
-        if status is None or status.decode() == Status.CANCELED:
-            return True
-        return asked is not None and status.decode() not in TERMINAL
+    def standings(self, ids: Sequence[str]) -> list[Standing | None]:
+        """Return what a worker must know of each generation; None for one that was forgotten."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for generation_id in ids:
+                pipeline.hmget(
+                    _key(generation_id), ["status", "cancel_requested", "solo", "lost", "deadline_at"]
+                )
+            values = cast(list[list[bytes | None]], pipeline.execute())
+        return [
+            Standing(
+                Status(status.decode()),
+                cancel_requested is not None,
+                solo is not None,
+                int(lost or 0),
+                float(deadline_at) if deadline_at else None,
+            )
+            if status
+            else None
+            for status, cancel_requested, solo, lost, deadline_at in values
+        ]
 
     def ended(self) -> dict[str, int]:
         """Return how many generations have ended since Redis was set up, by status."""
         return {
             k.decode(): int(v) for k, v in cast(dict[bytes, bytes], self.redis.hgetall(ENDED_KEY)).items()
         }
-
-    def attempts(self, generation_id: str) -> int:
-        """Return how often the generation was started."""
-        return int(cast(bytes | None, self.redis.hget(_key(generation_id), "attempts")) or 0)
 
     def succeed(self, generation_id: str, outputs: list[Output]) -> bool:
         return self.change(generation_id, Status.SUCCEEDED, outputs=[o.model_dump() for o in outputs])
@@ -163,6 +211,14 @@ class State:
         """Return the ids of generations whose time is over, the oldest first."""
         ids = self.redis.zrangebyscore(EXPIRY_KEY, 0, time.time(), start=0, num=limit)
         return [i.decode() for i in cast(list[bytes], ids)]
+
+    def overdue(self) -> list[str]:
+        """Return the ids of generations whose deadline is over, until `settled` is told of them."""
+        ids = self.redis.zrange(DEADLINES_KEY, "-inf", repr(time.time()), byscore=True)
+        return [i.decode() for i in cast(list[bytes], ids)]
+
+    def settled(self, generation_id: str) -> None:
+        self.redis.zrem(DEADLINES_KEY, generation_id)
 
     def forget(self, generation_id: str) -> None:
         """Put a tombstone in the record's place; `forgotten` is to follow when the files are gone too."""
@@ -179,11 +235,13 @@ class State:
 
     # -------------------------------------------------------------------------------------------------- reading
 
-    def set_progress(self, generation_id: str, progress: Progress) -> None:
-        with self.redis.pipeline() as pipeline:
-            value = progress.model_dump_json()
-            pipeline.set(f"clipsynth:progress:{generation_id}", value, ex=PROGRESS_TTL_S)
-            pipeline.publish(EVENTS_PREFIX + generation_id, "progress")
+    def set_progress(self, progress: Mapping[str, Progress]) -> None:
+        """Note how far each generation is."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for generation_id, value in progress.items():
+                key = f"clipsynth:progress:{generation_id}"
+                pipeline.set(key, value.model_dump_json(), ex=PROGRESS_TTL_S)
+                pipeline.publish(EVENTS_PREFIX + generation_id, "progress")
             pipeline.execute()
 
     def get(self, generation_id: str) -> Generation:
@@ -194,6 +252,10 @@ class State:
         """
         generation = self._read([generation_id])[0]
         if generation:
+            if generation.status is Status.QUEUED:
+                generation.queue_position, generation.eta_s = place(
+                    self.redis, generation_id, generation.input, _key
+                )
             return generation
         if self.redis.exists(f"clipsynth:gone:{generation_id}"):
             raise Gone(f"the generation {generation_id!r} and its files were removed")
@@ -240,64 +302,14 @@ class State:
         """
         name = f"clipsynth:idempotency:{hashlib.sha256(key.encode()).hexdigest()}"
         value = f"{fingerprint} {generation_id}"
-        bound = cast(bytes | None, self.redis.set(name, value, nx=True, get=True, ex=self.result_ttl_s))
+        with self.redis.pipeline() as pipeline:  # Redis 7 has both in one command; the embedded one is older
+            pipeline.set(name, value, nx=True, ex=self.result_ttl_s)
+            pipeline.get(name)
+            bound = cast(bytes | None, pipeline.execute()[1])
         known_fingerprint, known_id = (bound.decode() if bound else value).split()
         if known_fingerprint != fingerprint:
             raise IdempotencyMismatch("this Idempotency-Key came with another request before")
         return known_id
-
-    # ------------------------------------------------------------------------------------------------- models
-
-    def announce_starting(self, info: ModelInfo) -> None:
-        """Say that a worker loads a bundle: what is asked of it may already be queued."""
-        with self.redis.pipeline() as pipeline:
-            pipeline.set(f"clipsynth:model:{info.name}", info.model_dump_json())
-            pipeline.set(f"clipsynth:starting:{info.name}", "1", ex=STARTING_TTL_S)
-            pipeline.execute()
-
-    def announce(self, info: ModelInfo) -> None:
-        """Say that a worker serves a bundle; to be repeated within MODEL_TTL_S. What it serves is remembered, its life is not."""
-        with self.redis.pipeline() as pipeline:
-            pipeline.set(f"clipsynth:model:{info.name}", info.model_dump_json())
-            pipeline.set(f"clipsynth:alive:{info.name}", "1", ex=MODEL_TTL_S)
-            pipeline.delete(f"clipsynth:starting:{info.name}")
-            pipeline.execute()
-
-    def announce_stopped(self, name: str) -> None:
-        """Take back that a worker is starting."""
-        self.redis.delete(f"clipsynth:starting:{name}")
-
-    def models(self) -> list[ServedModel]:
-        """Return every bundle that a worker has served, by name."""
-        keys = [k.decode() for k in sorted(self.redis.scan_iter("clipsynth:model:*"))]
-        names = [k.rpartition(":")[2] for k in keys]
-        if not keys:
-            return []
-        keys += [f"clipsynth:{word}:{name}" for word in ("alive", "starting") for name in names]
-        values = cast(list[bytes | None], self.redis.mget(keys))
-        infos, alive, starting = (values[i : i + len(names)] for i in range(0, len(values), len(names)))
-        return [
-            ServedModel(
-                **json.loads(info),
-                status="ready" if is_alive else "starting" if is_starting else "absent",
-            )
-            for info, is_alive, is_starting in zip(infos, alive, starting, strict=True)
-            if info
-        ]
-
-    def model(self, name: str | None) -> ServedModel:
-        """Return the bundle `name`, or the first one, if a worker serves it or is starting to.
-
-        Raises:
-            ModelNotFound: there is none of that name. NoWorker: no worker for it is live or starting.
-        """
-        known = {info.name: info for info in self.models()}
-        if name is not None and known and name not in known:
-            raise ModelNotFound(f"there is no model {name!r}; served: {', '.join(known)}")
-        wanted = [info for info in known.values() if name in (None, info.name) and info.status != "absent"]
-        if not wanted:
-            raise NoWorker(f"no worker is running{f' for model {name!r}' if name else ''}")
-        return min(wanted, key=lambda info: info.status)  # "ready" before "starting"
 
 
 def _resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes | None) -> Generation | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -166,37 +166,65 @@ class ClipSynthPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument out of its range; the message has the value received and the values allowed.
         """
-        # 1. Check the inputs and fill in the bundle's defaults.
+        # 1. Fill in the bundle's defaults.
         m = self.manifest
         steps = m.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = m.guidance_scale if guidance_scale is None else guidance_scale
         seconds = m.duration_s if duration_s is None else duration_s
         generators = generator if isinstance(generator, list) else [generator] * num_waveforms_per_prompt
-        self.check_inputs(
-            prompt, image, negative_prompt, steps, scale, seconds, num_waveforms_per_prompt, generators
+        if num_waveforms_per_prompt < 1 or len(generators) != num_waveforms_per_prompt:
+            raise ValueError(
+                f"{num_waveforms_per_prompt} waveforms need as many generators, got {len(generators)}"
+            )
+
+        # 2. Encode the conditions and draw the noise.
+        rows = self.prepare_rows(
+            prompt,
+            image,
+            negative_prompt=negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            duration_s=seconds,
+            generators=generators,
         )
 
-        # 2. Encode the conditions.
-        conditions = self.encode_conditions(prompt=prompt, image=image)
-        negative = self.encode_conditions(prompt=negative_prompt) if negative_prompt is not None else []
-        cond, uncond = self.condition_encoder.encode([conditions]), self.condition_encoder.encode([negative])
-
-        # 3. Draw the noise on the CPU, one row per waveform.
-        shape = (self.num_tokens(seconds), self.denoiser.token_dim)
-        dtype, device = self.denoiser.dtype, self.denoiser.device
-        noise = [torch.randn(shape, generator=g).to(device, dtype) for g in generators]
-        rows = [Row(x, cond, uncond, steps, scale, m.guidance_interval) for x in noise]
-
-        # 4. Denoise.
+        # 3. Denoise.
         while not rows[0].done:
             advance(rows, self.denoiser)
             if callback_on_step_end is not None:
                 callback_on_step_end(rows[0].step, steps)
 
-        # 5. Decode to waveforms of the asked length.
+        # 4. Decode to waveforms of the asked length.
         return ClipSynthOutput(
             self.decode(torch.stack([row.latents for row in rows]), seconds), self.mel.config.sample_rate
         )
+
+    @torch.inference_mode()
+    def prepare_rows(
+        self,
+        prompt: str | None,
+        image: Image.Image | None,
+        *,
+        negative_prompt: str | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        duration_s: float,
+        generators: Sequence[torch.Generator | None],
+    ) -> list[Row]:
+        """Return a row per generator, at step 0, with noise drawn on the CPU; arguments as for a call.
+
+        Raises:
+            ValueError: an argument out of its range.
+        """
+        self.check_inputs(prompt, image, negative_prompt, num_inference_steps, guidance_scale, duration_s)
+        conditions = self.encode_conditions(prompt=prompt, image=image)
+        negative = self.encode_conditions(prompt=negative_prompt) if negative_prompt is not None else []
+        cond, uncond = self.condition_encoder.encode([conditions]), self.condition_encoder.encode([negative])
+        shape = (self.num_tokens(duration_s), self.denoiser.token_dim)
+        dtype, device = self.denoiser.dtype, self.denoiser.device
+        noise = [torch.randn(shape, generator=g).to(device, dtype) for g in generators]
+        interval = self.manifest.guidance_interval
+        return [Row(x, cond, uncond, num_inference_steps, guidance_scale, interval) for x in noise]
 
     def check_inputs(
         self,
@@ -206,8 +234,6 @@ class ClipSynthPipeline(DiffusionPipeline):
         num_inference_steps: int,
         guidance_scale: float,
         duration_s: float,
-        num_waveforms_per_prompt: int,
-        generators: list[Any],
     ) -> None:
         """Raise ValueError for an argument that cannot be served."""
         m = self.manifest
@@ -223,10 +249,6 @@ class ClipSynthPipeline(DiffusionPipeline):
         if not m.min_duration_s <= duration_s <= m.max_duration_s:
             raise ValueError(
                 f"`duration_s` must be {m.min_duration_s:g} to {m.max_duration_s:g} for this bundle, got {duration_s}"
-            )
-        if num_waveforms_per_prompt < 1 or len(generators) != num_waveforms_per_prompt:
-            raise ValueError(
-                f"{num_waveforms_per_prompt} waveforms need as many generators, got {len(generators)}"
             )
 
     def encode_conditions(

@@ -53,7 +53,7 @@ class Row:
 
 
 def advance(rows: Sequence[Row], velocity: Velocity) -> int:
-    """Take one step of every row, in place, with one call of the network; return the row-forwards spent.
+    """Take one step of every row, in place, with one call of the network; return the row-forwards spent. All rows take it or, on an error, none.
 
     Adams-Bashforth of second order (the first step is Euler's): x += h (3/2 v_n - 1/2 v_(n-1)), the linear multistep form of
     DPM-Solver++(2M) in flow time.
@@ -67,14 +67,16 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     batch = [(row, row.cond) for row in rows] + [(row, row.uncond) for row in guided]
     v = _forward(batch, velocity)
     unconditional = {id(row): v[len(rows) + i] for i, row in enumerate(guided)}
+    stepped = []
     for i, row in enumerate(rows):
         v_row = v[i, : len(row.latents)]
         if id(row) in unconditional:
             v_uncond = unconditional[id(row)][: len(row.latents)]
             v_row = v_uncond + row.guidance_scale * (v_row - v_uncond)
         slope = v_row if row.previous_velocity is None else 1.5 * v_row - 0.5 * row.previous_velocity
-        row.latents = row.latents + slope / row.num_inference_steps
-        row.previous_velocity = v_row
+        stepped.append((row.latents + slope / row.num_inference_steps, v_row))
+    for row, (latents, v_row) in zip(rows, stepped, strict=True):
+        row.latents, row.previous_velocity = latents, v_row
         row.step += 1
     return len(batch)
 

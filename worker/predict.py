@@ -11,8 +11,11 @@ import soundfile
 import torch
 from PIL import Image
 
+from clipsynth.schemas import JobPayload, output_seed
 from clipsynth.settings import Settings
-from models import ClipSynthPipeline
+from models import ClipSynthPipeline, Manifest
+from models.sampler import Row, Velocity
+from worker.cost import Cost, measure_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +52,19 @@ class Predictor:
         """
         device, dtype, reason = choose_device(settings.device)
         logger.info("device %s, %s: %s", device, dtype, reason)
-        pipeline = ClipSynthPipeline.from_pretrained(settings.model, dtype=dtype)
-        return cls(pipeline.to(device))
+        return cls(ClipSynthPipeline.from_pretrained(settings.model, dtype=dtype).to(device))
+
+    def warm_up(self) -> None:
+        """Use every part once, so that the first job pays for nothing."""
+        self.predict(
+            prompt="warm-up",
+            image=Image.new("RGB", (64, 64)),
+            negative_prompt=None,
+            seed=0,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            duration_s=self.manifest.min_duration_s,
+        )
 
     def predict(
         self,
@@ -75,6 +89,48 @@ class Predictor:
             generator=torch.Generator("cpu").manual_seed(seed),
             callback_on_step_end=on_step,
         ).audios[0]
+
+    # ------------------------------------------------------------------------- in parts, as the engine takes it
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.pipeline.manifest
+
+    @property
+    def velocity(self) -> Velocity:
+        denoiser: Velocity = self.pipeline.denoiser
+        return denoiser
+
+    @property
+    def dtype(self) -> str:
+        """Such as "float32"."""
+        return str(self.pipeline.denoiser.dtype).removeprefix("torch.")
+
+    def num_tokens(self, duration_s: float) -> int:
+        return self.pipeline.num_tokens(duration_s)
+
+    def measure(self) -> Cost:
+        """Return what a denoising step costs on this device."""
+        return measure_pipeline(self.pipeline)
+
+    def rows(self, payload: JobPayload, image: Image.Image | None) -> list[Row]:
+        """Return a row per output, at step 0. Raises ValueError on what the bundle cannot do."""
+        return self.pipeline.prepare_rows(
+            payload.prompt,
+            image,
+            negative_prompt=payload.negative_prompt,
+            num_inference_steps=payload.num_inference_steps,
+            guidance_scale=payload.guidance_scale,
+            duration_s=payload.duration_s,
+            generators=[
+                torch.Generator("cpu").manual_seed(output_seed(payload.seed, n))
+                for n in range(payload.num_outputs)
+            ],
+        )
+
+    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
+        """Return the waveforms (T,) of tokens (B, L, C)."""
+        return self.pipeline.decode(latents, duration_s)
 
     def encode_response(self, waveform: np.ndarray) -> bytes:
         """Return a 16-bit mono WAV.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 import re
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from fastapi.testclient import TestClient
@@ -15,18 +18,20 @@ from PIL import Image
 from redis import Redis
 from redis.exceptions import ConnectionError
 from rq import Queue
-from rq.timeouts import JobTimeoutException
 
 from app.main import create_app
-from clipsynth.janitor import sweep
+from clipsynth.janitor import expire, sweep
 from clipsynth.queue import get_queue
 from clipsynth.schemas import Output
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
-from worker.main import Handler, model_info
+from worker.engine import Engine
+from worker.jobs import Jobs
+from worker.main import model_info
 from worker.predict import Predictor
-from worker.rq_worker import GenerationJob, LeaseWorker
+from worker.rq_job import GenerationJob
+from worker.rq_worker import BatchWorker
 
 
 def picture(fmt, size=(80, 60)):
@@ -44,18 +49,19 @@ class Service:
         self.state = State(self.redis, result_ttl_s=settings.result_ttl_s)
         self.predictor = Predictor(pipeline)
         self.storage = Storage(settings.results_url)
-        handler = Handler(self.predictor, self.state, self.storage, max_attempts=settings.max_attempts)
-        GenerationJob.run, GenerationJob.abandoned = (
-            staticmethod(handler.run),
-            staticmethod(handler.abandoned),
-        )
+        jobs = Jobs(self.predictor, self.state, self.storage, max_attempts=settings.max_attempts)
         self.queue = get_queue("tiny", self.redis)
-        self.worker = LeaseWorker(self.queue, redis_url=settings.redis_url, lease_s=15, beat_s=5)
+        self.engine = Engine(self.predictor, limit=1000)
+        self.engine.start()
+        self.worker = BatchWorker(
+            self.queue, redis_url=settings.redis_url, lease_s=15, beat_s=5, jobs=jobs, engine=self.engine
+        )
         self.info = model_info(pipeline.manifest)
         self.state.announce(self.info)
 
     def close(self):
-        self.worker._beat_redis.close()
+        self.engine.stop()
+        self.worker.recovery.stop()
         self.redis.close()
 
     def post(self, body=None, **kwargs):
@@ -121,6 +127,10 @@ def test_picture_in_base64(service):
     assert service.wav(service.post({"image": base64.b64encode(picture("PNG")).decode(), **SHORT}))
 
 
+def samples(wav):
+    return soundfile.read(io.BytesIO(wav))[0]
+
+
 def test_same_seed_same_bytes(service):
     one, again, other = (service.wav(service.post({"prompt": "rain", "seed": s, **SHORT})) for s in (5, 5, 6))
     assert one == again
@@ -133,11 +143,14 @@ def test_output_n_is_the_sound_of_seed_plus_n(service):
     assert [(o["index"], o["seed"]) for o in done["outputs"]] == [(0, 2**32 - 1), (1, 0), (2, 1)]
     for output in done["outputs"]:
         alone = service.wav(service.post({**request, "seed": output["seed"]}))
-        assert service.client.get(output["url"]).content == alone
+        np.testing.assert_allclose(
+            samples(service.client.get(output["url"]).content), samples(alone), atol=1e-4, rtol=0
+        )
 
 
 def test_an_output_says_what_it_is(service):
     done = service.finish(service.post({"prompt": "rain", "seed": 3, **SHORT}))
+    assert done["outputs"][0].pop("recipe")
     assert done["outputs"] == [
         {
             "index": 0,
@@ -176,6 +189,7 @@ def test_seed_is_drawn_and_returned(service):
         ({"prompt": "a", "num_inference_steps": 2.0}, 422, "invalid_request"),
         ({"prompt": "a", "guidance_scale": "4"}, 422, "invalid_request"),
         ({"prompt": "a", "duration_s": True}, 422, "invalid_request"),
+        ({"prompt": "a", "deadline_s": 0}, 422, "invalid_request"),
         ({"prompt": "a", "output_formats": ["mp3"]}, 422, "invalid_request"),
         ({"prompt": "a", "output_formats": []}, 422, "invalid_request"),
         ({"prompt": "a", "output_format": "wav"}, 422, "invalid_request"),
@@ -356,10 +370,10 @@ def test_a_payload_of_another_version_fails_with_a_reason(service):
 
 
 def test_an_error_of_the_model_is_not_shown(service, monkeypatch):
-    def broken(**_):
+    def broken(*_):
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(service.predictor, "predict", broken)
+    monkeypatch.setattr(service.predictor.pipeline.denoiser, "forward", broken)
     done = service.finish(service.post({"prompt": "a", **SHORT}))
     assert (done["status"], done["error"]["code"]) == ("failed", "generation_failed")
     assert "secret" not in str(done)
@@ -367,27 +381,38 @@ def test_an_error_of_the_model_is_not_shown(service, monkeypatch):
 
 def test_a_job_whose_worker_is_lost_again_and_again_fails_at_last(service):
     generation_id = service.post({"prompt": "a", **SHORT}).json()["id"]
-    for attempt in (1, 2, 3):
+    for _ in range(3):
         assert service.state.get(generation_id).status == "queued"
-        assert service.state.start(generation_id) == attempt
+        assert service.state.start(generation_id, company=False)
         GenerationJob.abandoned(generation_id)
     assert service.state.get(generation_id).error.code == "worker_lost"
-    assert not service.state.start(generation_id)  # final is final
+    assert not service.state.start(generation_id, company=False)  # final is final
 
 
-def test_a_job_that_was_started_too_often_is_not_started_again(service):
+def test_a_job_whose_worker_is_lost_in_company_is_run_again_and_alone(service):
+    response = service.post({"prompt": "a", **SHORT})
+    generation_id = response.json()["id"]
+    for _ in range(5):
+        assert service.state.start(generation_id, company=True)
+        GenerationJob.abandoned(generation_id)
+    standing = service.state.standings([generation_id])[0]
+    assert (standing.lost, standing.solo) == (0, True)
+    assert service.finish(response)["status"] == "succeeded"
+
+
+def test_a_job_that_was_lost_too_often_is_not_started_again(service):
     response = service.post({"prompt": "a", **SHORT})
     for _ in range(3):
-        service.state.start(response.json()["id"])
+        service.state.start(response.json()["id"], company=False)
+        service.state.abandon(response.json()["id"])
     assert service.finish(response)["error"]["code"] == "worker_lost"
 
 
 def test_a_job_that_runs_into_its_time_limit_fails(service, monkeypatch):
-    def slow(**_):
-        raise JobTimeoutException
-
-    monkeypatch.setattr(service.predictor, "predict", slow)
-    assert service.finish(service.post({"prompt": "a", **SHORT}))["error"]["code"] == "timeout"
+    response = service.post({"prompt": "a", **SHORT, "num_inference_steps": 200})
+    service.redis.hset(f"rq:job:{response.json()['id']}", "timeout", 1)
+    during(service, monkeypatch, lambda: time.sleep(1.1))
+    assert service.finish(response)["error"]["code"] == "timeout"
 
 
 def test_what_expired_is_gone_with_its_files(service):
@@ -430,18 +455,17 @@ def test_a_queued_generation_is_canceled_at_once(service):
 
 
 def during(service, monkeypatch, act):
-    """Have `act` done after the first step of whatever is generated."""
-    predict = service.predictor.predict
+    """Have `act` done before the second step of whatever is generated."""
+    denoiser = service.predictor.pipeline.denoiser
+    forward = denoiser.forward
+    steps = itertools.count()
 
-    def acting(*, on_step, **arguments):
-        def stepping(step, num_steps):
-            if step == 1:
-                act()
-            on_step(step, num_steps)
+    def acting(*arguments):
+        if next(steps) == 1:
+            act()
+        return forward(*arguments)
 
-        return predict(on_step=stepping, **arguments)
-
-    monkeypatch.setattr(service.predictor, "predict", acting)
+    monkeypatch.setattr(denoiser, "forward", acting)
 
 
 def test_a_generation_is_canceled_while_it_is_processed(service, monkeypatch):
@@ -473,7 +497,7 @@ def test_a_worker_that_was_taken_for_lost_leaves_the_sound_of_the_one_that_was_f
 
 def test_a_lost_generation_that_was_canceled_is_not_run_again(service):
     response = service.post({"prompt": "a", **SHORT})
-    service.state.start(response.json()["id"])
+    service.state.start(response.json()["id"], company=False)
     assert service.client.post(response.headers["location"] + "/cancel").status_code == 202
     GenerationJob.abandoned(response.json()["id"])
     assert service.finish(response)["status"] == "canceled"
@@ -574,3 +598,22 @@ def test_the_docs_page_loads_nothing_from_elsewhere(service):
     for path in re.findall(r'(?:src|href)="([^"]+)"', page.text):
         assert service.client.get(f"/{path}").status_code == 200
     assert service.client.get("/openapi.json").json()["info"]["title"] == "CLIPSynth"
+
+
+def test_what_waits_beyond_its_deadline_expires(service):
+    overdue = service.post({"prompt": "a", "deadline_s": 0.01, **SHORT})
+    waiting = service.post({"prompt": "a", "deadline_s": 100, **SHORT})
+    time.sleep(0.02)
+    assert expire(service.state) == 1
+    assert expire(service.state) == 0
+    assert service.client.get(overdue.headers["location"]).json()["status"] == "expired"
+    assert service.queue.job_ids == [waiting.json()["id"]]
+    check_problem(service.client.get(overdue.headers["location"] + "/audio/0"), 409, "not_ready")
+    assert service.finish(waiting)["status"] == "succeeded"
+
+
+def test_the_worker_takes_nothing_that_is_overdue(service, monkeypatch):
+    overdue = service.post({"prompt": "a", "deadline_s": 0.01, **SHORT})
+    time.sleep(0.02)
+    during(service, monkeypatch, lambda: pytest.fail("it was run"))
+    assert service.finish(overdue)["status"] == "expired"

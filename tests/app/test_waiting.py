@@ -46,9 +46,9 @@ class Service:
         assert wait_until(lambda: bool(queue.job_ids), timeout_s=10)
         job_id = queue.pop_job_id()
         time.sleep(0.2)
-        self.state.start(job_id)
+        self.state.start(job_id, company=False)
         time.sleep(0.2)
-        self.state.set_progress(job_id, Progress(step=1, num_steps=2))
+        self.state.set_progress({job_id: Progress(step=1, num_steps=2)})
         time.sleep(0.2)
         self.storage.put(audio_key(job_id, 0, "wav"), SOUND)
         output = Output(

@@ -150,6 +150,16 @@ def test_a_killed_worker_is_replaced_and_its_job_ends(served):
     assert service.pid(" worker") != killed
 
 
+def test_a_worker_reads_its_bundle_again_when_told_to(served):
+    service, _ = served
+    service.wait_for_worker()
+    worker = service.pid(" worker")
+    os.kill(worker, signal.SIGHUP)
+    assert wait_until(lambda: "model tiny is now version" in service.log.read_text(), timeout_s=TIMEOUT_S)
+    assert service.wait_for_end(service.post()) == "succeeded"
+    assert service.pid(" worker") == worker
+
+
 def test_redis_that_dies_comes_back_with_all_that_was_accepted(served):
     service, _ = served
     first, second = service.post(num_inference_steps=200), service.post()

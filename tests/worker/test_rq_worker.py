@@ -1,103 +1,403 @@
-"""Jobs of lost workers, over a real Redis."""
+"""The worker on RQ, over a real Redis: claims, leases, lost workers."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 
 import pytest
+import torch
 from redis import Redis
+from rq.job import Job
+from rq.serializers import JSONSerializer
 
 from clipsynth.process import wait_until
 from clipsynth.queue import connect, enqueue, get_queue
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
 from clipsynth.state import State
-from clipsynth.storage import Storage
-from worker.main import Handler
-from worker.rq_worker import GenerationJob, LeaseWorker
+from clipsynth.storage import Storage, audio_key
+from models.condition_encoder import ConditionTokens
+from models.manifest import Manifest
+from models.sampler import Row
+from worker.cost import Cost
+from worker.engine import Engine
+from worker.jobs import Jobs
+from worker.main import Served, model_info
+from worker.rq_worker import BatchWorker
 
-GENERATION = "gen_" + "0" * 26
+TIMEOUT_S = 30
+NONE = ConditionTokens(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool))
+
+
+class Toy:
+    """A model without a network. `before_step` is called with the prompts of the batch."""
+
+    dtype = "float32"
+
+    def __init__(self, **fields):
+        self.manifest = Manifest(**{"name": "tiny", "min_duration_s": 0.5, "max_duration_s": 5.0} | fields)
+        self.prompts = {}
+        self.batches = []
+        self.before_step = lambda _: None
+
+    def measure(self):
+        return Cost(0.0, 1e-6, 1000)
+
+    def num_tokens(self, duration_s):
+        return round(10 * duration_s)
+
+    def rows(self, payload, image):
+        if payload.prompt == "refused":
+            raise ValueError("not this one")
+        value = self.prompts.setdefault(payload.prompt, float(len(self.prompts) + 1))
+        cond = ConditionTokens(torch.full((1, 1, 1), value), torch.ones(1, 1, dtype=torch.bool))
+        shape = (self.num_tokens(payload.duration_s), 1)
+        return [
+            Row(torch.zeros(shape), cond, NONE, payload.num_inference_steps, payload.guidance_scale)
+            for _ in range(payload.num_outputs)
+        ]
+
+    def velocity(self, tokens, _, conditions, __):
+        names = {value: name for name, value in self.prompts.items()}
+        batch = [names[float(value)] for value in conditions.tokens[:, 0, 0]]
+        self.batches.append(batch)
+        self.before_step(batch)
+        if "broken" in batch:
+            raise RuntimeError("secret")
+        return conditions.tokens[:, :1].expand_as(tokens)
+
+    def decode(self, latents, _):
+        return list(latents.flatten(1).numpy())
+
+    def encode_response(self, waveform):
+        return waveform.tobytes()
+
+
+class Workplace:
+    """A queue, and workers on it that share a toy model."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.redis = Redis.from_url(settings.redis_url)
+        self.redis.flushall()
+        self.state = State.from_settings(self.redis, settings)
+        self.storage = Storage(settings.results_url)
+        self.toy = Toy()
+        self.queue = get_queue("tiny", connect(settings.redis_url))
+        self.engines = []
+        self.worker = self.new_worker()
+
+    def new_worker(self, lease_s=1):
+        engine = Engine(self.toy, limit=1000)
+        engine.start()
+        self.engines.append(engine)
+        jobs = Jobs(self.toy, self.state, self.storage, max_attempts=self.settings.max_attempts)
+        url = self.settings.redis_url
+        queue = get_queue("tiny", connect(url))
+        return BatchWorker(queue, redis_url=url, lease_s=lease_s, beat_s=0.2, jobs=jobs, engine=engine)
+
+    def post(self, prompt="rain", **fields):
+        generation_id = f"gen_{self.redis.incr('count'):026x}"
+        defaults = {"num_inference_steps": 2, "guidance_scale": 1.0, "duration_s": 1.0, "num_outputs": 1}
+        payload = JobPayload(
+            model="tiny",
+            prompt=prompt,
+            image_key=None,
+            negative_prompt=None,
+            seed=0,
+            output_formats=["wav"],
+            **(defaults | fields),
+        )
+        enqueue(self.redis, self.state, generation_id, payload, self.settings)
+        return generation_id
+
+    def work(self):
+        self.worker.work(burst=True, logging_level="ERROR")
+
+    def hold_first_step(self, jobs):
+        """Have the first step wait until so many jobs are claimed and prepared: they share the second one."""
+
+        def before_step(_):
+            if len(self.toy.batches) == 1:
+                held = self.worker._held
+                assert wait_until(lambda: sum(bool(t.rows) for t in list(held)) >= jobs, timeout_s=TIMEOUT_S)
+
+        self.toy.before_step = before_step
+
+    def statuses(self, *ids):
+        return [self.state.get(generation_id).status for generation_id in ids]
+
+    def lose(self):
+        """Claim the next job as a worker does that dies right then; return when its lease is over."""
+        worker = self.new_worker()
+        self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key, "LEFT", "RIGHT")
+        job_id = self.redis.lindex(self.queue.intermediate_queue_key, -1).decode()
+        job = worker.job_class.fetch(job_id, self.redis, JSONSerializer)
+        job.connection = worker.connection
+        worker.prepare_execution(job)
+        worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
+        self.state.start(job_id, company=False)
+        worker.recovery.stop()
+        assert wait_until(
+            lambda: worker.recovery.recover() or self.state.get(job_id).status != "processing",
+            timeout_s=TIMEOUT_S,
+        )
+
+    def nothing_left(self):
+        keys = ("rq:wip:clipsynth-tiny", self.queue.key, self.queue.intermediate_queue_key)
+        return not self.redis.exists(*keys)
+
+    def close(self):
+        for engine in self.engines:
+            engine.stop()
+        self.worker.recovery.stop()
+        self.redis.close()
 
 
 @pytest.fixture
-def worker(redis_url, monkeypatch):
-    redis = Redis.from_url(redis_url)
-    redis.flushall()
-    settings = Settings(redis_url=redis_url)
-    payload = JobPayload(
-        model="tiny",
-        prompt="rain",
-        image_key=None,
-        negative_prompt=None,
-        seed=0,
-        num_inference_steps=1,
-        guidance_scale=1.0,
-        duration_s=1.0,
-        num_outputs=1,
-        output_formats=["wav"],
-    )
-    enqueue(redis, State.from_settings(redis, settings), GENERATION, payload, settings)
-    ran = []
-    monkeypatch.setattr(
-        GenerationJob, "run", staticmethod(lambda generation_id, _: ran.append(generation_id)), raising=False
-    )
-    worker = LeaseWorker(get_queue("tiny", connect(redis_url)), redis_url=redis_url, lease_s=1, beat_s=0.2)
-    worker.ran = ran
-    return worker
+def place(redis_url, tmp_path):
+    place = Workplace(Settings(redis_url=redis_url, data_dir=tmp_path))
+    yield place
+    place.close()
 
 
-def take(worker):
-    """Take the job from the queue as a worker does that dies right then."""
-    queue = worker.queues[0]
-    worker.connection.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
-    return queue
+def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
+    good, other = place.post("rain", num_inference_steps=6), place.post("wind", num_outputs=2)
+    broken, refused = place.post("broken"), place.post("refused")
+    last = place.post("hail", num_inference_steps=9)
+    place.hold_first_step(4)
+    place.work()
+    assert place.statuses(good, other, broken, refused, last) == [
+        "succeeded",
+        "succeeded",
+        "failed",
+        "failed",
+        "succeeded",
+    ]
+    assert place.state.get(broken).error.code == "generation_failed"
+    assert place.state.get(refused).error.code == "invalid_request"
+    assert [o.index for o in place.state.get(other).outputs] == [0, 1]
+    assert place.storage.get(audio_key(other, 1, "wav"))
+    assert place.toy.batches[1] == ["rain", "wind", "wind", "broken", "hail"]
+    assert place.nothing_left()
 
 
-def test_a_job_that_was_taken_and_never_claimed_is_put_back_after_the_lease(worker):
-    queue = take(worker)
-    worker.recover()
-    assert queue.count == 0
-    time.sleep(1.05)
-    worker.recover()
-    assert queue.job_ids == [GENERATION]
-    assert queue.intermediate_queue.get_job_ids() == []
-    worker.work(burst=True, logging_level="ERROR")
-    assert worker.ran == [GENERATION]
+def test_a_job_joins_while_another_runs(place):
+    place.hold_first_step(2)
+    first = place.post("rain", num_inference_steps=3)
+    threading.Thread(
+        target=lambda: wait_until(lambda: place.toy.batches, timeout_s=TIMEOUT_S) and place.post("wind")
+    ).start()
+    place.work()
+    assert place.toy.batches[:2] == [["rain"], ["rain", "wind"]]
+    assert place.statuses(first) == ["succeeded"]
+    assert place.nothing_left()
 
 
-def test_a_job_that_is_claimed_is_left_alone(worker):
-    queue = take(worker)
-    job = queue.fetch_job(GENERATION)
-    worker.prepare_execution(job)
-    worker.recover()
-    time.sleep(0.5)
-    worker.recover()
-    assert queue.count == 0
+def test_a_cancel_takes_one_row_out_of_the_batch(place):
+    unwanted, other = place.post("rain", num_inference_steps=200), place.post("wind", num_inference_steps=100)
+
+    def before_step(batch):
+        if batch == ["rain", "wind"] and place.state.get(unwanted).status == "processing":
+            place.state.change(unwanted, "processing", cancel_requested=1)
+        time.sleep(0.005)
+
+    place.toy.before_step = before_step
+    place.work()
+    assert place.statuses(unwanted, other) == ["canceled", "succeeded"]
+    assert place.toy.batches[-1] == ["wind"]
+    assert Job.fetch(unwanted, place.redis, JSONSerializer).get_status() == "stopped"
 
 
-def test_rqs_own_records_of_ended_jobs_are_pruned(worker):
-    queue = worker.queues[0]
-    worker.connection.zadd(queue.finished_job_registry.key, {"old": 1})
-    worker.connection.zadd(queue.failed_job_registry.key, {"old": 1})
-    worker.recover()
-    assert not worker.connection.exists(queue.finished_job_registry.key, queue.failed_job_registry.key)
+def test_a_cancel_that_was_accepted_is_kept_though_the_sound_is_made(place):
+    unwanted = place.post()
+    place.toy.before_step = lambda _: place.state.change(unwanted, "processing", cancel_requested=1)
+    place.work()
+    assert place.statuses(unwanted) == ["canceled"]
+    assert place.nothing_left()
 
 
-def test_a_job_whose_worker_dies_three_times_is_lost(worker, monkeypatch):
-    settings = Settings(redis_url="redis://unused", max_attempts=3)
-    state = State.from_settings(worker.connection, settings)
-    handler = Handler(None, state, Storage(settings.results_url), max_attempts=3)
-    monkeypatch.setattr(GenerationJob, "abandoned", staticmethod(handler.abandoned), raising=False)
-    for attempt in (1, 2, 3):
-        queue = take(worker)
-        job = queue.fetch_job(GENERATION)
-        job = GenerationJob.fetch(job.id, connection=worker.connection, serializer=worker.serializer)
-        worker.prepare_execution(job)  # with a lease of 1 s, which nobody renews
-        worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        assert state.start(GENERATION) == attempt
-        assert wait_until(
-            lambda: worker.recover() or state.get(GENERATION).status != "processing", timeout_s=10
-        )
-        assert state.get(GENERATION).status == ("queued" if attempt < 3 else "failed")
-    assert state.get(GENERATION).error.code == "worker_lost"
-    assert state.start(GENERATION) == 0  # RQ tries once more, which changes nothing
+def test_what_is_overdue_expires_at_the_claim_and_between_steps(place):
+    waited, long = place.post(deadline_s=0.001), place.post("wind", num_inference_steps=200, deadline_s=1.0)
+    place.toy.before_step = lambda _: time.sleep(0.01)
+    time.sleep(0.01)
+    place.work()
+    assert place.statuses(waited, long) == ["expired", "expired"]
+    assert all(batch == ["wind"] for batch in place.toy.batches)
+    assert len(place.toy.batches) < 200
+
+
+def test_a_job_that_was_taken_and_never_claimed_is_put_back_after_the_lease(place):
+    generation_id = place.post()
+    place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key, "LEFT", "RIGHT")
+    place.worker.recovery.recover()
+    assert place.queue.count == 0
+    assert wait_until(lambda: place.worker.recovery.recover() or place.queue.count, timeout_s=TIMEOUT_S)
+    assert place.queue.job_ids == [generation_id]
+    assert place.queue.intermediate_queue.get_job_ids() == []
+    place.work()
+    assert place.statuses(generation_id) == ["succeeded"]
+
+
+def test_leases_are_renewed_while_jobs_run(place):
+    generation_id = place.post(num_inference_steps=150)
+    other, place.worker = place.worker, place.new_worker(lease_s=2)  # RQ counts in whole seconds
+    place.worker.recovery.start()
+    place.toy.before_step = lambda _: (time.sleep(0.02), other.recovery.recover())
+    place.work()  # 3 s and more
+    assert place.statuses(generation_id) == ["succeeded"]
+    assert not place.state.standings([generation_id])[0].solo
+    assert len(place.toy.batches) == 150
+    other.recovery.stop()
+
+
+def test_rqs_own_records_of_ended_jobs_are_pruned(place):
+    queue = place.queue
+    place.redis.zadd(queue.finished_job_registry.key, {"old": 1})
+    place.redis.zadd(queue.failed_job_registry.key, {"old": 1})
+    place.worker.recovery.recover()
+    assert not place.redis.exists(queue.finished_job_registry.key, queue.failed_job_registry.key)
+
+
+def test_a_job_whose_worker_dies_three_times_is_lost(place):
+    generation_id = place.post()
+    for lost in (1, 2, 3):
+        place.lose()
+        assert place.statuses(generation_id) == ["queued" if lost < 3 else "failed"]
+    assert place.state.get(generation_id).error.code == "worker_lost"
+    place.work()  # RQ tries once more, which changes nothing
+    assert place.toy.batches == []
+    assert place.nothing_left()
+
+
+def test_a_job_that_was_lost_runs_alone_and_those_behind_it_wait(place):
+    lost, *others = [place.post(name, num_inference_steps=20) for name in ("rain", "wind", "hail")]
+    place.lose()
+    place.work()
+    assert place.statuses(lost, *others) == ["succeeded"] * 3
+    assert all(batch == ["rain"] for batch in place.toy.batches if "rain" in batch)
+
+
+@pytest.mark.parametrize("record", [{"data": b"not compressed"}, {"data": b"[]", "created_at": b"never"}])
+def test_a_record_that_cannot_be_read_does_not_stop_the_worker(place, record):
+    unreadable, good = place.post(), place.post("wind")
+    place.redis.hset(f"rq:job:{unreadable}", mapping=record)
+    place.work()
+    assert place.statuses(unreadable, good) == ["failed", "succeeded"]
+    assert place.state.get(unreadable).error.code == "invalid_request"
+
+
+def test_a_hostile_record_runs_nothing(place, tmp_path):
+    """Whoever can write to Redis cannot have code run: no function, callback or webhook of a record is looked at."""
+    generation_id = place.post("broken")
+    job = Job.fetch(generation_id, place.redis, JSONSerializer)
+    job.func_name, job.instance, job.args, job.kwargs = "os.mkdir", None, (str(tmp_path / "made"),), {}
+    job.save()
+    hostile = {
+        "success_callback_name": "os.getpid",
+        "failure_callback_name": "os.abort",
+        "origin": "elsewhere",
+    }
+    place.redis.hset(job.key, mapping=hostile)
+    place.work()
+    assert place.statuses(generation_id) == ["failed"]
+    assert not (tmp_path / "made").exists()
+    assert place.toy.batches == []
+
+
+def test_a_stop_signal_lets_the_running_jobs_end_and_claims_no_more(place):
+    running = place.post(num_inference_steps=50)
+    waiting = []
+
+    def before_step(_):
+        if not waiting:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert wait_until(lambda: place.worker._stop_requested, timeout_s=TIMEOUT_S)
+            waiting.append(place.post("wind"))
+
+    place.toy.before_step = before_step
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        place.worker.work(logging_level="ERROR")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert place.statuses(running, *waiting) == ["succeeded", "queued"]
+    assert place.queue.job_ids == waiting
+
+
+def test_a_swap_waits_for_the_running_jobs(place):
+    order = []
+    later = []
+
+    def before_step(batch):
+        order.extend(batch)
+        if not later:
+            later.append(place.post("wind"))
+            place.worker.swap_when_idle(lambda: order.append("swap"))
+
+    place.toy.before_step = before_step
+    first = place.post("rain", num_inference_steps=3)
+    place.work()
+    assert order == ["rain"] * 3 + ["swap"] + ["wind"] * 2
+    assert place.statuses(first, *later) == ["succeeded"] * 2
+
+
+def test_rqs_stop_command_cancels_one_job(place):
+    stopped, other = place.post("rain", num_inference_steps=200), place.post("wind", num_inference_steps=20)
+
+    def before_step(_):
+        for execution in list(place.worker.executions.values()):
+            if execution.job_id == stopped:
+                place.worker.request_stop_execution(execution.id)
+        time.sleep(0.005)
+
+    place.toy.before_step = before_step
+    place.work()
+    assert place.statuses(stopped, other) == ["canceled", "succeeded"]
+
+
+def test_rqs_duties_are_done_under_load(place):
+    beats = []
+    place.worker._do_duties = lambda: beats.append(threading.get_ident())
+    place.post()
+    place.work()
+    assert beats
+
+
+def test_a_bundle_is_exchanged_without_dropping_jobs(place):
+    new = Toy(num_inference_steps=7)
+    served = Served(place.settings, lambda _: new, place.worker, model_info(place.toy.manifest))
+    later = []
+
+    def before_step(_):
+        if not later:
+            served.reload()
+            later.append(place.post("wind"))
+
+    place.toy.before_step = before_step
+    first = place.post("rain", num_inference_steps=3)
+    place.work()
+    assert place.statuses(first, *later) == ["succeeded"] * 2
+    assert (place.toy.batches, new.batches) == ([["rain"]] * 3, [["wind"]] * 2)
+    info = place.state.model("tiny")
+    assert (info.version, info.num_inference_steps) == (new.manifest.version, 7)
+    assert info.cost.step_s == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("name", ["other", None])
+def test_a_bundle_that_cannot_be_served_leaves_the_old_one(place, name, caplog):
+    def load(_):
+        if name is None:
+            raise OSError("no such folder")
+        return Toy(name=name)
+
+    Served(place.settings, load, place.worker, model_info(place.toy.manifest)).reload()
+    generation_id = place.post()
+    place.work()
+    assert place.statuses(generation_id) == ["succeeded"]
+    assert place.toy.batches
+    assert f"version {place.toy.manifest.version} stays" in caplog.text

@@ -1,0 +1,1 @@
+"""Measurements of the service; each script says how to run it."""

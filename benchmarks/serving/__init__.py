@@ -1,0 +1,1 @@
+"""The worker under load and under fire, with a simulated accelerator."""

@@ -1,0 +1,74 @@
+"""A stand-in for a model on an accelerator: a step sleeps a constant time for up to `BATCH` rows. Makes silence."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.serving.load import MANIFEST, POISON
+from clipsynth.schemas import JobPayload
+from clipsynth.settings import Settings
+from models.condition_encoder import ConditionTokens
+from models.sampler import Row
+from worker.cost import Cost
+from worker.main import model_info, run
+
+BATCH = 32
+TOKENS_PER_S = 10
+_CONDITIONS = {
+    poison: ConditionTokens(torch.full((1, 1, 1), float(poison)), torch.ones(1, 1, dtype=torch.bool))
+    for poison in (False, True)
+}
+
+
+class Simulated:
+    """A predictor whose steps take `step_s`."""
+
+    manifest, dtype = MANIFEST, "float32"
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s = step_s
+
+    def measure(self) -> Cost:
+        return Cost(self.step_s, 1e-12, BATCH * TOKENS_PER_S)
+
+    def num_tokens(self, duration_s: float) -> int:
+        return round(TOKENS_PER_S * duration_s)
+
+    def rows(self, payload: JobPayload, _: object = None) -> list[Row]:
+        condition = _CONDITIONS[payload.prompt == POISON]
+        latents = torch.zeros(self.num_tokens(payload.duration_s), 1)
+        return [
+            Row(latents, condition, condition, payload.num_inference_steps, payload.guidance_scale)
+            for _ in range(payload.num_outputs)
+        ]
+
+    def velocity(
+        self, tokens: torch.Tensor, _: torch.Tensor, conditions: ConditionTokens, __: torch.Tensor | None
+    ) -> torch.Tensor:
+        if conditions.tokens.any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.step_s * math.ceil(len(tokens) / BATCH))
+        return tokens
+
+    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
+        return list(np.zeros((len(latents), round(duration_s * 100)), np.float32))
+
+    def encode_response(self, waveform: np.ndarray) -> bytes:
+        return waveform.tobytes()
+
+
+def work(redis_url: str, data_dir: Path, step_s: float, **settings: object) -> None:
+    """Be a worker process."""
+    torch.set_num_threads(1)
+    run(
+        Settings(redis_url=redis_url, data_dir=data_dir, **settings),
+        model_info(MANIFEST),
+        lambda _: Simulated(step_s),
+    )

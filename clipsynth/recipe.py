@@ -1,0 +1,48 @@
+"""A recipe: all that made one sound, as a token that can be kept and replayed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clipsynth.errors import InvalidRequest
+
+
+class Recipe(BaseModel):
+    """The request that makes exactly this output, and what it was made with. `image_key` names a picture in storage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    v: Literal[1] = 1
+    model: str
+    version: str
+    prompt: str | None
+    image_key: str | None
+    image_sha256: str | None
+    negative_prompt: str | None
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    duration_s: float
+    dtype: str
+    torch: str
+
+    def token(self) -> str:
+        """Return the token: compact JSON in urlsafe base64."""
+        return base64.urlsafe_b64encode(self.model_dump_json().encode()).decode().rstrip("=")
+
+    @classmethod
+    def read(cls, token: str) -> Recipe:
+        """Return the recipe of a token.
+
+        Raises:
+            InvalidRequest: it is none.
+        """
+        try:
+            text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+            return cls.model_validate_json(text, strict=True)
+        except (binascii.Error, ValidationError, ValueError):
+            raise InvalidRequest("/recipe: not one that an output came with") from None

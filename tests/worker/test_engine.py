@@ -1,0 +1,312 @@
+"""The engine alone: no queue, no Redis."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from clipsynth.process import wait_until
+from clipsynth.schemas import JobPayload
+from models.condition_encoder import ConditionTokens
+from models.sampler import Row
+from worker.cost import measure
+from worker.engine import Engine, Ticket, weight
+from worker.predict import Predictor
+
+TIMEOUT_S = 60
+EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool))
+
+
+def constant(x, _t, c, _m):
+    return c.tokens[:, :1, :1].expand_as(x)
+
+
+class Toy:
+    """A model without a network: the velocity is the condition's first value; a sound is its row's latents."""
+
+    def __init__(self, velocity=None):
+        self.calls = []
+        self._velocity = velocity or (constant)
+
+    def velocity(self, tokens, t, conditions, mask):
+        self.calls.append(len(tokens))
+        return self._velocity(tokens, t, conditions, mask)
+
+    def decode(self, latents, duration_s):
+        return list(latents.flatten(1).numpy())
+
+
+def condition(value):
+    return ConditionTokens(torch.full((1, 1, 4), float(value)), torch.ones(1, 1, dtype=torch.bool))
+
+
+def ticket(value=1.0, *, rows=1, steps=2, tokens=3, guidance=1.0, prepare=None, deliver=None):
+    def make():
+        return [Row(torch.zeros(tokens, 2), condition(value), EMPTY, steps, guidance) for _ in range(rows)]
+
+    return Ticket(prepare or make, deliver or (lambda n, wave: wave), rows, tokens, 1.0)
+
+
+@pytest.fixture
+def engines():
+    made = []
+
+    def make(model, *, limit=1000):
+        made.append(Engine(model, limit=limit))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.stop()
+
+
+def run(engine, *tickets):
+    """Run until all of these have ended."""
+    for each in tickets:
+        engine.submit(each)
+    while not all(each.ended for each in tickets):
+        engine.turn()
+    assert {id(engine.ended.get(timeout=0)) for _ in tickets} == {id(each) for each in tickets}
+
+
+def test_rows_join_and_leave_between_steps(engines):
+    model = Toy()
+    engine = engines(model)
+    long, short = ticket(1.0, steps=6), ticket(2.0, steps=2, rows=2)
+    engine.submit(long)
+    while long.steps_done < 2:
+        engine.turn()
+    engine.submit(short)
+    assert wait_until(
+        lambda: engine._inbox.qsize() == 2, timeout_s=TIMEOUT_S
+    )  # its rows, and that they are made
+    while not (long.ended and short.ended):
+        engine.turn()
+    assert model.calls.count(3) == 2
+    assert set(model.calls) == {1, 3}
+    assert short.results[1] == pytest.approx([2.0] * 6)
+    assert long.results[0] == pytest.approx([1.0] * 6)
+
+
+def test_a_network_call_holds_no_more_than_the_limit(engines):
+    model = Toy()
+    tickets = [ticket(n, rows=2, tokens=5) for n in range(4)]
+    run(engines(model, limit=15), *tickets)
+    assert max(model.calls) == 3
+    assert all(len(t.results) == 2 for t in tickets)
+
+
+def test_a_row_larger_than_the_limit_runs_by_itself(engines):
+    big = ticket(tokens=50)
+    run(engines(Toy(), limit=10), big, ticket())
+    assert big.results[0] == pytest.approx([1.0] * 100)
+
+
+def test_a_row_without_guidance_costs_no_second_pass(engines):
+    model = Toy()
+    run(engines(model), ticket(steps=1), ticket(steps=1, guidance=3.0))
+    assert sum(model.calls) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] can't allocate memory")],
+)
+def test_out_of_memory_halves_the_batch_and_loses_nothing(engines, error):
+    def velocity(x, _t, c, _m):
+        if len(x) > 2:
+            raise error
+        return c.tokens[:, :1, :1].expand_as(x)
+
+    engine = engines(Toy(velocity))
+    tickets = [ticket(n, rows=2, steps=3) for n in range(4)]
+    run(engine, *tickets)
+    assert engine.limit <= 8
+    for n, each in enumerate(tickets):
+        assert each.results[1] == pytest.approx([n] * 6)
+
+
+def test_a_row_that_alone_is_too_large_fails(engines):
+    def velocity(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    tickets = [ticket(), ticket()]
+    run(engines(Toy(velocity)), *tickets)
+    assert [type(t.error) for t in tickets] == [torch.OutOfMemoryError] * 2
+
+
+def test_only_the_guilty_job_fails(engines):
+    def velocity(x, _t, c, _m):
+        if (c.tokens == 13).any():
+            raise RuntimeError("unlucky")
+        return c.tokens[:, :1, :1].expand_as(x)
+
+    good, bad, other = ticket(1.0, rows=2), ticket(13.0), ticket(2.0)
+    run(engines(Toy(velocity)), good, bad, other)
+    assert str(bad.error) == "unlucky"
+    assert (good.error, other.error) == (None, None)
+    assert other.results[0] == pytest.approx([2.0] * 6)
+
+
+def test_a_sound_that_is_not_finite_fails_alone(engines):
+    bad, good = ticket(float("nan")), ticket(1.0)
+    run(engines(Toy()), bad, good)
+    assert "finite" in str(bad.error)
+    assert good.results[0] == pytest.approx([1.0] * 6)
+
+
+@pytest.mark.parametrize("part", ["prepare", "deliver"])
+def test_an_error_on_a_side_thread_ends_its_job_alone(engines, part):
+    def broken(*_):
+        raise OSError("the disk is full")
+
+    bad, good = ticket(**{part: broken}), ticket()
+    run(engines(Toy()), bad, good)
+    assert isinstance(bad.error, OSError)
+    assert good.error is None
+
+
+def test_a_canceled_job_leaves_before_its_next_step(engines):
+    engine = engines(Toy())
+    unwanted, other = ticket(steps=100), ticket(steps=5)
+    engine.submit(unwanted)
+    engine.submit(other)
+    while not unwanted.steps_done:
+        engine.turn()
+    done = unwanted.steps_done
+    engine.cancel(unwanted)
+    engine.turn()
+    assert unwanted.ended
+    assert unwanted.steps_done == done
+    while not other.ended:
+        engine.turn()
+    assert not unwanted.results
+
+
+def test_a_canceled_job_ends_only_when_no_side_thread_is_at_it(engines):
+    engine = engines(Toy())
+    begun, go_on = threading.Event(), threading.Event()
+
+    def deliver(*_):
+        begun.set()
+        assert go_on.wait(TIMEOUT_S)
+
+    slow = ticket(steps=1, deliver=deliver)
+    engine.submit(slow)
+    while not slow.steps_done:
+        engine.turn()
+    assert begun.wait(TIMEOUT_S)
+    engine.cancel(slow)
+    engine.turn()
+    assert not slow.ended
+    go_on.set()
+    while not slow.ended:
+        engine.turn()
+
+
+def test_load_is_what_the_next_step_costs():
+    rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, 4, g) for g in (1.0, 2.0)]
+    assert weight(rows) == 9
+    assert weight([]) == 0
+    assert ticket(rows=2, tokens=3).load == 12
+
+
+def test_the_limit_is_the_smallest_batch_with_nearly_the_best_throughput():
+    cost = measure(lambda rows: 0.010 if rows <= 32 else 0.010 * rows / 32, 5)
+    assert cost.limit == 32 * 5
+    cost = measure(lambda rows: 0.001 + 0.010 * rows, 5)
+    assert cost.limit == 5
+    assert cost.fixed_s == pytest.approx(0.001)
+    assert cost.token_s == pytest.approx(0.002)
+
+
+def test_the_limit_is_no_more_than_what_fits_in_memory():
+    def step_s(rows):
+        if rows > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return 0.01
+
+    assert measure(step_s, 5).limit == 20
+
+
+# ------------------------------------------------------------------------------------------- with a real pipeline
+
+
+def payload(**fields):
+    defaults = {
+        "model": "tiny",
+        "prompt": "rain",
+        "image_key": None,
+        "negative_prompt": None,
+        "seed": 0,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+        "duration_s": 0.7,
+        "num_outputs": 1,
+        "output_formats": ["wav"],
+    }
+    return JobPayload(**(defaults | fields))
+
+
+def job(predictor, wanted):
+    return Ticket(
+        lambda: predictor.rows(wanted, None),
+        lambda n, wave: wave,
+        wanted.num_outputs,
+        predictor.num_tokens(wanted.duration_s),
+        wanted.duration_s,
+    )
+
+
+def alone(predictor, wanted, n=0):
+    return predictor.predict(
+        image=None,
+        seed=wanted.seed + n,
+        **wanted.model_dump(
+            include={"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "duration_s"}
+        ),
+    )
+
+
+def test_a_job_alone_is_equal_to_the_pipeline_to_the_byte(engines, tiny_pipeline):
+    predictor = Predictor(tiny_pipeline)
+    engine = engines(predictor)
+    engine.start()
+    for wanted in (payload(), payload(seed=7, guidance_scale=1.0), payload(negative_prompt="wind")):
+        each = job(predictor, wanted)
+        engine.submit(each)
+        assert engine.ended.get(timeout=TIMEOUT_S) is each
+        np.testing.assert_array_equal(each.results[0], alone(predictor, wanted))
+
+
+def test_a_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
+    predictor = Predictor(tiny_pipeline)
+    draw = random.Random(0)
+    wishes = [
+        payload(
+            seed=n,
+            prompt=draw.choice(["rain", "a dog", "a cat and a bell"]),
+            num_inference_steps=draw.randint(1, 9),
+            guidance_scale=draw.choice([1.0, 2.5]),
+            duration_s=draw.choice([0.5, 0.7, 1.3]),
+            num_outputs=draw.randint(1, 3),
+        )
+        for n in range(0, 80, 8)
+    ]
+    tickets = [job(predictor, wanted) for wanted in wishes]
+    engine = engines(predictor, limit=predictor.num_tokens(1.3) * 6)
+    for each in tickets[:4]:
+        engine.submit(each)
+    for each in tickets[4:]:
+        engine.turn()
+        engine.submit(each)
+    while not all(each.ended for each in tickets):
+        engine.turn()
+    for wanted, each in zip(wishes, tickets, strict=True):
+        assert each.error is None
+        for n in range(wanted.num_outputs):
+            np.testing.assert_allclose(each.results[n], alone(predictor, wanted, n), atol=1e-4, rtol=0)

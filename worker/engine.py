@@ -1,0 +1,310 @@
+"""Continuous batching: rows of many jobs share one network call per denoising step. Knows no queue, no Redis and no files.
+
+The unit of scheduling is one step. A job's rows join before any step and leave when their own steps are done; preparing rows, decoding
+and delivering happen on side threads meanwhile. All state belongs to the thread that calls `turn`; the others leave calls in its inbox.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from models.sampler import Row, Velocity, advance
+
+logger = logging.getLogger(__name__)
+SIDE_THREADS = 2
+MAX_DECODED = 8  # rows decoded in one call
+
+
+class Model(Protocol):
+    """What the engine needs of a model."""
+
+    @property
+    def velocity(self) -> Velocity: ...
+
+    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
+        """Return the waveforms (T,) of tokens (B, L, C)."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One job in the engine.
+
+    Attributes:
+        prepare: makes the job's rows; runs on a side thread.
+        deliver: takes (index of the row, waveform (T,)) and returns that row's result; runs on a side thread.
+        num_rows, num_tokens, passes: rows of the job, tokens of each, and how often a step passes them through the network.
+        results: what `deliver` returned, by index of the row; complete where `error` is None and it was not canceled.
+        error: what ended the job.
+    """
+
+    prepare: Callable[[], list[Row]]
+    deliver: Callable[[int, np.ndarray], Any]
+    num_rows: int
+    num_tokens: int
+    duration_s: float
+    passes: int = 2
+    rows: list[Row] = field(default_factory=list)
+    results: dict[int, Any] = field(default_factory=dict)
+    error: Exception | None = None
+    canceled: bool = False
+    errands: int = 0  # side threads that are at it
+    ended: bool = False
+
+    @property
+    def dead(self) -> bool:
+        return self.canceled or self.error is not None
+
+    @property
+    def steps_done(self) -> int:
+        """Denoising steps done, over all rows."""
+        return sum(row.step for row in self.rows)
+
+    @property
+    def full_load(self) -> int:
+        """What `load` is at first."""
+        return self.passes * self.num_rows * self.num_tokens
+
+    @property
+    def load(self) -> int:
+        """Tokens that the next step has to pass through the network for this job; 2 per token of a guided row."""
+        if not self.rows:
+            return 0 if self.ended else self.full_load
+        return sum(weight([row]) for row in self.rows if not row.done)
+
+
+@dataclass(eq=False)
+class _Seat:
+    ticket: Ticket
+    index: int
+    row: Row
+
+
+def weight(rows: Sequence[Row]) -> int:
+    """Return the tokens that one step of these rows passes through the network, padding included."""
+    return sum(1 + row.guided for row in rows) * max((len(row.latents) for row in rows), default=0)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether a device or the host ran out of memory; torch has a class of its own for some devices only."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+class Engine:
+    """Runs tickets; each ends up in `ended`, whatever happens to it.
+
+    `limit` is how many tokens one network call may take. A row that alone exceeds it still runs; a set of rows that does takes several calls.
+    """
+
+    def __init__(self, model: Model, *, limit: int) -> None:
+        self.model, self.limit = model, limit
+        self.ended: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: deque[_Seat] = deque()
+        self._running: list[_Seat] = []
+        self._side = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    # ------------------------------------------------------------------------------------- for any thread
+
+    def start(self) -> None:
+        """Run turns in a thread of its own until `stop`."""
+        self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
+        self._thread.start()
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the thread ended without being told to."""
+        return self._thread is not None and not self._thread.is_alive() and not self._stopping
+
+    def stop(self) -> None:
+        """End the thread after its turn, and wait for the side threads."""
+        self._inbox.put(partial(setattr, self, "_stopping", True))
+        if self._thread:
+            self._thread.join()
+        self._side.shutdown()
+
+    def submit(self, ticket: Ticket) -> None:
+        """Prepare the ticket's rows at once; they join before the next step that finds room for them."""
+        self._errand(ticket, lambda: self._prepared(ticket, ticket.prepare()))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Have the ticket end before its next step."""
+        self._inbox.put(partial(setattr, ticket, "canceled", True))
+
+    # ----------------------------------------------------------------------------------- the sampling thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self.turn()
+
+    def turn(self) -> None:
+        """Do what lies in the inbox, then one step of every running row; with no rows, wait for something to do."""
+        self._read_inbox()
+        for seat in itertools.chain(self._waiting, self._running):
+            self._end_if_over(seat.ticket)
+        self._waiting = deque(seat for seat in self._waiting if not seat.ticket.dead)
+        self._running = [seat for seat in self._running if not seat.ticket.dead]
+        self._join()
+        if not self._running:
+            return
+        with torch.inference_mode():
+            self._step()
+        done = [seat for seat in self._running if seat.row.done and not seat.ticket.dead]
+        self._running = [seat for seat in self._running if not seat.row.done and not seat.ticket.dead]
+        self._send_to_decoder(done)
+
+    def _read_inbox(self) -> None:
+        block = not self._running and not self._waiting
+        while True:
+            try:
+                call = self._inbox.get(block)
+            except queue.Empty:
+                return
+            call()
+            block = False
+
+    def _join(self) -> None:
+        together = self._chunk([*self._running, *self._waiting])
+        while len(self._running) < len(together):
+            self._running.append(self._waiting.popleft())
+
+    def _step(self) -> None:
+        """Take one step of every running row, in as few network calls as the limit allows."""
+        left = list(self._running)
+        while left:
+            chunk = self._chunk(left)
+            too_much = False
+            try:
+                advance([seat.row for seat in chunk], self.model.velocity)
+            except Exception as error:
+                too_much = is_out_of_memory(error) and len(chunk) > 1
+                if not too_much:
+                    self._step_one_by_one(chunk, error)
+            if too_much:  # the exception is gone by now, and what its traceback held with it
+                self.limit = max(1, weight([seat.row for seat in chunk]) // 2)
+                logger.warning("out of memory with %d rows; at most %d tokens now", len(chunk), self.limit)
+                free_cache()
+            else:
+                left = left[len(chunk) :]
+
+    def _chunk(self, seats: list[_Seat]) -> list[_Seat]:
+        """Return the longest start of `seats` that the limit allows, one at least."""
+        passes, longest = 0, 0
+        for size, seat in enumerate(seats):
+            passes += 1 + seat.row.guided
+            longest = max(longest, len(seat.row.latents))
+            if size and passes * longest > self.limit:
+                return seats[:size]
+        return seats
+
+    def _step_one_by_one(self, chunk: list[_Seat], error: Exception) -> None:
+        """Find out by itself which job cannot take its step: only that one fails."""
+        tickets = list(dict.fromkeys(seat.ticket for seat in chunk))
+        if len(tickets) == 1:
+            tickets[0].error = error
+            self._end_if_over(tickets[0])
+            return
+        for ticket in tickets:
+            try:
+                advance([seat.row for seat in chunk if seat.ticket is ticket], self.model.velocity)
+            except Exception as its_own:
+                ticket.error = its_own
+                self._end_if_over(ticket)
+
+    # ------------------------------------------------------------------------------------------- errands
+
+    def _errand(self, ticket: Ticket, work: Callable[[], None]) -> None:
+        """Do `work` on a side thread; what it raises ends the ticket alone."""
+        ticket.errands += 1
+
+        def run() -> None:
+            error = None
+            try:
+                if not ticket.dead:
+                    work()
+            except Exception as raised:
+                error = raised
+            self._inbox.put(partial(self._back, ticket, error))
+
+        self._side.submit(run)
+
+    def _back(self, ticket: Ticket, error: Exception | None) -> None:
+        ticket.errands -= 1
+        ticket.error = ticket.error or error
+        self._end_if_over(ticket)
+
+    def _prepared(self, ticket: Ticket, rows: list[Row]) -> None:
+        ticket.rows = rows
+        self._inbox.put(lambda: self._waiting.extend(_Seat(ticket, n, row) for n, row in enumerate(rows)))
+
+    def _send_to_decoder(self, done: list[_Seat]) -> None:
+        """Decode rows of one length together: padding would change the end of a shorter one."""
+        groups: dict[tuple[int, float], list[_Seat]] = {}
+        for seat in done:
+            groups.setdefault((len(seat.row.latents), seat.ticket.duration_s), []).append(seat)
+        for seats in groups.values():
+            for start in range(0, len(seats), MAX_DECODED):
+                self._decode(seats[start : start + MAX_DECODED])
+
+    def _decode(self, seats: list[_Seat]) -> None:
+        """Decode on a side thread, and deliver each row on its own."""
+        for seat in seats:
+            seat.ticket.errands += 1
+
+        def run() -> None:
+            for seat, outcome in zip(seats, self._waveforms(seats), strict=True):
+                error = outcome if isinstance(outcome, Exception) else None
+                try:
+                    if not isinstance(outcome, Exception) and not seat.ticket.dead:
+                        seat.ticket.results[seat.index] = seat.ticket.deliver(seat.index, outcome)
+                except Exception as raised:
+                    error = raised
+                self._inbox.put(partial(self._back, seat.ticket, error))
+
+        self._side.submit(run)
+
+    def _waveforms(self, seats: list[_Seat]) -> Iterator[np.ndarray | Exception]:
+        try:
+            with torch.inference_mode():
+                latents = torch.stack([seat.row.latents for seat in seats])
+                waveforms = self.model.decode(latents, seats[0].ticket.duration_s)
+        except Exception as error:
+            if len(seats) == 1:
+                yield error
+            else:
+                for seat in seats:
+                    yield from self._waveforms([seat])
+            return
+        for waveform in waveforms:
+            yield (
+                waveform if np.isfinite(waveform).all() else FloatingPointError("the waveform is not finite")
+            )
+
+    def _end_if_over(self, ticket: Ticket) -> None:
+        """Hand out a ticket once it is dead or complete and no side thread is at it."""
+        over = ticket.dead or len(ticket.results) == ticket.num_rows
+        if over and not ticket.errands and not ticket.ended:
+            ticket.ended = True
+            self.ended.put(ticket)
+
+
+def free_cache() -> None:
+    """Give memory that torch keeps back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
