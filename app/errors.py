@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 STATUS = {
     "invalid_body": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
     "invalid_request": 422,
     "model_not_found": 422,
     "idempotency_mismatch": 422,
@@ -61,7 +63,7 @@ _CODES = {
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that fails with these codes, and with those that any route may fail with."""
     by_status: dict[int | str, list[str]] = {}
-    for code in (*codes, "invalid_request", "redis_unavailable"):
+    for code in (*codes, "unauthorized", "forbidden", "invalid_request", "redis_unavailable"):
         by_status.setdefault(STATUS[code], []).append(code)
     return {
         status: {
@@ -85,7 +87,7 @@ def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | 
     }
     if errors:
         body["errors"] = errors
-    headers = {"Retry-After": "5"} if status == 503 else None
+    headers = {503: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Bearer"}}.get(status)
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from app import docs, errors, generations, replay
+from app.auth import Admin, Reader
 from app.deps import Services, ServicesDep
 from app.events import Events
 from app.metrics import CountRequests, Metrics
@@ -73,12 +74,12 @@ def create_app(settings: Settings) -> FastAPI:
         return Response('{"status":"ok"}', media_type="application/json")
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=errors.problems())
-    def read_metrics() -> Response:
+    def read_metrics(_: Admin) -> Response:
         """Return figures for Prometheus."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["models"], responses=errors.problems())
-    def models(services: ServicesDep) -> list[ServedModel]:
+    def models(services: ServicesDep, _: Reader) -> list[ServedModel]:
         """List what workers serve."""
         return services.state.models()
 

@@ -19,6 +19,14 @@ class InvalidRequest(ClipSynthError):
     code = "invalid_request"
 
 
+class Unauthorized(ClipSynthError):
+    code = "unauthorized"
+
+
+class Forbidden(ClipSynthError):
+    code = "forbidden"
+
+
 class ModelNotFound(ClipSynthError):
     code = "model_not_found"
 

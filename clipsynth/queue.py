@@ -7,6 +7,7 @@ from rq import Queue, Retry
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from clipsynth.keys import ANONYMOUS
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
 from clipsynth.state import State
@@ -26,7 +27,15 @@ def get_queue(model: str, redis: Redis) -> Queue:
     return Queue(f"clipsynth-{model}", connection=redis, serializer=JSONSerializer)
 
 
-def enqueue(redis: Redis, state: State, generation_id: str, payload: JobPayload, settings: Settings) -> None:
+def enqueue(
+    redis: Redis,
+    state: State,
+    generation_id: str,
+    payload: JobPayload,
+    settings: Settings,
+    *,
+    owner: str = ANONYMOUS.id,
+) -> None:
     """Create a generation and put its job, of the same id, on its model's queue: both or neither.
 
     RQ tries again as often as it likes: how often a job may be lost with its worker is decided by the public state.
@@ -44,7 +53,7 @@ def enqueue(redis: Redis, state: State, generation_id: str, payload: JobPayload,
     )
     with redis.pipeline() as pipeline:
         queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
-        state.create(generation_id, payload, pipeline)
+        state.create(generation_id, payload, pipeline, owner=owner)
         pipeline.execute()
 
 

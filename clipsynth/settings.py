@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     device: str = "auto"
+    allow_anonymous: bool | None = None
     max_image_bytes: int = 10_000_000
     max_image_pixels: int = 24_000_000
     result_ttl_s: int = 86_400
@@ -37,6 +39,14 @@ class Settings(BaseSettings):
     lease_s: int = 15
     beat_s: float = 5
     max_attempts: int = 3
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the API listens to this machine alone."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def max_body_bytes(self) -> int:

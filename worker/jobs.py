@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from clipsynth.errors import NotFound
 from clipsynth.recipe import Recipe
+from clipsynth.record import Standing
 from clipsynth.schemas import MEDIA_TYPES, TERMINAL, JobPayload, Output, Problem, Status, output_seed
-from clipsynth.state import Standing, State
+from clipsynth.state import State
 from clipsynth.storage import Storage, audio_key
 from models.manifest import Manifest
 from models.sampler import Row

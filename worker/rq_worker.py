@@ -20,8 +20,8 @@ from rq.suspension import is_suspended
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
+from clipsynth.record import Standing
 from clipsynth.schemas import JobPayload, Problem, Progress, Status
-from clipsynth.state import Standing
 from worker.engine import Engine, Ticket
 from worker.jobs import Jobs
 from worker.recovery import Recovery
