@@ -8,15 +8,22 @@ import contextlib
 import hashlib
 import secrets
 
+from redis.exceptions import RedisError
+
 from app.deps import Services
 from app.uploads import normalise_image
 from clipsynth import idempotency
-from clipsynth.errors import InvalidRequest, NotFound
+from clipsynth.admission import Hold, admit, release_hold
+from clipsynth.errors import DeadlineUnreachable, InvalidRequest, NotFound, NotReady
 from clipsynth.keys import ApiKey
+from clipsynth.process import wait_until
 from clipsynth.queue import enqueue
-from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelInfo
+from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelCost, ModelInfo
 from clipsynth.state import new_id
 from clipsynth.storage import image_key
+from clipsynth.waiting import forecast, passes
+
+MEANWHILE_S = 5.0
 
 
 def accept(
@@ -26,45 +33,86 @@ def accept(
     picture: bytes | None,
     idempotency_key: str | None,
 ) -> tuple[Generation, bool]:
-    """Resolve, store the picture, and queue. What is acknowledged is on the queue.
+    """Resolve, take room, store the picture, and queue. What is acknowledged is on the queue.
 
     Returns:
         The generation, and whether it had been made before under the same idempotency key.
     """
-    if picture is None and wanted.image is not None:
-        try:
-            picture = base64.b64decode(wanted.image, validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidRequest("/image: not base64") from None
-    small = normalise_image(picture, services.settings) if picture is not None else None
+    state = services.state
+    picture = _picture(wanted, picture)
     generation_id = new_id()
     if idempotency_key is not None:
-        request = wanted.model_dump_json(exclude={"image"}).encode()
-        fingerprint = hashlib.sha256(request + b"\0" + (small or b"")).hexdigest()
-        generation_id = idempotency.claim(
-            services.redis,
-            owner=caller.id,
-            key=idempotency_key,
-            fingerprint=fingerprint,
-            generation_id=generation_id,
-            ttl_s=services.settings.result_ttl_s,
-        )
-        # not found: it is new, or its first request was cut off before it was queued
+        generation_id = _claim(services, caller, wanted, picture, idempotency_key, generation_id)
+        # not found: it is new, or its first request was refused, or cut off before it was queued
         with contextlib.suppress(NotFound):
-            return services.state.get(generation_id, owner=caller.id), True
-    payload = _resolve(
-        wanted, services.state.model(wanted.model), image_key(generation_id) if small else None
+            return state.get(generation_id, owner=caller.id), True
+    model = state.model(wanted.model)
+    payload = resolve(wanted, model, image_key(generation_id) if picture else None)
+    hold = _take_room(services, caller, generation_id, payload, model.cost)
+    if hold is None:
+        return _made_meanwhile(services, caller, generation_id), True
+    try:
+        if picture is not None:
+            small = normalise_image(picture, services.settings)
+            payload.image_sha256 = hashlib.sha256(small).hexdigest()
+            state.reserve(generation_id)
+            services.storage.put(image_key(generation_id), small)
+        enqueue(services.redis, state, generation_id, payload, services.settings, owner=caller.id, hold=hold)
+    except Exception:
+        with contextlib.suppress(RedisError):  # the janitor gives it back then
+            release_hold(services.redis, hold)
+        raise
+    return state.get(generation_id), False
+
+
+def _picture(wanted: GenerationRequest, picture: bytes | None) -> bytes | None:
+    if picture is None and wanted.image is not None:
+        try:
+            return base64.b64decode(wanted.image, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("/image: not base64") from None
+    return picture
+
+
+def _claim(
+    services: Services,
+    caller: ApiKey,
+    wanted: GenerationRequest,
+    picture: bytes | None,
+    key: str,
+    generation_id: str,
+) -> str:
+    """Return the id that the idempotency key stands for; `generation_id` where it is new."""
+    request = wanted.model_dump_json(exclude={"image"}).encode()
+    return idempotency.claim(
+        services.redis,
+        owner=caller.id,
+        key=key,
+        fingerprint=hashlib.sha256(request + b"\0" + (picture or b"")).hexdigest(),
+        generation_id=generation_id,
+        ttl_s=services.settings.result_ttl_s,
     )
-    if small is not None:
-        payload.image_sha256 = hashlib.sha256(small).hexdigest()
-    if small is not None:
-        services.state.reserve(generation_id)
-        services.storage.put(image_key(generation_id), small)
-    enqueue(services.redis, services.state, generation_id, payload, services.settings, owner=caller.id)
-    return services.state.get(generation_id), False
 
 
-def _resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> JobPayload:
+def _take_room(
+    services: Services, caller: ApiKey, generation_id: str, payload: JobPayload, cost: ModelCost | None
+) -> Hold | None:
+    """Return the room taken; None where another request with this id has it."""
+    expected = forecast(services.redis, payload, cost)
+    if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
+        raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
+    hold = Hold(generation_id, caller.id, payload.model, passes(payload, cost), expected.base_s)
+    return hold if admit(services.redis, hold, services.settings, cost) else None
+
+
+def _made_meanwhile(services: Services, caller: ApiKey, generation_id: str) -> Generation:
+    """Wait for another request with the same idempotency key, which is at it."""
+    if not wait_until(lambda: services.state.exists(generation_id), timeout_s=MEANWHILE_S):
+        raise NotReady("an earlier request with this Idempotency-Key is not done yet")
+    return services.state.get(generation_id, owner=caller.id)
+
+
+def resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> JobPayload:
     """Fill in the bundle's defaults and a seed, and hold the bundle's limits."""
     payload = JobPayload(
         model=model.name,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,6 +26,7 @@ STATUS = {
     "invalid_request": 422,
     "model_not_found": 422,
     "idempotency_mismatch": 422,
+    "deadline_unreachable": 422,
     "image_undecodable": 422,
     "unsupported_media": 415,
     "payload_too_large": 413,
@@ -35,6 +38,8 @@ STATUS = {
     "recipe_mismatch": 409,
     "picture_gone": 410,
     "range_not_satisfiable": 416,
+    "rate_limited": 429,
+    "queue_full": 429,
     "no_worker": 503,
     "redis_unavailable": 503,
 }
@@ -76,7 +81,14 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | None = None) -> JSONResponse:
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    errors: list[dict[str, str]] | None = None,
+    *,
+    retry_after_s: float | None = None,
+) -> JSONResponse:
     """Return a problem+json response."""
     body: dict[str, object] = {
         "type": "about:blank",
@@ -87,7 +99,11 @@ def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | 
     }
     if errors:
         body["errors"] = errors
-    headers = {503: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Bearer"}}.get(status)
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(math.ceil(retry_after_s or 5))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
@@ -100,12 +116,13 @@ def validation_problem(error: RequestValidationError) -> JSONResponse:
     return problem(422, "invalid_request", detail, errors)
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers."""
+def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> None:
+    """Register the handlers; `count` is told each code."""
 
     @app.exception_handler(ClipSynthError)
     async def _(_: Request, error: ClipSynthError) -> JSONResponse:
-        return problem(STATUS[error.code], error.code, str(error))
+        count(error.code)
+        return problem(STATUS[error.code], error.code, str(error), retry_after_s=error.retry_after_s)
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:

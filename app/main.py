@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     metrics = Metrics(state)
     app.add_middleware(CountRequests, metrics=metrics)
-    errors.install(app)
+    errors.install(app, count=lambda code: metrics.problems.labels(code).inc())
     docs.install(app)
     app.include_router(generations.router)
     app.include_router(replay.router)

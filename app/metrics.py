@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clipsynth.admission import load
 from clipsynth.queue import get_queue
 from clipsynth.state import State
 
@@ -29,6 +30,9 @@ class Metrics:
             ("route",),
             buckets=BUCKETS,
             registry=self._registry,
+        )
+        self.problems = Counter(
+            "clipsynth_problems", "Requests refused, by code.", ("code",), registry=self._registry
         )
         self._registry.register(_RedisCollector(state))
 
@@ -50,13 +54,23 @@ class _RedisCollector(Collector):
         models = self._state.models()
         depth = GaugeMetricFamily("clipsynth_queue_depth", "Jobs that wait.", labels=["model"])
         ready = GaugeMetricFamily("clipsynth_model_ready", "1 while a worker serves it.", labels=["model"])
+        unfinished = GaugeMetricFamily(
+            "clipsynth_unfinished", "Generations accepted and not ended.", labels=["model"]
+        )
+        backlog = GaugeMetricFamily(
+            "clipsynth_backlog_seconds", "Seconds that their work takes one worker.", labels=["model"]
+        )
         for model in models:
+            number, work = load(self._state.redis, model.name)
+            unfinished.add_metric([model.name], number)
+            if model.cost:
+                backlog.add_metric([model.name], work * model.cost.audio_step_s)
             depth.add_metric([model.name], get_queue(model.name, self._state.redis).count)
             ready.add_metric([model.name], float(model.status == "ready"))
         ended = CounterMetricFamily("clipsynth_generations_ended", "Generations ended.", labels=["status"])
         for status, count in self._state.ended().items():
             ended.add_metric([status], count)
-        yield from (depth, ready, ended)
+        yield from (depth, ready, unfinished, backlog, ended)
 
 
 class CountRequests:

@@ -31,7 +31,9 @@ class ReplayRequest(BaseModel):
     "/v1/replay",
     status_code=202,
     response_model=Generation,
-    responses=problems("model_not_found", "recipe_mismatch", "picture_gone", "no_worker"),
+    responses=problems(
+        "model_not_found", "recipe_mismatch", "picture_gone", "rate_limited", "queue_full", "no_worker"
+    ),
 )
 def replay(body: ReplayRequest, response: Response, services: ServicesDep, caller: Maker) -> Generation:
     """Make the sound of a recipe again: the same to the byte alone on the same device, within 1e-4 in company."""

@@ -7,6 +7,7 @@ from rq import Queue, Retry
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from clipsynth.admission import Hold
 from clipsynth.keys import ANONYMOUS
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
@@ -35,6 +36,7 @@ def enqueue(
     settings: Settings,
     *,
     owner: str = ANONYMOUS.id,
+    hold: Hold | None = None,
 ) -> None:
     """Create a generation and put its job, of the same id, on its model's queue: both or neither.
 
@@ -53,7 +55,7 @@ def enqueue(
     )
     with redis.pipeline() as pipeline:
         queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
-        state.create(generation_id, payload, pipeline, owner=owner)
+        state.create(generation_id, payload, pipeline, owner=owner, hold=hold)
         pipeline.execute()
 
 

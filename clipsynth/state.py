@@ -12,6 +12,7 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
+from clipsynth.admission import RELEASE, Hold
 from clipsynth.errors import AlreadyEnded, Gone, NotFound
 from clipsynth.keys import ANONYMOUS
 from clipsynth.record import Standing, read_resource, record_key
@@ -40,7 +41,10 @@ EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and
 
 # KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel, KEYS[4] counts; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
 # ARGV[4] what to add to `lost`, ARGV[5] id, ARGV[6…] further fields. The value of `lost` where the change was made, else -1.
-_TRANSITION = """
+# Of what succeeds, the list `clipsynth:eta_ratios:{model}` gets the time that it took by the time that it was told, for better estimates.
+_TRANSITION = (
+    RELEASE
+    + """
 local old = redis.call('HGET', KEYS[1], 'status')
 if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
 if ARGV[3] ~= '' and ARGV[1] ~= 'canceled' and redis.call('HEXISTS', KEYS[1], 'cancel_requested') == 1 then return -1 end
@@ -48,10 +52,26 @@ redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
 if ARGV[3] ~= '' then
   redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5])
   redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
+  local of = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'eta_s', 'created_at', 'finished_at')
+  if of[3] then release(of[1], of[2], of[3]) end
+  if of[4] and ARGV[1] == 'succeeded' then
+    local ratios = 'clipsynth:eta_ratios:' .. of[2]
+    redis.call('LPUSH', ratios, string.format('%.6g', (of[6] - of[5]) / math.max(of[4], 0.001)))
+    redis.call('LTRIM', ratios, 0, 199)
+  end
 end
 redis.call('PUBLISH', KEYS[3], ARGV[1])
 return redis.call('HINCRBY', KEYS[1], 'lost', ARGV[4])
 """
+)
+# KEYS[1] hash of what is forgotten before its end.
+_RELEASE_UNFINISHED = (
+    RELEASE
+    + """
+local of = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'status')
+if of[3] and (of[4] == 'queued' or of[4] == 'processing') then release(of[1], of[2], of[3]) end
+"""
+)
 
 
 def new_id() -> str:
@@ -65,6 +85,7 @@ class State(ServedModels):
     def __init__(self, redis: Redis, *, result_ttl_s: int, tombstone_ttl_s: int = 604_800) -> None:
         self.redis, self.result_ttl_s, self.tombstone_ttl_s = redis, result_ttl_s, tombstone_ttl_s
         self._transition = redis.register_script(_TRANSITION)
+        self._release = redis.register_script(_RELEASE_UNFINISHED)
 
     @classmethod
     def from_settings(cls, redis: Redis, settings: Settings) -> State:
@@ -74,7 +95,15 @@ class State(ServedModels):
         """Have the files of a generation removed that is never created."""
         self.redis.zadd(EXPIRY_KEY, {generation_id: time.time() + RESERVATION_S})
 
-    def create(self, generation_id: str, payload: JobPayload, pipeline: Pipeline, *, owner: str) -> None:
+    def create(
+        self,
+        generation_id: str,
+        payload: JobPayload,
+        pipeline: Pipeline,
+        *,
+        owner: str,
+        hold: Hold | None = None,
+    ) -> None:
         """Queue the commands that create a generation on `pipeline`."""
         now = time.time()
         fields: dict[str, object] = {
@@ -83,6 +112,8 @@ class State(ServedModels):
             "created_at": now,
             "input": payload.model_dump_json(),
         }
+        if hold is not None:
+            fields |= hold.settle(pipeline)
         if payload.deadline_s is not None:
             fields["deadline_at"] = now + payload.deadline_s
             pipeline.zadd(DEADLINES_KEY, {generation_id: now + payload.deadline_s})
@@ -202,6 +233,7 @@ class State(ServedModels):
         """Put a tombstone in the record's place; `forgotten` is to follow when the files are gone too."""
         owner = cast(bytes | None, self.redis.hget(record_key(generation_id), "owner"))
         with self.redis.pipeline() as pipeline:
+            self._release(keys=[record_key(generation_id)], client=pipeline)
             pipeline.delete(record_key(generation_id), f"clipsynth:progress:{generation_id}")
             if owner is not None:
                 pipeline.zrem(INDEX_PREFIX + owner.decode(), generation_id)
@@ -234,13 +266,16 @@ class State(ServedModels):
         if generation and owner in (None, of):
             if generation.status is Status.QUEUED:
                 generation.queue_position, generation.eta_s = place(
-                    self.redis, generation_id, generation.input, record_key
+                    self.redis, generation_id, generation.input
                 )
             return generation
         gone = cast(bytes | None, self.redis.get(f"clipsynth:gone:{generation_id}"))
         if gone and owner in (None, gone.decode()):
             raise Gone(f"the generation {generation_id!r} and its files were removed")
         raise NotFound(f"there is no generation {generation_id!r}")
+
+    def exists(self, generation_id: str) -> bool:
+        return bool(self.redis.exists(record_key(generation_id)))
 
     def page(
         self,
