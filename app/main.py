@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app import docs, errors, generations, replay
+from app import docs, errors, estimate, generations, replay
 from app.auth import Admin, Reader
 from app.deps import Services, ServicesDep
 from app.events import Events
@@ -60,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     docs.install(app)
     app.include_router(generations.router)
     app.include_router(replay.router)
+    app.include_router(estimate.router)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:

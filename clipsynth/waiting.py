@@ -30,7 +30,7 @@ def work(payload: JobPayload, cost: ModelCost) -> float:
 class Forecast:
     """When a request would end if it came now. `base_s` is by the worker's cost and the queue, None while no worker has measured it."""
 
-    queued: int
+    unfinished: int
     base_s: float | None
     p50_s: float | None = None
     p90_s: float | None = None
