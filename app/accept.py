@@ -6,6 +6,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import logging
 import secrets
 
 from redis.exceptions import RedisError
@@ -23,6 +24,7 @@ from clipsynth.state import new_id
 from clipsynth.storage import image_key
 from clipsynth.waiting import forecast, passes
 
+logger = logging.getLogger(__name__)
 MEANWHILE_S = 5.0
 
 
@@ -62,6 +64,7 @@ def accept(
         with contextlib.suppress(RedisError):  # the janitor gives it back then
             release_hold(services.redis, hold)
         raise
+    logger.info("job accepted: %s", generation_id, extra={"job_id": generation_id, "key_id": caller.id})
     return state.get(generation_id), False
 
 

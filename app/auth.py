@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from app.deps import ServicesDep
 from clipsynth.errors import Forbidden, Unauthorized
 from clipsynth.keys import ANONYMOUS, ApiKey, Scope, any_keys, find_key
-from clipsynth.settings import Settings
+from clipsynth.settings import Settings, is_loopback
 
 _bearer = HTTPBearer(auto_error=False, description="made by `clipsynth keys create`")
 
@@ -26,12 +26,26 @@ def _caller(
         if key is None:
             raise Unauthorized("Authorization holds no valid API key; send it as `Bearer cs_…`")
         return key
+    _refuse_other_sites(request, services.settings)
     allowed = services.settings.allow_anonymous
-    if allowed is None:  # a first key closes what was open on loopback alone: a proxy may stand before it
-        allowed = services.settings.is_loopback and not any_keys(services.redis)
+    if allowed is None:
+        # A first key closes what was open on loopback alone: a proxy may stand before it. A name that is not this machine's own
+        # may be a web page's that has its name resolve to here.
+        allowed = (
+            services.settings.is_loopback
+            and is_loopback(request.url.hostname or "")
+            and not any_keys(services.redis)
+        )
     if not allowed:
         raise Unauthorized("an API key is needed: Authorization: Bearer cs_…")
     return ANONYMOUS
+
+
+def _refuse_other_sites(request: Request, settings: Settings) -> None:
+    """Without keys, any web page that its user visits could send forms here."""
+    origins = {request.headers.get("origin"), "*"}
+    if request.headers.get("sec-fetch-site") == "cross-site" and not origins & set(settings.cors_origins):
+        raise Forbidden("a page of another site may not ask without an API key; see CLIPSYNTH_CORS_ORIGINS")
 
 
 def _needs(scope: Scope) -> Callable[[ApiKey], ApiKey]:

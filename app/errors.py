@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +115,12 @@ def validation_problem(error: RequestValidationError) -> JSONResponse:
     return problem(422, "invalid_request", detail, errors)
 
 
+def unexpected(error: Exception, request_id: str) -> JSONResponse:
+    """Log what nobody expected, and return a 500 that says nothing of it."""
+    logger.error("request %s failed", request_id, exc_info=error)
+    return problem(500, "internal_error", f"something went wrong; request {request_id}")
+
+
 def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> None:
     """Register the handlers; `count` is told each code."""
 
@@ -136,9 +141,3 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
     async def _(_: Request, error: RedisError) -> JSONResponse:
         logger.warning("Redis: %s", error)
         return problem(503, "redis_unavailable", "the queue does not answer; try again")
-
-    @app.exception_handler(Exception)
-    async def _(_: Request, error: Exception) -> JSONResponse:
-        request_id = secrets.token_hex(8)
-        logger.error("request %s failed", request_id, exc_info=error)
-        return problem(500, "internal_error", f"something went wrong; request {request_id}")

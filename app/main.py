@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app import docs, errors, estimate, generations, replay
+from app import docs, envelope, errors, estimate, generations, replay
 from app.auth import Admin, Reader
 from app.deps import Services, ServicesDep
 from app.events import Events
@@ -56,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     metrics = Metrics(state)
     app.add_middleware(CountRequests, metrics=metrics)
+    envelope.install(app, settings)
     errors.install(app, count=lambda code: metrics.problems.labels(code).inc())
     docs.install(app)
     app.include_router(generations.router)

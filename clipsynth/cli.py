@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from clipsynth.errors import ClipSynthError, ModelUnusable
+from clipsynth.logs import set_up
 from clipsynth.settings import Settings
 
 app = typer.Typer(
@@ -290,7 +291,6 @@ def evaluate(
 
 def main() -> None:
     """Entry point: errors that people can act on are one line and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for package in ("app", "worker", "models", "training", "evaluation"):
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and Path(spec.origin).parents[1] != Path(__file__).parents[1]:
@@ -298,6 +298,7 @@ def main() -> None:
                 f"error: the package {package!r} of CLIPSynth is shadowed by {spec.origin}; use an environment of its own"
             )
     try:
+        set_up(Settings().log_format)
         app()
     except ModelUnusable as error:
         print(f"error: {error}", file=sys.stderr)

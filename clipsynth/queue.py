@@ -9,6 +9,7 @@ from rq.serializers import JSONSerializer
 
 from clipsynth.admission import Hold
 from clipsynth.keys import ANONYMOUS
+from clipsynth.logs import REQUEST_ID
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
 from clipsynth.state import State
@@ -51,6 +52,7 @@ def enqueue(
         timeout=settings.job_timeout_s,
         result_ttl=RQ_TTL_S,
         failure_ttl=RQ_TTL_S,
+        meta={"request_id": request_id} if (request_id := REQUEST_ID.get()) else None,
         retry=Retry(max=RQ_RETRIES),
     )
     with redis.pipeline() as pipeline:

@@ -20,6 +20,7 @@ from rq.suspension import is_suspended
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
+from clipsynth.logs import about
 from clipsynth.record import Standing
 from clipsynth.schemas import JobPayload, Problem, Progress, Status
 from worker.engine import Engine, Ticket
@@ -314,7 +315,8 @@ class BatchWorker(SimpleWorker):
 
     def _settle(self, held: _Held) -> None:
         job, execution = held.job, held.execution
-        status = self.jobs.settle(job.id, held.ticket, held.stopped_by)
+        with about(job.id, job.meta):
+            status = self.jobs.settle(job.id, held.ticket, held.stopped_by)
         job.ended_at = rq_now()
         registry = held.queue.started_job_registry
         try:

@@ -43,7 +43,9 @@ class Service:
     """An API client, and a worker that runs what is queued when told to."""
 
     def __init__(self, settings, pipeline):
-        self.client = TestClient(create_app(settings), raise_server_exceptions=False)
+        self.client = TestClient(
+            create_app(settings), base_url="http://localhost", raise_server_exceptions=False
+        )
         self.redis = Redis.from_url(settings.redis_url)
         self.state = State(self.redis, result_ttl_s=settings.result_ttl_s)
         self.predictor = Predictor(pipeline)
@@ -340,6 +342,7 @@ def test_a_generation_and_its_job_are_made_together_or_not_at_all(service, monke
 def test_redis_that_does_not_answer(tmp_path):
     client = TestClient(
         create_app(Settings(redis_url=f"unix://{tmp_path}/none.sock", data_dir=tmp_path)),
+        base_url="http://localhost",
         raise_server_exceptions=False,
     )
     check_problem(client.post("/v1/generations", json={"prompt": "a"}), 503, "redis_unavailable")

@@ -133,7 +133,7 @@ def test_it_is_open_on_loopback_until_a_first_key_or_where_that_is_said(
     if with_keys:
         make(service)
     settings = Settings(redis_url=redis_url, data_dir=tmp_path, host=host, allow_anonymous=allow)
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         assert client.post("/v1/generations", json={"prompt": "a"}).status_code == status
 
 
