@@ -17,9 +17,11 @@ from clipsynth import idempotency
 from clipsynth.admission import Hold, admit, release_hold
 from clipsynth.errors import DeadlineUnreachable, InvalidRequest, NotFound, NotReady
 from clipsynth.keys import ApiKey
+from clipsynth.outbound import Refused, check_url
 from clipsynth.process import wait_until
 from clipsynth.queue import enqueue
-from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelCost, ModelInfo
+from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelCost, ModelInfo, Webhook
+from clipsynth.settings import Settings
 from clipsynth.state import new_id
 from clipsynth.storage import image_key
 from clipsynth.waiting import forecast, passes
@@ -42,6 +44,7 @@ def accept(
     """
     state = services.state
     picture = _picture(wanted, picture)
+    webhook = _webhook(services.settings, caller, wanted)
     generation_id = new_id()
     if idempotency_key is not None:
         generation_id = _claim(services, caller, wanted, picture, idempotency_key, generation_id)
@@ -59,7 +62,16 @@ def accept(
             payload.image_sha256 = hashlib.sha256(small).hexdigest()
             state.reserve(generation_id)
             services.storage.put(image_key(generation_id), small)
-        enqueue(services.redis, state, generation_id, payload, services.settings, owner=caller.id, hold=hold)
+        enqueue(
+            services.redis,
+            state,
+            generation_id,
+            payload,
+            services.settings,
+            owner=caller.id,
+            hold=hold,
+            webhook=webhook,
+        )
     except Exception:
         with contextlib.suppress(RedisError):  # the janitor gives it back then
             release_hold(services.redis, hold)
@@ -75,6 +87,18 @@ def _picture(wanted: GenerationRequest, picture: bytes | None) -> bytes | None:
         except (binascii.Error, ValueError):
             raise InvalidRequest("/image: not base64") from None
     return picture
+
+
+def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> Webhook | None:
+    if wanted.webhook_url is None:
+        return None
+    try:
+        check_url(wanted.webhook_url, allow_loopback=settings.webhook_loopback)
+    except Refused as error:
+        raise InvalidRequest(f"/webhook_url: {error}") from None
+    if not (caller.webhook_secret or settings.webhook_secret):
+        raise InvalidRequest("/webhook_url: without an API key the service needs CLIPSYNTH_WEBHOOK_SECRET")
+    return Webhook(url=wanted.webhook_url, events=list(dict.fromkeys(wanted.webhook_events)))
 
 
 def _claim(

@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 from clipsynth.errors import InvalidBody, InvalidRequest, UnsupportedMedia
 from clipsynth.schemas import GenerationRequest
 
-LISTS = frozenset({"output_formats"})  # fields that a form repeats
+LISTS = frozenset({"output_formats", "webhook_events"})  # fields that a form repeats
 
 
 def request_body() -> dict[str, Any]:

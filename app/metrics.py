@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clipsynth.admission import load
 from clipsynth.queue import get_queue
 from clipsynth.state import State
+from clipsynth.webhooks import counts
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -70,7 +71,14 @@ class _RedisCollector(Collector):
         ended = CounterMetricFamily("clipsynth_generations_ended", "Generations ended.", labels=["status"])
         for status, count in self._state.ended().items():
             ended.add_metric([status], count)
-        yield from (depth, ready, unfinished, backlog, ended)
+        waiting, told = counts(self._state.redis)
+        webhooks = GaugeMetricFamily("clipsynth_webhooks_waiting", "Webhooks that are to be told.", waiting)
+        tellings = CounterMetricFamily(
+            "clipsynth_webhooks_ended", "Webhooks told or given up.", labels=["status"]
+        )
+        for status, count in told.items():
+            tellings.add_metric([status], count)
+        yield from (depth, ready, unfinished, backlog, ended, webhooks, tellings)
 
 
 class CountRequests:

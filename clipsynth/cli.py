@@ -94,6 +94,14 @@ def janitor() -> None:
     run(Settings(), stop)
 
 
+@app.command()
+def webhooks() -> None:
+    """Tell clients' addresses of their generations, for ever (needs CLIPSYNTH_REDIS_URL)."""
+    from clipsynth.webhooks import run
+
+    run(Settings())
+
+
 keys = typer.Typer(no_args_is_help=True, help="API keys of the service with this data folder or Redis.")
 app.add_typer(keys, name="keys")
 
@@ -118,6 +126,7 @@ def create_key(
     print(
         f"key {key.id} {key.name!r}: {', '.join(key.scopes)}; it is not shown again, keep it", file=sys.stderr
     )
+    print(f"its webhooks are signed with {key.webhook_secret}", file=sys.stderr)
 
 
 @keys.command("list")

@@ -1,7 +1,11 @@
-"""API keys in Redis. A key is `cs_<id>_<secret>`; of its random 256 bits the sha256 alone is kept, so it is shown once."""
+"""API keys in Redis. A key is `cs_<id>_<secret>`; of its random 256 bits the sha256 alone is kept, so it is shown once.
+
+The secret that signs its webhooks is kept as it is: signing needs it.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import secrets
@@ -28,6 +32,7 @@ class ApiKey(BaseModel):
     created_at: float = 0.0
     revoked_at: float | None = None
     sha256: str = ""
+    webhook_secret: str = ""
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or "admin" in self.scopes
@@ -45,6 +50,7 @@ def create_key(redis: Redis, name: str, scopes: Collection[Scope]) -> tuple[ApiK
         scopes=[s for s in SCOPES if s in scopes],
         created_at=time.time(),
         sha256=_digest(secret),
+        webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
     )
     redis.hset(KEYS_KEY, key_id, key.model_dump_json())
     return key, f"cs_{key_id}_{secret}"
@@ -84,6 +90,12 @@ def find_key(redis: Redis, token: str) -> ApiKey | None:
     key = ApiKey.model_validate_json(raw) if raw else None
     same = hmac.compare_digest(_digest(secret), key.sha256 if key else "")
     return key if key and same and key.revoked_at is None else None
+
+
+def webhook_secret(redis: Redis, key_id: str) -> str:
+    """Return the secret that signs what a key's webhooks are told; empty where it has none."""
+    raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id))
+    return ApiKey.model_validate_json(raw).webhook_secret if raw else ""
 
 
 def _digest(secret: str) -> str:

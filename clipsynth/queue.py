@@ -10,7 +10,7 @@ from rq.serializers import JSONSerializer
 from clipsynth.admission import Hold
 from clipsynth.keys import ANONYMOUS
 from clipsynth.logs import REQUEST_ID
-from clipsynth.schemas import JobPayload
+from clipsynth.schemas import JobPayload, Webhook
 from clipsynth.settings import Settings
 from clipsynth.state import State
 
@@ -38,6 +38,7 @@ def enqueue(
     *,
     owner: str = ANONYMOUS.id,
     hold: Hold | None = None,
+    webhook: Webhook | None = None,
 ) -> None:
     """Create a generation and put its job, of the same id, on its model's queue: both or neither.
 
@@ -57,7 +58,7 @@ def enqueue(
     )
     with redis.pipeline() as pipeline:
         queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
-        state.create(generation_id, payload, pipeline, owner=owner, hold=hold)
+        state.create(generation_id, payload, pipeline, owner=owner, hold=hold, webhook=webhook)
         pipeline.execute()
 
 

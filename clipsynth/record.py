@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 
-from clipsynth.schemas import Generation, JobPayload, Output, Problem, Progress, Status
+from clipsynth.schemas import Delivery, Generation, JobPayload, Output, Problem, Progress, Status, Webhook
 
 
 def record_key(generation_id: str) -> str:
@@ -49,9 +49,21 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
         progress=Progress.model_validate_json(progress) if progress and status is Status.PROCESSING else None,
         outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
         error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
+        webhook=_webhook(fields),
         links={
             "self": f"/v1/generations/{generation_id}",
             "events": f"/v1/generations/{generation_id}/events",
             "cancel": f"/v1/generations/{generation_id}/cancel",
         },
+    )
+
+
+def _webhook(fields: dict[str, str]) -> Webhook | None:
+    if "webhook_url" not in fields:
+        return None
+    noted = [v for name, v in sorted(fields.items()) if name.startswith("delivery:")]
+    return Webhook(
+        url=fields["webhook_url"],
+        events=fields["webhook_events"].split(","),
+        deliveries=[Delivery.model_validate_json(v) for v in noted],
     )

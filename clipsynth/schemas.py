@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Format = Literal["wav"]
 MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav"}
+WebhookEvent = Literal["started", "completed"]  # completed: it has ended, whatever its status
 MODEL_NAME = r"^[a-z0-9-]{1,40}$"
 
 
@@ -55,6 +56,12 @@ class GenerationRequest(BaseModel):
         allow_inf_nan=False,
         description="seconds from now after which nobody wants it any more: it then ends as expired",
     )
+    webhook_url: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="an https URL that is told, signed as Standard Webhooks are",
+    )
+    webhook_events: list[WebhookEvent] = Field(default=["completed"], min_length=1, max_length=2)
     model: str | None = Field(default=None, pattern=MODEL_NAME)
     output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=1)
 
@@ -112,6 +119,25 @@ class Output(BaseModel):
     recipe: str | None = Field(default=None, description="POST /v1/replay makes this sound again from it")
 
 
+class Delivery(BaseModel):
+    """How the telling of an event goes."""
+
+    event: str
+    status: Literal["pending", "delivered", "failed"]
+    attempts: int
+    detail: str | None = None
+    last_attempt_at: float | None = None
+    next_attempt_at: float | None = None
+
+
+class Webhook(BaseModel):
+    """Who is told of a generation."""
+
+    url: str
+    events: list[str]
+    deliveries: list[Delivery] = []
+
+
 class Progress(BaseModel):
     """Denoising steps done and in all, over all outputs."""
 
@@ -136,6 +162,7 @@ class Generation(BaseModel):
     progress: Progress | None = None
     outputs: list[Output] = []
     error: Problem | None = None
+    webhook: Webhook | None = None
     links: dict[str, str]
 
 

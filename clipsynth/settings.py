@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     allow_anonymous: bool | None = None
+    webhook_secret: str | None = None
+    webhook_loopback: bool = False
     rate_per_s: float = Field(default=50, ge=0)
     rate_burst: float = Field(default=1000, ge=1)
     max_inflight: int = Field(default=5000, ge=0)

@@ -24,6 +24,7 @@ from clipsynth.schemas import (
     Problem,
     Progress,
     Status,
+    Webhook,
 )
 from clipsynth.served import ServedModels
 from clipsynth.settings import Settings
@@ -49,7 +50,15 @@ local old = redis.call('HGET', KEYS[1], 'status')
 if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
 if ARGV[3] ~= '' and ARGV[1] ~= 'canceled' and redis.call('HEXISTS', KEYS[1], 'cancel_requested') == 1 then return -1 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
+local told = redis.call('HMGET', KEYS[1], 'webhook_events', 'changed_at')
+local function tell(event)
+  if told[1] and string.find(told[1], event, 1, true) then
+    redis.call('ZADD', 'clipsynth:webhooks', told[2], ARGV[5] .. ' ' .. event)
+  end
+end
+if old == 'queued' and ARGV[1] == 'processing' and redis.call('HSETNX', KEYS[1], 'told_started', 1) == 1 then tell('started') end
 if ARGV[3] ~= '' then
+  tell('completed')
   redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5])
   redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
   local of = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'eta_s', 'created_at', 'finished_at')
@@ -103,6 +112,7 @@ class State(ServedModels):
         *,
         owner: str,
         hold: Hold | None = None,
+        webhook: Webhook | None = None,
     ) -> None:
         """Queue the commands that create a generation on `pipeline`."""
         now = time.time()
@@ -114,6 +124,8 @@ class State(ServedModels):
         }
         if hold is not None:
             fields |= hold.settle(pipeline)
+        if webhook is not None:
+            fields |= {"webhook_url": webhook.url, "webhook_events": ",".join(webhook.events)}
         if payload.deadline_s is not None:
             fields["deadline_at"] = now + payload.deadline_s
             pipeline.zadd(DEADLINES_KEY, {generation_id: now + payload.deadline_s})
