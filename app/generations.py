@@ -14,27 +14,18 @@ from fastapi.responses import StreamingResponse
 from app.accept import accept
 from app.auth import Maker, Reader
 from app.bodies import read_body, request_body
-from app.deps import Services, ServicesDep
+from app.deps import ServicesDep
 from app.errors import problems
-from app.files import file_response
-from clipsynth.errors import InvalidRequest, NotFound, NotReady
+from app.sound import SOUND, SOUND_RESPONSES, accepted, sound
+from clipsynth.errors import InvalidRequest, NotReady
 from clipsynth.queue import withdraw
-from clipsynth.schemas import Generation, Page, Status
-from clipsynth.storage import audio_key
+from clipsynth.schemas import Format, Generation, Page, Status
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 MAX_WAIT_S = 60
 KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
+FormatQuery = Annotated[Format | None, Query(alias="format")]
 PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
-
-
-SOUND = {"audio/wav": {"schema": {"type": "string", "format": "binary"}}}
-SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "the sound", "content": SOUND},
-    206: {"description": "the asked part", "content": SOUND},
-    304: {"description": "the client has it"},
-    **problems("not_found", "gone", "not_ready", "range_not_satisfiable"),
-}
 
 
 @router.post(
@@ -84,8 +75,8 @@ async def create(
             headers["Preference-Applied"] = f"wait={wait_s}"
             del headers["Retry-After"]
             response.status_code = 200
-            if generation.outputs and _accepts(request, generation.outputs[0].media_type):
-                return await run_in_threadpool(_sound, services, generation, 0, request, headers)
+            if accepted(generation.outputs, request.headers.get("accept", "")):
+                return await run_in_threadpool(sound, services, generation, 0, request, headers=headers)
     response.headers.update(headers)
     return generation
 
@@ -94,11 +85,6 @@ def _wait_s(prefer: str | None) -> int:
     """Return for how long a Prefer header (RFC 7240) asks to wait; 0 for not at all."""
     match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer or "")
     return min(int(match[1]), MAX_WAIT_S) if match else 0
-
-
-def _accepts(request: Request, media_type: str) -> bool:
-    accepted = request.headers.get("accept", "").split(",")
-    return media_type in {part.partition(";")[0].strip().lower() for part in accepted}
 
 
 @router.get(
@@ -199,26 +185,16 @@ def delete(generation_id: str, services: ServicesDep, caller: Maker) -> Response
 
 @router.get("/{generation_id}/audio/{n}", response_class=Response, responses=SOUND_RESPONSES)
 @router.head("/{generation_id}/audio/{n}", response_class=Response, include_in_schema=False)
-def audio(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
-    """Return output n; whole, or the part that a Range header asks for."""
+def audio(
+    generation_id: str,
+    n: int,
+    request: Request,
+    services: ServicesDep,
+    caller: Reader,
+    output_format: FormatQuery = None,
+) -> Response:
+    """Return output n, whole or the part that a Range header asks for: as `format` says, else as Accept, else as first asked for."""
     generation = services.state.get(generation_id, owner=caller.id)
     if generation.status is not Status.SUCCEEDED:
         raise NotReady(f"the generation is {generation.status}; there is no sound")
-    return _sound(services, generation, n, request)
-
-
-def _sound(
-    services: Services,
-    generation: Generation,
-    n: int,
-    request: Request,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    output = next((o for o in generation.outputs if o.index == n), None)
-    if output is None:
-        raise NotFound(f"the generation has {generation.input.num_outputs} outputs, none is {n}")
-    data = services.storage.get(audio_key(generation.id, n, output.format))
-    disposition = f'inline; filename="{generation.id}-{n}.{output.format}"'
-    response = file_response(request, data, media_type=output.media_type, disposition=disposition)
-    response.headers.update(headers or {})
-    return response
+    return sound(services, generation, n, request, output_format=output_format)

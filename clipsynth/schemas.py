@@ -7,8 +7,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Format = Literal["wav"]
-MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav"}
+Format = Literal["wav", "wav_24", "wav_float", "flac", "ogg", "mp3"]  # wav has 16 bits, as flac
+MEDIA_TYPES: dict[Format, str] = {
+    "wav": "audio/wav",
+    "wav_24": "audio/wav",
+    "wav_float": "audio/wav",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "mp3": "audio/mpeg",
+}
 WebhookEvent = Literal["started", "completed"]  # completed: it has ended, whatever its status
 MODEL_NAME = r"^[a-z0-9-]{1,40}$"
 
@@ -63,13 +70,20 @@ class GenerationRequest(BaseModel):
     )
     webhook_events: list[WebhookEvent] = Field(default=["completed"], min_length=1, max_length=2)
     model: str | None = Field(default=None, pattern=MODEL_NAME)
-    output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=1)
+    output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=4)
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _not_blank(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("must not be blank")
+        return value
+
+    @field_validator("output_formats")
+    @classmethod
+    def _each_once(cls, value: list[Format]) -> list[Format]:
+        if len(set(value)) < len(value):
+            raise ValueError("must not repeat")
         return value
 
     @model_validator(mode="after")
@@ -113,6 +127,7 @@ class Output(BaseModel):
     url: str
     media_type: str
     format: Format
+    filename: str | None = None
     duration_s: float
     sample_rate: int
     seed: int

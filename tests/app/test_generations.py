@@ -113,14 +113,14 @@ def test_prompt_becomes_a_wav(service):
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
 def test_uploaded_picture_becomes_a_wav(service, fmt):
     response = service.post(files={"image": ("x", picture(fmt))}, data={k: str(v) for k, v in SHORT.items()})
-    assert len(service.wav(response)) == 44 + 2 * 8000
+    assert len(samples(service.wav(response))) == 8000
 
 
 def test_an_open_clip_bundle_is_served(open_clip_service):
     service = open_clip_service
     text = service.wav(service.post({"prompt": "a dog", "seed": 1, **SHORT}))
     seen = service.wav(service.post(files={"image": ("x", picture("JPEG"))}, data={"seed": "1", **SHORT}))
-    assert len(text) == len(seen) == 44 + 2 * 8000
+    assert len(samples(text)) == len(samples(seen)) == 8000
     assert text != seen
 
 
@@ -158,6 +158,7 @@ def test_an_output_says_what_it_is(service):
             "url": f"/v1/generations/{done['id']}/audio/0",
             "media_type": "audio/wav",
             "format": "wav",
+            "filename": f"{done['id']}-0.wav",
             "duration_s": 0.5,
             "sample_rate": 16000,
             "seed": 3,
@@ -191,7 +192,9 @@ def test_seed_is_drawn_and_returned(service):
         ({"prompt": "a", "guidance_scale": "4"}, 422, "invalid_request"),
         ({"prompt": "a", "duration_s": True}, 422, "invalid_request"),
         ({"prompt": "a", "deadline_s": 0}, 422, "invalid_request"),
-        ({"prompt": "a", "output_formats": ["mp3"]}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": ["aiff"]}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": ["wav", "wav"]}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": ["wav", "flac", "ogg", "mp3", "wav_24"]}, 422, "invalid_request"),
         ({"prompt": "a", "output_formats": []}, 422, "invalid_request"),
         ({"prompt": "a", "output_format": "wav"}, 422, "invalid_request"),
         ([], 400, "invalid_body"),
