@@ -64,10 +64,11 @@ _CODES = {
 }
 
 
-def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+def problems(*codes: str, needs_key: bool = True) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that fails with these codes, and with those that any route may fail with."""
     by_status: dict[int | str, list[str]] = {}
-    for code in (*codes, "unauthorized", "forbidden", "invalid_request", "redis_unavailable"):
+    refusals = ("unauthorized", "forbidden") if needs_key else ()
+    for code in (*codes, *refusals, "invalid_request", "redis_unavailable"):
         by_status.setdefault(STATUS[code], []).append(code)
     return {
         status: {

@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         """Answer while the event loop turns."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["health"], responses=errors.problems())
+    @app.get("/readyz", tags=["health"], responses=errors.problems(needs_key=False))
     def readyz(services: ServicesDep) -> Response:
         """Answer 200 while Redis answers."""
         if not redis_answers(services.redis):
