@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from redis import Redis
 
 from app.auth import warning
 from app.main import create_app
+from clipsynth.embedded_redis import EmbeddedRedis
 from clipsynth.keys import create_key, list_keys, revoke_key
 from clipsynth.settings import Settings
+from clipsynth.supervisor import lock_data_dir
 from tests.app.test_generations import check_problem
 from tests.app.test_waiting import Service
 
@@ -162,3 +165,13 @@ def test_keys_are_made_on_the_command_line_even_before_a_first_start(service, re
     assert "no scope" in keys(tmp_path / "fresh", "create", "me", "--scope", "all").stderr
     token = keys(tmp_path, "create", "me", redis_url=redis_url).stdout.strip()
     assert service.post(authorization=f"Bearer {token}").status_code == 202
+
+
+def test_keys_are_made_in_the_redis_of_a_running_serve(tmp_path):
+    with lock_data_dir(tmp_path) as lock:
+        server = EmbeddedRedis(tmp_path, lock=lock)
+        made = keys(tmp_path, "create", "me")
+        with Redis.from_url(server.url) as redis:
+            assert [key.name for key in list_keys(redis)] == ["me"], made.stderr
+        server.stop()
+        assert "CLIPSYNTH_DATA_DIR" in keys(tmp_path, "list").stderr  # taken, and no Redis answers
