@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import math
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,9 +20,12 @@ logger = logging.getLogger(__name__)
 
 STATUS = {
     "invalid_body": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
     "invalid_request": 422,
     "model_not_found": 422,
     "idempotency_mismatch": 422,
+    "deadline_unreachable": 422,
     "image_undecodable": 422,
     "unsupported_media": 415,
     "payload_too_large": 413,
@@ -33,6 +37,8 @@ STATUS = {
     "recipe_mismatch": 409,
     "picture_gone": 410,
     "range_not_satisfiable": 416,
+    "rate_limited": 429,
+    "queue_full": 429,
     "no_worker": 503,
     "redis_unavailable": 503,
 }
@@ -58,10 +64,11 @@ _CODES = {
 }
 
 
-def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+def problems(*codes: str, needs_key: bool = True) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that fails with these codes, and with those that any route may fail with."""
     by_status: dict[int | str, list[str]] = {}
-    for code in (*codes, "invalid_request", "redis_unavailable"):
+    refusals = ("unauthorized", "forbidden") if needs_key else ()
+    for code in (*codes, *refusals, "invalid_request", "redis_unavailable"):
         by_status.setdefault(STATUS[code], []).append(code)
     return {
         status: {
@@ -74,7 +81,14 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | None = None) -> JSONResponse:
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    errors: list[dict[str, str]] | None = None,
+    *,
+    retry_after_s: float | None = None,
+) -> JSONResponse:
     """Return a problem+json response."""
     body: dict[str, object] = {
         "type": "about:blank",
@@ -85,7 +99,11 @@ def problem(status: int, code: str, detail: str, errors: list[dict[str, str]] | 
     }
     if errors:
         body["errors"] = errors
-    headers = {"Retry-After": "5"} if status == 503 else None
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(math.ceil(retry_after_s or 5))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
@@ -98,12 +116,19 @@ def validation_problem(error: RequestValidationError) -> JSONResponse:
     return problem(422, "invalid_request", detail, errors)
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers."""
+def unexpected(error: Exception, request_id: str) -> JSONResponse:
+    """Log what nobody expected, and return a 500 that says nothing of it."""
+    logger.error("request %s failed", request_id, exc_info=error)
+    return problem(500, "internal_error", f"something went wrong; request {request_id}")
+
+
+def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> None:
+    """Register the handlers; `count` is told each code."""
 
     @app.exception_handler(ClipSynthError)
     async def _(_: Request, error: ClipSynthError) -> JSONResponse:
-        return problem(STATUS[error.code], error.code, str(error))
+        count(error.code)
+        return problem(STATUS[error.code], error.code, str(error), retry_after_s=error.retry_after_s)
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -117,9 +142,3 @@ def install(app: FastAPI) -> None:
     async def _(_: Request, error: RedisError) -> JSONResponse:
         logger.warning("Redis: %s", error)
         return problem(503, "redis_unavailable", "the queue does not answer; try again")
-
-    @app.exception_handler(Exception)
-    async def _(_: Request, error: Exception) -> JSONResponse:
-        request_id = secrets.token_hex(8)
-        logger.error("request %s failed", request_id, exc_info=error)
-        return problem(500, "internal_error", f"something went wrong; request {request_id}")

@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app import docs, errors, generations, replay
+from app import docs, envelope, errors, estimate, generations, replay
+from app.auth import Admin, Reader
 from app.deps import Services, ServicesDep
 from app.events import Events
 from app.metrics import CountRequests, Metrics
@@ -55,17 +56,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     metrics = Metrics(state)
     app.add_middleware(CountRequests, metrics=metrics)
-    errors.install(app)
+    envelope.install(app, settings)
+    errors.install(app, count=lambda code: metrics.problems.labels(code).inc())
     docs.install(app)
     app.include_router(generations.router)
     app.include_router(replay.router)
+    app.include_router(estimate.router)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
         """Answer while the event loop turns."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["health"], responses=errors.problems())
+    @app.get("/readyz", tags=["health"], responses=errors.problems(needs_key=False))
     def readyz(services: ServicesDep) -> Response:
         """Answer 200 while Redis answers."""
         if not redis_answers(services.redis):
@@ -73,12 +76,12 @@ def create_app(settings: Settings) -> FastAPI:
         return Response('{"status":"ok"}', media_type="application/json")
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=errors.problems())
-    def read_metrics() -> Response:
+    def read_metrics(_: Admin) -> Response:
         """Return figures for Prometheus."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["models"], responses=errors.problems())
-    def models(services: ServicesDep) -> list[ServedModel]:
+    def models(services: ServicesDep, _: Reader) -> list[ServedModel]:
         """List what workers serve."""
         return services.state.models()
 

@@ -10,8 +10,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clipsynth.admission import load
 from clipsynth.queue import get_queue
 from clipsynth.state import State
+from clipsynth.webhooks import counts
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -29,6 +31,9 @@ class Metrics:
             ("route",),
             buckets=BUCKETS,
             registry=self._registry,
+        )
+        self.problems = Counter(
+            "clipsynth_problems", "Requests refused, by code.", ("code",), registry=self._registry
         )
         self._registry.register(_RedisCollector(state))
 
@@ -50,13 +55,30 @@ class _RedisCollector(Collector):
         models = self._state.models()
         depth = GaugeMetricFamily("clipsynth_queue_depth", "Jobs that wait.", labels=["model"])
         ready = GaugeMetricFamily("clipsynth_model_ready", "1 while a worker serves it.", labels=["model"])
+        unfinished = GaugeMetricFamily(
+            "clipsynth_unfinished", "Generations accepted and not ended.", labels=["model"]
+        )
+        backlog = GaugeMetricFamily(
+            "clipsynth_backlog_seconds", "Seconds that their work takes one worker.", labels=["model"]
+        )
         for model in models:
+            number, work = load(self._state.redis, model.name)
+            unfinished.add_metric([model.name], number)
+            if model.cost:
+                backlog.add_metric([model.name], work * model.cost.audio_step_s)
             depth.add_metric([model.name], get_queue(model.name, self._state.redis).count)
             ready.add_metric([model.name], float(model.status == "ready"))
         ended = CounterMetricFamily("clipsynth_generations_ended", "Generations ended.", labels=["status"])
         for status, count in self._state.ended().items():
             ended.add_metric([status], count)
-        yield from (depth, ready, ended)
+        waiting, told = counts(self._state.redis)
+        webhooks = GaugeMetricFamily("clipsynth_webhooks_waiting", "Webhooks that are to be told.", waiting)
+        tellings = CounterMetricFamily(
+            "clipsynth_webhooks_ended", "Webhooks told or given up.", labels=["status"]
+        )
+        for status, count in told.items():
+            tellings.add_metric([status], count)
+        yield from (depth, ready, unfinished, backlog, ended, webhooks, tellings)
 
 
 class CountRequests:

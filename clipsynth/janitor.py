@@ -8,6 +8,7 @@ import time
 
 from redis.exceptions import RedisError
 
+from clipsynth.admission import release_stale
 from clipsynth.errors import ClipSynthError, ServeError
 from clipsynth.queue import connect, withdraw
 from clipsynth.schemas import Status
@@ -66,6 +67,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 logger.info("%d generations expired before their turn", ended)
             if time.monotonic() >= next_sweep:
                 next_sweep = time.monotonic() + settings.janitor_interval_s
+                if cut_off := release_stale(state.redis):
+                    logger.info("gave back the room of %d requests that were cut off", cut_off)
                 if swept := sweep(state, storage):
                     logger.info("removed %d generations", swept)
         except (RedisError, OSError, ClipSynthError):

@@ -29,6 +29,7 @@ def start_child(
         command,
         env={**os.environ, **(environment or {})},
         start_new_session=True,
+        stdout=2,  # what it says is a log; a command's own output stays clean
         pass_fds=tuple(keep_open),
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )

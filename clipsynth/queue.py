@@ -7,7 +7,10 @@ from rq import Queue, Retry
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from clipsynth.schemas import JobPayload
+from clipsynth.admission import Hold
+from clipsynth.keys import ANONYMOUS
+from clipsynth.logs import REQUEST_ID
+from clipsynth.schemas import JobPayload, Webhook
 from clipsynth.settings import Settings
 from clipsynth.state import State
 
@@ -26,7 +29,17 @@ def get_queue(model: str, redis: Redis) -> Queue:
     return Queue(f"clipsynth-{model}", connection=redis, serializer=JSONSerializer)
 
 
-def enqueue(redis: Redis, state: State, generation_id: str, payload: JobPayload, settings: Settings) -> None:
+def enqueue(
+    redis: Redis,
+    state: State,
+    generation_id: str,
+    payload: JobPayload,
+    settings: Settings,
+    *,
+    owner: str = ANONYMOUS.id,
+    hold: Hold | None = None,
+    webhook: Webhook | None = None,
+) -> None:
     """Create a generation and put its job, of the same id, on its model's queue: both or neither.
 
     RQ tries again as often as it likes: how often a job may be lost with its worker is decided by the public state.
@@ -40,11 +53,12 @@ def enqueue(redis: Redis, state: State, generation_id: str, payload: JobPayload,
         timeout=settings.job_timeout_s,
         result_ttl=RQ_TTL_S,
         failure_ttl=RQ_TTL_S,
+        meta={"request_id": request_id} if (request_id := REQUEST_ID.get()) else None,
         retry=Retry(max=RQ_RETRIES),
     )
     with redis.pipeline() as pipeline:
         queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
-        state.create(generation_id, payload, pipeline)
+        state.create(generation_id, payload, pipeline, owner=owner, hold=hold, webhook=webhook)
         pipeline.execute()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,6 +34,11 @@ class Recipe(BaseModel):
     def token(self) -> str:
         """Return the token: compact JSON in urlsafe base64."""
         return base64.urlsafe_b64encode(self.model_dump_json().encode()).decode().rstrip("=")
+
+    @property
+    def id(self) -> str:
+        """16 hex digits: the same for the same sound, wherever its picture is stored."""
+        return hashlib.sha256(self.model_dump_json(exclude={"image_key"}).encode()).hexdigest()[:16]
 
     @classmethod
     def read(cls, token: str) -> Recipe:

@@ -7,8 +7,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Format = Literal["wav"]
-MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav"}
+Format = Literal["wav", "wav_24", "wav_float", "flac", "ogg", "mp3"]  # wav has 16 bits, as flac
+MEDIA_TYPES: dict[Format, str] = {
+    "wav": "audio/wav",
+    "wav_24": "audio/wav",
+    "wav_float": "audio/wav",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "mp3": "audio/mpeg",
+}
+WebhookEvent = Literal["started", "completed"]  # completed: it has ended, whatever its status
 MODEL_NAME = r"^[a-z0-9-]{1,40}$"
 
 
@@ -55,14 +63,27 @@ class GenerationRequest(BaseModel):
         allow_inf_nan=False,
         description="seconds from now after which nobody wants it any more: it then ends as expired",
     )
+    webhook_url: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="an https URL that is told, signed as Standard Webhooks are",
+    )
+    webhook_events: list[WebhookEvent] = Field(default=["completed"], min_length=1, max_length=2)
     model: str | None = Field(default=None, pattern=MODEL_NAME)
-    output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=1)
+    output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=4)
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _not_blank(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError("must not be blank")
+        return value
+
+    @field_validator("output_formats")
+    @classmethod
+    def _each_once(cls, value: list[Format]) -> list[Format]:
+        if len(set(value)) < len(value):
+            raise ValueError("must not repeat")
         return value
 
     @model_validator(mode="after")
@@ -106,10 +127,30 @@ class Output(BaseModel):
     url: str
     media_type: str
     format: Format
+    filename: str | None = None
     duration_s: float
     sample_rate: int
     seed: int
     recipe: str | None = Field(default=None, description="POST /v1/replay makes this sound again from it")
+
+
+class Delivery(BaseModel):
+    """How the telling of an event goes."""
+
+    event: str
+    status: Literal["pending", "delivered", "failed"]
+    attempts: int
+    detail: str | None = None
+    last_attempt_at: float | None = None
+    next_attempt_at: float | None = None
+
+
+class Webhook(BaseModel):
+    """Who is told of a generation."""
+
+    url: str
+    events: list[str]
+    deliveries: list[Delivery] = []
 
 
 class Progress(BaseModel):
@@ -136,6 +177,7 @@ class Generation(BaseModel):
     progress: Progress | None = None
     outputs: list[Output] = []
     error: Problem | None = None
+    webhook: Webhook | None = None
     links: dict[str, str]
 
 
@@ -144,6 +186,15 @@ class Page(BaseModel):
 
     data: list[Generation]
     next_cursor: str | None
+
+
+class Estimate(BaseModel):
+    """Seconds until a request that came now would have ended: half of the time less than p50, nine times of ten less than p90."""
+
+    model: str
+    unfinished: int = Field(description="generations before it")
+    p50_s: float | None = Field(description="null until a worker has measured its cost")
+    p90_s: float | None
 
 
 class ModelCost(BaseModel):

@@ -12,6 +12,7 @@ from clipsynth.schemas import ModelInfo, ServedModel
 
 MODEL_TTL_S = 30
 STARTING_TTL_S = 120
+NAMES_KEY = "clipsynth:models"  # set: every name that a worker announced
 
 
 class ServedModels:
@@ -22,6 +23,7 @@ class ServedModels:
     def announce_starting(self, info: ModelInfo) -> None:
         """Say that a worker loads a bundle: what is asked of it may already be queued."""
         with self.redis.pipeline() as pipeline:
+            pipeline.sadd(NAMES_KEY, info.name)
             pipeline.set(f"clipsynth:model:{info.name}", info.model_dump_json())
             pipeline.set(f"clipsynth:starting:{info.name}", "1", ex=STARTING_TTL_S)
             pipeline.execute()
@@ -29,6 +31,7 @@ class ServedModels:
     def announce(self, info: ModelInfo) -> None:
         """Say that a worker serves a bundle; to be repeated within MODEL_TTL_S. What it serves is remembered, its life is not."""
         with self.redis.pipeline() as pipeline:
+            pipeline.sadd(NAMES_KEY, info.name)
             pipeline.set(f"clipsynth:model:{info.name}", info.model_dump_json())
             pipeline.set(f"clipsynth:alive:{info.name}", "1", ex=MODEL_TTL_S)
             pipeline.delete(f"clipsynth:starting:{info.name}")
@@ -40,11 +43,10 @@ class ServedModels:
 
     def models(self) -> list[ServedModel]:
         """Return every bundle that a worker has served, by name."""
-        keys = [k.decode() for k in sorted(self.redis.scan_iter("clipsynth:model:*"))]
-        names = [k.rpartition(":")[2] for k in keys]
-        if not keys:
+        names = sorted(name.decode() for name in cast(set[bytes], self.redis.smembers(NAMES_KEY)))
+        if not names:
             return []
-        keys += [f"clipsynth:{word}:{name}" for word in ("alive", "starting") for name in names]
+        keys = [f"clipsynth:{word}:{name}" for word in ("model", "alive", "starting") for name in names]
         values = cast(list[bytes | None], self.redis.mget(keys))
         infos, alive, starting = (values[i : i + len(names)] for i in range(0, len(values), len(names)))
         return [

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def default_data_dir() -> Path:
     """Return the user's data folder for what an embedded start writes."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "clipsynth"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Settings(BaseSettings):
@@ -28,6 +38,16 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     device: str = "auto"
+    log_format: Literal["text", "json"] = "text"
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    allow_anonymous: bool | None = None
+    webhook_secret: str | None = None
+    webhook_loopback: bool = False
+    rate_per_s: float = Field(default=50, ge=0)
+    rate_burst: float = Field(default=1000, ge=1)
+    max_inflight: int = Field(default=5000, ge=0)
+    max_queued: int = Field(default=10_000, ge=1)
+    max_backlog_s: float = Field(default=21_600, gt=0)
     max_image_bytes: int = 10_000_000
     max_image_pixels: int = 24_000_000
     result_ttl_s: int = 86_400
@@ -37,6 +57,16 @@ class Settings(BaseSettings):
     lease_s: int = 15
     beat_s: float = 5
     max_attempts: int = 3
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the API listens to this machine alone."""
+        return is_loopback(self.host)
 
     @property
     def max_body_bytes(self) -> int:

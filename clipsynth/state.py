@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from clipsynth.errors import AlreadyEnded, Gone, IdempotencyMismatch, NotFound
+from clipsynth.admission import RELEASE, Hold
+from clipsynth.errors import AlreadyEnded, Gone, NotFound
+from clipsynth.keys import ANONYMOUS
+from clipsynth.record import Standing, read_resource, record_key
 from clipsynth.schemas import (
     TERMINAL,
     Generation,
@@ -23,6 +24,7 @@ from clipsynth.schemas import (
     Problem,
     Progress,
     Status,
+    Webhook,
 )
 from clipsynth.served import ServedModels
 from clipsynth.settings import Settings
@@ -32,7 +34,7 @@ PROGRESS_TTL_S = 60
 RESERVATION_S = 3600
 UNFINISHED = tuple(s for s in Status if s not in TERMINAL)
 EVENTS_PREFIX = "clipsynth:events:"  # channels: what a generation is changed to
-INDEX_KEY = "clipsynth:gens"  # sorted set: id by the time of its creation
+INDEX_PREFIX = "clipsynth:gens:"  # sorted sets, one per owner: id by the time of its creation
 DEADLINES_KEY = "clipsynth:deadlines"  # sorted set: id by the time from which nobody wants it any more
 PAGE = 100
 ENDED_KEY = "clipsynth:ended"  # hash: how many, by final status
@@ -40,42 +42,50 @@ EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and
 
 # KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel, KEYS[4] counts; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
 # ARGV[4] what to add to `lost`, ARGV[5] id, ARGV[6…] further fields. The value of `lost` where the change was made, else -1.
-_TRANSITION = """
+# Of what succeeds, the list `clipsynth:eta_ratios:{model}` gets the time that it took by the time that it was told, for better estimates.
+_TRANSITION = (
+    RELEASE
+    + """
 local old = redis.call('HGET', KEYS[1], 'status')
 if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
 if ARGV[3] ~= '' and ARGV[1] ~= 'canceled' and redis.call('HEXISTS', KEYS[1], 'cancel_requested') == 1 then return -1 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
+local told = redis.call('HMGET', KEYS[1], 'webhook_events', 'changed_at')
+local function tell(event)
+  if told[1] and string.find(told[1], event, 1, true) then
+    redis.call('ZADD', 'clipsynth:webhooks', told[2], ARGV[5] .. ' ' .. event)
+  end
+end
+if old == 'queued' and ARGV[1] == 'processing' and redis.call('HSETNX', KEYS[1], 'told_started', 1) == 1 then tell('started') end
 if ARGV[3] ~= '' then
+  tell('completed')
   redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5])
   redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
+  local of = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'eta_s', 'created_at', 'finished_at')
+  if of[3] then release(of[1], of[2], of[3]) end
+  if of[4] and ARGV[1] == 'succeeded' then
+    local ratios = 'clipsynth:eta_ratios:' .. of[2]
+    redis.call('LPUSH', ratios, string.format('%.6g', (of[6] - of[5]) / math.max(of[4], 0.001)))
+    redis.call('LTRIM', ratios, 0, 199)
+  end
 end
 redis.call('PUBLISH', KEYS[3], ARGV[1])
 return redis.call('HINCRBY', KEYS[1], 'lost', ARGV[4])
 """
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A generation as its worker sees it: `solo` is that it must run alone, `lost` how often it was lost with its worker when alone."""
-
-    status: Status
-    cancel_requested: bool
-    solo: bool
-    lost: int
-    deadline_at: float | None
-
-    @property
-    def overdue(self) -> bool:
-        return self.deadline_at is not None and time.time() >= self.deadline_at
+)
+# KEYS[1] hash of what is forgotten before its end.
+_RELEASE_UNFINISHED = (
+    RELEASE
+    + """
+local of = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'status')
+if of[3] and (of[4] == 'queued' or of[4] == 'processing') then release(of[1], of[2], of[3]) end
+"""
+)
 
 
 def new_id() -> str:
     """Return a fresh generation id."""
     return f"gen_{secrets.token_hex(13)}"
-
-
-def _key(generation_id: str) -> str:
-    return f"clipsynth:gen:{generation_id}"
 
 
 class State(ServedModels):
@@ -84,6 +94,7 @@ class State(ServedModels):
     def __init__(self, redis: Redis, *, result_ttl_s: int, tombstone_ttl_s: int = 604_800) -> None:
         self.redis, self.result_ttl_s, self.tombstone_ttl_s = redis, result_ttl_s, tombstone_ttl_s
         self._transition = redis.register_script(_TRANSITION)
+        self._release = redis.register_script(_RELEASE_UNFINISHED)
 
     @classmethod
     def from_settings(cls, redis: Redis, settings: Settings) -> State:
@@ -93,19 +104,33 @@ class State(ServedModels):
         """Have the files of a generation removed that is never created."""
         self.redis.zadd(EXPIRY_KEY, {generation_id: time.time() + RESERVATION_S})
 
-    def create(self, generation_id: str, payload: JobPayload, pipeline: Pipeline) -> None:
+    def create(
+        self,
+        generation_id: str,
+        payload: JobPayload,
+        pipeline: Pipeline,
+        *,
+        owner: str,
+        hold: Hold | None = None,
+        webhook: Webhook | None = None,
+    ) -> None:
         """Queue the commands that create a generation on `pipeline`."""
         now = time.time()
         fields: dict[str, object] = {
             "status": Status.QUEUED,
+            "owner": owner,
             "created_at": now,
             "input": payload.model_dump_json(),
         }
+        if hold is not None:
+            fields |= hold.settle(pipeline)
+        if webhook is not None:
+            fields |= {"webhook_url": webhook.url, "webhook_events": ",".join(webhook.events)}
         if payload.deadline_s is not None:
             fields["deadline_at"] = now + payload.deadline_s
             pipeline.zadd(DEADLINES_KEY, {generation_id: now + payload.deadline_s})
-        pipeline.zadd(INDEX_KEY, {generation_id: now})
-        pipeline.hset(_key(generation_id), mapping=cast(Any, fields))
+        pipeline.zadd(INDEX_PREFIX + owner, {generation_id: now})
+        pipeline.hset(record_key(generation_id), mapping=cast(Any, fields))
         pipeline.zrem(EXPIRY_KEY, generation_id)
 
     def change(
@@ -134,7 +159,7 @@ class State(ServedModels):
         values: list[Any] = [status, ",".join(of), expires_at, add_lost, generation_id]
         for name, value in fields.items():
             values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
-        keys = [_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id, ENDED_KEY]
+        keys = [record_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id, ENDED_KEY]
         made = self._transition(keys=keys, args=values, client=pipeline)
         return 0 if pipeline is not None else int(made)
 
@@ -153,17 +178,17 @@ class State(ServedModels):
 
         What was lost in company is not counted: another job may have been the reason.
         """
-        company = self.redis.hget(_key(generation_id), "company") == b"1"
+        company = self.redis.hget(record_key(generation_id), "company") == b"1"
         add_lost = 0 if company else 1
         return self._change(generation_id, Status.QUEUED, [Status.PROCESSING], {"solo": 1}, add_lost=add_lost)
 
-    def cancel(self, generation_id: str) -> Status:
+    def cancel(self, generation_id: str, *, owner: str | None = None) -> Status:
         """Cancel what is queued, ask the worker to cancel what it processes; return the status that results.
 
         Raises:
             NotFound, Gone: as `get`. AlreadyEnded: it has a final status.
         """
-        status = self.get(generation_id).status
+        status = self.get(generation_id, owner=owner).status
         while status not in TERMINAL:
             if self.change(generation_id, Status.CANCELED, of=[Status.QUEUED]):
                 return Status.CANCELED
@@ -177,7 +202,7 @@ class State(ServedModels):
         with self.redis.pipeline(transaction=False) as pipeline:
             for generation_id in ids:
                 pipeline.hmget(
-                    _key(generation_id), ["status", "cancel_requested", "solo", "lost", "deadline_at"]
+                    record_key(generation_id), ["status", "cancel_requested", "solo", "lost", "deadline_at"]
                 )
             values = cast(list[list[bytes | None]], pipeline.execute())
         return [
@@ -222,10 +247,13 @@ class State(ServedModels):
 
     def forget(self, generation_id: str) -> None:
         """Put a tombstone in the record's place; `forgotten` is to follow when the files are gone too."""
+        owner = cast(bytes | None, self.redis.hget(record_key(generation_id), "owner"))
         with self.redis.pipeline() as pipeline:
-            pipeline.delete(_key(generation_id), f"clipsynth:progress:{generation_id}")
-            pipeline.zrem(INDEX_KEY, generation_id)
-            pipeline.set(f"clipsynth:gone:{generation_id}", "1", ex=self.tombstone_ttl_s)
+            self._release(keys=[record_key(generation_id)], client=pipeline)
+            pipeline.delete(record_key(generation_id), f"clipsynth:progress:{generation_id}")
+            if owner is not None:
+                pipeline.zrem(INDEX_PREFIX + owner.decode(), generation_id)
+                pipeline.set(f"clipsynth:gone:{generation_id}", owner, ex=self.tombstone_ttl_s)
             pipeline.zadd(EXPIRY_KEY, {generation_id: time.time() + RESERVATION_S}, nx=True)
             pipeline.publish(EVENTS_PREFIX + generation_id, "gone")
             pipeline.execute()
@@ -244,100 +272,73 @@ class State(ServedModels):
                 pipeline.publish(EVENTS_PREFIX + generation_id, "progress")
             pipeline.execute()
 
-    def get(self, generation_id: str) -> Generation:
-        """Return the resource.
+    def get(self, generation_id: str, *, owner: str | None = None) -> Generation:
+        """Return the resource, or only if it is `owner`'s where one is given.
 
         Raises:
             NotFound: no such generation. Gone: its time is over.
         """
-        generation = self._read([generation_id])[0]
-        if generation:
+        generation, of = self._read([generation_id])[0]
+        if generation and owner in (None, of):
             if generation.status is Status.QUEUED:
                 generation.queue_position, generation.eta_s = place(
-                    self.redis, generation_id, generation.input, _key
+                    self.redis, generation_id, generation.input
                 )
             return generation
-        if self.redis.exists(f"clipsynth:gone:{generation_id}"):
+        gone = cast(bytes | None, self.redis.get(f"clipsynth:gone:{generation_id}"))
+        if gone and owner in (None, gone.decode()):
             raise Gone(f"the generation {generation_id!r} and its files were removed")
         raise NotFound(f"there is no generation {generation_id!r}")
 
+    def exists(self, generation_id: str) -> bool:
+        return bool(self.redis.exists(record_key(generation_id)))
+
     def page(
-        self, *, status: Status | None, before: tuple[float, str] | None, limit: int
+        self,
+        *,
+        status: Status | None,
+        before: tuple[float, str] | None,
+        limit: int,
+        owner: str = ANONYMOUS.id,
     ) -> list[Generation]:
-        """Return up to `limit` generations, the newest first, from behind the place (created_at, id) on."""
+        """Return up to `limit` generations of an owner, the newest first, from behind the place (created_at, id) on."""
         found: list[Generation] = []
         start, top = 0, "+inf" if before is None else repr(before[0])
         while len(found) < limit:
             entries = cast(
                 list[tuple[bytes, float]],
                 self.redis.zrange(
-                    INDEX_KEY, top, "-inf", desc=True, byscore=True, offset=start, num=PAGE, withscores=True
+                    INDEX_PREFIX + owner,
+                    top,
+                    "-inf",
+                    desc=True,
+                    byscore=True,
+                    offset=start,
+                    num=PAGE,
+                    withscores=True,
                 ),
             )
             start += len(entries)
             ids = [i.decode() for i, score in entries if before is None or (score, i.decode()) < before]
-            read = [g for g in self._read(ids) if g is not None and status in (None, g.status)]
+            read = [g for g, _ in self._read(ids) if g is not None and status in (None, g.status)]
             found += read
             if len(entries) < PAGE:
                 break
         return found[:limit]
 
-    def _read(self, ids: list[str]) -> list[Generation | None]:
+    def _read(self, ids: list[str]) -> list[tuple[Generation | None, str | None]]:
+        """Return each generation, or None, and whose it is."""
         if not ids:
             return []
         with self.redis.pipeline(transaction=False) as pipeline:
             for generation_id in ids:
-                pipeline.hgetall(_key(generation_id))
+                pipeline.hgetall(record_key(generation_id))
                 pipeline.get(f"clipsynth:progress:{generation_id}")
             values = pipeline.execute()
-        return [_resource(i, *values[2 * n : 2 * n + 2]) for n, i in enumerate(ids)]
-
-    # --------------------------------------------------------------------------------------------- idempotency
-
-    def claim_key(self, key: str, fingerprint: str, generation_id: str) -> str:
-        """Bind an idempotency key to `generation_id` unless it is bound; return the id that it is bound to.
-
-        Raises:
-            IdempotencyMismatch: it is bound to another request.
-        """
-        name = f"clipsynth:idempotency:{hashlib.sha256(key.encode()).hexdigest()}"
-        value = f"{fingerprint} {generation_id}"
-        with self.redis.pipeline() as pipeline:  # Redis 7 has both in one command; the embedded one is older
-            pipeline.set(name, value, nx=True, ex=self.result_ttl_s)
-            pipeline.get(name)
-            bound = cast(bytes | None, pipeline.execute()[1])
-        known_fingerprint, known_id = (bound.decode() if bound else value).split()
-        if known_fingerprint != fingerprint:
-            raise IdempotencyMismatch("this Idempotency-Key came with another request before")
-        return known_id
-
-
-def _resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes | None) -> Generation | None:
-    """Return the resource of a record; None where there is none."""
-    if not raw:
-        return None
-    fields = {k.decode(): v.decode() for k, v in raw.items()}
-    payload = JobPayload.model_validate_json(fields["input"])
-    status = Status(fields["status"])
-    return Generation(
-        id=generation_id,
-        status=status,
-        created_at=float(fields["created_at"]),
-        started_at=float(fields["started_at"]) if "started_at" in fields else None,
-        finished_at=float(fields["finished_at"]) if "finished_at" in fields else None,
-        expires_at=float(fields["expires_at"]) if "expires_at" in fields else None,
-        model=payload.model,
-        input=payload,
-        seed=payload.seed,
-        progress=Progress.model_validate_json(progress) if progress and status is Status.PROCESSING else None,
-        outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
-        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
-        links={
-            "self": f"/v1/generations/{generation_id}",
-            "events": f"/v1/generations/{generation_id}/events",
-            "cancel": f"/v1/generations/{generation_id}/cancel",
-        },
-    )
+        return [
+            (read_resource(i, values[2 * n], values[2 * n + 1]), values[2 * n].get(b"owner", b"").decode())
+            for n, i in enumerate(ids)
+        ]
 
 
 def redis_answers(redis: Redis) -> bool:

@@ -9,9 +9,10 @@ import uuid
 import fsspec
 
 from clipsynth.errors import NotFound
+from clipsynth.schemas import MEDIA_TYPES, Format
 
 _ID = re.compile(r"gen_[0-9a-f]{26}")
-_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.(png|wav)")
+_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', *MEDIA_TYPES))})")
 
 
 def image_key(generation_id: str) -> str:
@@ -22,6 +23,12 @@ def image_key(generation_id: str) -> str:
 def audio_key(generation_id: str, n: int, output_format: str) -> str:
     """Return the key of output n."""
     return f"{generation_id}/{n}.{output_format}"
+
+
+def file_name(generation_id: str, n: int, output_format: Format) -> str:
+    """Return the name that output n is to have with whoever gets it."""
+    extension, _, variant = output_format.partition("_")
+    return f"{generation_id}-{n}{'-' + variant if variant else ''}.{extension}"
 
 
 class Storage:

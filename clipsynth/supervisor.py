@@ -1,4 +1,4 @@
-"""`clipsynth serve`: Redis (if none is given), API, worker and janitor as children; restarts those that die, stops all of them cleanly."""
+"""`clipsynth serve`: Redis (if none is given), API, worker, janitor and sender of webhooks as children; restarts those that die, stops all of them cleanly."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def serve(settings: Settings) -> int:
             "CLIPSYNTH_PORT": str(settings.port),
             "CLIPSYNTH_DEVICE": settings.device,
         }
-        children = [_Child(name, environment) for name in ("worker", "api", "janitor")]
+        children = [_Child(name, environment) for name in ("worker", "api", "janitor", "webhooks")]
         url = f"http://{settings.host}:{settings.port}"
         announced = False
         try:

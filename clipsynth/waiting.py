@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
 
+from clipsynth.record import record_key
 from clipsynth.schemas import JobPayload, ModelCost, ModelInfo
 
 SAMPLED = 32  # jobs ahead whose requests are read; the others are taken to be like them
+MIN_RATIOS = 20  # ended generations, until which an estimate is not corrected by them
+
+
+def passes(payload: JobPayload, cost: ModelCost | None) -> float:
+    """Return a request's work: seconds of sound times passes of the network."""
+    guided_share = cost.guided_share if cost else 1.0
+    rows = payload.num_outputs * payload.num_inference_steps
+    return rows * payload.duration_s * (1 + guided_share if payload.guidance_scale > 1 else 1.0)
 
 
 def work(payload: JobPayload, cost: ModelCost) -> float:
     """Return the seconds that a worker with a full batch spends on a request."""
-    passes = 1 + cost.guided_share if payload.guidance_scale > 1 else 1.0
-    rows = payload.num_outputs * payload.num_inference_steps * passes
-    return rows * payload.duration_s * cost.audio_step_s
+    return passes(payload, cost) * cost.audio_step_s
 
 
-def place(
-    redis: Redis, generation_id: str, payload: JobPayload, record_key: Callable[[str], str]
-) -> tuple[int | None, float | None]:
+@dataclass(frozen=True)
+class Forecast:
+    """When a request would end if it came now. `base_s` is by the worker's cost and the queue, None while no worker has measured it."""
+
+    unfinished: int
+    base_s: float | None
+    p50_s: float | None = None
+    p90_s: float | None = None
+
+
+def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None) -> Forecast:
+    """Estimate for one worker that takes the running jobs for half done, corrected by how long earlier ones took in fact."""
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.hmget(f"clipsynth:load:{payload.model}", ["n", "w"])
+        pipeline.zrange(f"rq:wip:clipsynth-{payload.model}", 0, -1)
+        pipeline.lrange(f"clipsynth:eta_ratios:{payload.model}", 0, -1)
+        (n, passes_ahead), wip, ratios = pipeline.execute()
+        if cost is None:
+            return Forecast(int(n or 0), None)
+        for execution in wip:
+            pipeline.hget(record_key(execution.decode().partition(":")[0]), "work")
+        running = sum(float(w) for w in pipeline.execute() if w)
+    ahead_s = max(0.0, float(passes_ahead or 0) - running / 2) * cost.audio_step_s
+    base_s = ahead_s + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
+    known = sorted(map(float, ratios))
+    p50, p90 = (1.0, 1.5) if len(known) < MIN_RATIOS else (known[int(q * len(known))] for q in (0.5, 0.9))
+    return Forecast(int(n or 0), base_s, base_s * p50, base_s * p90)
+
+
+def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | None, float | None]:
     """Return how many jobs are before this one in the queue, and in how many seconds it should end.
 
     The estimate is for one worker that takes the running jobs for half done; None where no worker has measured its cost. The place is None

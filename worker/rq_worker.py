@@ -22,8 +22,9 @@ from rq.suspension import is_suspended
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
+from clipsynth.logs import about
+from clipsynth.record import Standing
 from clipsynth.schemas import JobPayload, Problem, Progress, Status
-from clipsynth.state import Standing
 from worker.engine import Engine, Ticket
 from worker.jobs import Jobs
 from worker.recovery import Recovery
@@ -303,7 +304,8 @@ class BatchWorker(SimpleWorker):
         """Give a job its final state, and RQ its own; False where Redis did not answer. Runs beside others: each waits for writes to disk."""
         job, execution = held.job, held.execution
         try:
-            status = self.jobs.settle(job.id, held.ticket, held.stopped_by)
+            with about(job.id, job.meta):
+                status = self.jobs.settle(job.id, held.ticket, held.stopped_by)
             job.ended_at = rq_now()
             registry = held.queue.started_job_registry
             if status is Status.SUCCEEDED:

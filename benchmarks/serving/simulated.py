@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.serving.load import MANIFEST, POISON
-from clipsynth.schemas import JobPayload
+from clipsynth.schemas import Format, JobPayload
 from clipsynth.settings import Settings
 from models.condition_encoder import ConditionTokens
 from models.sampler import Row
@@ -60,7 +60,7 @@ class Simulated:
     def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
         return list(np.zeros((len(latents), round(duration_s * 100)), np.float32))
 
-    def encode_response(self, waveform: np.ndarray) -> bytes:
+    def encode_response(self, waveform: np.ndarray, output_format: Format, *, comment: str) -> bytes:
         return waveform.tobytes()
 
 

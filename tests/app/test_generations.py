@@ -44,7 +44,9 @@ class Service:
     """An API client, and a worker that runs what is queued when told to."""
 
     def __init__(self, settings, pipeline):
-        self.client = TestClient(create_app(settings), raise_server_exceptions=False)
+        self.client = TestClient(
+            create_app(settings), base_url="http://localhost", raise_server_exceptions=False
+        )
         self.redis = Redis.from_url(settings.redis_url)
         self.state = State(self.redis, result_ttl_s=settings.result_ttl_s)
         self.predictor = Predictor(pipeline)
@@ -112,14 +114,14 @@ def test_prompt_becomes_a_wav(service):
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
 def test_uploaded_picture_becomes_a_wav(service, fmt):
     response = service.post(files={"image": ("x", picture(fmt))}, data={k: str(v) for k, v in SHORT.items()})
-    assert len(service.wav(response)) == 44 + 2 * 8000
+    assert len(samples(service.wav(response))) == 8000
 
 
 def test_an_open_clip_bundle_is_served(open_clip_service):
     service = open_clip_service
     text = service.wav(service.post({"prompt": "a dog", "seed": 1, **SHORT}))
     seen = service.wav(service.post(files={"image": ("x", picture("JPEG"))}, data={"seed": "1", **SHORT}))
-    assert len(text) == len(seen) == 44 + 2 * 8000
+    assert len(samples(text)) == len(samples(seen)) == 8000
     assert text != seen
 
 
@@ -157,6 +159,7 @@ def test_an_output_says_what_it_is(service):
             "url": f"/v1/generations/{done['id']}/audio/0",
             "media_type": "audio/wav",
             "format": "wav",
+            "filename": f"{done['id']}-0.wav",
             "duration_s": 0.5,
             "sample_rate": 16000,
             "seed": 3,
@@ -190,7 +193,9 @@ def test_seed_is_drawn_and_returned(service):
         ({"prompt": "a", "guidance_scale": "4"}, 422, "invalid_request"),
         ({"prompt": "a", "duration_s": True}, 422, "invalid_request"),
         ({"prompt": "a", "deadline_s": 0}, 422, "invalid_request"),
-        ({"prompt": "a", "output_formats": ["mp3"]}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": ["aiff"]}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": ["wav", "wav"]}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": ["wav", "flac", "ogg", "mp3", "wav_24"]}, 422, "invalid_request"),
         ({"prompt": "a", "output_formats": []}, 422, "invalid_request"),
         ({"prompt": "a", "output_format": "wav"}, 422, "invalid_request"),
         ([], 400, "invalid_body"),
@@ -341,6 +346,7 @@ def test_a_generation_and_its_job_are_made_together_or_not_at_all(service, monke
 def test_redis_that_does_not_answer(tmp_path):
     client = TestClient(
         create_app(Settings(redis_url=f"unix://{tmp_path}/none.sock", data_dir=tmp_path)),
+        base_url="http://localhost",
         raise_server_exceptions=False,
     )
     check_problem(client.post("/v1/generations", json={"prompt": "a"}), 503, "redis_unavailable")

@@ -38,7 +38,7 @@ class Service:
         self.redis.flushall()
         self.state, self.storage = State.from_settings(self.redis, settings), Storage(settings.results_url)
         self.state.announce(INFO)
-        self.client = TestClient(create_app(settings))
+        self.client = TestClient(create_app(settings), base_url="http://localhost")
 
     def work(self):
         """Run the next job as a worker would."""

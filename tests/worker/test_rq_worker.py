@@ -72,7 +72,7 @@ class Toy:
     def decode(self, latents, _):
         return list(latents.flatten(1).numpy())
 
-    def encode_response(self, waveform):
+    def encode_response(self, waveform, *_, **__):
         return waveform.tobytes()
 
 

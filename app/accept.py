@@ -1,0 +1,163 @@
+"""From a valid request to a job on the queue: what the bundle leaves open is filled in, its limits are held."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import logging
+import secrets
+
+from redis.exceptions import RedisError
+
+from app.deps import Services
+from app.uploads import normalise_image
+from clipsynth import idempotency
+from clipsynth.admission import Hold, admit, release_hold
+from clipsynth.errors import DeadlineUnreachable, InvalidRequest, NotFound, NotReady
+from clipsynth.keys import ApiKey
+from clipsynth.outbound import Refused, check_url
+from clipsynth.process import wait_until
+from clipsynth.queue import enqueue
+from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelCost, ModelInfo, Webhook
+from clipsynth.settings import Settings
+from clipsynth.state import new_id
+from clipsynth.storage import image_key
+from clipsynth.waiting import forecast, passes
+
+logger = logging.getLogger(__name__)
+MEANWHILE_S = 5.0
+
+
+def accept(
+    services: Services,
+    caller: ApiKey,
+    wanted: GenerationRequest,
+    picture: bytes | None,
+    idempotency_key: str | None,
+) -> tuple[Generation, bool]:
+    """Resolve, take room, store the picture, and queue. What is acknowledged is on the queue.
+
+    Returns:
+        The generation, and whether it had been made before under the same idempotency key.
+    """
+    state = services.state
+    picture = _picture(wanted, picture)
+    webhook = _webhook(services.settings, caller, wanted)
+    generation_id = new_id()
+    if idempotency_key is not None:
+        generation_id = _claim(services, caller, wanted, picture, idempotency_key, generation_id)
+        # not found: it is new, or its first request was refused, or cut off before it was queued
+        with contextlib.suppress(NotFound):
+            return state.get(generation_id, owner=caller.id), True
+    model = state.model(wanted.model)
+    payload = resolve(wanted, model, image_key(generation_id) if picture else None)
+    hold = _take_room(services, caller, generation_id, payload, model.cost)
+    if hold is None:
+        return _made_meanwhile(services, caller, generation_id), True
+    try:
+        if picture is not None:
+            small = normalise_image(picture, services.settings)
+            payload.image_sha256 = hashlib.sha256(small).hexdigest()
+            state.reserve(generation_id)
+            services.storage.put(image_key(generation_id), small)
+        enqueue(
+            services.redis,
+            state,
+            generation_id,
+            payload,
+            services.settings,
+            owner=caller.id,
+            hold=hold,
+            webhook=webhook,
+        )
+    except Exception:
+        with contextlib.suppress(RedisError):  # the janitor gives it back then
+            release_hold(services.redis, hold)
+        raise
+    logger.info("job accepted: %s", generation_id, extra={"job_id": generation_id, "key_id": caller.id})
+    return state.get(generation_id), False
+
+
+def _picture(wanted: GenerationRequest, picture: bytes | None) -> bytes | None:
+    if picture is None and wanted.image is not None:
+        try:
+            return base64.b64decode(wanted.image, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("/image: not base64") from None
+    return picture
+
+
+def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> Webhook | None:
+    if wanted.webhook_url is None:
+        return None
+    try:
+        check_url(wanted.webhook_url, allow_loopback=settings.webhook_loopback)
+    except Refused as error:
+        raise InvalidRequest(f"/webhook_url: {error}") from None
+    if not (caller.webhook_secret or settings.webhook_secret):
+        raise InvalidRequest("/webhook_url: without an API key the service needs CLIPSYNTH_WEBHOOK_SECRET")
+    return Webhook(url=wanted.webhook_url, events=list(dict.fromkeys(wanted.webhook_events)))
+
+
+def _claim(
+    services: Services,
+    caller: ApiKey,
+    wanted: GenerationRequest,
+    picture: bytes | None,
+    key: str,
+    generation_id: str,
+) -> str:
+    """Return the id that the idempotency key stands for; `generation_id` where it is new."""
+    request = wanted.model_dump_json(exclude={"image"}).encode()
+    return idempotency.claim(
+        services.redis,
+        owner=caller.id,
+        key=key,
+        fingerprint=hashlib.sha256(request + b"\0" + (picture or b"")).hexdigest(),
+        generation_id=generation_id,
+        ttl_s=services.settings.result_ttl_s,
+    )
+
+
+def _take_room(
+    services: Services, caller: ApiKey, generation_id: str, payload: JobPayload, cost: ModelCost | None
+) -> Hold | None:
+    """Return the room taken; None where another request with this id has it."""
+    expected = forecast(services.redis, payload, cost)
+    if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
+        raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
+    hold = Hold(generation_id, caller.id, payload.model, passes(payload, cost), expected.base_s)
+    return hold if admit(services.redis, hold, services.settings, cost) else None
+
+
+def _made_meanwhile(services: Services, caller: ApiKey, generation_id: str) -> Generation:
+    """Wait for another request with the same idempotency key, which is at it."""
+    if not wait_until(lambda: services.state.exists(generation_id), timeout_s=MEANWHILE_S):
+        raise NotReady("an earlier request with this Idempotency-Key is not done yet")
+    return services.state.get(generation_id, owner=caller.id)
+
+
+def resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> JobPayload:
+    """Fill in the bundle's defaults and a seed, and hold the bundle's limits."""
+    payload = JobPayload(
+        model=model.name,
+        prompt=wanted.prompt,
+        image_key=key,
+        negative_prompt=wanted.negative_prompt,
+        seed=secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,
+        num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
+        guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
+        duration_s=wanted.duration_s or model.duration_s,
+        num_outputs=wanted.num_outputs,
+        deadline_s=wanted.deadline_s,
+        output_formats=wanted.output_formats,
+    )
+    if not model.min_duration_s <= payload.duration_s <= model.max_duration_s:
+        raise InvalidRequest(
+            f"/duration_s: model {model.name} makes {model.min_duration_s:g} to {model.max_duration_s:g} s, asked for {payload.duration_s:g}"
+        )
+    if payload.negative_prompt is not None and payload.guidance_scale <= 1:
+        raise InvalidRequest("/negative_prompt: needs a guidance_scale above 1")
+    return payload

@@ -1,0 +1,72 @@
+"""Who asks: the API key of `Authorization: Bearer`, or anybody where that is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from app.deps import ServicesDep
+from clipsynth.errors import Forbidden, Unauthorized
+from clipsynth.keys import ANONYMOUS, ApiKey, Scope, any_keys, find_key
+from clipsynth.settings import Settings, is_loopback
+
+_bearer = HTTPBearer(auto_error=False, description="made by `clipsynth keys create`")
+
+
+def _caller(
+    request: Request,
+    services: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> ApiKey:
+    if "authorization" in request.headers:
+        key = find_key(services.redis, credentials.credentials) if credentials else None
+        if key is None:
+            raise Unauthorized("Authorization holds no valid API key; send it as `Bearer cs_…`")
+        return key
+    _refuse_other_sites(request, services.settings)
+    allowed = services.settings.allow_anonymous
+    if allowed is None:
+        # A first key closes what was open on loopback alone: a proxy may stand before it. A name that is not this machine's own
+        # may be a web page's that has its name resolve to here.
+        allowed = (
+            services.settings.is_loopback
+            and is_loopback(request.url.hostname or "")
+            and not any_keys(services.redis)
+        )
+    if not allowed:
+        raise Unauthorized("an API key is needed: Authorization: Bearer cs_…")
+    return ANONYMOUS
+
+
+def _refuse_other_sites(request: Request, settings: Settings) -> None:
+    """Without keys, any web page that its user visits could send forms here."""
+    origins = {request.headers.get("origin"), "*"}
+    if request.headers.get("sec-fetch-site") == "cross-site" and not origins & set(settings.cors_origins):
+        raise Forbidden("a page of another site may not ask without an API key; see CLIPSYNTH_CORS_ORIGINS")
+
+
+def _needs(scope: Scope) -> Callable[[ApiKey], ApiKey]:
+    def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
+        if not caller.allows(scope):
+            raise Forbidden(f"this API key has not the scope {scope!r}")
+        return caller
+
+    return check
+
+
+Maker = Annotated[ApiKey, Depends(_needs("generate"))]
+Reader = Annotated[ApiKey, Depends(_needs("read"))]
+Admin = Annotated[ApiKey, Depends(_needs("admin"))]
+
+
+def warning(settings: Settings) -> str | None:
+    """Return what whoever starts the API should know of its keys."""
+    where = f"{settings.host}:{settings.port}"
+    if settings.allow_anonymous:
+        return f"CLIPSYNTH_ALLOW_ANONYMOUS is set: whoever reaches {where} may generate, without a key"
+    if settings.allow_anonymous is None and settings.is_loopback:
+        return f"{where} is open without keys until `clipsynth keys create` makes the first one"
+    return None

@@ -1,0 +1,38 @@
+"""Route of /v1/estimate: how long a request would take, before it is made."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from app.accept import resolve
+from app.auth import Maker
+from app.bodies import read_body, request_body
+from app.deps import Services, ServicesDep
+from app.errors import problems
+from clipsynth.schemas import Estimate, GenerationRequest
+from clipsynth.waiting import forecast
+
+router = APIRouter(tags=["generations"])
+
+
+@router.post(
+    "/v1/estimate",
+    response_model=Estimate,
+    openapi_extra={"requestBody": request_body()},
+    responses=problems(
+        "invalid_body", "model_not_found", "payload_too_large", "unsupported_media", "no_worker"
+    ),
+)
+async def estimate(request: Request, services: ServicesDep, _: Maker) -> Estimate:
+    """Say how long a generation with this body would take if it were made now. Nothing is made, and pictures are not looked at."""
+    wanted, _picture = await read_body(request)
+    return await run_in_threadpool(_estimate, services, wanted)
+
+
+def _estimate(services: Services, wanted: GenerationRequest) -> Estimate:
+    model = services.state.model(wanted.model)
+    expected = forecast(services.redis, resolve(wanted, model, None), model.cost)
+    return Estimate(
+        model=model.name, unfinished=expected.unfinished, p50_s=expected.p50_s, p90_s=expected.p90_s
+    )

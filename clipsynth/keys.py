@@ -1,0 +1,102 @@
+"""API keys in Redis. A key is `cs_<id>_<secret>`; of its random 256 bits the sha256 alone is kept, so it is shown once.
+
+The secret that signs its webhooks is kept as it is: signing needs it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Collection
+from typing import Literal, cast, get_args
+
+from pydantic import BaseModel
+from redis import Redis
+
+from clipsynth.errors import NotFound
+
+KEYS_KEY = "clipsynth:keys"  # hash: record by id; what was revoked stays, so that ids are never used twice
+Scope = Literal["generate", "read", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+class ApiKey(BaseModel):
+    """Who asks. Scopes: `generate` makes, cancels and deletes; `read` looks; `admin` does all of it and reads /metrics."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    created_at: float = 0.0
+    revoked_at: float | None = None
+    sha256: str = ""
+    webhook_secret: str = ""
+
+    def allows(self, scope: Scope) -> bool:
+        return scope in self.scopes or "admin" in self.scopes
+
+
+ANONYMOUS = ApiKey(id="anonymous", name="anonymous", scopes=list(SCOPES))
+
+
+def create_key(redis: Redis, name: str, scopes: Collection[Scope]) -> tuple[ApiKey, str]:
+    """Return a new key's record, and the key itself, which cannot be read again."""
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    key = ApiKey(
+        id=key_id,
+        name=name,
+        scopes=[s for s in SCOPES if s in scopes],
+        created_at=time.time(),
+        sha256=_digest(secret),
+        webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+    )
+    redis.hset(KEYS_KEY, key_id, key.model_dump_json())
+    return key, f"cs_{key_id}_{secret}"
+
+
+def list_keys(redis: Redis) -> list[ApiKey]:
+    """Return all keys, the oldest first, revoked ones too."""
+    values = cast(list[bytes], redis.hvals(KEYS_KEY))
+    return sorted(map(ApiKey.model_validate_json, values), key=lambda key: key.created_at)
+
+
+def any_keys(redis: Redis) -> bool:
+    """Return whether a key was ever made."""
+    return bool(redis.exists(KEYS_KEY))
+
+
+def revoke_key(redis: Redis, key_id: str) -> ApiKey:
+    """Have a key refused from now on.
+
+    Raises:
+        NotFound: there is none of that id.
+    """
+    raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id))
+    if raw is None:
+        raise NotFound(f"there is no key {key_id!r}; `clipsynth keys list` has the ids")
+    key = ApiKey.model_validate_json(raw)
+    key.revoked_at = key.revoked_at or time.time()
+    redis.hset(KEYS_KEY, key_id, key.model_dump_json())
+    return key
+
+
+def find_key(redis: Redis, token: str) -> ApiKey | None:
+    """Return the record of a key, compared in constant time; None for what is no key, or a revoked one."""
+    prefix, _, rest = token.partition("_")
+    key_id, _, secret = rest.partition("_")
+    raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id)) if prefix == "cs" else None
+    key = ApiKey.model_validate_json(raw) if raw else None
+    same = hmac.compare_digest(_digest(secret), key.sha256 if key else "")
+    return key if key and same and key.revoked_at is None else None
+
+
+def webhook_secret(redis: Redis, key_id: str) -> str:
+    """Return the secret that signs what a key's webhooks are told; empty where it has none."""
+    raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id))
+    return ApiKey.model_validate_json(raw).webhook_secret if raw else ""
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""Logs: lines of text, or JSON with the ids of request and job. Nothing of ours ever logs a prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
+ACCESS = "clipsynth.access"  # the logger of requests answered
+_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line: time, level, logger, message, ids where known, what `extra` holds, and an exception's trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in (("request_id", REQUEST_ID.get()), ("job_id", JOB_ID.get())):
+            if value is not None:
+                line[name] = value
+        line |= {name: value for name, value in vars(record).items() if name not in _USUAL}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def set_up(log_format: Literal["text", "json"]) -> None:
+    """Send the process's logs to stderr; requests answered are told in JSON alone."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonLines() if log_format == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger(ACCESS).setLevel(logging.INFO if log_format == "json" else logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole URLs
+
+
+@contextmanager
+def about(job_id: str, meta: object) -> Iterator[None]:
+    """Have what is logged inside name a job, and the request that it came with."""
+    request_id = meta.get("request_id") if isinstance(meta, dict) else None
+    job_token, request_token = JOB_ID.set(job_id), REQUEST_ID.set(request_id)
+    try:
+        yield
+    finally:
+        JOB_ID.reset(job_token)
+        REQUEST_ID.reset(request_token)

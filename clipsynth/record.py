@@ -1,0 +1,69 @@
+"""What Redis holds of one generation, read: the resource that clients see, and its standing that workers go by."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+
+from clipsynth.schemas import Delivery, Generation, JobPayload, Output, Problem, Progress, Status, Webhook
+
+
+def record_key(generation_id: str) -> str:
+    """Return the name of a generation's hash."""
+    return f"clipsynth:gen:{generation_id}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A generation as its worker sees it: `solo` is that it must run alone, `lost` how often it was lost with its worker when alone."""
+
+    status: Status
+    cancel_requested: bool
+    solo: bool
+    lost: int
+    deadline_at: float | None
+
+    @property
+    def overdue(self) -> bool:
+        return self.deadline_at is not None and time.time() >= self.deadline_at
+
+
+def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes | None) -> Generation | None:
+    """Return the resource of a record; None where there is none."""
+    if not raw:
+        return None
+    fields = {k.decode(): v.decode() for k, v in raw.items()}
+    payload = JobPayload.model_validate_json(fields["input"])
+    status = Status(fields["status"])
+    return Generation(
+        id=generation_id,
+        status=status,
+        created_at=float(fields["created_at"]),
+        started_at=float(fields["started_at"]) if "started_at" in fields else None,
+        finished_at=float(fields["finished_at"]) if "finished_at" in fields else None,
+        expires_at=float(fields["expires_at"]) if "expires_at" in fields else None,
+        model=payload.model,
+        input=payload,
+        seed=payload.seed,
+        progress=Progress.model_validate_json(progress) if progress and status is Status.PROCESSING else None,
+        outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
+        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
+        webhook=_webhook(fields),
+        links={
+            "self": f"/v1/generations/{generation_id}",
+            "events": f"/v1/generations/{generation_id}/events",
+            "cancel": f"/v1/generations/{generation_id}/cancel",
+        },
+    )
+
+
+def _webhook(fields: dict[str, str]) -> Webhook | None:
+    if "webhook_url" not in fields:
+        return None
+    noted = [v for name, v in sorted(fields.items()) if name.startswith("delivery:")]
+    return Webhook(
+        url=fields["webhook_url"],
+        events=fields["webhook_events"].split(","),
+        deliveries=[Delivery.model_validate_json(v) for v in noted],
+    )

@@ -1,0 +1,56 @@
+"""`/v1/estimate`."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipsynth.schemas import Status
+from tests.app.test_admission import COST, REQUEST_S, serve
+from tests.app.test_generations import check_problem, picture
+from tests.app.test_waiting import INFO
+
+__all__ = ["serve"]
+
+
+@pytest.fixture
+def service(serve):
+    return serve()
+
+
+def ask(service, body=None, **kwargs):
+    return service.client.post("/v1/estimate", **({"json": body} if body is not None else {}), **kwargs)
+
+
+def test_an_estimate_counts_what_is_before(service):
+    service.state.announce(INFO.model_copy(update={"cost": COST}))
+    empty = ask(service, {"prompt": "a"}).json()
+    assert empty == {"model": "tiny", "unfinished": 0, "p50_s": REQUEST_S, "p90_s": pytest.approx(1.8)}
+    service.post()
+    after_one = ask(service, {"prompt": "a", "num_outputs": 2}).json()
+    assert (after_one["unfinished"], after_one["p50_s"]) == (1, pytest.approx(3 * REQUEST_S))
+    assert len(service.client.get("/v1/generations").json()["data"]) == 1
+
+
+def test_an_estimate_learns_from_how_long_it_took(service):
+    service.state.announce(INFO.model_copy(update={"cost": COST}))
+    for n in range(20):
+        generation_id = service.post().json()["id"]
+        told = float(service.redis.hget(f"clipsynth:gen:{generation_id}", "eta_s"))
+        took = told * (2 if n < 15 else 5)
+        made = float(service.redis.hget(f"clipsynth:gen:{generation_id}", "created_at"))
+        service.redis.hset(f"clipsynth:gen:{generation_id}", "created_at", made - took)
+        service.state.change(generation_id, Status.SUCCEEDED)
+    learnt = ask(service, {"prompt": "a"}).json()
+    assert learnt["p50_s"] == pytest.approx(2 * REQUEST_S, rel=0.3)
+    assert learnt["p90_s"] == pytest.approx(5 * REQUEST_S, rel=0.3)
+
+
+def test_no_number_is_made_up_before_a_worker_has_measured_its_cost(service):
+    assert ask(service, {"prompt": "a"}).json()["p50_s"] is None
+
+
+def test_an_estimate_takes_the_same_bodies(service):
+    assert ask(service, files={"image": ("x", picture("PNG"))}).status_code == 200
+    check_problem(ask(service, {"prompt": ""}), 422, "invalid_request")
+    check_problem(ask(service, {"prompt": "a", "duration_s": 9}), 422, "invalid_request")
+    check_problem(ask(service, {"prompt": "a", "model": "other"}), 422, "model_not_found")
