@@ -26,7 +26,7 @@ class VocoderRecipe(_Section):
     """AdamW on mel and multi-resolution STFT distances; `segment_frames` mel frames per sample.
 
     From step `adversarial_from` on discriminators play, with the spectral distances at `spectral_weight`. After `steps`, `finetune_steps` on mels
-    that the denoiser made of `finetune_clips` clips. The learning rate halves every `half_life_steps`.
+    that the denoiser made of `finetune_clips` clips, without discriminators unless `finetune_adversarial`. The learning rate halves every `half_life_steps`.
     """
 
     steps: PositiveInt
@@ -39,6 +39,7 @@ class VocoderRecipe(_Section):
     spectral_weight: PositiveFloat = 5.0
     finetune_steps: NonNegativeInt = 0
     finetune_clips: PositiveInt = 256
+    finetune_adversarial: bool = True
     evaluate_every: PositiveInt = 500
 
 

@@ -215,7 +215,7 @@ class _Step:
             made = self.vocoder(mels)[:, : target.shape[1]]
         loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
         spectral = loss.detach()
-        if n >= v.adversarial_from:
+        if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
             loss = v.spectral_weight * loss + self._play(made, target)
         self._update("vocoder", self.vocoder, loss)
         return float(spectral)
