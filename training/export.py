@@ -98,13 +98,18 @@ def model_card(
     recipe: Recipe, pipe: ClipSynthPipeline, lines: list[dict[str, Any]], results: Path | None
 ) -> str:
     """Return the model card: parts, training, data with their licences, figures, limits."""
-    manifest, d = pipe.manifest, recipe.denoiser
+    manifest, d, v = pipe.manifest, recipe.denoiser, recipe.vocoder
     environment = json.loads((Path(recipe.run) / "denoiser" / "environment.json").read_text())
     states = {
         "denoiser": load_state(Path(recipe.run) / "denoiser" / "best.pt") or {},
         "vocoder": load_state(recipe.vocoder_folder / "state.pt") or {},
     }
     dev = states["denoiser"].get("dev")
+    until = "on" if v.finetune_adversarial else f"to {v.steps}"
+    played = v.adversarial_from < states["vocoder"].get("step", 0)
+    discriminators = (
+        f"with discriminators from step {v.adversarial_from} {until}" if played else "without discriminators"
+    )
     licences = Counter((line["source"], line["licence"]) for line in lines)
     hours = sum(line["duration_s"] for line in lines) / 3600
     sizes = {
@@ -126,7 +131,7 @@ defaults: {manifest.num_inference_steps} steps, guidance {manifest.guidance_scal
 - Learned from: {learned[d.condition]}.
 - Command: `clipsynth {" ".join(environment["command"])}`, at git commit {environment["git_commit"] or "unknown"}.
 - Denoiser: {states["denoiser"].get("step", "?")} steps of batch {d.batch_size}; flow loss on held-out `dev` clips {"not measured" if dev is None else f"{dev:.4f}"} at a fixed grid of times and noises.
-- Vocoder: {states["vocoder"].get("step", "?")} steps of batch {recipe.vocoder.batch_size}, with discriminators from step {recipe.vocoder.adversarial_from} on.
+- Vocoder: {states["vocoder"].get("step", "?")} steps of batch {v.batch_size}, {discriminators}; the last {max(0, states["vocoder"].get("step", 0) - v.steps)} on mels of the denoiser.
 - Parts: {type(pipe.encoder).__name__}, not trained; {", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in sizes.items())}.
 - Device: {environment["device"]}; {", ".join(f"{name} {v}" for name, v in environment["packages"].items())}.
 
