@@ -54,6 +54,7 @@ class Recovery:
         self._seen_key = f"clipsynth:unclaimed:{queue.name}"
         self._requeue = self.redis.register_script(REQUEUE)
         self._silent_until = 0.0
+        self._answered_at = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -73,6 +74,8 @@ class Recovery:
         while not self._stop.is_set():
             self.check()
             try:
+                self.redis.ping()
+                self._answered_at = time.monotonic()
                 self.renew()
                 if time.monotonic() >= self._silent_until:
                     self.recover()
@@ -83,6 +86,11 @@ class Recovery:
             except Exception:
                 logger.exception("jobs of lost workers not looked for")
             self._stop.wait(self.beat_s)
+
+    @property
+    def away_s(self) -> float:
+        """For how many seconds Redis has not answered; about `beat_s` while it does."""
+        return time.monotonic() - self._answered_at
 
     def renew(self) -> None:
         """Renew the lease of every job at hand."""

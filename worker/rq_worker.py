@@ -94,7 +94,7 @@ class BatchWorker(SimpleWorker):
             lease_s=lease_s,
             beat_s=beat_s,
             held=lambda: [(held.job, held.execution) for held in list(self._held.values())],
-            check=self._exit_if_stalled,
+            check=self._exit_if_stuck,
         )
 
     # ------------------------------------------------------------------------------------------- what RQ calls
@@ -274,7 +274,10 @@ class BatchWorker(SimpleWorker):
             held.stopped_by, held.stopped_at = reason, now()
             self.engine.cancel(held.ticket)
 
-    def _exit_if_stalled(self) -> None:
+    def _exit_if_stuck(self) -> None:
+        if self._stop_requested and self.recovery.away_s > self.lease_s:
+            logger.critical("told to end, and Redis is gone, and with it the leases of what runs here")
+            os._exit(os.EX_TEMPFAIL)
         for held in list(self._held.values()):
             if held.stopped_by and not held.ticket.ended and now() - held.stopped_at > STALL_S:
                 logger.critical("job %s does not stop: the process hangs, and ends", held.job.id)

@@ -25,6 +25,14 @@ def free_port():
         return s.getsockname()[1]
 
 
+def is_running(pid):
+    """Whether a process is there, and is more than a zombie that nobody waits for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 class Serve:
     def __init__(self, bundle, data_dir, *, result_ttl_s=3600):
         self.url = f"http://127.0.0.1:{(port := free_port())}"
@@ -183,12 +191,15 @@ def test_a_killed_serve_that_is_started_again_finishes_what_it_accepted(tiny_bun
     killed = Serve(tiny_bundle, tmp_path / "data")
     killed.wait_for_worker()
     locations = [killed.post(num_inference_steps=200), killed.post()]
+    children = killed.children()
     killed.process.kill()
     again = Serve(tiny_bundle, tmp_path / "data")
     killed.process.wait()
     killed.http.close()
     assert [again.wait_for_end(location) for location in locations] == ["succeeded"] * 2
     again.stop()
+    # Its worker was at work when Redis went for good: it must not wait for ever to tell what it made.
+    assert wait_until(lambda: not any(map(is_running, children)), timeout_s=TIMEOUT_S)
 
 
 def test_a_bundle_that_lacks_a_part_ends_serve_with_its_name(tiny_bundle, tmp_path):
