@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from transformers import SpeechT5HifiGan
 
 from models.condition_encoder import ConditionEncoder
 from models.denoiser import Denoiser
 from models.encoders import load_encoder
 from models.manifest import Manifest
 from models.mel import MelSpectrogram
-from models.pipeline import ClipSynthPipeline, SpeechT5HifiGan
+from models.pipeline import ClipSynthPipeline
 from training.data import Clips, ClipSet
 from training.loop import load_state
 from training.recipe import Recipe

@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from models.manifest import Manifest
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -87,9 +89,9 @@ class DenoiserRecipe(_Section):
 class RequestDefaults(_Section):
     """What a request to the bundle gets where it does not say."""
 
-    num_inference_steps: PositiveInt = 12
-    guidance_scale: float = 4.0
-    guidance_interval: tuple[float, float] = Field((0.0, 0.65), strict=False)
+    num_inference_steps: PositiveInt = Manifest.num_inference_steps
+    guidance_scale: float = Manifest.guidance_scale
+    guidance_interval: tuple[float, float] = Field(Manifest.guidance_interval, strict=False)
 
 
 class Recipe(_Section):

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.condition_encoder import Kind
-from models.manifest import Manifest
 from models.mel import MelSpectrogram
 from models.sampler import Row, advance
 from models.vocoder import build_vocoder
 from training.batches import LOG_FLOOR, Batch
 from training.loop import load_state, load_weights
-from training.recipe import Recipe
+from training.recipe import Recipe, RequestDefaults
 
 if TYPE_CHECKING:
     from training.train_denoiser import FlowMatching
 
 
 @torch.no_grad()
-def samples(model: FlowMatching, batch: Batch, device: torch.device, rows: int = 4) -> torch.Tensor:
-    """Return log-mels (rows, F, M) generated from the conditions of the first dev clips, at a bundle's default steps and guidance."""
+def samples(
+    model: FlowMatching, batch: Batch, device: torch.device, requests: RequestDefaults, rows: int = 4
+) -> torch.Tensor:
+    """Return log-mels (rows, F, M) generated from the conditions of the first dev clips, as the bundle will by default."""
     batch, rows = batch.to(device), min(rows, len(batch.mel))
     ones = torch.ones(1, 1, device=device)
     unconditional = model.condition_encoder.encode([[]])
@@ -29,9 +30,15 @@ def samples(model: FlowMatching, batch: Batch, device: torch.device, rows: int =
     kind: Kind = "text" if batch.is_text[0, 0] else "image"
     centred = model.condition_encoder.centre(batch.embeds[:rows, 0], kind)
     conditions = [model.condition_encoder(c[None, None], ones, 0 * ones, ones.bool()) for c in centred]
-    m = Manifest
     states = [
-        Row(x, c, unconditional, m.num_inference_steps, m.guidance_scale, m.guidance_interval)
+        Row(
+            x,
+            c,
+            unconditional,
+            requests.num_inference_steps,
+            requests.guidance_scale,
+            requests.guidance_interval,
+        )
         for x, c in zip(noise, conditions, strict=True)
     ]
     while not states[0].done:

@@ -265,7 +265,7 @@ def _fit(
         model.eval()
         loss = dev_loss(model, held_out, accelerator.device)
         run.log("dev", n, loss)
-        made = samples(model, held_out[0], accelerator.device)
+        made = samples(model, held_out[0], accelerator.device, recipe.requests)
         run.show(n, spectrograms(held_out[0].mel.cpu(), made))
         if (sound := vocode(recipe, made)) is not None:
             run.play(n, sound)
