@@ -181,7 +181,8 @@ def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
     assert place.state.get(refused).error.code == "invalid_request"
     assert [o.index for o in place.state.get(other).outputs] == [0, 1]
     assert place.storage.get(audio_key(other, 1, "wav"))
-    assert place.toy.batches[1] == ["rain", "wind", "wind", "broken", "hail"]
+    # Two threads prepare jobs: which is first into the batch is left open, that all share the step is not.
+    assert sorted(place.toy.batches[1]) == sorted(["rain", "wind", "wind", "broken", "hail"])
     assert place.nothing_left()
 
 
