@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from clipsynth.process import wait_until
@@ -87,13 +89,12 @@ class Serve:
         return self.http.get(location).json()["status"]
 
     def children(self):
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return {int(line.split()[0]): line for line in listed.stdout.splitlines()}
+        """Command lines by process id, after the program's name: a long path must not hide it."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[child.pid] = " ".join([child.name(), *child.cmdline()])
+        return found
 
     def pid(self, word):
         return next((pid for pid, line in self.children().items() if word in line), None)
