@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app import docs, envelope, errors, estimate, generations, replay
+from app import docs, envelope, errors, estimate, generations, page, replay
 from app.auth import Admin, Reader
 from app.deps import Services, ServicesDep
 from app.events import Events
@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     envelope.install(app, settings)
     errors.install(app, count=lambda code: metrics.problems.labels(code).inc())
     docs.install(app)
+    page.install(app)
     app.include_router(generations.router)
     app.include_router(replay.router)
     app.include_router(estimate.router)
