@@ -42,8 +42,8 @@ export class Player {
   }
 
   async #draw() {
-    const [picture, peaks] = await Promise.all([api.file(this.first.spectrogram_url), api.fileJson(this.first.peaks_url)]);
-    this.image.src = URL.createObjectURL(picture);
+    this.image.src = URL.createObjectURL(await api.file(this.first.spectrogram_url));
+    const peaks = await api.fileJson(this.first.peaks_url);
     const { canvas } = this;
     canvas.width = peaks.length;
     canvas.height = 96;
