@@ -60,7 +60,9 @@ def _redis(settings: Settings) -> str:
         with connect(url) as redis:
             if redis_answers(redis):
                 told = redis.info("server")
-                return f"{told['redis_version']} answers" + ("" if settings.redis_url else ", that of a running serve")  # type: ignore[index]
+                return f"{told['redis_version']} answers" + (
+                    "" if settings.redis_url else ", that of a running serve"
+                )
         if settings.redis_url:
             raise Trouble("CLIPSYNTH_REDIS_URL is set, and nothing answers there; start Redis or unset it")
     return f"`clipsynth serve` would start {find_redis_server()}"
@@ -95,7 +97,9 @@ def _port(settings: Settings) -> str:
 
 
 def _disk(settings: Settings) -> str:
-    there = next(p for p in (settings.data_dir.absolute(), *settings.data_dir.absolute().parents) if p.exists())
+    there = next(
+        p for p in (settings.data_dir.absolute(), *settings.data_dir.absolute().parents) if p.exists()
+    )
     if not os.access(there, os.W_OK):
         raise Trouble(f"{settings.data_dir} cannot be written; set CLIPSYNTH_DATA_DIR to a folder of yours")
     free = shutil.disk_usage(there).free

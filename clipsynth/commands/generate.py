@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipsynth.schemas import Format, output_seed
+from clipsynth.schemas import output_seed
 from clipsynth.settings import Settings
+
+if TYPE_CHECKING:
+    from clipsynth.client import Client
 
 SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # elsewhere the format itself
 
@@ -29,7 +32,9 @@ class Query:
     @property
     def slug(self) -> str:
         """A name for its files."""
-        return re.sub(r"[^a-z0-9]+", "-", (self.prompt or (self.image or Path()).stem).lower()).strip("-")[:40]
+        return re.sub(r"[^a-z0-9]+", "-", (self.prompt or (self.image or Path()).stem).lower()).strip("-")[
+            :40
+        ]
 
 
 # Returns the sounds of a query as bytes of files, telling of its steps by `on_step(done, all)`.
@@ -45,7 +50,8 @@ def generate(
         ),
     ] = None,
     from_file: Annotated[
-        Path | None, typer.Option("--from", help="A text file with a prompt on each line; # begins a comment.")
+        Path | None,
+        typer.Option("--from", help="A text file with a prompt on each line; # begins a comment."),
     ] = None,
     image: Annotated[
         list[Path] | None,
@@ -66,6 +72,9 @@ def generate(
     api_key: Annotated[
         str | None, typer.Option(envvar="CLIPSYNTH_API_KEY", help="Of the service, if it wants one.")
     ] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds that a service may be away or full.")
+    ] = 120.0,
     model: Annotated[
         Path | None, typer.Option("--model", help="Bundle folder; the demo's by default.")
     ] = None,
@@ -87,7 +96,13 @@ def generate(
     }
     with ExitStack() as stack:
         if server:
-            make = stack.enter_context(_by_service(server, api_key, num_outputs, output_format, fields))
+            from clipsynth.client import Client
+
+            make = stack.enter_context(
+                _by_service(
+                    Client(server, api_key=api_key, patience_s=patience), num_outputs, output_format, fields
+                )
+            )
         else:
             overrides = {"model": model, "device": device}
             settings = Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
@@ -123,7 +138,9 @@ def name_files(
         ValueError: several queries, and `output` is a file.
     """
     suffix = SUFFIX.get(output_format, output_format)
-    if len(queries) == 1 and not (output and (output.is_dir() or str(output).endswith("/") or not output.suffix)):
+    if len(queries) == 1 and not (
+        output and (output.is_dir() or str(output).endswith("/") or not output.suffix)
+    ):
         first = [output or Path(f"out.{suffix}")]
     else:
         folder = output or Path("out")
@@ -144,10 +161,11 @@ def _write(queries: list[Query], paths: list[list[Path]], seed: int, make: Make)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("generate", total=len(queries))
         for n, (query, files) in enumerate(zip(queries, paths, strict=True)):
-            sounds = make(
-                query, seed, lambda done, total, n=n: progress.update(task, completed=n + done / total)
-            )
-            for path, data in zip(files, sounds, strict=True):
+
+            def show(done: int, total: int, before: int = n) -> None:
+                progress.update(task, completed=before + done / total)
+
+            for path, data in zip(files, make(query, seed, show), strict=True):
                 path.write_bytes(data)
                 print(path)
             progress.update(task, completed=n + 1)
@@ -174,7 +192,10 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{query.image} cannot be read as a picture: {error}") from None
         request = {"negative_prompt": None, **resolved, "prompt": query.prompt, "image": picture}
-        waves = [predictor.predict(**request, seed=output_seed(seed, n), on_step=on_step) for n in range(num_outputs)]
+        waves = [
+            predictor.predict(**request, seed=output_seed(seed, n), on_step=on_step)
+            for n in range(num_outputs)
+        ]
         return [predictor.encode_response(wave, output_format) for wave in waves]  # type: ignore[arg-type]
 
     return make
@@ -182,12 +203,11 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
 
 @contextmanager
 def _by_service(
-    url: str, api_key: str | None, num_outputs: int, output_format: str, fields: dict[str, Any]
+    client: Client, num_outputs: int, output_format: str, fields: dict[str, Any]
 ) -> Iterator[Make]:
-    from clipsynth.client import Client
     from clipsynth.schemas import Generation
 
-    with Client(url, api_key=api_key) as client:
+    with client:
 
         def make(query: Query, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
             def show(generation: Generation) -> None:
