@@ -83,6 +83,7 @@ def guidance_scale(prompt_influence: float, own: float) -> float:
         **problems(
             "invalid_body",
             "model_not_found",
+            "gone",
             "payload_too_large",
             "unsupported_media",
             "deadline_unreachable",

@@ -9,17 +9,20 @@ from __future__ import annotations
 from redis.client import Pipeline
 from redis.commands.core import Script
 
-# KEYS: the queue's list, at whose end the job is; the hash of where each owner's next job starts. ARGV: the job, its owner, its work.
+# KEYS: the queue's list, at whose end the job is; the hash of where each owner's next job starts, and under '' the latest start of all: when
+# the queue is empty the owners are forgotten and time goes on from there, so that a job that is put back is never later than new ones.
+# ARGV: the job, its owner, its work.
 _TAKE_TURN = """
 local function start_of(id) return tonumber(redis.call('HGET', 'clipsynth:gen:' .. id, 'turn') or '0') end
 local list, starts, id, owner, work = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
 if redis.call('LINDEX', list, -1) ~= id then return end
 redis.call('RPOP', list)
 local size = redis.call('LLEN', list)
+local latest = tonumber(redis.call('HGET', starts, '') or '0')
 if size == 0 then redis.call('DEL', starts) end
-local start = tonumber(redis.call('HGET', starts, owner) or '0')
-if size > 0 then start = math.max(start, start_of(redis.call('LINDEX', list, 0))) end
-redis.call('HSET', starts, owner, string.format('%.6f', start + work))
+local now = size == 0 and latest or start_of(redis.call('LINDEX', list, 0))
+local start = math.max(now, tonumber(redis.call('HGET', starts, owner) or '0'))
+redis.call('HSET', starts, owner, string.format('%.6f', start + work), '', string.format('%.6f', math.max(latest, start)))
 redis.call('HSET', 'clipsynth:gen:' .. id, 'turn', string.format('%.6f', start))
 local low, high = 0, size
 if size > 0 and start_of(redis.call('LINDEX', list, -1)) <= start then low = size end
