@@ -218,7 +218,7 @@ def identity(payload):
     return sorted((c.text or "", c.image_sha256 or "", c.weight) for c in payload.conditions)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(any_set(), st.randoms())
 def test_any_set_is_refused_by_name_or_survives_to_the_recipe_and_back(tiny_info, made, rng):
     prompts, bad = made
@@ -281,7 +281,7 @@ SMALL = st.lists(
 ).filter(lambda items: any(w > 0 for _, w in items) and sum(t is None for t, _ in items) <= 4)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(SMALL, st.randoms(), st.floats(0, 20))
 def test_the_rows_of_any_set_do_not_depend_on_its_order(tiny_pipeline, tiny_info, items, rng, scale):
     prompts = [{"image": "part:x"} if text is None else {"text": text} for text, _ in items]

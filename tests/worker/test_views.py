@@ -33,7 +33,7 @@ def test_a_tone_is_a_bright_line_higher_for_a_higher_tone():
     for hz in (300, 3000):
         picture = drawn(tone(hz))
         assert picture.shape == (HEIGHT, 100)
-        assert picture.max() == 255
+        assert picture.max() > 250
         rows.append(int(picture.mean(1).argmax()))
     assert rows[0] > HEIGHT / 2 > rows[1]
 
