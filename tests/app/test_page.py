@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from tests.browser import open_chromium
@@ -240,6 +241,44 @@ def test_nothing_is_wider_than_a_phone(page, width):
         )
         == 0
     )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, theme):
+    if page.evaluate("document.documentElement.dataset.theme") != theme:
+        page.get_by_role("button", name="Light or dark").click()
+    card = generate(page, "a dog")
+    card.locator(".player").nth(1).wait_for()
+    page.get_by_role("button", name="Mix in words").click()
+    page.locator("#file").set_input_files(picture("red"))
+    page.get_by_role("img", name="Picture: red.png").wait_for()
+    card.get_by_role("button", name="Compare as A").first.click()
+    card.get_by_role("button", name="Compare as B").last.click()
+    found = Axe().run(page).response["violations"]
+    assert [(v["id"], v["impact"], [n["target"] for n in v["nodes"]]) for v in found] == []
+
+
+def test_a_page_of_a_service_with_keys_asks_for_one(page):
+    told = json.dumps({"code": "unauthorized", "detail": "an API key is needed"})
+    problem = {"status": 401, "headers": {"Content-Type": "application/problem+json"}, "body": told}
+    sent = []
+
+    def answer(route):
+        sent.append(route.request.headers.get("authorization"))
+        route.continue_() if sent[-1] else route.fulfill(**problem)
+
+    page.route("**/v1/models", answer)
+    page.reload()
+    page.get_by_label("API key").fill("cs_x_y")
+    page.unroute("**/v1/models")
+    page.route(
+        "**/v1/models",
+        lambda route: (sent.append(route.request.headers.get("authorization")), route.fulfill(json=[])),
+    )
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_text("No model is ready yet").wait_for()
+    assert sent[0] is None
+    assert sent[-1] == "Bearer cs_x_y"
 
 
 def test_the_page_is_small(page):
