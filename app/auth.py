@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -48,8 +48,8 @@ def _refuse_other_sites(request: Request, settings: Settings) -> None:
         raise Forbidden("a page of another site may not ask without an API key; see CLIPSYNTH_CORS_ORIGINS")
 
 
-def _needs(scope: Scope) -> Callable[[ApiKey], ApiKey]:
-    def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
+def _needs(scope: Scope) -> Callable[[ApiKey], Awaitable[ApiKey]]:
+    async def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
         if not caller.allows(scope):
             raise Forbidden(f"this API key has not the scope {scope!r}")
         return caller

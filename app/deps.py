@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +24,9 @@ class Services:
     state: State
     storage: Storage
     events: Events
+    decoding: (
+        asyncio.Semaphore
+    )  # held for a request with a picture: each is up to some 300 MB while it is decoded
 
 
 def _services(request: Request) -> Services:

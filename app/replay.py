@@ -32,7 +32,16 @@ class ReplayRequest(BaseModel):
     status_code=202,
     response_model=Generation,
     responses=problems(
-        "model_not_found", "recipe_mismatch", "picture_gone", "rate_limited", "queue_full", "no_worker"
+        "invalid_body",
+        "model_not_found",
+        "recipe_mismatch",
+        "picture_gone",
+        "payload_too_large",
+        "receive_timeout",
+        "rate_limited",
+        "queue_full",
+        "no_worker",
+        "storage_unavailable",
     ),
 )
 def replay(body: ReplayRequest, response: Response, services: ServicesDep, caller: Maker) -> Generation:
