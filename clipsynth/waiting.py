@@ -36,8 +36,11 @@ class Forecast:
     p90_s: float | None = None
 
 
-def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None) -> Forecast:
-    """Estimate for one worker that takes the running jobs for half done, corrected by how long earlier ones took in fact."""
+def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None, *, counted: bool = False) -> Forecast:
+    """Estimate for one worker that takes the running jobs for half done, corrected by how long earlier ones took in fact.
+
+    `counted` is whether room was taken for the request: then it is part of the queue's work.
+    """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.hmget(f"clipsynth:load:{payload.model}", ["n", "w"])
         pipeline.zrange(f"rq:wip:clipsynth-{payload.model}", 0, -1)
@@ -48,7 +51,8 @@ def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None) -> Forec
         for execution in wip:
             pipeline.hget(record_key(execution.decode().partition(":")[0]), "work")
         running = sum(float(w) for w in pipeline.execute() if w)
-    ahead_s = max(0.0, float(passes_ahead or 0) - running / 2) * cost.audio_step_s
+    own = passes(payload, cost) if counted else 0.0
+    ahead_s = max(0.0, float(passes_ahead or 0) - own - running / 2) * cost.audio_step_s
     base_s = ahead_s + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
     known = sorted(map(float, ratios))
     p50, p90 = (1.0, 1.5) if len(known) < MIN_RATIOS else (known[int(q * len(known))] for q in (0.5, 0.9))
