@@ -44,7 +44,7 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write too
         self._renames = "file" in self._fs.protocol  # an object appears as a whole
         self._answered_at: float | None = None
 

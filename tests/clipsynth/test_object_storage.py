@@ -24,21 +24,21 @@ def bucket(monkeypatch):
     """Serve an empty store; return the URL of a folder in it."""
     moto = server.ThreadedMotoServer(port=0, verbose=False)
     moto.start()
-    host, port = moto.get_host_and_port()
+    _, port = moto.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     httpx.post(f"http://127.0.0.1:{port}/moto-api/reset").raise_for_status()
     Storage("s3://sounds")._fs.mkdir("sounds")
-    yield moto, "s3://sounds/results"
+    yield "s3://sounds/results"
     Storage("s3://sounds")._fs.clear_instance_cache()
     moto.stop()
 
 
 @pytest.fixture
 def service(redis_url, tiny_pipeline, tmp_path, bucket):
-    settings = Settings(redis_url=redis_url, data_dir=tmp_path, storage_url=bucket[1], result_ttl_s=60)
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path, storage_url=bucket, result_ttl_s=60)
     yield from serving(settings, tiny_pipeline)
 
 
@@ -74,8 +74,7 @@ def test_delete_removes_what_an_object_store_holds(service):
 
 
 def test_an_object_store_that_is_gone_is_a_typed_error(bucket):
-    moto, url = bucket
-    storage = Storage(url)
+    storage = Storage(bucket)
     key = audio_key("gen_" + "0" * 26, 0, "wav")
     with pytest.raises(NotFound):
         storage.get(key)
