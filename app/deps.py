@@ -26,7 +26,7 @@ class Services:
     events: Events
     decoding: (
         asyncio.Semaphore
-    )  # held for a request with a picture: each is up to some 300 MB while it is decoded
+    )  # held for a request with a picture: each takes up to 480 MB while it is decoded
 
 
 def _services(request: Request) -> Services:
