@@ -1,9 +1,9 @@
-# make serve | test | check | chaos. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
+# make serve | test | check | chaos | fuzz. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test check chaos screenshots
+.PHONY: setup serve test check chaos screenshots fuzz
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -27,3 +27,6 @@ chaos: setup
 
 screenshots: setup
 	$(BIN)/python -m tests.screenshots docs
+
+fuzz: setup
+	$(BIN)/python -m benchmarks.fuzz $(FUZZ)

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from redis.exceptions import RedisError
 
@@ -127,12 +128,18 @@ def _claim(
 def _take_room(
     services: Services, caller: ApiKey, generation_id: str, payload: JobPayload, cost: ModelCost | None
 ) -> Hold | None:
-    """Return the room taken; None where another request with this id has it."""
-    expected = forecast(services.redis, payload, cost, owner=caller.id)
+    """Return the room taken; None where another request with this id has it.
+
+    Room comes first: of all that may refuse a request it costs least, and under overload nearly all are refused.
+    """
+    hold = Hold(generation_id, caller.id, payload.model, passes(payload, cost))
+    if not admit(services.redis, hold, services.settings, cost):
+        return None
+    expected = forecast(services.redis, payload, cost, owner=caller.id, counted=True)
     if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
+        release_hold(services.redis, hold)
         raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
-    hold = Hold(generation_id, caller.id, payload.model, passes(payload, cost), expected.base_s)
-    return hold if admit(services.redis, hold, services.settings, cost) else None
+    return replace(hold, eta_s=expected.base_s)
 
 
 def _made_meanwhile(services: Services, caller: ApiKey, generation_id: str) -> Generation:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
@@ -60,10 +60,10 @@ def _refuse_other_sites(request: Request, settings: Settings) -> None:
         raise Forbidden("a page of another site may not ask without an API key; see CLIPSYNTH_CORS_ORIGINS")
 
 
-def _needs(scope: Scope, who: Callable[..., ApiKey] = _caller) -> Callable[[ApiKey], ApiKey]:
+def _needs(scope: Scope, who: Callable[..., Any] = _caller) -> Callable[[ApiKey], Awaitable[ApiKey]]:
     found: ApiKey = Depends(who)
 
-    def check(caller: ApiKey = found) -> ApiKey:
+    async def check(caller: ApiKey = found) -> ApiKey:
         if not caller.allows(scope):
             raise Forbidden(f"this API key has not the scope {scope!r}")
         return caller

@@ -31,21 +31,24 @@ class Services:
     state: State
     storage: Storage
     events: Events
+    decoding: (
+        asyncio.Semaphore
+    )  # held for a request with pictures: each takes up to 480 MB while it is decoded
     fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_FETCHES))
 
     @asynccontextmanager
-    async def fetching(self, wanted: GenerationRequest) -> AsyncIterator[None]:
-        """Hold a place for a request whose pictures are to be fetched: each takes a thread for a while, and others need some too.
+    async def room_for_pictures(self, wanted: GenerationRequest) -> AsyncIterator[None]:
+        """Hold a place for a request with pictures. To fetch takes a thread for a while, and others need some too; to decode takes memory.
 
         Raises:
-            RateLimited: all places are taken.
+            RateLimited: all places for requests whose pictures are to be fetched are taken.
         """
-        if not wanted.has_urls:
+        if not wanted.has_pictures:
             yield
             return
-        if self.fetches.locked():
+        if wanted.has_urls and self.fetches.locked():
             raise RateLimited("too many pictures are being fetched", retry_after_s=FETCH_RETRY_S)
-        async with self.fetches:
+        async with self.fetches if wanted.has_urls else self.decoding:
             yield
 
 

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from clipsynth.errors import ClipSynthError
 
@@ -30,6 +31,7 @@ STATUS = {
     "image_not_fetched": 422,
     "unsupported_media": 415,
     "payload_too_large": 413,
+    "receive_timeout": 408,
     "image_too_large": 413,
     "not_found": 404,
     "gone": 410,
@@ -44,6 +46,7 @@ STATUS = {
     "no_worker": 503,
     "redis_unavailable": 503,
     "not_in_time": 504,
+    "storage_unavailable": 503,
 }
 
 
@@ -61,6 +64,7 @@ class ProblemDetails(BaseModel):
 _CODES = {
     400: "invalid_body",
     404: "not_found",
+    408: "receive_timeout",
     405: "method_not_allowed",
     413: "payload_too_large",
     415: "unsupported_media",
@@ -98,7 +102,7 @@ def problem(
         "title": code.replace("_", " "),
         "status": status,
         "code": code,
-        "detail": detail,
+        "detail": _encodable(detail),
     }
     if errors:
         body["errors"] = errors
@@ -110,19 +114,37 @@ def problem(
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
+def _encodable(text: str) -> str:
+    """Replace halves of surrogate pairs: JSON may carry them as names, UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
+
+
 def validation_problem(error: RequestValidationError) -> JSONResponse:
     """Return a 422 that names each field."""
     errors = [
-        {"pointer": "/" + "/".join(map(str, e["loc"])), "detail": str(e["msg"])} for e in error.errors()
+        {"pointer": _encodable("/" + "/".join(map(str, e["loc"]))), "detail": _encodable(str(e["msg"]))}
+        for e in error.errors()
     ]
     detail = "; ".join(f"{e['pointer']}: {e['detail']}" for e in errors)
     return problem(422, "invalid_request", detail, errors)
+
+
+def refusal(error: ClipSynthError) -> HTTPException:
+    """Return an error that may be raised while FastAPI reads a body: of others it would make a 400."""
+    return HTTPException(STATUS[error.code], str(error))
 
 
 def unexpected(error: Exception, request_id: str) -> JSONResponse:
     """Log what nobody expected, and return a 500 that says nothing of it."""
     logger.error("request %s failed", request_id, exc_info=error)
     return problem(500, "internal_error", f"something went wrong; request {request_id}")
+
+
+def _methods(request: Request) -> list[str]:
+    """Return what may be done with the request's path; Starlette's own header knows the first of its routes alone."""
+    known = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+    scopes = {method: {**request.scope, "method": method} for method in known}
+    return [m for m in known if any(r.matches(scopes[m])[0] is Match.FULL for r in request.app.routes)]
 
 
 def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> None:
@@ -141,8 +163,14 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
         return validation_problem(error)
 
     @app.exception_handler(HTTPException)
-    async def _(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, _CODES.get(error.status_code, "http_error"), str(error.detail))
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
+        code = _CODES.get(error.status_code, "http_error")
+        count(code)
+        response = problem(error.status_code, code, str(error.detail))
+        response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(_methods(request))
+        return response
 
     @app.exception_handler(RedisError)
     async def _(_: Request, error: RedisError) -> JSONResponse:

@@ -23,7 +23,12 @@ router = APIRouter(tags=["generations"])
     response_model=Estimate,
     openapi_extra={"requestBody": request_body()},
     responses=problems(
-        "invalid_body", "model_not_found", "payload_too_large", "unsupported_media", "no_worker"
+        "invalid_body",
+        "model_not_found",
+        "payload_too_large",
+        "receive_timeout",
+        "unsupported_media",
+        "no_worker",
     ),
 )
 async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Estimate:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from fastapi.concurrency import run_in_threadpool
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from clipsynth.errors import Gone
@@ -24,11 +25,15 @@ RECONNECT_S = 1.0
 
 
 class Events:
-    """Wakes those who wait for a generation. A lost message costs them `PING_S` at most: they look for themselves then."""
+    """Wakes those who wait for a generation, and reads it once for all of them.
+
+    Between two changes nothing is read. What may have been missed while Redis was away is looked at when it is back.
+    """
 
     def __init__(self, redis_url: str, state: State) -> None:
         self.redis_url, self.state = redis_url, state
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._reads: dict[str, asyncio.Task[Generation]] = {}  # begun after the last change
 
     async def listen(self) -> None:
         """Pass on what Redis says, for ever."""
@@ -36,13 +41,28 @@ class Events:
             try:
                 async with Redis.from_url(self.redis_url) as redis, redis.pubsub() as pubsub:
                     await pubsub.psubscribe(EVENTS_PREFIX + "*")
-                    async for message in pubsub.listen():
-                        self._wake(message["channel"].decode().removeprefix(EVENTS_PREFIX))
+                    await self._listen(pubsub)
             except (RedisError, OSError) as error:
                 logger.warning("events interrupted: %s", error)
                 await asyncio.sleep(RECONNECT_S)
 
+    async def _listen(self, pubsub: PubSub) -> None:
+        asked = False  # a connection that is lost without a word answers no ping
+        while True:
+            message = await pubsub.get_message(timeout=PING_S)
+            if message is None:
+                if asked:
+                    raise TimeoutError("Redis is silent")
+                await pubsub.ping()
+            elif message["type"] == "psubscribe":
+                for generation_id in list(self._waiting):
+                    self._wake(generation_id)
+            elif message["type"] == "pmessage":
+                self._wake(message["channel"].decode().removeprefix(EVENTS_PREFIX))
+            asked = message is None
+
     def _wake(self, generation_id: str) -> None:
+        self._reads.pop(generation_id, None)
         for event in self._waiting.get(generation_id, ()):
             event.set()
 
@@ -57,21 +77,46 @@ class Events:
             if not self._waiting[generation_id]:
                 del self._waiting[generation_id]
 
+    async def _read(self, generation_id: str) -> Generation:
+        """Return the generation as it is after the last change; those who ask at the same time share one look."""
+        read = self._reads.get(generation_id)
+        if read is None:
+            read = asyncio.create_task(run_in_threadpool(self.state.get, generation_id))
+            self._reads[generation_id] = read
+            read.add_done_callback(lambda done: self._forget_read(generation_id, done))
+        return await asyncio.shield(read)  # one who leaves must not end it for the others
+
+    def _forget_read(self, generation_id: str, read: asyncio.Task[Generation]) -> None:
+        if self._reads.get(generation_id) is read:
+            del self._reads[generation_id]
+        if not read.cancelled():
+            read.exception()  # whoever still waits has it; asyncio would complain where nobody does
+
     async def states(
         self, generation_id: str, *, timeout_s: float = float("inf")
     ) -> AsyncIterator[Generation]:
-        """Yield the generation now, at each change and at least every `PING_S`, until its end or for `timeout_s`."""
+        """Yield the generation now, at each change and at least every `PING_S`, until its end or for `timeout_s`.
+
+        Only the first look may fail for Redis; later ones are made again until it answers.
+        """
         deadline = time.monotonic() + timeout_s
         with self._changed(generation_id) as changed:
+            generation = await self._read(generation_id)
             while True:
-                changed.clear()
-                generation = await run_in_threadpool(self.state.get, generation_id)
                 yield generation
                 left = deadline - time.monotonic()
                 if generation.status in TERMINAL or left <= 0:
                     return
-                with contextlib.suppress(TimeoutError):
+                try:
                     await asyncio.wait_for(changed.wait(), min(left, PING_S))
+                except TimeoutError:
+                    continue
+                changed.clear()
+                try:
+                    generation = await self._read(generation_id)
+                except RedisError:
+                    await asyncio.sleep(min(max(0.0, left), RECONNECT_S))
+                    changed.set()
 
     async def wait(self, generation: Generation, timeout_s: float) -> Generation:
         """Return the generation at its end, or as it is after `timeout_s`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 import re
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from app.bodies import read_body, request_body
 from app.deps import ServicesDep
 from app.errors import problems
 from app.sound import SOUND, SOUND_RESPONSES, accepted, sound, succeeded
-from clipsynth.errors import InvalidRequest
+from clipsynth.errors import InvalidRequest, StorageUnavailable
 from clipsynth.queue import withdraw
 from clipsynth.schemas import Format, Generation, Page, Status
 
@@ -25,6 +26,15 @@ router = APIRouter(prefix="/v1/generations", tags=["generations"])
 MAX_WAIT_S = 60
 KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 FormatQuery = Annotated[Format | None, Query(alias="format")]
+EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["status", "progress", "completed", "gone"]},
+        "data": {"type": "string"},
+    },
+}
 PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
 
 
@@ -42,13 +52,16 @@ PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
             "image_undecodable",
             "image_not_fetched",
             "payload_too_large",
+            "receive_timeout",
             "image_too_large",
             "unsupported_media",
             "deadline_unreachable",
+            "gone",
             "not_ready",
             "rate_limited",
             "queue_full",
             "no_worker",
+            "storage_unavailable",
         ),
     },
 )
@@ -65,7 +78,7 @@ async def create(
     The same `Idempotency-Key` and request again give the same generation. `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
     """
     wanted, files = await read_body(request)
-    async with services.fetching(wanted):
+    async with services.room_for_pictures(wanted):
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
         generation, replayed = await accepting
     location = f"/v1/generations/{generation.id}"
@@ -94,7 +107,10 @@ def _wait_s(prefer: str | None) -> int:
     "/{generation_id}/events",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {
+            "description": "each event's `data` is the resource",
+            "content": {"text/event-stream": {"schema": EVENT}},
+        },
         **problems("not_found", "gone"),
     },
 )
@@ -182,7 +198,8 @@ def delete(generation_id: str, services: ServicesDep, caller: Maker) -> Response
     generation = services.state.get(generation_id, owner=caller.id)
     services.state.forget(generation_id)
     withdraw(services.redis, generation_id, generation.model)
-    services.storage.delete(generation_id)
+    with contextlib.suppress(StorageUnavailable):  # nobody reaches them any more, and the janitor tries again
+        services.storage.delete(generation_id)
     return Response(status_code=202 if generation.status is Status.PROCESSING else 204)
 
 

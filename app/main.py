@@ -24,6 +24,8 @@ from clipsynth.settings import Settings
 from clipsynth.state import State, redis_answers
 from clipsynth.storage import Storage
 
+PICTURES_AT_ONCE = 2
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the application; it connects when the first request comes.
@@ -52,8 +54,15 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.services = Services(settings, redis, state, Storage(settings.results_url), events)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.state.services = Services(
+        settings,
+        redis,
+        state,
+        Storage(settings.results_url),
+        events,
+        decoding=asyncio.Semaphore(PICTURES_AT_ONCE),
+    )
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.receive_timeout_s)
     metrics = Metrics(state)
     app.add_middleware(CountRequests, metrics=metrics)
     envelope.install(app, settings)
@@ -69,11 +78,12 @@ def create_app(settings: Settings) -> FastAPI:
         """Answer while the event loop turns."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["health"], responses=errors.problems(needs_key=False))
+    @app.get("/readyz", tags=["health"], responses=errors.problems("storage_unavailable", needs_key=False))
     def readyz(services: ServicesDep) -> Response:
-        """Answer 200 while Redis answers."""
+        """Answer 200 while Redis answers and files can be stored."""
         if not redis_answers(services.redis):
             raise RedisUnavailable("Redis does not answer")
+        services.storage.check()
         return Response('{"status":"ok"}', media_type="application/json")
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=errors.problems())

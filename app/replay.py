@@ -85,12 +85,14 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
         "invalid_body",
         "model_not_found",
         "payload_too_large",
+        "receive_timeout",
         "unsupported_media",
         "recipe_mismatch",
         "picture_gone",
         "rate_limited",
         "queue_full",
         "no_worker",
+        "storage_unavailable",
     ),
 )
 async def replay(request: Request, response: Response, services: ServicesDep, caller: Maker) -> Generation:

@@ -19,7 +19,7 @@ SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "the sound", "content": SOUND},
     206: {"description": "the asked part", "content": SOUND},
     304: {"description": "the client has it"},
-    **problems("not_found", "gone", "not_ready", "range_not_satisfiable"),
+    **problems("not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"),
 }
 
 

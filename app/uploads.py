@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clipsynth.errors import ImageTooLarge, ImageUndecodable, PayloadTooLarge, UnsupportedMedia
+from app.errors import refusal
+from clipsynth.errors import (
+    ImageTooLarge,
+    ImageUndecodable,
+    PayloadTooLarge,
+    ReceiveTimeout,
+    UnsupportedMedia,
+)
 from clipsynth.settings import Settings
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -15,23 +24,48 @@ SIDE = 512
 
 
 class BodyLimit:
-    """ASGI middleware that ends a request whose body grows past `max_bytes`, whatever its Content-Length says."""
+    """ASGI middleware that refuses a body larger than `max_bytes`, whatever its Content-Length says, or not whole after `timeout_s`.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    After an answer to a body that was not read to its end the connection is closed: its client may go on sending for ever.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self.app, self.max_bytes, self.timeout_s = app, max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        declared = int(length) if length.isdecimal() else 0
+        whole = not declared and "transfer-encoding" not in headers
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
         size = 0
 
         async def counted() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, whole
+            if whole:  # all that is left to come is that the client goes
+                return await receive()
+            if max(size, declared) > self.max_bytes:
+                raise refusal(PayloadTooLarge(f"the body is larger than {self.max_bytes} bytes"))
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise refusal(ReceiveTimeout(f"the body was not whole after {self.timeout_s:g} s")) from None
             size += len(message.get("body", b""))
             if size > self.max_bytes:
-                raise PayloadTooLarge(f"the body is larger than {self.max_bytes} bytes")
+                return await counted()
+            whole = not message.get("more_body", False)
             return message
 
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and not whole:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self.app(scope, counted, closing)
 
 
 def normalise_image(data: bytes, settings: Settings) -> bytes:

@@ -48,21 +48,13 @@ def serve(
 @app.command()
 def api() -> None:
     """Start the HTTP API alone (needs CLIPSYNTH_REDIS_URL)."""
-    import uvicorn
-
     from app.auth import warning
-    from app.main import create_app
+    from app.server import run
 
     settings = Settings()
     if message := warning(settings):
         logging.getLogger("clipsynth").warning(message)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=5,  # who follows events would hold it up
-    )
+    run(settings)
 
 
 @app.command()

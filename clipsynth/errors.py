@@ -104,6 +104,18 @@ class PayloadTooLarge(ClipSynthError):
     code = "payload_too_large"
 
 
+class ReceiveTimeout(ClipSynthError):
+    """A body that comes too slowly."""
+
+    code = "receive_timeout"
+
+
+class StorageUnavailable(ClipSynthError):
+    """Files cannot be written or read now: a full disk, missing rights, an object store that does not answer."""
+
+    code = "storage_unavailable"
+
+
 class ImageTooLarge(ClipSynthError):
     code = "image_too_large"
 

@@ -139,6 +139,10 @@ class GenerationRequest(BaseModel):
         """Whether pictures of it are to be fetched."""
         return any(item.image_url is not None for item in (self, *(self.prompts or ())))
 
+    @property
+    def has_pictures(self) -> bool:
+        return self.has_urls or any(item.image is not None for item in (self, *(self.prompts or ())))
+
 
 class JobPayload(BaseModel):
     """The resolved request on the queue. `image_key` names a picture in storage."""

@@ -14,6 +14,16 @@ MODEL_TTL_S = 30
 STARTING_TTL_S = 120
 NAMES_KEY = "clipsynth:models"  # set: every name that a worker announced
 
+# KEYS[1] names; for each, in order: what is served, and whether a worker is live, or starting. One round trip: every request asks.
+_READ = """
+local names, rows = redis.call('SMEMBERS', KEYS[1]), {}
+table.sort(names)
+for n, name in ipairs(names) do
+  rows[n] = redis.call('MGET', 'clipsynth:model:' .. name, 'clipsynth:alive:' .. name, 'clipsynth:starting:' .. name)
+end
+return rows
+"""
+
 
 class ServedModels:
     """Reads and announces bundles over one Redis connection pool."""
@@ -43,18 +53,13 @@ class ServedModels:
 
     def models(self) -> list[ServedModel]:
         """Return every bundle that a worker has served, by name."""
-        names = sorted(name.decode() for name in cast(set[bytes], self.redis.smembers(NAMES_KEY)))
-        if not names:
-            return []
-        keys = [f"clipsynth:{word}:{name}" for word in ("model", "alive", "starting") for name in names]
-        values = cast(list[bytes | None], self.redis.mget(keys))
-        infos, alive, starting = (values[i : i + len(names)] for i in range(0, len(values), len(names)))
+        rows = cast(list[list[bytes | None]], self.redis.register_script(_READ)(keys=[NAMES_KEY]))
         return [
             ServedModel(
                 **json.loads(info),
                 status="ready" if is_alive else "starting" if is_starting else "absent",
             )
-            for info, is_alive, is_starting in zip(infos, alive, starting, strict=True)
+            for info, is_alive, is_starting in rows
             if info
         ]
 

@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     max_inflight: int = Field(default=5000, ge=0)
     max_queued: int = Field(default=10_000, ge=1)
     max_backlog_s: float = Field(default=21_600, gt=0)
+    receive_timeout_s: float = Field(default=60, gt=0)
     max_image_bytes: int = 10_000_000
     max_image_pixels: int = 24_000_000
     result_ttl_s: int = 86_400

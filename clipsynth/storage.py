@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
+import time
 import uuid
+from collections.abc import Iterator
 
 import fsspec
 
-from clipsynth.errors import NotFound
+from clipsynth.errors import ClipSynthError, NotFound, StorageUnavailable
 from clipsynth.schemas import MEDIA_TYPES, Format
 
+logger = logging.getLogger(__name__)
+CHECK_S = 10.0
+CHECK_BYTES = 65_536  # a file of a few bytes may fit on a disk that is full
 _ID = re.compile(r"gen_[0-9a-f]{26}")
 _KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', *MEDIA_TYPES))})")
 
@@ -42,20 +48,41 @@ def file_name(generation_id: str, n: int, output_format: Format) -> str:
 
 
 class Storage:
-    """Writes whole files under a temporary name and renames them, so that a reader sees all of a file or none."""
+    """Writes whole files, on a file system under a temporary name that is then changed, so that a reader sees all of a file or none.
+
+    Whatever goes wrong below is a StorageUnavailable: file systems and object stores each have their own errors.
+    """
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write too
+        self._renames = "file" in self._fs.protocol  # an object appears as a whole
+        self._answered_at: float | None = None
 
     def put(self, key: str, data: bytes) -> None:
+        """Write a file.
+
+        Raises:
+            StorageUnavailable: it cannot be written.
+        """
         path = self._path(key)
+        with _reaching(key):
+            try:
+                self._put(path, data)
+            except BaseException:
+                self._answered_at = None
+                raise
+
+    def _put(self, path: str, data: bytes) -> None:
+        if not self._renames:
+            self._fs.pipe_file(path, data)
+            return
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
             self._fs.pipe_file(temporary, data)
             self._fs.mv(temporary, path)
         except BaseException:
-            if self._fs.exists(temporary):
+            with contextlib.suppress(OSError):
                 self._fs.rm(temporary)
             raise
 
@@ -63,21 +90,52 @@ class Storage:
         """Return a file's bytes.
 
         Raises:
-            NotFound: there is no such file.
+            NotFound: there is no such file. StorageUnavailable: it cannot be read.
         """
-        try:
-            return bytes(self._fs.cat_file(self._path(key)))
-        except FileNotFoundError:
-            raise NotFound(f"there is no file {key!r}") from None
+        with _reaching(key):
+            try:
+                return bytes(self._fs.cat_file(self._path(key)))
+            except FileNotFoundError:
+                raise NotFound(f"there is no file {key!r}") from None
 
     def delete(self, generation_id: str) -> None:
-        """Remove all files of a generation, if there are any."""
+        """Remove all files of a generation, if there are any.
+
+        Raises:
+            StorageUnavailable: they cannot be removed.
+        """
         if not _ID.fullmatch(generation_id):
             raise ValueError(f"not a generation id: {generation_id!r}")
-        with contextlib.suppress(FileNotFoundError):
+        with _reaching(generation_id), contextlib.suppress(FileNotFoundError):
             self._fs.rm(f"{self._root}/{generation_id}", recursive=True)
+
+    def check(self) -> None:
+        """Write and remove a file, unless that went well in the last `CHECK_S`.
+
+        Raises:
+            StorageUnavailable: it did not go well.
+        """
+        if self._answered_at is not None and time.monotonic() - self._answered_at < CHECK_S:
+            return
+        self._answered_at = None
+        path = f"{self._root}/check-{uuid.uuid4().hex}"
+        with _reaching("check"):
+            self._put(path, bytes(CHECK_BYTES))
+            self._fs.rm_file(path)
+        self._answered_at = time.monotonic()
 
     def _path(self, key: str) -> str:
         if not _KEY.fullmatch(key):
             raise ValueError(f"not a storage key: {key!r}")
         return f"{self._root}/{key}"
+
+
+@contextlib.contextmanager
+def _reaching(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ClipSynthError, ValueError):
+        raise
+    except Exception as error:
+        logger.warning("storage, %s: %r", what, error)
+        raise StorageUnavailable("files cannot be stored or read now; try again") from error

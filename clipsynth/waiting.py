@@ -38,8 +38,13 @@ class Forecast:
     p90_s: float | None = None
 
 
-def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None, *, owner: str) -> Forecast:
-    """Estimate for one worker that takes the running jobs for half done, corrected by how long earlier ones took in fact."""
+def forecast(
+    redis: Redis, payload: JobPayload, cost: ModelCost | None, *, owner: str, counted: bool = False
+) -> Forecast:
+    """Estimate for one worker that takes the running jobs for half done, corrected by how long earlier ones took in fact.
+
+    `counted` is whether room was taken for the request: then it is part of the queue's work.
+    """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.hgetall(f"clipsynth:load:{payload.model}")
         pipeline.zrange(f"rq:wip:clipsynth-{payload.model}", 0, -1)
@@ -55,6 +60,8 @@ def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None, *, owner
         for whose, passes_of_job in pipeline.execute():
             if passes_of_job:
                 running[whose.decode()] += float(passes_of_job)
+    if counted:
+        load[f"w:{owner}"] = max(0.0, load.get(f"w:{owner}", 0.0) - passes(payload, cost))
     ahead_s = _ahead(load, running, owner) * cost.audio_step_s
     base_s = ahead_s + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
     known = sorted(map(float, ratios))

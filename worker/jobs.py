@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from clipsynth.errors import NotFound
+from clipsynth.errors import NotFound, StorageUnavailable
 from clipsynth.recipe import Recipe
 from clipsynth.record import Standing
 from clipsynth.schemas import MEDIA_TYPES, TERMINAL, Format, JobPayload, Output, Problem, Status, output_seed
@@ -176,7 +176,7 @@ class Jobs:
             return Problem(
                 code="out_of_memory", detail="the device has too little memory for this sound alone"
             )
-        if isinstance(error, OSError):
+        if isinstance(error, StorageUnavailable):
             return Problem(code="storage_failed", detail="the sound could not be stored")
         return Problem(code="generation_failed", detail="the model could not make this sound")
 
@@ -187,7 +187,7 @@ class Jobs:
             self.state.change(generation_id, Status.CANCELED)
             try:
                 self.storage.delete(generation_id)
-            except OSError:
+            except StorageUnavailable:
                 logger.warning("files of %s are left to the janitor", generation_id, exc_info=True)
 
     def abandoned(self, generation_id: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import random
+import struct
+import tracemalloc
+import zlib
 
 import pytest
 from PIL import Image, ImageCms
@@ -80,6 +83,37 @@ def test_pixels_are_counted_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     with pytest.raises(ImageTooLarge, match="6000 x 6000"):
         normalise_image(data, SETTINGS)
+
+
+def png(width, height, *more):
+    """Return a PNG of that size, as it says, with next to no data."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    parts = [
+        header,
+        *(chunk(*part) for part in more),
+        chunk(b"IDAT", zlib.compress(b"")),
+        chunk(b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (2**31 - 1, 1), (24_000_001, 1)])
+def test_a_bomb_of_pixels_is_too_large(size):
+    with pytest.raises(ImageTooLarge):
+        normalise_image(png(*size), SETTINGS)
+
+
+def test_a_bomb_of_text_is_not_unpacked():
+    text = (b"zTXt", b"k\0\0" + zlib.compress(bytes(100_000_000)))
+    tracemalloc.start()
+    with pytest.raises(ImageUndecodable):
+        normalise_image(png(10, 10, *[text] * 3), SETTINGS)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])

@@ -1,0 +1,67 @@
+"""The API in uvicorn, which itself waits for ever for a request that does not come, or comes a byte at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.main import create_app
+from clipsynth.settings import Settings
+
+
+class ImpatientProtocol(H11Protocol):
+    """Closes a connection on which no request has begun, or whose headers are not whole, `receive_timeout_s` after its last answer."""
+
+    receive_timeout_s = 60.0
+    _due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._due is None:
+            self._due = self.loop.call_later(self.receive_timeout_s, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._due:
+            self._due.cancel()
+            self._due = None
+
+
+def config(settings: Settings, **options: Any) -> uvicorn.Config:
+    """Return how the API is served."""
+    protocol = type("Protocol", (ImpatientProtocol,), {"receive_timeout_s": settings.receive_timeout_s})
+    return uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        http=protocol,
+        ws="none",
+        log_level="warning",
+        timeout_graceful_shutdown=5,  # who follows events would hold it up
+        **options,
+    )
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    uvicorn.Server(config(settings)).run()

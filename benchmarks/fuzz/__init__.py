@@ -1,0 +1,1 @@
+"""What hostile and broken requests do to the API: `make fuzz`."""

@@ -1,0 +1,69 @@
+"""Sends broken requests over plain sockets and looks at what comes back: no 5xx, no hang, problem+json for what is refused."""
+
+from __future__ import annotations
+
+import collections
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from benchmarks.fuzz.mutations import Case, case
+from benchmarks.serving.service import Service
+
+TIMEOUT_S = 20.0  # far beyond the time that the service gives to requests that never end
+CLIENTS = 16
+
+
+def run(
+    service: Service, *, first: int, requests: int, seed: int
+) -> tuple[collections.Counter[str], list[str]]:
+    """Send cases `first`… and return answers by kind and status, and what was wrong."""
+    answers: collections.Counter[str] = collections.Counter()
+    wrong: list[str] = []
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        for number, kind, status, complaint in clients.map(
+            lambda n: _try(service, seed, n), range(first, first + requests)
+        ):
+            answers[f"{kind} {status}"] += 1
+            if complaint:
+                wrong.append(f"case {number} ({kind}): {complaint}")
+    return answers, wrong
+
+
+def _try(service: Service, seed: int, number: int) -> tuple[int, str, str, str | None]:
+    broken = case(seed, number)
+    try:
+        answer = b"".join(_exchange(service.port, broken))
+    except TimeoutError:
+        return number, broken.kind, "hang", f"no end of the answer in {TIMEOUT_S:.0f} s"
+    except ConnectionError:  # closed before all was read: what it answered is lost
+        return number, broken.kind, "closed", None
+    head, _, body = answer.partition(b"\r\n\r\n")
+    words = head.split(b" ", 2)
+    if len(words) < 3:
+        return number, broken.kind, "closed", None
+    status = words[1].decode("latin-1")
+    return number, broken.kind, status, complain(int(status), head.lower(), body, broken)
+
+
+def _exchange(port: int, broken: Case) -> Iterator[bytes]:
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
+        connection.sendall(broken.wire)
+        while data := connection.recv(65536):
+            yield data
+
+
+def complain(status: int, head: bytes, body: bytes, broken: Case) -> str | None:
+    """Return what is wrong with an answer, if anything is."""
+    if status >= 500:
+        return f"status {status}: {body[:300]!r}"
+    if status < 400 or b"invalid http request" in body.lower() or broken.wire[:4] == b"HEAD":
+        return None
+    if b"application/problem+json" not in head:
+        return f"status {status} is no problem+json: {head[:200]!r}"
+    if b"transfer-encoding: chunked" not in head and "code" not in json.loads(
+        body.partition(b"HTTP/1.1")[0] or b"{}"
+    ):
+        return f"status {status} has no code: {body[:200]!r}"
+    return None

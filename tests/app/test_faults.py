@@ -1,0 +1,177 @@
+"""Redis away, a full disk, a folder that cannot be written: typed errors, red readiness, and all is well when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app import events
+from app.events import Events
+from clipsynth.embedded_redis import EmbeddedRedis
+from clipsynth.queue import enqueue
+from clipsynth.schemas import JobPayload, Status
+from clipsynth.settings import Settings
+from clipsynth.state import State, new_id
+from tests.app import test_waiting
+from tests.app.test_generations import SHORT, check_problem, picture, serving
+
+
+@pytest.fixture
+def service(redis_url, tiny_pipeline, tmp_path):
+    yield from serving(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    server = EmbeddedRedis(tmp_path)
+    yield server
+    server.stop()
+
+
+def kill(server):
+    server.process.kill()
+    server.process.wait()
+
+
+def test_redis_goes_and_comes_back(own_redis, tmp_path):
+    client = test_waiting.Service(Settings(redis_url=own_redis.url, data_dir=tmp_path)).client
+    client.raise_server_exceptions = False
+    with client:
+        made = client.post("/v1/generations", json={"prompt": "a"})
+        assert client.get("/readyz").status_code == 200
+        kill(own_redis)
+        for answer in (
+            client.post("/v1/generations", json={"prompt": "a"}),
+            client.get(made.headers["location"]),
+            client.get("/v1/generations"),
+            client.get("/readyz"),
+        ):
+            check_problem(answer, 503, "redis_unavailable")
+            assert int(answer.headers["retry-after"]) > 0
+        assert client.get("/healthz").status_code == 200
+        own_redis.start()
+        assert client.get("/readyz").status_code == 200
+        assert client.get(made.headers["location"]).json()["status"] == "queued"
+        assert client.post("/v1/generations", json={"prompt": "a"}).status_code == 202
+        assert len(client.get("/v1/generations").json()["data"]) == 2
+
+
+async def followed(events_, generation_id, act):
+    """Follow a generation, let `act` happen after its first event, and return the events' names."""
+    listening = asyncio.create_task(events_.listen())
+    try:
+        names = []
+        async with asyncio.timeout(20):
+            async for event in events_.stream(generation_id):
+                names += [
+                    line.removeprefix("event: ") for line in event.splitlines() if line.startswith("event")
+                ]
+                if len(names) == 1:
+                    await asyncio.to_thread(act)
+        return names
+    finally:
+        listening.cancel()
+
+
+def queued(redis, state, settings):
+    state.announce(test_waiting.INFO)
+    generation_id = new_id()
+    payload = JobPayload(
+        model="tiny", prompt="a", image_key=None, negative_prompt=None, seed=0, num_inference_steps=2, guidance_scale=1,
+        duration_s=1, num_outputs=1, output_formats=["wav"],
+    )  # fmt: skip
+    enqueue(redis, state, generation_id, payload, settings)
+    return generation_id
+
+
+def test_who_follows_events_hears_of_the_end_though_redis_was_away(own_redis, tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "RECONNECT_S", 0.05)
+    settings = Settings(redis_url=own_redis.url, data_dir=tmp_path)
+    with Redis.from_url(own_redis.url) as redis:
+        state = State.from_settings(redis, settings)
+        generation_id = queued(redis, state, settings)
+
+        def outage():
+            kill(own_redis)
+            own_redis.start()
+            state.change(generation_id, Status.CANCELED)
+
+        assert asyncio.run(followed(Events(own_redis.url, state), generation_id, outage)) == [
+            "status",
+            "completed",
+        ]
+
+
+def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monkeypatch):
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path)
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+        state = State.from_settings(redis, settings)
+        generation_id = queued(redis, state, settings)
+        looks = []
+        get = state.get
+        monkeypatch.setattr(state, "get", lambda i: (get(i), looks.append(i), time.sleep(0.1))[0])
+        shared = Events(redis_url, state)
+
+        async def run():
+            followers = [asyncio.create_task(shared.wait(get(generation_id), 20)) for _ in range(100)]
+            while not looks:
+                await asyncio.sleep(0)
+            await asyncio.to_thread(state.change, generation_id, Status.CANCELED)
+            shared._wake(generation_id)
+            return await asyncio.gather(*followers)
+
+        assert {g.status for g in asyncio.run(run())} == {"canceled"}
+        assert len(looks) == 2
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file of this process may grow beyond a few bytes: what is written is cut off, then fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def no_folder(root):
+    """Where the results' folder was is a file."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.touch()
+    try:
+        yield
+    finally:
+        root.unlink()
+
+
+@pytest.mark.parametrize("fault", ["full", "no folder"])
+def test_storage_fails_and_recovers(service, fault):
+    root = Path(service.storage._root)
+    assert service.client.get("/readyz").status_code == 200
+    text = service.post({"prompt": "a", **SHORT})
+    with full_disk() if fault == "full" else no_folder(root):
+        refused = service.post(files={"image": ("x", picture("PNG"))}, data=SHORT)
+        check_problem(refused, 503, "storage_unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+        check_problem(service.client.get("/readyz"), 503, "storage_unavailable")
+        done = service.finish(text)
+        assert (done["status"], done["error"]["code"]) == ("failed", "storage_failed")
+    assert not [f for _, _, files in os.walk(root) for f in files]  # nothing half written
+    assert service.client.get("/readyz").status_code == 200
+    assert service.queue.count == 0
+    done = service.finish(service.post(files={"image": ("x", picture("PNG"))}, data=SHORT))
+    assert done["status"] == "succeeded"
+    with no_folder(root):
+        check_problem(service.client.get(done["outputs"][0]["url"]), 503, "storage_unavailable")
+        assert service.client.delete(done["links"]["self"]).status_code == 204

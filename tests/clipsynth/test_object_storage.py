@@ -1,0 +1,88 @@
+"""Files in an S3-compatible store: s3fs against a real server (moto) on loopback. Needs the extras `s3` and `s3-test`."""
+
+from __future__ import annotations
+
+import hashlib
+
+import httpx
+import pytest
+
+pytest.importorskip("s3fs")
+server = pytest.importorskip("moto.server")
+
+from clipsynth.errors import NotFound, StorageUnavailable  # noqa: E402
+from clipsynth.janitor import sweep  # noqa: E402
+from clipsynth.settings import Settings  # noqa: E402
+from clipsynth.storage import Storage, audio_key  # noqa: E402
+from tests.app.test_generations import SHORT, check_problem, picture, serving  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Serve an empty store; return the URL of a folder in it."""
+    moto = server.ThreadedMotoServer(port=0, verbose=False)
+    moto.start()
+    _, port = moto.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    httpx.post(f"http://127.0.0.1:{port}/moto-api/reset").raise_for_status()
+    Storage("s3://sounds")._fs.mkdir("sounds")
+    yield "s3://sounds/results"
+    Storage("s3://sounds")._fs.clear_instance_cache()
+    moto.stop()
+
+
+@pytest.fixture
+def service(redis_url, tiny_pipeline, tmp_path, bucket):
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path, storage_url=bucket, result_ttl_s=60)
+    yield from serving(settings, tiny_pipeline)
+
+
+def objects(service):
+    fs = service.storage._fs
+    fs.invalidate_cache()
+    return fs.find("sounds")
+
+
+def test_a_generation_lives_in_an_object_store(service):
+    assert service.client.get("/readyz").status_code == 200
+    done = service.finish(service.post(files={"image": ("x", picture("PNG"))}, data=SHORT))
+    assert done["status"] == "succeeded"
+    assert len(objects(service)) == 2  # picture and sound, and nothing temporary
+    url = done["outputs"][0]["url"]
+    whole = service.client.get(url)
+    assert whole.headers["etag"] == f'"{hashlib.sha256(whole.content).hexdigest()}"'
+    part = service.client.get(url, headers={"range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, whole.content[4:8])
+    assert service.client.head(url).headers["content-length"] == str(len(whole.content))
+    assert service.client.get(url, headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+
+    service.redis.zadd("clipsynth:expiry", {done["id"]: 1})  # its time is over
+    assert sweep(service.state, service.storage) == 1
+    assert objects(service) == []
+    check_problem(service.client.get(url), 410, "gone")
+
+
+def test_delete_removes_what_an_object_store_holds(service):
+    done = service.finish(service.post({"prompt": "a", **SHORT}))
+    assert service.client.delete(done["links"]["self"]).status_code == 204
+    assert objects(service) == []
+
+
+def test_an_object_store_that_is_gone_is_a_typed_error(bucket):
+    storage = Storage(bucket)
+    key = audio_key("gen_" + "0" * 26, 0, "wav")
+    with pytest.raises(NotFound):
+        storage.get(key)
+    storage.put(key, b"sound")
+    assert storage.get(key) == b"sound"
+    storage.delete("gen_" + "1" * 26)  # which never was
+    storage._fs.rm("sounds", recursive=True)
+    with pytest.raises(StorageUnavailable):
+        storage.put(key, b"sound")
+    with pytest.raises(StorageUnavailable):
+        storage.check()
