@@ -197,12 +197,13 @@ class State(ServedModels):
             k.decode(): int(v) for k, v in cast(dict[bytes, bytes], self.redis.hgetall(ENDED_KEY)).items()
         }
 
-    def end(self, ends: Sequence[End]) -> list[bool]:
-        """Give generations their final states in one round trip; return for each whether the change was made."""
-        with self.redis.pipeline(transaction=False) as pipeline:
-            for end in ends:
-                self._change(end.generation_id, end.status, UNFINISHED, dict(end.fields), pipeline=pipeline)
-            return [int(made) >= 0 for made in pipeline.execute()]
+    def end(self, end: End, pipeline: Pipeline) -> None:
+        """Queue a final state on `pipeline`, whose result tells `was_made` whether the change was made."""
+        self._change(end.generation_id, end.status, UNFINISHED, dict(end.fields), pipeline=pipeline)
+
+    @staticmethod
+    def was_made(result: Any) -> bool:
+        return int(result) >= 0
 
     def fail(self, generation_id: str, problem: Problem) -> bool:
         return self.change(generation_id, Status.FAILED, error=problem.model_dump_json())

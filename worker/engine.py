@@ -81,7 +81,8 @@ class Ticket:
         """Return the tokens that a step passes through the network for this job after `ahead` more; 2 per token of a guided row."""
         if not self.rows:
             return 0 if self.ended else self.full_load
-        return sum(weight([row]) for row in self.rows if row.step + ahead < row.num_inference_steps)
+        left = [row for row in self.rows if row.step + ahead < row.num_inference_steps]
+        return self.num_tokens * sum(1 + row.guided for row in left)
 
 
 @dataclass(eq=False)

@@ -143,17 +143,12 @@ class Jobs:
         outputs = [o.model_dump() for n in sorted(ticket.results) for o in ticket.results[n]]
         return End(generation_id, Status.SUCCEEDED, {"outputs": outputs})
 
-    def confirm(self, end: End, *, made: bool) -> Status | None:
-        """See to what follows an end, and return the final status; None where the generation was forgotten.
-
-        An end was not made where its cancel came first, or another worker that took this one for lost.
-        """
+    def confirm(self, end: End, *, made: bool) -> None:
+        """See to what follows an end. It was not made where its cancel came first, or another worker that took this one for lost."""
         if not made or end.status is Status.CANCELED:
             self._cancel(end.generation_id)
-            standing = self.state.standings([end.generation_id])[0]
-            return standing.status if standing else None
-        logger.info("job %s: %s", end.status, end.generation_id)
-        return end.status
+        if made:
+            logger.info("job %s: %s", end.status, end.generation_id)
 
     def _problem(self, generation_id: str, error: Exception) -> Problem:
         """Return what the client may know of an error; the log has the rest."""

@@ -14,7 +14,8 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
-from rq.exceptions import NoSuchJobError, StopRequested
+from rq.command import parse_payload
+from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.suspension import is_suspended
@@ -29,6 +30,7 @@ from worker.jobs import Jobs
 from worker.recovery import Recovery
 from worker.rq_job import GenerationJob
 from worker.settling import REDIS_PAUSE_S, Held, Settler
+from worker.taking import Taking
 
 logger = logging.getLogger(__name__)
 RQ_MAINTENANCE_S = 86_400  # RQ's own pass is lock-guarded for 15 minutes, too slow for a lost worker; worker/recovery.py does it instead
@@ -37,19 +39,7 @@ WATCH_S = 0.05
 PROGRESS_S = 0.25
 DUTY_S = 1.0
 STALL_S = 120.0  # a job that was told to stop and did not within this time shows that the process hangs
-MAX_CLAIMED = 32  # in one look at the queue
 LEAD_S = 0.1  # what ends sooner than this is replaced already, so that the next jobs are prepared when there is room
-
-# KEYS[1] queue, KEYS[2] list of what is taken and has no lease yet; ARGV[1] how many. Returns their ids.
-_TAKE = """
-local taken = {}
-while #taken < tonumber(ARGV[1]) do
-  local id = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
-  if not id then break end
-  table.insert(taken, id)
-end
-return taken
-"""
 
 
 class BatchWorker(SimpleWorker):
@@ -76,7 +66,7 @@ class BatchWorker(SimpleWorker):
             worker_ttl=lease_s,
             maintenance_interval=RQ_MAINTENANCE_S,
         )
-        self._take_ids = self.connection.register_script(_TAKE)
+        self.taking = Taking(self.queues[0], self.job_class)
         self.settler = Settler(engine.ended, jobs, self.connection, self._record)
         self._held = self.settler.held
         self.recovery = Recovery(
@@ -116,13 +106,23 @@ class BatchWorker(SimpleWorker):
         with contextlib.suppress(RedisError):  # it is called by a signal, wherever the process is
             super().set_shutdown_requested_date()
 
+    def handle_payload(self, message: dict[str, Any]) -> None:
+        """Do what RQ's commands ask; `stop-job` would know of one job at a time. Called by RQ's subscription, in a thread."""
+        payload = parse_payload(message)
+        if payload["command"] != "stop-job":
+            super().handle_payload(message)
+        elif payload.get("job_id") in {held.job.id for held in list(self._held.values())}:
+            self._cancel(payload["job_id"])
+
     def request_stop_execution(self, execution_id: str) -> None:
-        """RQ's stop command: cancel one of the jobs at hand. Called by RQ's subscription, in a thread."""
+        """RQ's command `stop-execution`."""
         execution = self.executions.get(execution_id)
         if execution:
-            self.jobs.state.change(
-                execution.job_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1
-            )
+            self._cancel(execution.job_id)
+
+    def _cancel(self, generation_id: str) -> None:
+        state = self.jobs.state
+        state.change(generation_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job and all that can be claimed meanwhile; return when nothing runs any more. Never raises."""
@@ -134,7 +134,7 @@ class BatchWorker(SimpleWorker):
             self.settler.news.clear()
             self._every("duty", DUTY_S, self._do_duties)
             if self._has_room():
-                self._every("claim", LOOP_S, lambda: self._claim(queue))
+                self._every("claim", LOOP_S, self._claim)
             self._every("watch", WATCH_S, self._watch)
             self.settler.news.wait(LOOP_S)
         while not self._try(lambda: self.set_state(WorkerStatus.IDLE)):
@@ -162,31 +162,13 @@ class BatchWorker(SimpleWorker):
         steps = math.ceil(LEAD_S / max(self.engine.step_s, 1e-3))
         return sum(ticket.load(steps) for ticket in list(self._held))
 
-    def _claim(self, queue: Queue) -> None:
-        """Take some jobs off the queue, as RQ does it: each is on its list of taken ones until it has a lease."""
+    def _claim(self) -> None:
+        """Take as many jobs off the queue as are likely to fit."""
         loads = [ticket.full_load for ticket in list(self._held)]
         if not loads:
             return
         fitting = int((self.engine.limit - self._load()) * len(loads) / sum(loads))
-        keys = [queue.key, queue.intermediate_queue_key]
-        taken = self._take_ids(keys=keys, args=[min(MAX_CLAIMED, max(1, fitting))])
-        if not taken:
-            return
-        ids = [job_id.decode() for job_id in taken]
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for job_id in ids:
-                pipeline.hgetall(self.job_class.key_for(job_id))
-            records = pipeline.execute()
-        jobs = []
-        for job_id, record in zip(ids, records, strict=True):
-            job = self.job_class(job_id, connection=self.connection, serializer=self.serializer)
-            try:
-                job.restore(record)
-            except NoSuchJobError:
-                self.connection.lrem(queue.intermediate_queue_key, 1, job_id)
-            else:
-                jobs.append(job)
-        if jobs:
+        if jobs := self.taking.take(max(1, fitting)):
             self._take(jobs)
 
     def _take(self, jobs: list[Job]) -> None:
@@ -202,7 +184,7 @@ class BatchWorker(SimpleWorker):
                 break
             payload = self._read(job, standing)
             if payload is None:
-                self._drop(job)
+                self.taking.drop(job)
                 continue
             chosen.append((job, payload, standing.deadline_at if standing else None))
             self._closed = solo
@@ -215,13 +197,6 @@ class BatchWorker(SimpleWorker):
         except Exception:
             args = None
         return self.jobs.read(job.id, args, standing)
-
-    def _drop(self, job: Job) -> None:
-        """Forget a job whose generation has ended."""
-        with self.connection.pipeline() as pipeline:
-            pipeline.lrem(self.queues[0].intermediate_queue_key, 1, job.id)
-            pipeline.delete(job.key)
-            pipeline.execute()
 
     def _begin(self, chosen: list[tuple[Job, JobPayload, float | None]]) -> None:
         """Lease jobs and start them: all in one transaction, for each costs Redis a write to disk."""
@@ -297,7 +272,7 @@ class BatchWorker(SimpleWorker):
 
     # ------------------------------------------------------------------------------------------------ settling
 
-    def _record(self, job: Job, execution: Execution, status: Status | None, pipeline: Pipeline) -> None:
+    def _record(self, job: Job, execution: Execution, status: Status, pipeline: Pipeline) -> None:
         """Have RQ note a job's end: what its handle_job_success and handle_job_failure do, in a transaction with others.
 
         What they do besides is for dependents, repeats, retries and rate limits, which our jobs do not have.
@@ -316,7 +291,7 @@ class BatchWorker(SimpleWorker):
             job.cleanup(RQ_TTL_S, pipeline, remove_from_queue=False)
         else:
             self.increment_failed_job_count(pipeline)
-            stopped = status in (None, Status.CANCELED, Status.EXPIRED)
+            stopped = status in (Status.CANCELED, Status.EXPIRED)
             job.set_status(JobStatus.STOPPED if stopped else JobStatus.FAILED, pipeline)
             job._handle_failure(str(status), pipeline, **of)
         self.cleanup_execution(job, pipeline, execution)

@@ -17,6 +17,7 @@ from rq.job import Job
 
 from clipsynth.logs import about
 from clipsynth.schemas import Problem, Status
+from clipsynth.state import State
 from worker.engine import Ticket
 from worker.jobs import Jobs
 
@@ -38,11 +39,11 @@ class Held:
     stopped_by: Status | Problem | None = None
     stopped_at: float = 0.0
     told_step: int = 0
-    told_at: float = 0.0
+    told_at: float = field(default_factory=time.monotonic)
 
 
 class Settler:
-    """Settles what comes out of `ended` and forgets it in `held`. A write to disk is waited for twice, however many jobs it is of.
+    """Settles what comes out of `ended` and forgets it in `held`. That is one transaction, however many jobs it is of.
 
     `record` has RQ note a job's end on a pipeline. `news` is set whenever jobs were settled.
     """
@@ -52,7 +53,7 @@ class Settler:
         ended: SimpleQueue[Ticket],
         jobs: Jobs,
         redis: Redis,
-        record: Callable[[Job, Execution, Status | None, Pipeline], None],
+        record: Callable[[Job, Execution, Status, Pipeline], None],
     ) -> None:
         self.ended, self.jobs, self.redis, self.record = ended, jobs, redis, record
         self.held: dict[Ticket, Held] = {}
@@ -94,10 +95,12 @@ class Settler:
         for held in batch:
             with about(held.job.id, held.job.meta):
                 outcomes.append(self.jobs.outcome(held.job.id, held.ticket, held.stopped_by))
-        made = self.jobs.state.end(outcomes)
         with self.redis.pipeline() as pipeline:
-            for held, outcome, was_made in zip(batch, outcomes, made, strict=True):
-                with about(held.job.id, held.job.meta):
-                    status = self.jobs.confirm(outcome, made=was_made)
-                self.record(held.job, held.execution, status, pipeline)
-            pipeline.execute()
+            for outcome in outcomes:
+                self.jobs.state.end(outcome, pipeline)
+            for held, outcome in zip(batch, outcomes, strict=True):
+                self.record(held.job, held.execution, outcome.status, pipeline)
+            results = pipeline.execute()
+        for held, outcome, result in zip(batch, outcomes, results, strict=False):
+            with about(held.job.id, held.job.meta):
+                self.jobs.confirm(outcome, made=State.was_made(result))
