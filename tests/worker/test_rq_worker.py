@@ -128,6 +128,12 @@ class Workplace:
 
         self.toy.before_step = before_step
 
+    def come_round(self):
+        """Wait until the worker has looked at all that it looks at, once more from the start."""
+        for _ in range(2):
+            seen = self.worker._due.get("watch")
+            assert wait_until(lambda seen=seen: self.worker._due.get("watch") != seen, timeout_s=TIMEOUT_S)
+
     def statuses(self, *ids):
         return [self.state.get(generation_id).status for generation_id in ids]
 
@@ -339,6 +345,7 @@ def test_a_swap_waits_for_the_running_jobs(place):
         order.extend(batch)
         if not later:
             place.worker.swap_when_idle(lambda: order.append("swap"))
+            place.come_round()
             later.append(place.post("wind"))
 
     place.toy.before_step = before_step
@@ -385,6 +392,7 @@ def test_a_bundle_is_exchanged_without_dropping_jobs(place):
     def before_step(_):
         if not later:
             served.reload()
+            place.come_round()
             later.append(place.post("wind"))
 
     place.toy.before_step = before_step
