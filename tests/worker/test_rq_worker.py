@@ -68,6 +68,8 @@ class Toy:
         self.before_step(batch)
         if "broken" in batch:
             raise RuntimeError("secret")
+        if "huge" in batch:
+            raise torch.OutOfMemoryError("secret")
         return conditions.tokens[:, :1].expand_as(tokens)
 
     def decode(self, latents, _):
@@ -191,6 +193,13 @@ def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
     # Two threads prepare jobs: which is first into the batch is left open, that all share the step is not.
     assert sorted(place.toy.batches[1]) == sorted(["rain", "wind", "wind", "broken", "hail"])
     assert place.nothing_left()
+
+
+def test_a_job_too_large_for_the_device_fails_alone_and_is_told_why(place):
+    huge, good = place.post("huge"), place.post("rain")
+    place.work()
+    assert place.statuses(huge, good) == ["failed", "succeeded"]
+    assert place.state.get(huge).error.code == "out_of_memory"
 
 
 def test_a_job_joins_while_another_runs(place):
