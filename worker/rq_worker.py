@@ -39,7 +39,7 @@ WATCH_S = 0.05
 PROGRESS_S = 0.25
 DUTY_S = 1.0
 STALL_S = 120.0  # a job that was told to stop and did not within this time shows that the process hangs
-LEAD_S = 0.1  # what ends sooner than this is replaced already, so that the next jobs are prepared when there is room
+LEAD_S = 0.2  # what ends sooner than this is replaced already, so that the next jobs are prepared when there is room
 
 
 class BatchWorker(SimpleWorker):

@@ -230,8 +230,10 @@ def test_load_is_what_the_next_step_costs():
     assert weight([]) == 0
     each = ticket(rows=2, tokens=3)
     assert each.load() == 12
-    each.rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, steps, 2.0) for steps in (4, 6)]
-    assert [each.load(ahead) for ahead in (0, 4, 6)] == [12, 6, 0]
+    each.rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, steps, 2.0, step=1) for steps in (4, 6)]
+    assert [each.load(ahead) for ahead in (0, 3, 5)] == [12, 6, 0]
+    each.rows[0].step = 0
+    assert each.load(5) == 6
 
 
 def test_the_limit_is_the_smallest_batch_with_nearly_the_best_throughput():
