@@ -265,8 +265,8 @@ class BatchWorker(SimpleWorker):
             if held.stopped_by and not held.ticket.ended and now() - held.stopped_at > STALL_S:
                 logger.critical("job %s does not stop: the process hangs, and ends", held.job.id)
                 os._exit(os.EX_SOFTWARE)
-        if self.engine.crashed:
-            logger.critical("the sampling thread has ended, and so does the process")
+        if self.engine.crashed or self.settler.crashed:
+            logger.critical("a thread has ended that must not, and so does the process")
             os._exit(os.EX_SOFTWARE)
 
     # ------------------------------------------------------------------------------------------------ settling

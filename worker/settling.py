@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -11,7 +12,7 @@ from queue import Empty, SimpleQueue
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, TimeoutError
 from rq.executions import Execution
 from rq.job import Job
 
@@ -23,6 +24,7 @@ from worker.jobs import Jobs
 
 logger = logging.getLogger(__name__)
 REDIS_PAUSE_S = 0.5  # after Redis did not answer
+ATTEMPTS = 3  # Redis carries out the rest of a transaction of which a command fails: what is left may be possible now
 
 
 @dataclass(eq=False)
@@ -58,37 +60,39 @@ class Settler:
         self.ended, self.jobs, self.redis, self.record = ended, jobs, redis, record
         self.held: dict[Ticket, Held] = {}
         self.news = threading.Event()
-        threading.Thread(target=self._run, name="settle", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
+        self._thread.start()
+
+    @property
+    def crashed(self) -> bool:
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
             batch = [self.held[self.ended.get()]]
-            try:
+            with contextlib.suppress(Empty):
                 while True:
                     batch.append(self.held[self.ended.get_nowait()])
-            except Empty:
-                pass
-            self._insist(batch)
+            if not self._try(batch):
+                for held in batch:  # one that cannot be settled does not keep the others from it
+                    if not any(self._try([held]) for _ in range(ATTEMPTS)):
+                        logger.error("job %s is not settled", held.job.id)
+            for held in batch:
+                del self.held[held.ticket]
+            self.news.set()
 
-    def _insist(self, batch: list[Held]) -> None:
-        """Settle jobs, however long Redis is away. One that cannot be settled does not keep the others from it."""
+    def _try(self, batch: list[Held]) -> bool:
+        """Settle jobs, however long Redis is away; return whether it could be done."""
         while True:
             try:
                 self._settle(batch)
-                break
-            except RedisError as error:
+                return True
+            except (ConnectionError, TimeoutError) as error:
                 logger.warning("Redis: %s", error)
                 time.sleep(REDIS_PAUSE_S)
             except Exception:
-                if len(batch) > 1:
-                    for held in batch:
-                        self._insist([held])
-                    return
-                logger.exception("job %s is not settled", batch[0].job.id)
-                break
-        for held in batch:
-            del self.held[held.ticket]
-        self.news.set()
+                logger.exception("%d jobs could not be settled", len(batch))
+                return False
 
     def _settle(self, batch: list[Held]) -> None:
         outcomes = []

@@ -325,6 +325,21 @@ def test_a_hostile_record_runs_nothing(place, tmp_path):
     assert place.toy.batches == []
 
 
+def test_a_job_that_cannot_be_settled_does_not_keep_others_from_it(place, caplog):
+    """Here RQ's register of a job's executions is made something else while it runs."""
+    hostile, good = place.post("rain"), place.post("wind")
+
+    def before_step(_):
+        place.redis.delete(f"rq:executions:{hostile}")
+        place.redis.set(f"rq:executions:{hostile}", "no register")
+
+    place.toy.before_step = before_step
+    place.work()
+    assert place.statuses(hostile, good) == ["succeeded"] * 2
+    assert place.nothing_left()
+    assert f"job {hostile} is not settled" in caplog.text
+
+
 def test_a_stop_signal_lets_the_running_jobs_end_and_claims_no_more(place):
     running = place.post(num_inference_steps=50)
     waiting = []
