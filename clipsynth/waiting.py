@@ -16,6 +16,11 @@ SAMPLED = 32  # jobs ahead whose requests are read; the others are taken to be l
 MIN_RATIOS = 20  # ended generations, until which an estimate is not corrected by them
 
 
+def workers_key(model: str) -> str:
+    """Return the name of RQ's set of the workers on a model's queue; one that was killed is in it for another minute."""
+    return f"rq:workers:clipsynth-{model}"
+
+
 def passes(payload: JobPayload, cost: ModelCost | None) -> float:
     """Return a request's work: seconds of sound times passes of the network."""
     guided_share = cost.guided_share if cost else 1.0
@@ -41,7 +46,7 @@ class Forecast:
 def forecast(
     redis: Redis, payload: JobPayload, cost: ModelCost | None, *, owner: str, counted: bool = False
 ) -> Forecast:
-    """Estimate for one worker that takes the running jobs for half done, corrected by how long earlier ones took in fact.
+    """Estimate for the workers there are, the running jobs taken for half done, corrected by how long earlier ones took in fact.
 
     `counted` is whether room was taken for the request: then it is part of the queue's work.
     """
@@ -49,7 +54,8 @@ def forecast(
         pipeline.hgetall(f"clipsynth:load:{payload.model}")
         pipeline.zrange(f"rq:wip:clipsynth-{payload.model}", 0, -1)
         pipeline.lrange(f"clipsynth:eta_ratios:{payload.model}", 0, -1)
-        load, wip, ratios = pipeline.execute()
+        pipeline.scard(workers_key(payload.model))
+        load, wip, ratios, workers = pipeline.execute()
         load = {name.decode(): float(value) for name, value in load.items()}
         unfinished = int(load.get("n", 0))
         if cost is None:
@@ -62,7 +68,7 @@ def forecast(
                 running[whose.decode()] += float(passes_of_job)
     if counted:
         load[f"w:{owner}"] = max(0.0, load.get(f"w:{owner}", 0.0) - passes(payload, cost))
-    ahead_s = _ahead(load, running, owner) * cost.audio_step_s
+    ahead_s = _ahead(load, running, owner) * cost.audio_step_s / max(1, workers)
     base_s = ahead_s + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
     known = sorted(map(float, ratios))
     p50, p90 = (1.0, 1.5) if len(known) < MIN_RATIOS else (known[int(q * len(known))] for q in (0.5, 0.9))
@@ -84,7 +90,7 @@ def _ahead(load: Mapping[str, float], running: Mapping[str, float], owner: str) 
 def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | None, float | None]:
     """Return how many jobs are before this one in the queue, and in how many seconds it should end.
 
-    The estimate is for one worker that takes the running jobs for half done; None where no worker has measured its cost. The place is None
+    The estimate is for the workers there are, the running jobs taken for half done; None where none has measured its cost. The place is None
     for a job that a worker is just taking.
     """
     queue = f"clipsynth-{payload.model}"
@@ -93,7 +99,8 @@ def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | 
         pipeline.lrange(f"rq:queue:{queue}", 0, SAMPLED - 1)
         pipeline.zrange(f"rq:wip:{queue}", 0, SAMPLED - 1)
         pipeline.get(f"clipsynth:model:{payload.model}")
-        position, head, running, info = pipeline.execute()
+        pipeline.scard(workers_key(payload.model))
+        position, head, running, info, workers = pipeline.execute()
     if position is None:
         return None, None
     cost = ModelInfo.model_validate_json(info).cost if info else None
@@ -107,4 +114,6 @@ def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | 
         inputs = cast(list[bytes | None], pipeline.execute())
     works = [work(JobPayload.model_validate_json(i), cost) if i else 0.0 for i in inputs]
     before = sum(works[: len(ahead)]) * position / max(1, len(ahead)) + sum(works[len(ahead) :]) / 2
-    return position, before + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
+    return position, before / max(1, workers) + max(
+        work(payload, cost), payload.num_inference_steps * cost.step_s
+    )

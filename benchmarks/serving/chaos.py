@@ -129,7 +129,9 @@ class Chaos:
 
     def kill_worker(self) -> None:
         self.look_after()
-        self.draw.choice(self.workers).kill()
+        worker = self.draw.choice(self.workers)
+        worker.kill()
+        worker.join()  # so that the next kill meets one that lives
 
     def roll_worker(self) -> None:
         """Restart a worker as an update does: SIGTERM, and a new one once it has ended."""

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from redis import Redis
+from rq.command import send_stop_execution_command, send_stop_job_command
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -67,6 +68,8 @@ class Toy:
         self.before_step(batch)
         if "broken" in batch:
             raise RuntimeError("secret")
+        if "huge" in batch:
+            raise torch.OutOfMemoryError("secret")
         return conditions.tokens[:, :1].expand_as(tokens)
 
     def decode(self, latents, _):
@@ -130,6 +133,12 @@ class Workplace:
 
         self.toy.before_step = before_step
 
+    def come_round(self):
+        """Wait until the worker has looked at all that it looks at, once more from the start."""
+        for _ in range(2):
+            seen = self.worker._due.get("watch")
+            assert wait_until(lambda seen=seen: self.worker._due.get("watch") != seen, timeout_s=TIMEOUT_S)
+
     def statuses(self, *ids):
         return [self.state.get(generation_id).status for generation_id in ids]
 
@@ -187,6 +196,13 @@ def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
     # Two threads prepare jobs: which is first into the batch is left open, that all share the step is not.
     assert sorted(place.toy.batches[1]) == sorted(["rain", "wind", "wind", "broken", "hail"])
     assert place.nothing_left()
+
+
+def test_a_job_too_large_for_the_device_fails_alone_and_is_told_why(place):
+    huge, good = place.post("huge"), place.post("rain")
+    place.work()
+    assert place.statuses(huge, good) == ["failed", "succeeded"]
+    assert place.state.get(huge).error.code == "out_of_memory"
 
 
 def test_a_job_joins_while_another_runs(place):
@@ -312,6 +328,21 @@ def test_a_hostile_record_runs_nothing(place, tmp_path):
     assert place.toy.batches == []
 
 
+def test_a_job_that_cannot_be_settled_does_not_keep_others_from_it(place, caplog):
+    """Here RQ's register of a job's executions is made something else while it runs."""
+    hostile, good = place.post("rain"), place.post("wind")
+
+    def before_step(_):
+        place.redis.delete(f"rq:executions:{hostile}")
+        place.redis.set(f"rq:executions:{hostile}", "no register")
+
+    place.toy.before_step = before_step
+    place.work()
+    assert place.statuses(hostile, good) == ["succeeded"] * 2
+    assert place.nothing_left()
+    assert f"job {hostile} is not settled" in caplog.text
+
+
 def test_a_stop_signal_lets_the_running_jobs_end_and_claims_no_more(place):
     running = place.post(num_inference_steps=50)
     waiting = []
@@ -340,8 +371,9 @@ def test_a_swap_waits_for_the_running_jobs(place):
     def before_step(batch):
         order.extend(batch)
         if not later:
-            later.append(place.post("wind"))
             place.worker.swap_when_idle(lambda: order.append("swap"))
+            place.come_round()
+            later.append(place.post("wind"))
 
     place.toy.before_step = before_step
     first = place.post("rain", num_inference_steps=3)
@@ -350,18 +382,25 @@ def test_a_swap_waits_for_the_running_jobs(place):
     assert place.statuses(first, *later) == ["succeeded"] * 2
 
 
-def test_rqs_stop_command_cancels_one_job(place):
-    stopped, other = place.post("rain", num_inference_steps=200), place.post("wind", num_inference_steps=20)
+@pytest.mark.parametrize("by", ["job", "execution"])
+def test_rqs_stop_commands_cancel_one_job(place, by):
+    other, stopped = place.post("wind", num_inference_steps=20), place.post("rain", num_inference_steps=200)
 
-    def before_step(_):
-        for execution in list(place.worker.executions.values()):
-            if execution.job_id == stopped:
-                place.worker.request_stop_execution(execution.id)
+    def before_step(batch):
+        if "rain" in batch and not sent:
+            execution = next(e for e in place.worker.executions.values() if e.job_id == stopped)
+            if by == "job":
+                send_stop_job_command(place.redis, stopped, JSONSerializer)
+            else:
+                send_stop_execution_command(place.redis, stopped, execution.id)
+            sent.append(by)
         time.sleep(0.005)
 
+    sent = []
     place.toy.before_step = before_step
     place.work()
     assert place.statuses(stopped, other) == ["canceled", "succeeded"]
+    assert len(place.toy.batches) < 200
 
 
 def test_rqs_duties_are_done_under_load(place):
@@ -380,6 +419,7 @@ def test_a_bundle_is_exchanged_without_dropping_jobs(place):
     def before_step(_):
         if not later:
             served.reload()
+            place.come_round()
             later.append(place.post("wind"))
 
     place.toy.before_step = before_step
