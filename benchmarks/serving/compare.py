@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -43,9 +42,22 @@ TUNED: dict[tuple[str, str], Options] = {
     ("bentoml", "uniform"): {"batch": 32, "max_latency_ms": 60_000, "sort": True},
     ("bentoml", "mixed"): {"batch": 32, "max_latency_ms": 60_000, "sort": True},
 }
-GRID: dict[str, dict[str, list[Any]]] = {
-    "litserve": {"batch": [24, 32, 64, 128], "wait_s": [0.0, 0.02], "sort": [False, True]},
-    "bentoml": {"batch": [24, 32, 64, 128], "max_latency_ms": [10_000, 60_000], "sort": [False, True]},
+GRID: dict[str, list[Options]] = {
+    "litserve": [
+        {"batch": 32, "wait_s": 0.0, "sort": False},
+        {"batch": 32, "wait_s": 0.0, "sort": True},
+        {"batch": 32, "wait_s": 0.05, "sort": True},
+        {"batch": 64, "wait_s": 0.0, "sort": False},
+        {"batch": 64, "wait_s": 0.0, "sort": True},
+        {"batch": 128, "wait_s": 0.0, "sort": True},
+    ],
+    "bentoml": [
+        {"batch": 32, "max_latency_ms": 60_000, "sort": False},
+        {"batch": 32, "max_latency_ms": 60_000, "sort": True},
+        {"batch": 32, "max_latency_ms": 10_000, "sort": True},
+        {"batch": 64, "max_latency_ms": 60_000, "sort": True},
+        {"batch": 128, "max_latency_ms": 60_000, "sort": True},
+    ],
 }
 
 
@@ -120,8 +132,7 @@ class Comparison:
 
 def tune(comparison: Comparison, system: str, load: str) -> None:
     """Try all settings of the grid in short windows, saturated and at three quarters of the raw throughput."""
-    for values in itertools.product(*GRID[system].values()):
-        options = dict(zip(GRID[system], values, strict=True))
+    for options in GRID[system]:
         saturated, poisson = (comparison.measure(system, load, a, 0, options) for a in (SATURATED, "0.75"))
         print(
             f"{system} {load} {options}: {saturated['throughput']:.1f}/s saturated;"

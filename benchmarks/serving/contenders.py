@@ -26,7 +26,6 @@ from benchmarks.serving.accelerator import STEP_S, Request
 from benchmarks.serving.client import Http
 from benchmarks.serving.venvs import environment
 from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.process import start_child
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0

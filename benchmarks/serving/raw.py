@@ -45,8 +45,9 @@ def throughput(wanted: Iterator[Request], seconds: float) -> float:
 
 def ideal(wanted: Iterator[Request], times: Sequence[float]) -> list[Answer]:
     """Return what a server that costs nothing would answer, by a clock that is only counted: rows join before any step and leave after their last."""
-    coming = [(Answer(at, sent=at), request) for at, request in zip(times, wanted, strict=False)][::-1]
+    coming = [(Answer(at, sent=at), request) for at, request in zip(times, wanted, strict=False)]
     answers = [answer for answer, _ in coming]
+    coming.reverse()
     running: list[tuple[Answer, Request, int]] = []  # with the steps it has left
     now = 0.0
     while coming or running:

@@ -13,7 +13,7 @@ from benchmarks.serving.foreign.model import OPTIONS, load
 class Api(litserve.LitAPI):
     """The model function in LitServe's life cycle."""
 
-    def setup(self, device: str) -> None:  # noqa: ARG002
+    def setup(self, device: str) -> None:
         self.generate = load()
 
     def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
