@@ -6,13 +6,14 @@ import json
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from clipsynth.admission import RELEASE, Hold
+from clipsynth.admission import Hold
 from clipsynth.errors import AlreadyEnded, Gone, NotFound
 from clipsynth.keys import ANONYMOUS
 from clipsynth.record import Standing, read_resource, record_key
@@ -20,7 +21,6 @@ from clipsynth.schemas import (
     TERMINAL,
     Generation,
     JobPayload,
-    Output,
     Problem,
     Progress,
     Status,
@@ -28,6 +28,7 @@ from clipsynth.schemas import (
 )
 from clipsynth.served import ServedModels
 from clipsynth.settings import Settings
+from clipsynth.transition import RELEASE_UNFINISHED, TRANSITION, UNWANTED
 from clipsynth.waiting import place
 
 PROGRESS_TTL_S = 60
@@ -40,47 +41,14 @@ PAGE = 100
 ENDED_KEY = "clipsynth:ended"  # hash: how many, by final status
 EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and record go
 
-# KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel, KEYS[4] counts; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
-# ARGV[4] what to add to `lost`, ARGV[5] id, ARGV[6…] further fields. The value of `lost` where the change was made, else -1.
-# Of what succeeds, the list `clipsynth:eta_ratios:{model}` gets the time that it took by the time that it was told, for better estimates.
-_TRANSITION = (
-    RELEASE
-    + """
-local old = redis.call('HGET', KEYS[1], 'status')
-if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
-if ARGV[3] ~= '' and ARGV[1] ~= 'canceled' and redis.call('HEXISTS', KEYS[1], 'cancel_requested') == 1 then return -1 end
-redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
-local told = redis.call('HMGET', KEYS[1], 'webhook_events', 'changed_at')
-local function tell(event)
-  if told[1] and string.find(told[1], event, 1, true) then
-    redis.call('ZADD', 'clipsynth:webhooks', told[2], ARGV[5] .. ' ' .. event)
-  end
-end
-if old == 'queued' and ARGV[1] == 'processing' and redis.call('HSETNX', KEYS[1], 'told_started', 1) == 1 then tell('started') end
-if ARGV[3] ~= '' then
-  tell('completed')
-  redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5])
-  redis.call('HINCRBY', KEYS[4], ARGV[1], 1)
-  local of = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'eta_s', 'created_at', 'finished_at')
-  if of[3] then release(of[1], of[2], of[3]) end
-  if of[4] and ARGV[1] == 'succeeded' then
-    local ratios = 'clipsynth:eta_ratios:' .. of[2]
-    redis.call('LPUSH', ratios, string.format('%.6g', (of[6] - of[5]) / math.max(of[4], 0.001)))
-    redis.call('LTRIM', ratios, 0, 199)
-  end
-end
-redis.call('PUBLISH', KEYS[3], ARGV[1])
-return redis.call('HINCRBY', KEYS[1], 'lost', ARGV[4])
-"""
-)
-# KEYS[1] hash of what is forgotten before its end.
-_RELEASE_UNFINISHED = (
-    RELEASE
-    + """
-local of = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'status')
-if of[3] and (of[4] == 'queued' or of[4] == 'processing') then release(of[1], of[2], of[3]) end
-"""
-)
+
+@dataclass(frozen=True)
+class End:
+    """A final status, and what else its record is to say."""
+
+    generation_id: str
+    status: Status
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 def new_id() -> str:
@@ -93,8 +61,9 @@ class State(ServedModels):
 
     def __init__(self, redis: Redis, *, result_ttl_s: int, tombstone_ttl_s: int = 604_800) -> None:
         self.redis, self.result_ttl_s, self.tombstone_ttl_s = redis, result_ttl_s, tombstone_ttl_s
-        self._transition = redis.register_script(_TRANSITION)
-        self._release = redis.register_script(_RELEASE_UNFINISHED)
+        self._transition = redis.register_script(TRANSITION)
+        self._release = redis.register_script(RELEASE_UNFINISHED)
+        self._unwanted = redis.register_script(UNWANTED)
 
     @classmethod
     def from_settings(cls, redis: Redis, settings: Settings) -> State:
@@ -218,14 +187,23 @@ class State(ServedModels):
             for status, cancel_requested, solo, lost, deadline_at in values
         ]
 
+    def unwanted(self, ids: Sequence[str]) -> set[str]:
+        """Return which of these nobody waits for any more: forgotten, canceled, or about to be."""
+        return {i.decode() for i in cast(list[bytes], self._unwanted(args=list(ids)))}
+
     def ended(self) -> dict[str, int]:
         """Return how many generations have ended since Redis was set up, by status."""
         return {
             k.decode(): int(v) for k, v in cast(dict[bytes, bytes], self.redis.hgetall(ENDED_KEY)).items()
         }
 
-    def succeed(self, generation_id: str, outputs: list[Output]) -> bool:
-        return self.change(generation_id, Status.SUCCEEDED, outputs=[o.model_dump() for o in outputs])
+    def end(self, end: End, pipeline: Pipeline) -> None:
+        """Queue a final state on `pipeline`, whose result tells `was_made` whether the change was made."""
+        self._change(end.generation_id, end.status, UNFINISHED, dict(end.fields), pipeline=pipeline)
+
+    @staticmethod
+    def was_made(result: Any) -> bool:
+        return int(result) >= 0
 
     def fail(self, generation_id: str, problem: Problem) -> bool:
         return self.change(generation_id, Status.FAILED, error=problem.model_dump_json())

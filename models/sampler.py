@@ -101,4 +101,6 @@ def _forward(batch: list[tuple[Row, ConditionTokens]], velocity: Velocity) -> to
 
 def _pad(x: torch.Tensor, size: int) -> torch.Tensor:
     """Pad the second dimension of (1, K, …) with zeros to `size`."""
+    if x.shape[1] == size:
+        return x
     return torch.cat([x, x.new_zeros(1, size - x.shape[1], *x.shape[2:])], dim=1)

@@ -10,6 +10,7 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,15 +74,15 @@ class Ticket:
 
     @property
     def full_load(self) -> int:
-        """What `load` is at first."""
+        """What `load()` is at first."""
         return self.passes * self.num_rows * self.num_tokens
 
-    @property
-    def load(self) -> int:
-        """Tokens that the next step has to pass through the network for this job; 2 per token of a guided row."""
+    def load(self, ahead: int = 0) -> int:
+        """Return the tokens that a step passes through the network for this job after `ahead` more; 2 per token of a guided row."""
         if not self.rows:
             return 0 if self.ended else self.full_load
-        return sum(weight([row]) for row in self.rows if not row.done)
+        left = [row for row in self.rows if row.step + ahead < row.num_inference_steps]
+        return self.num_tokens * sum(1 + row.guided for row in left)
 
 
 @dataclass(eq=False)
@@ -112,6 +113,7 @@ class Engine:
 
     def __init__(self, model: Model, *, limit: int) -> None:
         self.model, self.limit = model, limit
+        self.step_s = 0.0  # what the last step took
         self.ended: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[_Seat] = deque()
@@ -163,8 +165,10 @@ class Engine:
         self._join()
         if not self._running:
             return
+        started = time.perf_counter()
         with torch.inference_mode():
             self._step()
+        self.step_s = time.perf_counter() - started
         done = [seat for seat in self._running if seat.row.done and not seat.ticket.dead]
         self._running = [seat for seat in self._running if not seat.row.done and not seat.ticket.dead]
         self._send_to_decoder(done)

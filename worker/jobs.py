@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from clipsynth.errors import NotFound
 from clipsynth.recipe import Recipe
 from clipsynth.record import Standing
 from clipsynth.schemas import MEDIA_TYPES, TERMINAL, Format, JobPayload, Output, Problem, Status, output_seed
-from clipsynth.state import State
+from clipsynth.state import End, State
 from clipsynth.storage import Storage, audio_key, file_name
 from models.manifest import Manifest
 from models.sampler import Row
@@ -133,30 +133,22 @@ class Jobs:
 
     # ------------------------------------------------------------------------------------------------ the end
 
-    def settle(
-        self, generation_id: str, ticket: Ticket, stopped_by: Status | Problem | None
-    ) -> Status | None:
-        """Give an ended ticket's generation its final state and return it; None where it was forgotten.
+    def outcome(self, generation_id: str, ticket: Ticket, stopped_by: Status | Problem | None) -> End:
+        """Return how an ended ticket's generation is to end; `stopped_by` is why the worker had it stopped."""
+        if isinstance(stopped_by, Status):
+            return End(generation_id, stopped_by)
+        if stopped_by is not None or ticket.error is not None:
+            problem = stopped_by or self._problem(generation_id, cast(Exception, ticket.error))
+            return End(generation_id, Status.FAILED, {"error": problem.model_dump_json()})
+        outputs = [o.model_dump() for n in sorted(ticket.results) for o in ticket.results[n]]
+        return End(generation_id, Status.SUCCEEDED, {"outputs": outputs})
 
-        `stopped_by` is why the worker had it stopped. Another worker that took this one for lost may have been first.
-        """
-        if isinstance(stopped_by, Problem):
-            made = self.state.fail(generation_id, stopped_by) and Status.FAILED
-        elif stopped_by is not None:
-            made = self.state.change(generation_id, stopped_by) and stopped_by
-        elif ticket.error is not None:
-            made = (
-                self.state.fail(generation_id, self._problem(generation_id, ticket.error)) and Status.FAILED
-            )
-        else:
-            outputs = [output for n in sorted(ticket.results) for output in ticket.results[n]]
-            made = self.state.succeed(generation_id, outputs) and Status.SUCCEEDED
-        if not made or made is Status.CANCELED:
-            self._cancel(generation_id)
-            standing = self.state.standings([generation_id])[0]
-            return standing.status if standing else None
-        logger.info("job %s: %s", made, generation_id)
-        return made
+    def confirm(self, end: End, *, made: bool) -> None:
+        """See to what follows an end. It was not made where its cancel came first, or another worker that took this one for lost."""
+        if not made or end.status is Status.CANCELED:
+            self._cancel(end.generation_id)
+        if made:
+            logger.info("job %s: %s", end.status, end.generation_id)
 
     def _problem(self, generation_id: str, error: Exception) -> Problem:
         """Return what the client may know of an error; the log has the rest."""

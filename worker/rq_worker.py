@@ -4,61 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import queue as queues
-import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from time import monotonic as now
 from typing import Any
 
+from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
-from rq.exceptions import NoSuchJobError, StopRequested
+from rq.command import parse_payload
+from rq.exceptions import StopRequested
 from rq.executions import Execution
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.suspension import is_suspended
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
-from clipsynth.logs import about
+from clipsynth.queue import RQ_TTL_S
 from clipsynth.record import Standing
 from clipsynth.schemas import JobPayload, Problem, Progress, Status
-from worker.engine import Engine, Ticket
+from worker.engine import Engine
 from worker.jobs import Jobs
 from worker.recovery import Recovery
 from worker.rq_job import GenerationJob
+from worker.settling import REDIS_PAUSE_S, Held, Settler
+from worker.taking import Taking
 
 logger = logging.getLogger(__name__)
 RQ_MAINTENANCE_S = 86_400  # RQ's own pass is lock-guarded for 15 minutes, too slow for a lost worker; worker/recovery.py does it instead
-SETTLERS = 8  # threads
 LOOP_S = 0.01  # longest wait for a job to end before the queue is looked at again
 WATCH_S = 0.05
 PROGRESS_S = 0.25
 DUTY_S = 1.0
-REDIS_PAUSE_S = 0.5
 STALL_S = 120.0  # a job that was told to stop and did not within this time shows that the process hangs
-MAX_CLAIMED = 16  # in one look at the queue
-AHEAD = 1.5  # load claimed, as a share of the limit: what waits is prepared while others run
-
-
-@dataclass(eq=False)
-class _Held:
-    """A claimed job."""
-
-    job: Job
-    queue: Queue
-    execution: Execution
-    ticket: Ticket
-    num_steps: int
-    company: bool
-    claimed_at: float = field(default_factory=now)
-    stopped_by: Status | Problem | None = None
-    stopped_at: float = 0.0
-    told_step: int = 0
-    told_at: float = 0.0
-    settling: Future[bool] | None = None
+LEAD_S = 0.1  # what ends sooner than this is replaced already, so that the next jobs are prepared when there is room
 
 
 class BatchWorker(SimpleWorker):
@@ -72,12 +53,10 @@ class BatchWorker(SimpleWorker):
             lambda i: jobs.refuse(i, "the record of the job cannot be read")
         )
         self.lease_s, self.jobs, self.engine = lease_s, jobs, engine
-        self._held: dict[Ticket, _Held] = {}
-        self._settlers = ThreadPoolExecutor(SETTLERS, thread_name_prefix="settle")
-        self._stopping = threading.Lock()
         self._closed = False  # nothing more is claimed until what runs has ended
         self._suspended = False
-        self._due = {"duty": 0.0, "watch": 0.0, "redis": 0.0}
+        self._due: dict[str, float] = {}
+        self._told_state: str | None = None
         self._swap: Callable[[], None] | None = None
         super().__init__(
             [queue],
@@ -87,6 +66,9 @@ class BatchWorker(SimpleWorker):
             worker_ttl=lease_s,
             maintenance_interval=RQ_MAINTENANCE_S,
         )
+        self.taking = Taking(self.queues[0], self.job_class)
+        self.settler = Settler(engine.ended, jobs, self.connection, self._record)
+        self._held = self.settler.held
         self.recovery = Recovery(
             queue,
             redis_url=redis_url,
@@ -102,23 +84,45 @@ class BatchWorker(SimpleWorker):
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s
 
-    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
-        if not args and not kwargs:  # RQ's loop calls it so
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        if pipeline is None:  # RQ's loop calls it so, around every job; it is three writes
             self._swap_if_idle()
+        if now() < self._due.get("heartbeat", 0.0):
+            return
         with contextlib.suppress(RedisError):  # RQ's loop would end the process
-            super().heartbeat(*args, **kwargs)
+            with self.connection.pipeline() as writes:
+                super().heartbeat(timeout, writes)
+                writes.execute()
+            self._due["heartbeat"] = now() + self.recovery.beat_s
+
+    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
+        if state == self._told_state and pipeline is None:
+            self._state = state
+            return
+        super().set_state(state, pipeline)
+        self._told_state = state
 
     def set_shutdown_requested_date(self) -> None:
         with contextlib.suppress(RedisError):  # it is called by a signal, wherever the process is
             super().set_shutdown_requested_date()
 
+    def handle_payload(self, message: dict[str, Any]) -> None:
+        """Do what RQ's commands ask; `stop-job` would know of one job at a time. Called by RQ's subscription, in a thread."""
+        payload = parse_payload(message)
+        if payload["command"] != "stop-job":
+            super().handle_payload(message)
+        elif payload.get("job_id") in {held.job.id for held in list(self._held.values())}:
+            self._cancel(payload["job_id"])
+
     def request_stop_execution(self, execution_id: str) -> None:
-        """RQ's stop command: cancel one of the jobs at hand. Called by RQ's subscription, in a thread."""
+        """RQ's command `stop-execution`."""
         execution = self.executions.get(execution_id)
         if execution:
-            self.jobs.state.change(
-                execution.job_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1
-            )
+            self._cancel(execution.job_id)
+
+    def _cancel(self, generation_id: str) -> None:
+        state = self.jobs.state
+        state.change(generation_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job and all that can be claimed meanwhile; return when nothing runs any more. Never raises."""
@@ -127,13 +131,14 @@ class BatchWorker(SimpleWorker):
         self._swap_if_idle()
         self._try(lambda: self._take([job]))
         while self._held:
+            self.settler.news.clear()
             self._every("duty", DUTY_S, self._do_duties)
             if self._has_room():
-                self._every("claim", LOOP_S, lambda: self._claim(queue))
+                self._every("claim", LOOP_S, self._claim)
             self._every("watch", WATCH_S, self._watch)
-            self._settle_ended()
+            self.settler.news.wait(LOOP_S)
         while not self._try(lambda: self.set_state(WorkerStatus.IDLE)):
-            self._settle_ended()  # waits: RQ's loop must not meet a Redis that does not answer
+            time.sleep(LOOP_S)  # RQ's loop must not meet a Redis that does not answer
 
     # ---------------------------------------------------------------------------------------------- hot swap
 
@@ -149,39 +154,26 @@ class BatchWorker(SimpleWorker):
     # ------------------------------------------------------------------------------------------------ claiming
 
     def _has_room(self) -> bool:
-        if self._closed or self._suspended or self._stop_requested or self._swap:
-            return False
-        return self._load() < AHEAD * self.engine.limit or all(ticket.steps_done for ticket in self._held)
+        closed = self._closed or self._suspended or self._stop_requested or self._swap
+        return not closed and self._load() < self.engine.limit
 
     def _load(self) -> int:
-        return sum(ticket.load for ticket in self._held)
+        """Return what a step will pass through the network a moment from now, of the jobs at hand."""
+        steps = math.ceil(LEAD_S / max(self.engine.step_s, 1e-3))
+        return sum(ticket.load(steps) for ticket in list(self._held))
 
-    def _claim(self, queue: Queue) -> None:
-        """Take some jobs off the queue, as RQ does it: each is on its list of taken ones until it has a lease."""
-        room = AHEAD * self.engine.limit - self._load()
-        typical = sum(ticket.full_load for ticket in self._held) / len(self._held)
-        with self.connection.pipeline(transaction=False) as pipeline:
-            for _ in range(min(MAX_CLAIMED, max(1, int(room / typical)))):
-                pipeline.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
-            ids = [job_id.decode() for job_id in pipeline.execute() if job_id]
-            for job_id in ids:
-                pipeline.hgetall(self.job_class.key_for(job_id))
-            records = pipeline.execute()
-        jobs = []
-        for job_id, record in zip(ids, records, strict=True):
-            job = self.job_class(job_id, connection=self.connection, serializer=self.serializer)
-            try:
-                job.restore(record)
-            except NoSuchJobError:
-                self.connection.lrem(queue.intermediate_queue_key, 1, job_id)
-            else:
-                jobs.append(job)
-        if jobs:
+    def _claim(self) -> None:
+        """Take as many jobs off the queue as are likely to fit."""
+        loads = [ticket.full_load for ticket in list(self._held)]
+        if not loads:
+            return
+        fitting = int((self.engine.limit - self._load()) * len(loads) / sum(loads))
+        if jobs := self.taking.take(max(1, fitting)):
             self._take(jobs)
 
     def _take(self, jobs: list[Job]) -> None:
         """Claim jobs that were taken off the queue. One that must run alone closes the worker for others."""
-        chosen: list[tuple[Job, JobPayload]] = []
+        chosen: list[tuple[Job, JobPayload, float | None]] = []
         for n, (job, standing) in enumerate(
             zip(jobs, self.jobs.state.standings([job.id for job in jobs]), strict=True)
         ):
@@ -192,9 +184,9 @@ class BatchWorker(SimpleWorker):
                 break
             payload = self._read(job, standing)
             if payload is None:
-                self._drop(job)
+                self.taking.drop(job)
                 continue
-            chosen.append((job, payload))
+            chosen.append((job, payload, standing.deadline_at if standing else None))
             self._closed = solo
         if chosen:
             self._begin(chosen)
@@ -206,24 +198,17 @@ class BatchWorker(SimpleWorker):
             args = None
         return self.jobs.read(job.id, args, standing)
 
-    def _drop(self, job: Job) -> None:
-        """Forget a job whose generation has ended."""
-        with self.connection.pipeline() as pipeline:
-            pipeline.lrem(self.queues[0].intermediate_queue_key, 1, job.id)
-            pipeline.delete(job.key)
-            pipeline.execute()
-
-    def _begin(self, chosen: list[tuple[Job, JobPayload]]) -> None:
+    def _begin(self, chosen: list[tuple[Job, JobPayload, float | None]]) -> None:
         """Lease jobs and start them: all in one transaction, for each costs Redis a write to disk."""
         queue = self.queues[0]
-        alone = [held for held in self._held.values() if not held.company]
+        alone = [held for held in list(self._held.values()) if not held.company]
         company = len(self._held) + len(chosen) > 1
         executions = []
         with self.connection.pipeline() as pipeline:
             self.set_state(WorkerStatus.BUSY, pipeline)
             for held in alone:
                 self.jobs.state.joined(held.job.id, pipeline)
-            for job, _ in chosen:
+            for job, _, _ in chosen:
                 job.origin = queue.name
                 executions.append(Execution.create(job, self.lease_s, pipeline, worker_name=self.name))
                 job.prepare_for_execution(self.name, pipeline)
@@ -233,11 +218,11 @@ class BatchWorker(SimpleWorker):
             pipeline.execute()
         for held in alone:
             held.company = True
-        for (job, payload), execution in zip(chosen, executions, strict=True):
+        for (job, payload, deadline_at), execution in zip(chosen, executions, strict=True):
             ticket = self.jobs.ticket(job.id, payload)
             num_steps = payload.num_outputs * payload.num_inference_steps
             self.executions[execution.id] = execution
-            self._held[ticket] = _Held(job, queue, execution, ticket, num_steps, company)
+            self._held[ticket] = Held(job, execution, ticket, num_steps, company, deadline_at)
             self.engine.submit(ticket)
 
     # ---------------------------------------------------------------------------------------------- while they run
@@ -251,14 +236,13 @@ class BatchWorker(SimpleWorker):
 
     def _watch(self) -> None:
         """Stop what nobody wants any more, and tell how far the others are."""
-        running = [held for held in self._held.values() if not held.ticket.ended]
+        running = [held for held in list(self._held.values()) if not held.ticket.ended]
+        unwanted = self.jobs.state.unwanted([held.job.id for held in running])
         progress = {}
-        for held, standing in zip(
-            running, self.jobs.state.standings([held.job.id for held in running]), strict=True
-        ):
-            if standing is None or standing.cancel_requested or standing.status is Status.CANCELED:
+        for held in running:
+            if held.job.id in unwanted:
                 self._stop(held, Status.CANCELED)
-            elif standing.overdue:
+            elif held.deadline_at is not None and time.time() >= held.deadline_at:
                 self._stop(held, Status.EXPIRED)
             elif held.job.timeout and now() - held.claimed_at > held.job.timeout:
                 self._stop(held, Problem(code="timeout", detail="the job ran into its time limit"))
@@ -269,7 +253,7 @@ class BatchWorker(SimpleWorker):
         if progress:
             self.jobs.state.set_progress(progress)
 
-    def _stop(self, held: _Held, reason: Status | Problem) -> None:
+    def _stop(self, held: Held, reason: Status | Problem) -> None:
         if held.stopped_by is None:
             held.stopped_by, held.stopped_at = reason, now()
             self.engine.cancel(held.ticket)
@@ -288,52 +272,35 @@ class BatchWorker(SimpleWorker):
 
     # ------------------------------------------------------------------------------------------------ settling
 
-    def _settle_ended(self) -> None:
-        """Have settled what has ended; wait a moment for the first. What Redis does not take is tried again."""
-        with contextlib.suppress(queues.Empty):
-            ticket = self.engine.ended.get(timeout=LOOP_S)
-            while True:
-                held = self._held[ticket]
-                held.settling = self._settlers.submit(self._settle, held)
-                ticket = self.engine.ended.get_nowait()
-        for held in [held for held in self._held.values() if held.settling and held.settling.done()]:
-            assert held.settling is not None
-            if held.settling.result():
-                del self._held[held.ticket]
-            elif self._try(self.connection.ping):
-                held.settling = self._settlers.submit(self._settle, held)
+    def _record(self, job: Job, execution: Execution, status: Status, pipeline: Pipeline) -> None:
+        """Have RQ note a job's end: what its handle_job_success and handle_job_failure do, in a transaction with others.
 
-    def _settle(self, held: _Held) -> bool:
-        """Give a job its final state, and RQ its own; False where Redis did not answer. Runs beside others: each waits for writes to disk."""
-        job, execution = held.job, held.execution
-        try:
-            with about(job.id, job.meta):
-                status = self.jobs.settle(job.id, held.ticket, held.stopped_by)
-            job.ended_at = rq_now()
-            registry = held.queue.started_job_registry
-            if status is Status.SUCCEEDED:
-                self.handle_job_success(job, held.queue, registry, execution)
-                return True
-            job.retries_left = 0
-            with self._stopping:  # RQ has one place for the id of a job that was stopped
-                stopped = status in (None, Status.CANCELED, Status.EXPIRED)
-                self._stopped_job_id = job.id if stopped else None
-                self.handle_job_failure(
-                    job, held.queue, registry, exc_string=str(status), execution=execution
-                )
-        except RedisError as error:
-            logger.warning("Redis: %s", error)
-            return False
-        except Exception:
-            logger.exception("job %s is not settled", job.id)
-        self.executions.pop(execution.id, None)
-        return True
+        What they do besides is for dependents, repeats, retries and rate limits, which our jobs do not have.
+        """
+        job.ended_at = rq_now()
+        of: dict[str, Any] = {
+            "worker_name": self.name,
+            "execution_id": execution.id,
+            "execution_started_at": execution.created_at,
+            "execution_ended_at": job.ended_at,
+        }
+        self.increment_total_working_time(job.ended_at - execution.created_at, pipeline)
+        if status is Status.SUCCEEDED:
+            self.increment_successful_job_count(pipeline)
+            job._handle_success(RQ_TTL_S, pipeline, **of)
+            job.cleanup(RQ_TTL_S, pipeline, remove_from_queue=False)
+        else:
+            self.increment_failed_job_count(pipeline)
+            stopped = status in (Status.CANCELED, Status.EXPIRED)
+            job.set_status(JobStatus.STOPPED if stopped else JobStatus.FAILED, pipeline)
+            job._handle_failure(str(status), pipeline, **of)
+        self.cleanup_execution(job, pipeline, execution)
 
     # --------------------------------------------------------------------------------------------------- Redis
 
     def _try(self, act: Callable[[], object]) -> bool:
         """Return whether Redis answered; for a moment after it did not, it is not asked. Other errors are logged: one job's do not end the others."""
-        if now() < self._due["redis"]:
+        if now() < self._due.get("redis", 0.0):
             return False
         try:
             act()

@@ -92,7 +92,8 @@ def plain_worker(redis_url: str, data_dir: Path) -> None:
             advance(ticket.rows, model.velocity)
         for n, row in enumerate(ticket.rows):
             ticket.results[n] = ticket.deliver(n, model.decode(row.latents[None], wanted.duration_s)[0])
-        jobs.settle(generation_id, ticket, None)
+        end = jobs.outcome(generation_id, ticket, None)
+        state.change(generation_id, end.status, **end.fields)
 
     class PlainJob(GenerationJob):
         @property

@@ -495,7 +495,11 @@ def test_a_worker_that_was_taken_for_lost_leaves_the_sound_of_the_one_that_was_f
         sample_rate=16000,
         seed=0,
     )
-    during(service, monkeypatch, lambda: service.state.succeed(generation_id, [output]))
+    during(
+        service,
+        monkeypatch,
+        lambda: service.state.change(generation_id, "succeeded", outputs=[output.model_dump()]),
+    )
     done = service.finish(response)
     assert done["status"] == "succeeded"
     assert service.client.get(done["outputs"][0]["url"]).status_code == 200

@@ -60,7 +60,7 @@ class Service:
             sample_rate=16000,
             seed=0,
         )
-        self.state.succeed(job_id, [output])
+        self.state.change(job_id, "succeeded", outputs=[output.model_dump()])
 
     def post(self, **headers):
         return self.client.post("/v1/generations", json={"prompt": "a dog"}, headers=headers)

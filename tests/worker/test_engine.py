@@ -212,7 +212,7 @@ def test_load_is_what_the_next_step_costs():
     rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, 4, g) for g in (1.0, 2.0)]
     assert weight(rows) == 9
     assert weight([]) == 0
-    assert ticket(rows=2, tokens=3).load == 12
+    assert ticket(rows=2, tokens=3).load() == 12
 
 
 def test_the_limit_is_the_smallest_batch_with_nearly_the_best_throughput():

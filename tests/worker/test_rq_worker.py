@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from redis import Redis
+from rq.command import send_stop_execution_command, send_stop_job_command
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -337,8 +338,8 @@ def test_a_swap_waits_for_the_running_jobs(place):
     def before_step(batch):
         order.extend(batch)
         if not later:
-            later.append(place.post("wind"))
             place.worker.swap_when_idle(lambda: order.append("swap"))
+            later.append(place.post("wind"))
 
     place.toy.before_step = before_step
     first = place.post("rain", num_inference_steps=3)
@@ -347,18 +348,25 @@ def test_a_swap_waits_for_the_running_jobs(place):
     assert place.statuses(first, *later) == ["succeeded"] * 2
 
 
-def test_rqs_stop_command_cancels_one_job(place):
-    stopped, other = place.post("rain", num_inference_steps=200), place.post("wind", num_inference_steps=20)
+@pytest.mark.parametrize("by", ["job", "execution"])
+def test_rqs_stop_commands_cancel_one_job(place, by):
+    other, stopped = place.post("wind", num_inference_steps=20), place.post("rain", num_inference_steps=200)
 
-    def before_step(_):
-        for execution in list(place.worker.executions.values()):
-            if execution.job_id == stopped:
-                place.worker.request_stop_execution(execution.id)
+    def before_step(batch):
+        if "rain" in batch and not sent:
+            execution = next(e for e in place.worker.executions.values() if e.job_id == stopped)
+            if by == "job":
+                send_stop_job_command(place.redis, stopped, JSONSerializer)
+            else:
+                send_stop_execution_command(place.redis, stopped, execution.id)
+            sent.append(by)
         time.sleep(0.005)
 
+    sent = []
     place.toy.before_step = before_step
     place.work()
     assert place.statuses(stopped, other) == ["canceled", "succeeded"]
+    assert len(place.toy.batches) < 200
 
 
 def test_rqs_duties_are_done_under_load(place):
