@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -26,6 +27,11 @@ from benchmarks.serving.accelerator import STEP_S, Request
 from benchmarks.serving.client import Http
 from benchmarks.serving.venvs import environment
 from clipsynth.embedded_redis import EmbeddedRedis
+from clipsynth.process import let_threads_sleep
+from clipsynth.queue import connect
+from clipsynth.served import MODEL_TTL_S
+from clipsynth.settings import Settings
+from clipsynth.state import State
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
@@ -130,22 +136,50 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def our_worker(redis_url: str, data_dir: Path, bundle: str | None) -> None:
     """Be our worker, with the simulated model or a bundle."""
-    import torch
-
     from benchmarks.serving.raw import Canvas
-    from clipsynth.settings import Settings
     from worker.main import main, model_info, run
 
     settings = Settings(redis_url=redis_url, data_dir=data_dir, device="cpu")
     if bundle:
         return main(settings.model_copy(update={"model": Path(bundle)}))
-    torch.set_num_threads(1)
+    torch_for_one_thread()
     return run(settings, model_info(Canvas.manifest), lambda _: Canvas(STEP_S))
 
 
+def plain_rq_worker(redis_url: str, data_dir: Path, bundle: str | None) -> None:
+    """Be RQ's SimpleWorker with the same model, and say so to the API."""
+    from benchmarks.serving.raw import Canvas
+    from benchmarks.serving.throughput import plain_worker
+    from worker.main import load, model_info
+
+    let_threads_sleep()
+    settings = Settings(redis_url=redis_url, data_dir=data_dir, device="cpu")
+    if bundle:
+        predictor: Any = load(settings.model_copy(update={"model": Path(bundle)}))
+    else:
+        torch_for_one_thread()
+        predictor = Canvas(STEP_S)
+    state = State.from_settings(connect(redis_url), settings)
+
+    def announce() -> None:
+        while True:
+            state.announce(model_info(predictor.manifest))
+            time.sleep(MODEL_TTL_S / 3)
+
+    threading.Thread(target=announce, daemon=True).start()
+    plain_worker(redis_url, data_dir, predictor)
+
+
+def torch_for_one_thread() -> None:
+    """What the sampler does for a simulated model is too little for two."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @contextlib.contextmanager
-def ours(options: Options, request: Request, log: Path) -> Iterator[Server]:
-    """Our API, worker and Redis (`appendfsync always`), a process each."""
+def ours(work: Callable[..., None], options: Options, request: Request, log: Path) -> Iterator[Server]:
+    """Our API, a worker and Redis (`appendfsync always`), a process each."""
     port = free_port()
     headers = {"Prefer": "wait=60", "Accept": "audio/wav"}
 
@@ -156,7 +190,7 @@ def ours(options: Options, request: Request, log: Path) -> Iterator[Server]:
         folder = Path(name)
         redis = EmbeddedRedis(folder)
         worker = multiprocessing.get_context("spawn").Process(
-            target=our_worker, args=(redis.url, folder, options["bundle"]), daemon=True
+            target=work, args=(redis.url, folder, options["bundle"]), daemon=True
         )
         worker.start()
         variables = {
@@ -180,6 +214,10 @@ def ours(options: Options, request: Request, log: Path) -> Iterator[Server]:
             redis.stop()
 
 
+WORKERS = {"ours": our_worker, "rq": plain_rq_worker}
+
+
 def contender(name: str, options: Options, request: Request, log: Path) -> AbstractContextManager[Server]:
     """Return a server by its name; `request` is what it is first asked for."""
-    return ours(options, request, log) if name == "ours" else foreign(name, options, request, log)
+    work = WORKERS.get(name)
+    return ours(work, options, request, log) if work else foreign(name, options, request, log)
