@@ -37,26 +37,22 @@ WARM_UP_S = 4.0
 DRAIN_S = 20.0
 TUNED: dict[tuple[str, str], Options] = {
     ("litserve", "uniform"): {"batch": 32, "wait_s": 0.0, "sort": True},
-    ("litserve", "mixed"): {"batch": 32, "wait_s": 0.0, "sort": True},
+    ("litserve", "mixed"): {"batch": 128, "wait_s": 0.0, "sort": True},
     ("litserve", "demo"): {"batch": 4, "wait_s": 0.0},
     ("bentoml", "uniform"): {"batch": 32, "max_latency_ms": 60_000, "sort": True},
-    ("bentoml", "mixed"): {"batch": 32, "max_latency_ms": 60_000, "sort": True},
+    ("bentoml", "mixed"): {"batch": 128, "max_latency_ms": 60_000, "sort": True},
 }
 GRID: dict[str, list[Options]] = {
     "litserve": [
         {"batch": 32, "wait_s": 0.0, "sort": False},
         {"batch": 32, "wait_s": 0.0, "sort": True},
-        {"batch": 32, "wait_s": 0.05, "sort": True},
-        {"batch": 64, "wait_s": 0.0, "sort": False},
         {"batch": 64, "wait_s": 0.0, "sort": True},
         {"batch": 128, "wait_s": 0.0, "sort": True},
     ],
     "bentoml": [
-        {"batch": 32, "max_latency_ms": 60_000, "sort": False},
         {"batch": 32, "max_latency_ms": 60_000, "sort": True},
-        {"batch": 32, "max_latency_ms": 10_000, "sort": True},
-        {"batch": 64, "max_latency_ms": 60_000, "sort": True},
         {"batch": 128, "max_latency_ms": 60_000, "sort": True},
+        {"batch": 128, "max_latency_ms": 10_000, "sort": True},
     ],
 }
 
