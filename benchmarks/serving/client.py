@@ -33,34 +33,44 @@ class Answer:
     def latency_s(self) -> float:
         return self.done - self.intended
 
+    def share(self, start: float, end: float) -> float:
+        """Return the share of its time that lies between `start` and `end`; 0 without an answer."""
+        inside = min(self.done, end) - max(self.intended, start)
+        return max(0.0, inside) / self.latency_s
+
 
 @dataclass(frozen=True)
 class Figures:
     """What a window showed."""
 
-    throughput: float  # good answers per second of the window
+    throughput: (
+        float  # good answers per second of the window; one counts by the share of its time that lies in it
+    )
     p50_s: float
     p95_s: float
     requests: int  # that were to be sent in the window
     unanswered: int
+    answered: int  # in the whole run
     late_s: float  # 0.99 quantile of how late the client itself was
 
 
 def figures(answers: Sequence[Answer], start: float, end: float, *, closed_loop: bool = False) -> Figures:
-    """Return what the window from `start` to `end` showed: latencies of the requests meant to be sent in it, answers that came in it.
+    """Return what the window from `start` to `end` showed: latencies of the requests meant to be sent in it, and throughput.
 
-    In a closed loop those that are under way when it ends are nobody's fault: there latencies are of the answers that came.
+    Answers may come in bursts of a hundred: that a burst falls just before or after the end must not count.
+    In a closed loop latencies are of the answers that came in the window.
     """
     meant = [a for a in answers if start <= (a.done if closed_loop else a.intended) < end]
     latencies = [answer.latency_s for answer in meant] or [math.inf]
     late = [answer.sent - answer.intended for answer in meant if answer.sent < math.inf] or [0.0]
     p50, p95 = np.quantile(latencies, [0.5, 0.95], method="higher")
     return Figures(
-        throughput=sum(start <= answer.done < end for answer in answers) / (end - start),
+        throughput=sum(answer.share(start, end) for answer in answers) / (end - start),
         p50_s=float(p50),
         p95_s=float(p95),
         requests=len(meant),
         unanswered=sum(answer.done == math.inf for answer in meant),
+        answered=sum(answer.done < math.inf for answer in answers),
         late_s=float(np.quantile(late, 0.99)),
     )
 
@@ -92,15 +102,17 @@ class Run:
             tasks.append(asyncio.create_task(self._ask(request, at)))
         await _finish(tasks, drain_s)
 
-    async def closed_loop(self, wanted: Iterator[Request], under_way: int, seconds: float) -> None:
-        """Keep so many requests under way."""
+    async def closed_loop(
+        self, wanted: Iterator[Request], under_way: int, seconds: float, drain_s: float
+    ) -> None:
+        """Keep so many requests under way for so long; then wait for the answers for `drain_s` at most."""
         self.started = time.perf_counter()
 
         async def client() -> None:
-            while True:
-                await self._ask(next(wanted), self.now())
+            while (now := self.now()) < seconds:
+                await self._ask(next(wanted), now)
 
-        await _finish([asyncio.create_task(client()) for _ in range(under_way)], seconds)
+        await _finish([asyncio.create_task(client()) for _ in range(under_way)], seconds + drain_s)
 
 
 async def _finish(tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
@@ -161,11 +173,17 @@ async def _read_body(reader: asyncio.StreamReader, head: bytes) -> None:
 
 
 def saturate(
-    send: Send, wanted: Iterator[Request], *, under_way: int, warm_up_s: float, seconds: float
+    send: Send,
+    wanted: Iterator[Request],
+    *,
+    under_way: int,
+    warm_up_s: float,
+    seconds: float,
+    drain_s: float,
 ) -> Figures:
     """Keep a server busy; return what a window of so many seconds showed."""
     run = Run(send)
-    asyncio.run(run.closed_loop(wanted, under_way, warm_up_s + seconds))
+    asyncio.run(run.closed_loop(wanted, under_way, warm_up_s + seconds, drain_s))
     return figures(run.answers, warm_up_s, warm_up_s + seconds, closed_loop=True)
 
 

@@ -91,15 +91,21 @@ class Comparison:
         found = dataclasses.asdict(seen)
         if http.refused:
             found["refused"] = http.refused
-        span = WARM_UP_S + self.seconds
-        return found | {"cpu_ms": 1e3 * spent / max(1.0, seen.throughput * span)}
+        return found | {"cpu_ms": 1e3 * spent / max(1, seen.answered)}
 
     def _ask(
         self, send: Any, system: str, load: str, arrival: str, repetition: int, requests: Iterator[Request]
     ) -> Figures:
         if arrival == SATURATED:
             under_way = FEW_UNDER_WAY if load == "demo" or system == "rq" else UNDER_WAY
-            return saturate(send, requests, under_way=under_way, warm_up_s=WARM_UP_S, seconds=self.seconds)
+            return saturate(
+                send,
+                requests,
+                under_way=under_way,
+                warm_up_s=WARM_UP_S,
+                seconds=self.seconds,
+                drain_s=DRAIN_S,
+            )
         times = self._times(load, arrival, repetition)
         return ask_at(send, requests, times, warm_up_s=WARM_UP_S, seconds=self.seconds, drain_s=DRAIN_S)
 
