@@ -14,6 +14,11 @@ SAMPLED = 32  # jobs ahead whose requests are read; the others are taken to be l
 MIN_RATIOS = 20  # ended generations, until which an estimate is not corrected by them
 
 
+def workers_key(model: str) -> str:
+    """Return the name of RQ's set of the workers on a model's queue; one that was killed is in it for another minute."""
+    return f"rq:workers:clipsynth-{model}"
+
+
 def passes(payload: JobPayload, cost: ModelCost | None) -> float:
     """Return a request's work: seconds of sound times passes of the network."""
     guided_share = cost.guided_share if cost else 1.0
@@ -37,18 +42,19 @@ class Forecast:
 
 
 def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None) -> Forecast:
-    """Estimate for one worker that takes the running jobs for half done, corrected by how long earlier ones took in fact."""
+    """Estimate for the workers there are, the running jobs taken for half done, corrected by how long earlier ones took in fact."""
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.hmget(f"clipsynth:load:{payload.model}", ["n", "w"])
         pipeline.zrange(f"rq:wip:clipsynth-{payload.model}", 0, -1)
         pipeline.lrange(f"clipsynth:eta_ratios:{payload.model}", 0, -1)
-        (n, passes_ahead), wip, ratios = pipeline.execute()
+        pipeline.scard(workers_key(payload.model))
+        (n, passes_ahead), wip, ratios, workers = pipeline.execute()
         if cost is None:
             return Forecast(int(n or 0), None)
         for execution in wip:
             pipeline.hget(record_key(execution.decode().partition(":")[0]), "work")
         running = sum(float(w) for w in pipeline.execute() if w)
-    ahead_s = max(0.0, float(passes_ahead or 0) - running / 2) * cost.audio_step_s
+    ahead_s = max(0.0, float(passes_ahead or 0) - running / 2) * cost.audio_step_s / max(1, workers)
     base_s = ahead_s + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
     known = sorted(map(float, ratios))
     p50, p90 = (1.0, 1.5) if len(known) < MIN_RATIOS else (known[int(q * len(known))] for q in (0.5, 0.9))
@@ -58,7 +64,7 @@ def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None) -> Forec
 def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | None, float | None]:
     """Return how many jobs are before this one in the queue, and in how many seconds it should end.
 
-    The estimate is for one worker that takes the running jobs for half done; None where no worker has measured its cost. The place is None
+    The estimate is for the workers there are, the running jobs taken for half done; None where none has measured its cost. The place is None
     for a job that a worker is just taking.
     """
     queue = f"clipsynth-{payload.model}"
@@ -67,7 +73,8 @@ def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | 
         pipeline.lrange(f"rq:queue:{queue}", 0, SAMPLED - 1)
         pipeline.zrange(f"rq:wip:{queue}", 0, SAMPLED - 1)
         pipeline.get(f"clipsynth:model:{payload.model}")
-        position, head, running, info = pipeline.execute()
+        pipeline.scard(workers_key(payload.model))
+        position, head, running, info, workers = pipeline.execute()
     if position is None:
         return None, None
     cost = ModelInfo.model_validate_json(info).cost if info else None
@@ -81,4 +88,6 @@ def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | 
         inputs = cast(list[bytes | None], pipeline.execute())
     works = [work(JobPayload.model_validate_json(i), cost) if i else 0.0 for i in inputs]
     before = sum(works[: len(ahead)]) * position / max(1, len(ahead)) + sum(works[len(ahead) :]) / 2
-    return position, before + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
+    return position, before / max(1, workers) + max(
+        work(payload, cost), payload.num_inference_steps * cost.step_s
+    )

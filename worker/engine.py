@@ -78,10 +78,13 @@ class Ticket:
         return self.passes * self.num_rows * self.num_tokens
 
     def load(self, ahead: int = 0) -> int:
-        """Return the tokens that a step passes through the network for this job after `ahead` more; 2 per token of a guided row."""
+        """Return the tokens that a step passes through the network for this job after `ahead` more; 2 per token of a guided row.
+
+        A row that has not begun counts however few its steps are: it may wait for longer.
+        """
         if not self.rows:
             return 0 if self.ended else self.full_load
-        left = [row for row in self.rows if row.step + ahead < row.num_inference_steps]
+        left = [row for row in self.rows if not row.step or row.step + ahead < row.num_inference_steps]
         return self.num_tokens * sum(1 + row.guided for row in left)
 
 

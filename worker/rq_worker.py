@@ -22,7 +22,6 @@ from rq.suspension import is_suspended
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
-from clipsynth.queue import RQ_TTL_S
 from clipsynth.record import Standing
 from clipsynth.schemas import JobPayload, Problem, Progress, Status
 from worker.engine import Engine
@@ -39,7 +38,7 @@ WATCH_S = 0.05
 PROGRESS_S = 0.25
 DUTY_S = 1.0
 STALL_S = 120.0  # a job that was told to stop and did not within this time shows that the process hangs
-LEAD_S = 0.1  # what ends sooner than this is replaced already, so that the next jobs are prepared when there is room
+LEAD_S = 0.2  # what ends sooner than this is replaced already, so that the next jobs are prepared when there is room
 
 
 class BatchWorker(SimpleWorker):
@@ -273,27 +272,28 @@ class BatchWorker(SimpleWorker):
     # ------------------------------------------------------------------------------------------------ settling
 
     def _record(self, job: Job, execution: Execution, status: Status, pipeline: Pipeline) -> None:
-        """Have RQ note a job's end: what its handle_job_success and handle_job_failure do, in a transaction with others.
+        """Have RQ note a job's end, as its handle_job_success and handle_job_failure do, in a transaction with others.
 
-        What they do besides is for dependents, repeats, retries and rate limits, which our jobs do not have.
+        RQ keeps no record of what succeeded: the public state is one. What it does besides is for dependents, repeats, retries and rate
+        limits, which our jobs do not have.
         """
         job.ended_at = rq_now()
-        of: dict[str, Any] = {
-            "worker_name": self.name,
-            "execution_id": execution.id,
-            "execution_started_at": execution.created_at,
-            "execution_ended_at": job.ended_at,
-        }
         self.increment_total_working_time(job.ended_at - execution.created_at, pipeline)
         if status is Status.SUCCEEDED:
             self.increment_successful_job_count(pipeline)
-            job._handle_success(RQ_TTL_S, pipeline, **of)
-            job.cleanup(RQ_TTL_S, pipeline, remove_from_queue=False)
+            pipeline.delete(job.key)
         else:
             self.increment_failed_job_count(pipeline)
             stopped = status in (Status.CANCELED, Status.EXPIRED)
             job.set_status(JobStatus.STOPPED if stopped else JobStatus.FAILED, pipeline)
-            job._handle_failure(str(status), pipeline, **of)
+            job._handle_failure(
+                str(status),
+                pipeline,
+                worker_name=self.name,
+                execution_id=execution.id,
+                execution_started_at=execution.created_at,
+                execution_ended_at=job.ended_at,
+            )
         self.cleanup_execution(job, pipeline, execution)
 
     # --------------------------------------------------------------------------------------------------- Redis

@@ -99,15 +99,17 @@ def measure(model: Path, folder: Path, *, requests: int, steps: int, idle_s: flo
 
         for _ in range(WARM_UP):
             through_http(), bare()
+        pids = {name: child.pid for name, child in children.items()} | {"redis": server.process.pid}
+        cpu = cpu_s(pids["api"])
         took = np.array([(seconds(through_http), seconds(bare)) for _ in range(requests)])
         p50, p95 = 1e3 * np.quantile(took, [0.5, 0.95], axis=0)
         print(
             f"service: p50 {p50[0]:.1f} ms, p95 {p95[0]:.1f} ms; pipeline alone: {p50[1]:.1f}, {p95[1]:.1f}"
         )
         print(f"added: p50 {p50[0] - p50[1]:.1f} ms, p95 {p95[0] - p95[1]:.1f} ms")
+        print(f"CPU of the API: {1e3 * (cpu_s(pids['api']) - cpu) / requests:.1f} ms per request")
         of = 1e3 * np.median(np.diff(parts[-requests:]), axis=0)
         print("of it, p50: " + ", ".join(f"{name} {ms:.1f}" for name, ms in zip(PARTS, of, strict=True)))
-        pids = {name: child.pid for name, child in children.items()} | {"redis": server.process.pid}
         time.sleep(2.0)
         before = {name: cpu_s(pid) for name, pid in pids.items()}
         time.sleep(idle_s)

@@ -1,6 +1,7 @@
 """What does the queue cost? The same simulated accelerator: raw, under plain RQ, and under our worker, saturated.
 
     python -m benchmarks.serving.throughput --seconds 10
+    python -m benchmarks.serving.throughput --seconds 10 --loads uniform --fsync always everysec no --repetitions 2
 
 A step sleeps a constant time for up to 32 rows, so a full batch costs what a single row does. Each contender is its own process with
 all jobs queued beforehand, is given a while to start, and is then counted for the given seconds. Prints jobs per second and the ratio to the raw ceiling.
@@ -9,6 +10,7 @@ all jobs queued beforehand, is given a while to start, and is then counted for t
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import random
@@ -46,8 +48,8 @@ def mixed(draw: random.Random) -> JobPayload:
 LOADS: dict[str, Callable[[random.Random], JobPayload]] = {"uniform": uniform, "mixed": mixed}
 
 
-def raw(load: str, rows: int, seconds: float) -> float:
-    """Return jobs per second of the engine's limit of rows, always full, with no queue, thread or file: the ceiling."""
+def raw(load: str, rows: int, seconds: float) -> tuple[float, float]:
+    """Return jobs per second, and CPU milliseconds per job, of the engine's limit of rows, always full, with no queue, thread or file: the ceiling."""
     from benchmarks.serving.simulated import BATCH, TOKENS_PER_S, Simulated
     from models.sampler import advance
     from worker.engine import weight
@@ -56,7 +58,7 @@ def raw(load: str, rows: int, seconds: float) -> float:
     model = Simulated(STEP_S)
     limit = min(rows, BATCH) * TOKENS_PER_S
     running, waiting = [], model.rows(LOADS[load](draw))
-    done, end = 0, time.perf_counter() + seconds
+    done, cpu, end = 0, time.process_time(), time.perf_counter() + seconds
     while time.perf_counter() < end:
         while not running or weight([*running, *waiting]) <= limit:
             running += waiting
@@ -64,7 +66,7 @@ def raw(load: str, rows: int, seconds: float) -> float:
         advance(running, model.velocity)
         done += sum(row.done for row in running)
         running = [row for row in running if not row.done]
-    return done / seconds
+    return done / seconds, 1e3 * (time.process_time() - cpu) / done
 
 
 def plain_worker(redis_url: str, data_dir: Path, model: Any = None) -> None:
@@ -115,9 +117,9 @@ def our_worker(redis_url: str, data_dir: Path, rows: int) -> None:
 
 
 def through_redis(
-    target: Callable[..., None], arguments: Iterable[Any], load: str, seconds: float
+    target: Callable[..., None], arguments: Iterable[Any], load: str, seconds: float, fsync: str = "always"
 ) -> tuple[float, float]:
-    """Return jobs per second that a worker process finishes, and its CPU milliseconds per job."""
+    """Return jobs per second that a worker process finishes, and its CPU milliseconds per job; `fsync` is Redis's appendfsync."""
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
         server = EmbeddedRedis(Path(folder))
         settings = Settings(redis_url=server.url, data_dir=Path(folder))
@@ -128,8 +130,10 @@ def through_redis(
             target=target, args=(server.url, Path(folder), *arguments), daemon=True
         )
         try:
+            redis.config_set("appendfsync", "no")
             for _ in range(round(250 * (seconds + WARM_UP_S))):
                 enqueue(redis, state, new_id(), LOADS[load](draw), settings)
+            redis.config_set("appendfsync", fsync)
             process.start()
             while not state.ended():
                 time.sleep(0.05)
@@ -160,17 +164,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rows", type=int, nargs="*", default=[8, 32])
     parser.add_argument("--loads", nargs="*", default=list(LOADS), choices=LOADS)
+    parser.add_argument(
+        "--fsync", nargs="*", default=["always"], choices=("always", "everysec", "no"), help="of Redis"
+    )
+    parser.add_argument("--repetitions", type=int, default=1)
     options = parser.parse_args()
-    for load in options.loads:
+    for load, _ in itertools.product(options.loads, range(options.repetitions)):
         plain, plain_cpu = through_redis(plain_worker, (), load, options.seconds)
-        print(f"{load}: plain RQ {plain:7.1f} jobs/s, {plain_cpu:.1f} ms of CPU per job")
+        print(f"{load}: plain RQ {plain:.1f} jobs/s, {plain_cpu:.1f} ms of CPU per job", flush=True)
         for rows in options.rows:
-            ceiling = raw(load, rows, options.seconds)
-            ours, cpu = through_redis(our_worker, (rows,), load, options.seconds)
-            print(
-                f"{load}, {rows} rows: raw {ceiling:7.1f} jobs/s, ours {ours:7.1f}"
-                f" = {ours / ceiling:.2f} of raw, {ours / plain:.1f} times plain RQ, {cpu:.1f} ms of CPU per job"
-            )
+            ceiling, model_cpu = raw(load, rows, options.seconds)
+            print(f"{load}, {rows} rows: raw {ceiling:.1f} jobs/s, {model_cpu:.2f} ms of CPU per job")
+            for fsync in options.fsync:
+                ours, cpu = through_redis(our_worker, (rows,), load, options.seconds, fsync)
+                print(
+                    f"  ours, {fsync}: {ours:.1f} jobs/s = {ours / ceiling:.3f} of raw, {ours / plain:.1f} times"
+                    f" plain RQ, {cpu:.2f} ms of CPU per job, {cpu - model_cpu:.2f} beyond the model",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

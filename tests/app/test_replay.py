@@ -91,5 +91,7 @@ def test_a_queued_generation_says_how_long_it_waits(service):
     service.state.announce(service.info.model_copy(update={"cost": cost}))
     for response, expected in ((first, 0.3), (second, 0.6)):
         assert service.client.get(response.headers["location"]).json()["eta_s"] == pytest.approx(expected)
+    service.redis.sadd("rq:workers:clipsynth-tiny", "rq:worker:one", "rq:worker:two")  # as their births do
+    assert service.client.get(second.headers["location"]).json()["eta_s"] == pytest.approx(0.45)
     done = service.finish(first)
     assert (done["queue_position"], done["eta_s"]) == (None, None)

@@ -128,6 +128,9 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(engines, error):
     assert engine.limit <= 8
     for n, each in enumerate(tickets):
         assert each.results[1] == pytest.approx([n] * 6)
+    other = engines(Toy(velocity))
+    run(other, ticket(rows=8))
+    assert other.limit == 6  # 8 rows of 3 tokens do not fit, nor do 4
 
 
 def test_a_row_that_alone_is_too_large_fails(engines):
@@ -137,6 +140,19 @@ def test_a_row_that_alone_is_too_large_fails(engines):
     tickets = [ticket(), ticket()]
     run(engines(Toy(velocity)), *tickets)
     assert [type(t.error) for t in tickets] == [torch.OutOfMemoryError] * 2
+
+
+def test_out_of_memory_in_decoding_is_tried_row_by_row(engines):
+    class Small(Toy):
+        def decode(self, latents, duration_s):
+            if len(latents) > 1:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().decode(latents, duration_s)
+
+    each = ticket(3.0, rows=3)
+    run(engines(Small()), each)
+    assert each.error is None
+    assert each.results[2] == pytest.approx([3.0] * 6)
 
 
 def test_only_the_guilty_job_fails(engines):
@@ -212,7 +228,12 @@ def test_load_is_what_the_next_step_costs():
     rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, 4, g) for g in (1.0, 2.0)]
     assert weight(rows) == 9
     assert weight([]) == 0
-    assert ticket(rows=2, tokens=3).load() == 12
+    each = ticket(rows=2, tokens=3)
+    assert each.load() == 12
+    each.rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, steps, 2.0, step=1) for steps in (4, 6)]
+    assert [each.load(ahead) for ahead in (0, 3, 5)] == [12, 6, 0]
+    each.rows[0].step = 0
+    assert each.load(5) == 6
 
 
 def test_the_limit_is_the_smallest_batch_with_nearly_the_best_throughput():

@@ -68,6 +68,8 @@ class Toy:
         self.before_step(batch)
         if "broken" in batch:
             raise RuntimeError("secret")
+        if "huge" in batch:
+            raise torch.OutOfMemoryError("secret")
         return conditions.tokens[:, :1].expand_as(tokens)
 
     def decode(self, latents, _):
@@ -128,6 +130,12 @@ class Workplace:
 
         self.toy.before_step = before_step
 
+    def come_round(self):
+        """Wait until the worker has looked at all that it looks at, once more from the start."""
+        for _ in range(2):
+            seen = self.worker._due.get("watch")
+            assert wait_until(lambda seen=seen: self.worker._due.get("watch") != seen, timeout_s=TIMEOUT_S)
+
     def statuses(self, *ids):
         return [self.state.get(generation_id).status for generation_id in ids]
 
@@ -185,6 +193,13 @@ def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
     # Two threads prepare jobs: which is first into the batch is left open, that all share the step is not.
     assert sorted(place.toy.batches[1]) == sorted(["rain", "wind", "wind", "broken", "hail"])
     assert place.nothing_left()
+
+
+def test_a_job_too_large_for_the_device_fails_alone_and_is_told_why(place):
+    huge, good = place.post("huge"), place.post("rain")
+    place.work()
+    assert place.statuses(huge, good) == ["failed", "succeeded"]
+    assert place.state.get(huge).error.code == "out_of_memory"
 
 
 def test_a_job_joins_while_another_runs(place):
@@ -339,6 +354,7 @@ def test_a_swap_waits_for_the_running_jobs(place):
         order.extend(batch)
         if not later:
             place.worker.swap_when_idle(lambda: order.append("swap"))
+            place.come_round()
             later.append(place.post("wind"))
 
     place.toy.before_step = before_step
@@ -385,6 +401,7 @@ def test_a_bundle_is_exchanged_without_dropping_jobs(place):
     def before_step(_):
         if not later:
             served.reload()
+            place.come_round()
             later.append(place.post("wind"))
 
     place.toy.before_step = before_step
