@@ -26,6 +26,7 @@ from benchmarks.serving.accelerator import Request
 from benchmarks.serving.client import Figures, ask_at, figures, saturate
 from benchmarks.serving.contenders import Options, contender
 from benchmarks.serving.report import SATURATED, Results
+from benchmarks.serving.venvs import cache_dir
 from clipsynth.settings import Settings
 from models.manifest import Manifest
 
@@ -153,7 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     results = Results(options.out)
-    log = options.out.with_suffix(".log")
+    log = cache_dir() / "servers.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     comparison = Comparison(results, seconds=options.seconds, bundle=Settings().model, log=log)
     if options.demo:
         options.loads, options.arrivals = ["demo"], [SATURATED]

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +24,7 @@ import psutil
 
 from benchmarks.serving.accelerator import STEP_S, Request
 from benchmarks.serving.client import Http
+from benchmarks.serving.idle import free_port
 from benchmarks.serving.venvs import environment
 from clipsynth.embedded_redis import EmbeddedRedis
 from clipsynth.process import let_threads_sleep
@@ -61,13 +61,6 @@ class Server:
                     times = one.cpu_times()
                     found[f"{one.pid}"] = times.user + times.system
         return found
-
-
-def free_port() -> int:
-    """Return a port that nobody listens to."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def wait_for(http: Callable[[], Http], request: Request, process: subprocess.Popen[bytes]) -> None:
