@@ -6,6 +6,7 @@ Latency counts from the time at which a request was to be sent, so a server that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -140,19 +141,32 @@ class Http:
         """Return whether the sound came."""
         fields = dataclasses.asdict(request)
         body = json.dumps({self.wrap: [fields]} if self.wrap else fields).encode()
-        reader, writer = self._idle.pop() if self._idle else await self._connect()
+        message = f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        status = None
+        while status is None and self._idle:
+            with contextlib.suppress(
+                EOFError, ConnectionError
+            ):  # servers close what was idle for some seconds
+                status = await self._exchange(message, *self._idle.pop())
+        if status is None:
+            status = await self._exchange(message, *await self._connect())
+        if status != 200:
+            self.refused[status] = self.refused.get(status, 0) + 1
+        return status == 200
+
+    async def _exchange(
+        self, message: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> int:
+        """Return the status of the answer."""
         try:
-            writer.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            writer.write(message)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            status = int(head.split(b" ", 2)[1])
             await _read_body(reader, head)
         except BaseException:
             writer.close()
             raise
         self._idle.append((reader, writer))
-        if status != 200:
-            self.refused[status] = self.refused.get(status, 0) + 1
-        return status == 200
+        return int(head.split(b" ", 2)[1])
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)

@@ -38,7 +38,7 @@ WARM_UP_S = 4.0
 DRAIN_S = 20.0
 TUNED: dict[tuple[str, str], Options] = {
     ("litserve", "uniform"): {"batch": 32, "wait_s": 0.0, "sort": True},
-    ("litserve", "mixed"): {"batch": 128, "wait_s": 0.0, "sort": True},
+    ("litserve", "mixed"): {"batch": 128, "wait_s": 0.1, "sort": True},
     ("litserve", "demo"): {"batch": 4, "wait_s": 0.0},
     ("bentoml", "uniform"): {"batch": 32, "max_latency_ms": 60_000, "sort": True},
     ("bentoml", "mixed"): {"batch": 128, "max_latency_ms": 60_000, "sort": True},
@@ -49,6 +49,7 @@ GRID: dict[str, list[Options]] = {
         {"batch": 32, "wait_s": 0.0, "sort": True},
         {"batch": 64, "wait_s": 0.0, "sort": True},
         {"batch": 128, "wait_s": 0.0, "sort": True},
+        {"batch": 128, "wait_s": 0.1, "sort": True},
     ],
     "bentoml": [
         {"batch": 32, "max_latency_ms": 60_000, "sort": True},
