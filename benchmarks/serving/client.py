@@ -135,6 +135,7 @@ class Http:
         lines = {"Host": f"127.0.0.1:{port}", "Content-Type": "application/json", **headers}
         self._head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items())
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._opened: list[asyncio.StreamWriter] = []
         self.refused: dict[int, int] = {}
 
     async def post(self, request: Request) -> bool:
@@ -169,11 +170,16 @@ class Http:
         return int(head.split(b" ", 2)[1])
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+        connection = await asyncio.open_connection("127.0.0.1", self.port)
+        self._opened.append(connection[1])
+        return connection
 
-    def close(self) -> None:
-        for _, writer in self._idle:
+    async def close(self) -> None:
+        """Close all connections."""
+        for writer in self._opened:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 async def _read_body(reader: asyncio.StreamReader, head: bytes) -> None:

@@ -98,8 +98,9 @@ def test_the_client_reads_answers_of_either_framing_and_keeps_its_connections():
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         http = Http(server.sockets[0].getsockname()[1], "/predict", {})
         answers = [await http.post(Request(8, 1.0, 1.0)) for _ in range(4)]
-        http.close()
+        await http.close()
         server.close()
+        await server.wait_closed()
         return answers, http.refused
 
     assert asyncio.run(talk()) == ([True, True, False, True], {503: 1})
