@@ -151,6 +151,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--arrivals", nargs="*", default=ARRIVALS)
     parser.add_argument("--demo", action="store_true", help="the demo bundle on the CPU, saturated")
     parser.add_argument("--tune", action="store_true", help="try settings of the other servers instead")
+    parser.add_argument(
+        "--shared", action="store_true", help="note that other work runs beside it: the table marks it"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("comparison.json"))
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
@@ -170,7 +173,16 @@ def main(arguments: list[str] | None = None) -> None:
         settings = TUNED.get((system, load), {})
         found = comparison.measure(system, load, arrival, repetition, settings)
         if found:
-            results.add(system, load, arrival, repetition, found, seconds=options.seconds, settings=settings)
+            results.add(
+                system,
+                load,
+                arrival,
+                repetition,
+                found,
+                seconds=options.seconds,
+                settings=settings,
+                shared=options.shared,
+            )
             print(
                 system,
                 load,

@@ -48,6 +48,13 @@ class Results:
             if (w["system"], w["load"], w["arrival"]) == (system, load, arrival) and figure in w
         ]
 
+    def shared(self, system: str, load: str, arrival: str) -> bool:
+        """Return whether other work ran beside a repetition."""
+        kind = (system, load, arrival)
+        return any(
+            w.get("shared", False) for w in self.windows if (w["system"], w["load"], w["arrival"]) == kind
+        )
+
     def raw(self, load: str) -> float:
         """Return the raw throughput, which the Poisson loads are shares of: that of the first repetition.
 
@@ -73,7 +80,7 @@ def _rounded(value: Any) -> Any:
 
 
 def table(results: Results) -> str:
-    """Return Markdown: a row for each system, load and arrival, means of the repetitions with their range."""
+    """Return Markdown: a row for each system, load and arrival, means of the repetitions with their range; † had other work beside it."""
     lines = [
         "| load | arrivals | system | sounds/s | of raw | p50, s | p95, s | CPU ms per sound | ours: throughput | ours: p95 |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -90,7 +97,7 @@ def table(results: Results) -> str:
             cells = [
                 load,
                 arrival if arrival == SATURATED else f"{float(arrival):.0%}",
-                name,
+                name + (" †" if results.shared(system, load, arrival) else ""),
                 _spread(throughput, 1),
                 f"{of_raw:.2f}",
                 _spread(p50, 2),
