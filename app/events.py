@@ -22,6 +22,7 @@ from clipsynth.state import EVENTS_PREFIX, State
 logger = logging.getLogger(__name__)
 PING_S = 15.0
 RECONNECT_S = 1.0
+ENDS = frozenset({*TERMINAL, "gone"})  # of what Redis tells, what ends a generation
 
 
 class Events:
@@ -32,7 +33,8 @@ class Events:
 
     def __init__(self, redis_url: str, state: State) -> None:
         self.redis_url, self.state = redis_url, state
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # for any change
+        self._waiting_for_end: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._reads: dict[str, asyncio.Task[Generation]] = {}  # begun after the last change
 
     async def listen(self) -> None:
@@ -54,28 +56,21 @@ class Events:
                 if asked:
                     raise TimeoutError("Redis is silent")
                 await pubsub.ping()
-            elif message["type"] == "psubscribe":
-                for generation_id in list(self._waiting):
-                    self._wake(generation_id)
+            elif message["type"] == "psubscribe":  # anything may have been missed
+                for generation_id in {*self._waiting, *self._waiting_for_end}:
+                    self._wake(generation_id, ended=True)
             elif message["type"] == "pmessage":
-                self._wake(message["channel"].decode().removeprefix(EVENTS_PREFIX))
+                generation_id = message["channel"].decode().removeprefix(EVENTS_PREFIX)
+                self._wake(generation_id, ended=message["data"].decode() in ENDS)
             asked = message is None
 
-    def _wake(self, generation_id: str) -> None:
+    def _wake(self, generation_id: str, *, ended: bool) -> None:
         self._reads.pop(generation_id, None)
         for event in self._waiting.get(generation_id, ()):
             event.set()
-
-    @contextlib.contextmanager
-    def _changed(self, generation_id: str) -> Iterator[asyncio.Event]:
-        event = asyncio.Event()
-        self._waiting[generation_id].add(event)
-        try:
-            yield event
-        finally:
-            self._waiting[generation_id].discard(event)
-            if not self._waiting[generation_id]:
-                del self._waiting[generation_id]
+        if ended:
+            for event in self._waiting_for_end.get(generation_id, ()):
+                event.set()
 
     async def _read(self, generation_id: str) -> Generation:
         """Return the generation as it is after the last change; those who ask at the same time share one look."""
@@ -100,7 +95,7 @@ class Events:
         Only the first look may fail for Redis; later ones are made again until it answers.
         """
         deadline = time.monotonic() + timeout_s
-        with self._changed(generation_id) as changed:
+        with _waiter(self._waiting, generation_id) as changed:
             generation = await self._read(generation_id)
             while True:
                 yield generation
@@ -119,10 +114,17 @@ class Events:
                     changed.set()
 
     async def wait(self, generation: Generation, timeout_s: float) -> Generation:
-        """Return the generation at its end, or as it is after `timeout_s`."""
-        async for latest in self.states(generation.id, timeout_s=timeout_s):
-            generation = latest
-        return generation
+        """Return the generation at its end, or as it is after `timeout_s`. What happens on the way there is not read."""
+        deadline = time.monotonic() + timeout_s
+        with _waiter(self._waiting_for_end, generation.id) as ended:
+            while True:
+                ended.clear()
+                generation = await run_in_threadpool(self.state.get, generation.id)
+                left = deadline - time.monotonic()
+                if generation.status in TERMINAL or left <= 0:
+                    return generation
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), min(left, PING_S))
 
     async def stream(self, generation_id: str, last_event_id: str | None = None) -> AsyncIterator[str]:
         """Yield server-sent events: `status`, `progress`, at last `completed` (or `gone`), each with the resource.
@@ -146,3 +148,16 @@ class Events:
         except Gone as error:
             data = json.dumps({"code": error.code, "detail": str(error)})
             yield f"event: gone\ndata: {data}\n\n"
+
+
+@contextlib.contextmanager
+def _waiter(waiting: defaultdict[str, set[asyncio.Event]], generation_id: str) -> Iterator[asyncio.Event]:
+    """Be among those who are woken for a generation."""
+    event = asyncio.Event()
+    waiting[generation_id].add(event)
+    try:
+        yield event
+    finally:
+        waiting[generation_id].discard(event)
+        if not waiting[generation_id]:
+            del waiting[generation_id]

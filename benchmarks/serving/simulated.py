@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.serving.accelerator import ROWS, SAMPLES_PER_S, call_s
 from benchmarks.serving.load import MANIFEST, POISON
 from clipsynth.schemas import Format, JobPayload
 from clipsynth.settings import Settings
@@ -19,7 +19,7 @@ from models.sampler import Row
 from worker.cost import Cost
 from worker.main import model_info, run
 
-BATCH = 32
+BATCH = ROWS
 TOKENS_PER_S = 10
 _CONDITIONS = {
     poison: ConditionTokens(torch.full((1, 1, 1), float(poison)), torch.ones(1, 1, dtype=torch.bool))
@@ -54,11 +54,11 @@ class Simulated:
     ) -> torch.Tensor:
         if conditions.tokens.any():
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(self.step_s * math.ceil(len(tokens) / BATCH))
+        time.sleep(call_s(len(tokens), self.step_s, BATCH))
         return tokens
 
     def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
-        return list(np.zeros((len(latents), round(duration_s * 100)), np.float32))
+        return list(np.zeros((len(latents), round(duration_s * SAMPLES_PER_S)), np.float32))
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
         return np.zeros((len(waveform), 64), np.float32)

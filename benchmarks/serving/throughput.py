@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.load import MANIFEST, payload
+from benchmarks.serving.accelerator import STEP_S
+from benchmarks.serving.load import payload
 from clipsynth.embedded_redis import EmbeddedRedis
 from clipsynth.queue import connect, enqueue, get_queue
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
 from clipsynth.state import State, new_id
 
-STEP_S = 0.02
 WARM_UP_S = 3.0
 
 
@@ -69,8 +69,8 @@ def raw(load: str, rows: int, seconds: float) -> tuple[float, float]:
     return done / seconds, 1e3 * (time.process_time() - cpu) / done
 
 
-def plain_worker(redis_url: str, data_dir: Path) -> None:
-    """Be RQ's SimpleWorker on one job after the other, with the states and files of ours."""
+def plain_worker(redis_url: str, data_dir: Path, model: Any = None) -> None:
+    """Be RQ's SimpleWorker on one job after the other, with the states and files of ours; `model` is a predictor, simulated by default."""
     from rq import SimpleWorker
 
     from benchmarks.serving.simulated import Simulated
@@ -82,7 +82,7 @@ def plain_worker(redis_url: str, data_dir: Path) -> None:
 
     settings = Settings(redis_url=redis_url, data_dir=data_dir)
     state = State.from_settings(connect(redis_url), settings)
-    model = Simulated(STEP_S)
+    model = model or Simulated(STEP_S)
     jobs = Jobs(model, state, Storage(settings.results_url), max_attempts=3)
 
     def generate(generation_id: str, raw_payload: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def plain_worker(redis_url: str, data_dir: Path) -> None:
         def func(self) -> Callable[..., None]:  # type: ignore[override]
             return generate
 
-    queue = get_queue(MANIFEST.name, connect(redis_url))
+    queue = get_queue(model.manifest.name, connect(redis_url))
     SimpleWorker([queue], connection=queue.connection, job_class=PlainJob, serializer=queue.serializer).work(
         logging_level="ERROR"
     )

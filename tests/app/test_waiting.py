@@ -97,6 +97,19 @@ def test_prefer_wait_and_accept_answer_with_the_sound(working):
     assert working.client.get(response.headers["location"]).json()["status"] == "succeeded"
 
 
+def test_who_waits_for_the_end_reads_nothing_of_the_way_there(working, monkeypatch):
+    reads, get = [], State.get
+
+    def counted(self, generation_id, **options):
+        generation = get(self, generation_id, **options)
+        reads.append(generation.status)
+        return generation
+
+    monkeypatch.setattr(State, "get", counted)
+    assert working.post(prefer="wait=10").status_code == 200
+    assert reads == ["queued", "succeeded"]
+
+
 @pytest.mark.parametrize("prefer", ["wait=1", "wait=0", "wait=soon"])
 def test_who_has_waited_long_enough_gets_202(service, prefer):
     response = service.post(prefer=prefer)
