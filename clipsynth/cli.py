@@ -257,14 +257,19 @@ def prepare(
 def train(
     recipe: Path,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: denoiser.steps=10")] = None,
-    stage: Annotated[str, typer.Option(help="all, vocoder, denoiser, finetune or export.")] = "all",
+    stage: Annotated[
+        str,
+        typer.Option(
+            help="all, vocoder, denoiser, finetune or export; of SpecVQGAN all, vqgan, transformer or export."
+        ),
+    ] = "all",
     init: Annotated[Path | None, typer.Option(help="Bundle to start from.")] = None,
 ) -> None:
-    """Train a recipe's vocoder and denoiser, or resume, and write the bundle."""
+    """Train a recipe's parts, or resume, and write the bundle (of SpecVQGAN: the pipeline's folder)."""
     from training.recipe import load_recipe
     from training.train import train as run
 
-    folder = run(load_recipe(recipe, set_), stage=stage, init=init)  # type: ignore[arg-type]
+    folder = run(load_recipe(recipe, set_), stage=stage, init=init)
     if folder:
         print(folder)
 
