@@ -5,6 +5,7 @@ discriminator with hinge losses (Esser et al. 2021, eq. 5). The paper's perceptu
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: tuple[int, ...] = (1, 16, 32, 64)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for a, b in zip(channels[:-1], channels[1:], strict=True):
+        for a, b in pairwise(channels):
             layers += [nn.Conv2d(a, b, 4, 2, 1), nn.GroupNorm(1, b), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, 4, padding=1))
 
