@@ -322,6 +322,41 @@ def evaluate(
     print(table)
 
 
+@app.command()
+def listen(
+    folder: Annotated[
+        Path, typer.Argument(help="Results of `clipsynth evaluate`, or a manifest.csv system,query,file.")
+    ],
+    score: Annotated[bool, typer.Option("--score", help="Print the table of the answers so far.")] = False,
+    queries: Annotated[int, typer.Option(min=1, help="How many queries are heard, of every system.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the choice of queries and the orders.")] = 0,
+    answers: Annotated[
+        Path | None, typer.Option(help="SQLite file; answers.sqlite in the folder by default.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8010,
+) -> None:
+    """Serve a blind listening test of quality, relevance and noise as a web page, or print its scores."""
+    from evaluation.answers import Answers
+    from evaluation.listen_score import to_markdown
+    from evaluation.listening import choose, make_items, read_folder
+
+    file = answers or folder / "answers.sqlite"
+    if score:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: nobody has rated yet")
+        print(to_markdown(Answers(file).every()))
+        return
+
+    import uvicorn
+
+    from evaluation.listen import create_app
+
+    items = make_items(choose(read_folder(folder), queries, seed), seed)
+    print(f"{len(items)} sounds; raters open http://{host}:{port}/?rater=NAME; answers go to {file}")
+    uvicorn.run(create_app(items, Answers(file), seed=seed), host=host, port=port, log_level="warning")
+
+
 def main() -> None:
     """Entry point: errors that people can act on are one line and exit code 1."""
     for package in ("app", "worker", "models", "training", "evaluation"):
