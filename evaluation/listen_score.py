@@ -57,7 +57,7 @@ def score(answers: Sequence[Answer], scale: str, *, seed: int = 0) -> dict[str, 
     for system in dict.fromkeys(a.system for a in answers):
         own = [a for a in given if a.system == system]
         if not own:
-            scores[system] = Score(*[float("nan")] * 3, 0)
+            scores[system] = Score(np.nan, np.nan, np.nan, 0)
             continue
         values = np.array([(a.value - LOWEST) / (HIGHEST - LOWEST) for a in own])
         weights = (

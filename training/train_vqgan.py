@@ -136,7 +136,7 @@ class _Step:
     def __init__(self, recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         self.codec, self.discriminator = build_codec(recipe, clips), PatchDiscriminator()
-        self.parts = {"codec": self.codec, "discriminator": self.discriminator}
+        self.parts: dict[str, nn.Module] = {"codec": self.codec, "discriminator": self.discriminator}
         self.optimizers = {
             name: torch.optim.AdamW(part.to(accelerator.device).parameters(), betas=(0.5, 0.9))
             for name, part in self.parts.items()

@@ -11,10 +11,13 @@ let saving = 0; // ratings on their way
 
 for (const scale of scales) {
   const name = scale.dataset.scale;
+  const [first, last] = scale.querySelectorAll(".end");
   for (let value = 1; value <= 5; value++) {
     const label = document.createElement("label");
     const input = document.createElement("input");
     Object.assign(input, { type: "radio", name, value: String(value) });
+    const end = { 1: first, 5: last }[value];
+    if (end) input.ariaLabel = `${value}, ${end.textContent}`;
     label.append(input, String(value));
     scale.querySelector(".values").append(label);
   }
