@@ -8,6 +8,7 @@ const status = document.getElementById("status");
 const scales = [...form.querySelectorAll("fieldset")];
 let item = null;
 let saving = 0; // ratings on their way
+let kept = Promise.resolve(); // when the last of them has arrived
 
 for (const scale of scales) {
   const name = scale.dataset.scale;
@@ -72,10 +73,7 @@ function heard() {
   settle();
 }
 
-async function rate(scale, value) {
-  const rated = item;
-  saving++;
-  settle();
+async function keep(rated, scale, value) {
   let message = `${scale.dataset.scale} ${value}, kept`;
   try {
     await ask("PUT", `items/${rated.id}/${scale.dataset.scale}`, { value });
@@ -86,6 +84,13 @@ async function rate(scale, value) {
   saving--;
   say(message);
   settle();
+}
+
+function rate(scale, value) {
+  const rated = item;
+  saving++;
+  settle();
+  kept = kept.then(() => keep(rated, scale, value)); // in order: the last of two ratings must be the one that stays
 }
 
 sound.addEventListener("playing", heard);
