@@ -111,6 +111,6 @@ def to_markdown(answers: Sequence[Answer]) -> str:
     raters, queries = (len({getattr(a, name) for a in answers}) for name in ("rater", "query"))
     lines.append(
         f"\n{raters} raters, {queries} queries. Ratings 1 to 5 as (r - 1) / 4; 95 % intervals resample raters and queries; α of ordinal ratings,"
-        " nan with one rater."
+        " nan where there is nothing to compare."
     )
     return "\n".join(lines)
