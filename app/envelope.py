@@ -13,16 +13,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import unexpected
+from clipsynth.browser import HEADERS
 from clipsynth.logs import ACCESS, REQUEST_ID
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(ACCESS)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # probes, which would fill the log
 
 

@@ -19,7 +19,13 @@ from training.batches import Batch, Batches
 from training.data import load_clips
 from training.loop import autocast, one_ahead
 from training.recipe import load_recipe
-from training.train_denoiser import FlowMatching, attention, build_denoiser, build_optimizers
+from training.train_denoiser import (
+    FlowMatching,
+    attention,
+    build_condition_encoder,
+    build_denoiser,
+    build_optimizers,
+)
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
@@ -48,7 +54,7 @@ def main() -> None:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     clips = load_clips(Path(recipe.clips))
-    model = FlowMatching(*build_denoiser(recipe, clips)).train()
+    model = FlowMatching(build_condition_encoder(recipe, clips), build_denoiser(recipe, clips)).train()
     (optimizer, *_) = build_optimizers(recipe, model)
     ema = EMAModel(model.parameters(), decay=recipe.denoiser.ema_decay, use_ema_warmup=True, power=0.75)
     batches = Batches(clips.train, recipe)

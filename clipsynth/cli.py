@@ -199,14 +199,19 @@ def prepare(
 def train(
     recipe: Path,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: denoiser.steps=10")] = None,
-    stage: Annotated[str, typer.Option(help="all, vocoder, denoiser, finetune or export.")] = "all",
+    stage: Annotated[
+        str,
+        typer.Option(
+            help="all, vocoder, denoiser, finetune or export; of SpecVQGAN all, vqgan, transformer or export."
+        ),
+    ] = "all",
     init: Annotated[Path | None, typer.Option(help="Bundle to start from.")] = None,
 ) -> None:
-    """Train a recipe's vocoder and denoiser, or resume, and write the bundle."""
+    """Train a recipe's parts, or resume, and write the bundle (of SpecVQGAN: the pipeline's folder)."""
     from training.recipe import load_recipe
     from training.train import train as run
 
-    folder = run(load_recipe(recipe, set_), stage=stage, init=init)  # type: ignore[arg-type]
+    folder = run(load_recipe(recipe, set_), stage=stage, init=init)
     if folder:
         print(folder)
 
@@ -257,6 +262,41 @@ def evaluate(
         guidance_scale=guidance_scale,
     )
     print(table)
+
+
+@app.command()
+def listen(
+    folder: Annotated[
+        Path, typer.Argument(help="Results of `clipsynth evaluate`, or a manifest.csv system,query,file.")
+    ],
+    score: Annotated[bool, typer.Option("--score", help="Print the table of the answers so far.")] = False,
+    queries: Annotated[int, typer.Option(min=1, help="How many queries are heard, of every system.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the choice of queries and the orders.")] = 0,
+    answers: Annotated[
+        Path | None, typer.Option(help="SQLite file; answers.sqlite in the folder by default.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8010,
+) -> None:
+    """Serve a blind listening test of quality, relevance and noise as a web page, or print its scores."""
+    from evaluation.answers import Answers
+    from evaluation.listen_score import to_markdown
+    from evaluation.listening import choose, make_items, read_folder
+
+    file = answers or folder / "answers.sqlite"
+    if score:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: nobody has rated yet")
+        print(to_markdown(Answers(file).every()))
+        return
+
+    import uvicorn
+
+    from evaluation.listen import create_app
+
+    items = make_items(choose(read_folder(folder), queries, seed), seed)
+    print(f"{len(items)} sounds; raters open http://{host}:{port}/?rater=NAME; answers go to {file}")
+    uvicorn.run(create_app(items, Answers(file), seed=seed), host=host, port=port, log_level="warning")
 
 
 def main() -> None:

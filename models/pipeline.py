@@ -24,6 +24,7 @@ from models.manifest import BundleError, Manifest
 from models.mel import MelSpectrogram
 from models.prompts import Prompt, as_set
 from models.sampler import Row, advance
+from models.vocoder import to_waveforms
 
 PART_NAMES = ("encoder", "condition_encoder", "denoiser", "vocoder", "mel")
 
@@ -267,10 +268,6 @@ class ClipSynthPipeline(DiffusionPipeline):
 
         A waveform that would clip is scaled down to a peak of 0.99.
         """
-        waveforms = self.vocoder(self.denoiser.to_mel(latents).to(self.vocoder.dtype)).float()
-        waveforms = (
-            self.manifest.output_gain
-            * waveforms.reshape(len(latents), -1)[:, : round(duration_s * self.mel.config.sample_rate)]
-        )
-        peaks = waveforms.abs().amax(-1, keepdim=True)
-        return list((waveforms * (0.99 / peaks.clamp(min=0.99))).cpu().numpy())
+        size = round(duration_s * self.mel.config.sample_rate)
+        mel = self.denoiser.to_mel(latents)
+        return to_waveforms(self.vocoder, mel, gain=self.manifest.output_gain, size=size)

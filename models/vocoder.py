@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from models.mel import MelSpectrogram
@@ -27,3 +29,10 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
             normalize_before=True,
         )
     )
+
+
+def to_waveforms(vocoder: SpeechT5HifiGan, mel: torch.Tensor, *, gain: float, size: int) -> list[np.ndarray]:
+    """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; one that would clip is scaled down to a peak of 0.99."""
+    waveforms = gain * vocoder(mel.to(vocoder.dtype)).float().reshape(len(mel), -1)[:, :size]
+    peaks = waveforms.abs().amax(-1, keepdim=True)
+    return list((waveforms * (0.99 / peaks.clamp(min=0.99))).cpu().numpy())

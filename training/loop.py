@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from models.manifest import Manifest
-from training.recipe import Recipe
+from training.recipe import RunRecipe
 
 LOG_EVERY = 25  # steps
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def build_accelerator() -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), rng_types=[])
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+def autocast(recipe: RunRecipe, device: torch.device) -> torch.autocast:
     """Return the context of a forward pass: bf16 where the recipe allows and the device computes in it. bf16 needs no gradient scaling."""
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -118,7 +118,7 @@ class Run:
     Only the main process writes. State, logs and evaluations of the others are not needed: all hold the same weights.
     """
 
-    def __init__(self, stage: str, folder: Path, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(self, stage: str, folder: Path, recipe: RunRecipe, accelerator: Accelerator) -> None:
         self.stage, self.folder, self.recipe, self.accelerator = stage, folder, recipe, accelerator
         self._writer: SummaryWriter | None = None
         if accelerator.is_main_process:

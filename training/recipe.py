@@ -94,10 +94,55 @@ class RequestDefaults(_Section):
     guidance_interval: tuple[float, float] = Field(Manifest.guidance_interval, strict=False)
 
 
-class Recipe(_Section):
-    """What to train, on which prepared folder, into which run folder. Relative paths count from the working directory.
+class VqganRecipe(_Section):
+    """The codec of SpecVQGAN: L1 on standardised crops of `frames`, the codebook's loss, and from step `adversarial_from` on a patch discriminator.
 
-    `vocoder_run`: another run's folder, whose vocoder this one shares. `requests`: the bundle's defaults. `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `bf16` where the device computes in it.
+    An entry of the codebook that none of the last `restart_every` steps used is put where a latent of the current batch is. The learning rate is that of
+    `DenoiserRecipe`.
+    """
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 16
+    frames: PositiveInt = 192
+    channels: tuple[PositiveInt, ...] = Field((96, 128), strict=False)
+    codebook_size: PositiveInt = 512
+    code_dim: PositiveInt = 16
+    bins_per_code: PositiveInt = 8
+    frames_per_code: PositiveInt = 16
+    learning_rate: PositiveFloat = 6e-4
+    warmup_steps: PositiveInt = 100
+    decay_share: float = 0.2
+    adversarial_from: NonNegativeInt = 10**9
+    adversarial_weight: PositiveFloat = 0.1
+    restart_every: PositiveInt = 50
+    evaluate_every: PositiveInt = 100
+
+
+class TransformerRecipe(_Section):
+    """The transformer of SpecVQGAN: cross-entropy of the next code, on crops of `max_frames`; the weights of the best dev loss are kept.
+
+    The condition's noise and the learning rate are those of `DenoiserRecipe`.
+    """
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 16
+    dim: PositiveInt = 256
+    depth: PositiveInt = 6
+    heads: PositiveInt = 4
+    dropout: float = 0.1
+    max_frames: PositiveInt = 400
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: PositiveInt = 100
+    decay_share: float = 0.2
+    weight_decay: float = 0.02
+    max_sigma: float = 1.0
+    evaluate_every: PositiveInt = 50
+
+
+class RunRecipe(_Section):
+    """What every run has: the prepared folder, the run folder, and how it is run. Relative paths count from the working directory.
+
+    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `bf16` where the device computes in it.
     """
 
     name: str
@@ -112,6 +157,15 @@ class Recipe(_Section):
     bank_share: float = 0.0
     bank_tau: PositiveFloat = 0.1
     max_bank_size: PositiveInt = 4096
+
+
+class Recipe(RunRecipe):
+    """CLIPSynth: vocoder, denoiser and the bundle's defaults.
+
+    `vocoder_run`: another run's folder, whose vocoder this one shares. `requests`: the bundle's defaults.
+    """
+
+    model: Literal["clipsynth"] = "clipsynth"
     vocoder_run: str | None = None
     requests: RequestDefaults = RequestDefaults()
     vocoder: VocoderRecipe
@@ -123,8 +177,20 @@ class Recipe(_Section):
         return Path(self.vocoder_run or self.run) / "vocoder"
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe; `overrides` are "a.b=value" with YAML values.
+class SpecVqganRecipe(RunRecipe):
+    """The baseline SpecVQGAN (Iashin & Rahtu 2021); encoder, mel and vocoder are those of the bundle folder `bundle`."""
+
+    model: Literal["specvqgan"]
+    bundle: str
+    vqgan: VqganRecipe
+    transformer: TransformerRecipe
+
+
+_KINDS: dict[str, type[Recipe] | type[SpecVqganRecipe]] = {"clipsynth": Recipe, "specvqgan": SpecVqganRecipe}
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe | SpecVqganRecipe:
+    """Read a recipe, of the kind that its key `model` says; `overrides` are "a.b=value" with YAML values.
 
     Raises:
         ValueError: not YAML, an unknown key, a wrong type, or an override without "="; the message names the key.
@@ -140,7 +206,10 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
             for parent in parents:
                 section = section.setdefault(parent, {})
             section[leaf] = yaml.safe_load(value)
-        return Recipe.model_validate(values)
+        kind = str(values.get("model", "clipsynth"))
+        if kind not in _KINDS:
+            raise ValueError(f"{path}: model: must be one of {', '.join(_KINDS)}, got {kind!r}")
+        return _KINDS[kind].model_validate(values)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
     except (AttributeError, TypeError):

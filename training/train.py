@@ -1,4 +1,4 @@
-"""`clipsynth train`: vocoder, denoiser, the vocoder's last part, then the bundle. Each stage resumes where it was.
+"""`clipsynth train`: vocoder, denoiser, the vocoder's last part, then the bundle; or the stages of the baseline SpecVQGAN. Each resumes where it was.
 
 Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage vocoder|denoiser|finetune|export] [--init BUNDLE]
 """
@@ -16,7 +16,8 @@ from training.data import load_clips
 from training.export import export
 from training.generated import GeneratedClips
 from training.loop import build_accelerator
-from training.recipe import Recipe
+from training.recipe import Recipe, SpecVqganRecipe
+from training.specvqgan import train_specvqgan
 from training.train_denoiser import train_denoiser
 from training.train_vocoder import train_vocoder
 
@@ -24,9 +25,9 @@ Stage = Literal["all", "vocoder", "denoiser", "finetune", "export"]
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | SpecVqganRecipe,
     *,
-    stage: Stage = "all",
+    stage: str = "all",
     init: Path | None = None,
     out: Path | None = None,
     attribution: Path | None = None,
@@ -45,6 +46,10 @@ def train(
         ValueError: no such stage, the prepared folder is missing or not one, `init` or a saved state is not of the recipe's shape, or a stage that another
             needs has not been trained.
     """
+    if isinstance(recipe, SpecVqganRecipe):
+        if init or attribution or results:
+            raise ValueError("a recipe of SpecVQGAN takes no --init, --attribution or --results")
+        return train_specvqgan(recipe, stage=stage, out=out)
     if stage not in get_args(Stage):
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(get_args(Stage))}")
     if recipe.threads:

@@ -23,25 +23,24 @@ from models.denoiser import Denoiser
 from training.batches import LOG_FLOOR, Batch, Batches
 from training.data import Clips, ClipSet, crop
 from training.loop import Run, autocast, load_state, load_weights, one_ahead
-from training.recipe import DenoiserRecipe, Recipe
+from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
 
 DEV_FRAMES = 400  # 4 s
 
 
-def build_denoiser(
-    recipe: Recipe, clips: ClipSet, means: torch.Tensor | None = None
-) -> tuple[ConditionEncoder, Denoiser]:
-    """Return untrained parts whose statistics are those of the training clips.
+def build_condition_encoder(
+    recipe: RunRecipe, clips: ClipSet, means: torch.Tensor | None = None
+) -> ConditionEncoder:
+    """Return an untrained condition encoder with the statistics and the bank of the training clips.
 
     Args:
         means: (kinds, D) by which embeddings are centred, in place of the clips' own.
     """
-    embed_dim, n_mels = len(clips.image_mean), len(clips.mel_mean)
     stride = -(-len(clips.train) // recipe.max_bank_size)
     bank = torch.stack([clips.train.embeds(i).mean(0) for i in range(0, len(clips.train), stride)])
     condition_encoder = ConditionEncoder(
-        embed_dim=embed_dim,
+        embed_dim=len(clips.image_mean),
         text_sigma=recipe.text_sigma,
         bank_size=len(bank),
         bank_share=recipe.bank_share,
@@ -50,20 +49,25 @@ def build_denoiser(
     own = {"image": clips.image_mean, "text": clips.text_mean}
     condition_encoder.means.copy_(torch.stack([own[kind] for kind in KINDS]) if means is None else means)
     condition_encoder.bank.copy_(condition_encoder.centre(bank, "image"))
+    return condition_encoder
+
+
+def build_denoiser(recipe: Recipe, clips: ClipSet) -> Denoiser:
+    """Return an untrained denoiser whose statistics are those of the training clips."""
     d = recipe.denoiser
     denoiser = Denoiser(
         dim=d.dim,
         depth=d.depth,
         heads=d.heads,
         dropout=d.dropout,
-        condition_dim=embed_dim,
-        n_mels=n_mels,
+        condition_dim=len(clips.image_mean),
+        n_mels=len(clips.mel_mean),
         frames_per_token=d.frames_per_token,
         prediction=d.prediction,
     )
     denoiser.mel_mean.copy_(clips.mel_mean)
     denoiser.mel_std.copy_(clips.mel_std)
-    return condition_encoder, denoiser
+    return denoiser
 
 
 class FlowMatching(nn.Module):
@@ -145,7 +149,7 @@ def attention(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def learning_rate(d: DenoiserRecipe, n: int) -> float:
+def learning_rate(d: DenoiserRecipe | VqganRecipe | TransformerRecipe, n: int) -> float:
     """Return the learning rate of step n: warm-up, constant, cosine decay over the last `decay_share` of the steps."""
     decay_steps = max(1.0, d.decay_share * d.steps)
     decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (d.steps - n) / decay_steps))
@@ -170,7 +174,8 @@ def train_denoiser(
     torch.manual_seed(recipe.seed)
     d = recipe.denoiser
     folder = Path(recipe.run) / "denoiser"
-    model = FlowMatching(*build_denoiser(recipe, clips, init[0].means if init else None))
+    condition_encoder = build_condition_encoder(recipe, clips, init[0].means if init else None)
+    model = FlowMatching(condition_encoder, build_denoiser(recipe, clips))
     if init is not None:
         load_weights(
             "condition_encoder",

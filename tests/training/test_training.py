@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import ClipSynthPipeline
-from models.encoders import PackagedEncoder
 from training.batches import Batches
 from training.data import load_clips
 from training.generated import GeneratedClips
@@ -33,18 +32,6 @@ TINY = [
     "denoiser.max_frames=160",
     "denoiser.decay_share=0.0",  # a run that is prolonged must not have decayed
 ]
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return PackagedEncoder()
-
-
-@pytest.fixture(scope="module")
-def prepared(videos, encoder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("prepared")
-    assert list(prepare(videos, out, encoder))[-1] == (6, 6)
-    return out
 
 
 def recipe(prepared, run, steps, *overrides):
