@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.video import VideoError, read_video
+from evaluation.systems import SAMPLE_RATE
+from models.video import RawClip, VideoError, read_video
 
-SAMPLE_RATE = 16000
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,25 @@ def read_labels(path: Path, split: str) -> dict[str, str]:
     return labels
 
 
+def read_clip(path: Path) -> RawClip:
+    """Return sound and frames of one video.
+
+    Raises:
+        ValueError: it is missing or cannot be used; the message names it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such video")
+    try:
+        return read_video(path, sample_rate=SAMPLE_RATE)
+    except VideoError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_sound(path: Path) -> np.ndarray:
+    """Return the sound (T,) of one video; errors as `read_clip`."""
+    return read_clip(path).waveform
+
+
 def read_clips(folder: Path, labels: dict[str, str]) -> Iterator[LabelledClip]:
     """Yield the labelled videos of `folder`.
 
@@ -49,11 +68,5 @@ def read_clips(folder: Path, labels: dict[str, str]) -> Iterator[LabelledClip]:
         ValueError: a video is missing or cannot be used; the message names it.
     """
     for file, label in labels.items():
-        path = folder / file
-        if not path.is_file():
-            raise ValueError(f"{path}: no such video")
-        try:
-            raw = read_video(path, sample_rate=SAMPLE_RATE)
-        except VideoError as error:
-            raise ValueError(f"{path}: {error}") from error
+        raw = read_clip(folder / file)
         yield LabelledClip(file, label, raw.waveform, raw.frames[len(raw.frames) // 2].picture)

@@ -7,10 +7,11 @@ kind; a further kind is one more line there, or KIND written as module:function.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
+from urllib.parse import parse_qsl
 
 import numpy as np
 from PIL import Image
@@ -117,13 +118,30 @@ def load_system(spec: str, sources: Sources) -> Synthesizer:
         ValueError: not of that form, an unknown kind, or what the kind's own factory refuses.
     """
     name, equals, rest = spec.partition("=")
-    *kind, argument = rest.rsplit(":", 1) if not rest.startswith("http:") else ("http", rest[len("http:") :])
-    known = ", ".join(FACTORIES)
-    if not name or not equals or not kind or not argument:
+    kind, _, argument = rest.partition(":")
+    if kind not in FACTORIES:  # module:function:ARGUMENT
+        function, _, argument = argument.partition(":")
+        kind = f"{kind}:{function}" if function else ""
+    if not (name and equals and kind and argument):
         raise ValueError(
-            f"{spec!r} is not of the form NAME=KIND:ARGUMENT; kinds: {known}, or a module:function"
+            f"{spec!r} is not of the form NAME=KIND:ARGUMENT with a KIND of {', '.join(FACTORIES)} or module:function"
         )
-    if kind[0] not in FACTORIES and ":" not in kind[0]:
-        raise ValueError(f"{spec!r}: unknown kind {kind[0]!r}; there are {known}, or a module:function")
-    factory = load_object(FACTORIES.get(kind[0], kind[0]))
-    return factory(name, argument, sources)  # type: ignore[return-value]
+    return cast(Synthesizer, load_object(FACTORIES.get(kind, kind))(name, argument, sources))
+
+
+def split_options(argument: str, types: Mapping[str, Callable[[str], Any]]) -> tuple[str, dict[str, Any]]:
+    """Return place and options of "PLACE?key=value&key=value".
+
+    Raises:
+        ValueError: an option that is not among `types`, or not of its type.
+    """
+    place, _, query = argument.partition("?")
+    options: dict[str, Any] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True, separator="&"):
+        if key not in types:
+            raise ValueError(f"{argument!r}: no option {key!r}; there are {', '.join(types) or 'none'}")
+        try:
+            options[key] = types[key](value)
+        except ValueError as error:
+            raise ValueError(f"{argument!r}: {key}: {error}") from None
+    return place, options

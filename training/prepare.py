@@ -30,7 +30,7 @@ from training.attributes import measure
 from training.cut import Window, cut, level
 from training.fingerprint import fingerprint, near_duplicates
 from training.pool import make_shards
-from training.shards import ShardReader, member_offsets, write_shard
+from models.shards import ShardReader, member_offsets, write_shard
 from training.sources import PrepareError, Source, find_sources
 
 

@@ -13,7 +13,7 @@ from training.cut import cut
 from training.data import load_clips
 from training.fingerprint import fingerprint, near_duplicates
 from training.prepare import PrepareError, PrepareOptions, prepare
-from training.shards import ShardReader, member_offsets, write_shard
+from models.shards import ShardReader, member_offsets, write_shard
 from training.sources import find_sources
 
 RATE = 16000

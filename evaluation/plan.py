@@ -1,0 +1,98 @@
+"""The plan: which queries are asked, with which seeds. The same for every system, so that N and class counts are equal.
+
+Each labelled validation clip is asked for by its picture and by a phrase of its class, with seeds 0, 1, 2, …: a `Sample` is one such sound. Text and picture
+queries of one clip stand side by side, and the clip is the unit that intervals resample.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.clips import LabelledClip
+from evaluation.sound import fingerprint
+from evaluation.systems import Query, QueryKind, Synthesizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sound to be made: a query and a seed."""
+
+    query: Query
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """Name of its file: kind, clip, seed, and what was asked."""
+        q = self.query
+        place = Path(q.clip).with_suffix("").as_posix().replace("/", "-")
+        return (
+            f"{q.kind}-{place}-{self.seed}-{fingerprint(q.prompt, q.duration_s, q.image and q.image.size)[:6]}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is asked for: `seeds` sounds of every clip for distances, and at least `per_class` of every class for class agreement."""
+
+    clips: Sequence[LabelledClip]
+    phrases: Mapping[str, Sequence[str]]
+    seeds: int = 3
+    per_class: int = 50
+    duration_s: float = 4.0
+
+    def __post_init__(self) -> None:
+        if len(self.clips) < 2:
+            raise ValueError(f"distances need at least 2 clips to compare with, got {len(self.clips)}")
+        if self.seeds < 1 or self.per_class < 0:
+            raise ValueError(
+                f"need `seeds` >= 1 and `per_class` >= 0, got {self.seeds} and {self.per_class}"
+            )
+        lacking = sorted({clip.label for clip in self.clips} - set(self.phrases))
+        if lacking:
+            raise ValueError(f"the queries have no phrases for the class {lacking[0]!r}")
+
+    def samples(self, kind: QueryKind) -> list[Sample]:
+        """Return all samples of a kind: seed 0 of every clip, then seed 1, …; at most as many of a class as are needed."""
+        by_class: dict[str, list[LabelledClip]] = defaultdict(list)
+        for clip in self.clips:
+            by_class[clip.label].append(clip)
+        found: list[Sample] = []
+        for label, clips in by_class.items():
+            wanted = max(self.seeds * len(clips), self.per_class)
+            for n in range(wanted):
+                seed, place = divmod(n, len(clips))
+                found.append(Sample(self._query(kind, label, clips[place], place + seed), seed))
+        return sorted(found, key=lambda s: s.seed)
+
+    def _query(self, kind: QueryKind, label: str, clip: LabelledClip, turn: int) -> Query:
+        texts = self.phrases[label]
+        return Query(
+            label,
+            clip.file,
+            prompt=texts[turn % len(texts)] if kind == "text" else None,
+            image=clip.frame if kind == "image" else None,
+            duration_s=self.duration_s,
+        )
+
+    def for_distances(self, samples: Sequence[Sample], seed: int) -> list[int]:
+        """Return where in `samples` the sound of each clip for one seed is, in the clips' order."""
+        place = {(s.query.clip, s.seed): i for i, s in enumerate(samples)}
+        return [place[clip.file, seed] for clip in self.clips]
+
+    def for_agreement(self, samples: Sequence[Sample]) -> list[int]:
+        """Return the places of the first `per_class` samples of each class; of all for distances where `per_class` is 0."""
+        taken: dict[str, int] = defaultdict(int)
+        found = []
+        for i, sample in enumerate(samples):
+            if self.per_class == 0 or taken[sample.query.label] < self.per_class:
+                taken[sample.query.label] += 1
+                found.append(i)
+        return found
+
+
+def asked_of(system: Synthesizer, sample: Sample) -> Sample:
+    """Return the sample that is in truth made: a deterministic system makes each query once."""
+    return Sample(sample.query, 0) if system.deterministic else sample
