@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+MIN_CLIPS = 8  # of each set, for an extrapolation
+
 
 def check_embeddings(x: np.ndarray, y: np.ndarray) -> None:
     """Raise ValueError unless both are (N, D) with one D, at least two rows and finite values."""
@@ -58,11 +60,13 @@ def frechet_infinity(
         draws: subsets per n.
 
     Raises:
-        ValueError: sets of different size, or of fewer than 8 clips.
+        ValueError: sets of different size, or of fewer than `MIN_CLIPS`.
     """
     clips = len(x)
-    if len(y) != clips or clips < 8:
-        raise ValueError(f"extrapolation needs two sets of one size of at least 8, got {clips} and {len(y)}")
+    if len(y) != clips or clips < MIN_CLIPS:
+        raise ValueError(
+            f"extrapolation needs two sets of one size of at least {MIN_CLIPS}, got {clips} and {len(y)}"
+        )
     rng = np.random.default_rng(seed)
     inverse, distances = [], []
     for n in np.unique((1 / np.linspace(1 / clips, 2 / clips, points)).round().astype(int)):

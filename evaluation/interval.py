@@ -21,9 +21,6 @@ class Figure:
     high: float
     replicates: np.ndarray = field(repr=False, compare=False)
 
-    def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.low:.3g}–{self.high:.3g})"
-
     def as_dict(self) -> dict[str, float]:
         return {"value": self.value, "low": self.low, "high": self.high}
 
@@ -56,7 +53,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], picks: np.ndarray) -> Fi
     return figure(statistic(everything), [statistic(row) for row in picks])
 
 
-def mean_figure(values: Sequence[float], clip_of: Sequence[int], picks: np.ndarray) -> Figure:
+def mean_figure(values: Sequence[float] | np.ndarray, clip_of: Sequence[int], picks: np.ndarray) -> Figure:
     """Return the mean of `values`; value n came of clip `clip_of[n]`."""
     clips = picks.shape[1]
     sums = np.bincount(clip_of, weights=np.asarray(values, float), minlength=clips)

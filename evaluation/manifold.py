@@ -7,8 +7,10 @@ from scipy.spatial.distance import cdist
 
 from evaluation.frechet import check_embeddings
 
+K = 5  # neighbours, as the authors have it
 
-def inside(x: np.ndarray, reference: np.ndarray, k: int = 5) -> np.ndarray:
+
+def inside(x: np.ndarray, reference: np.ndarray, k: int = K) -> np.ndarray:
     """Return (M, N) booleans: whether x[n] is no further from reference[m] than its k-th nearest other reference.
 
     Raises:
@@ -26,6 +28,6 @@ def coverage(within: np.ndarray) -> float:
     return float(within.any(1).mean())
 
 
-def density(within: np.ndarray, k: int = 5) -> float:
+def density(within: np.ndarray, k: int = K) -> float:
     """Return in how many balls a sound lies on average, over k: 1 for real sounds, more where sounds crowd around typical ones."""
     return float(within.sum() / (k * within.shape[1]))

@@ -32,23 +32,21 @@ def distances(sounds: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> np.n
     """Return (N, T): 1 - the highest correlation of each sound's middle with each training clip, over all shifts; 0 is a copy, 1 nothing alike.
 
     Args:
-        sounds: log-mels (F, M) of one length. train: log-mels (F', M), none shorter than a sound's middle.
+        sounds: small log-mels (F, M) of one length, as `pool` makes them. train: the same of training clips, (F', M), none shorter than a sound's middle.
 
     Raises:
         ValueError: no sounds, no training clips, or a training clip that is too short.
     """
     if not len(sounds) or not len(train):
         raise ValueError(f"novelty needs sounds and training clips, got {len(sounds)} and {len(train)}")
-    pooled = [pool(m) for m in sounds]
-    margin = round(len(pooled[0]) * SLACK / 2)
-    middles = np.stack([m[margin : len(m) - margin] for m in pooled])
+    margin = round(len(sounds[0]) * SLACK / 2)
+    middles = np.stack([m[margin : len(m) - margin] for m in sounds])
     length = middles.shape[1]
     templates = _unit(middles.reshape(len(middles), -1))
     found = np.empty((len(sounds), len(train)), np.float32)
     for first in range(0, len(train), CHUNK):
         windows, owner = [], []
-        for i, log_mel in enumerate(train[first : first + CHUNK], first):
-            clip = pool(log_mel)
+        for i, clip in enumerate(train[first : first + CHUNK], first):
             if len(clip) < length:
                 raise ValueError(f"training clip {i} is shorter than what is searched for in it")
             views = np.lib.stride_tricks.sliding_window_view(clip, length, axis=0).swapaxes(1, 2)
@@ -61,19 +59,23 @@ def distances(sounds: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> np.n
 
 
 def copy_threshold(
-    train: Sequence[np.ndarray], sources: Sequence[frozenset[str]], *, sample: int = 150, seed: int = 0
+    train: Sequence[np.ndarray],
+    sources: Sequence[frozenset[str]],
+    *,
+    length: int,
+    sample: int = 150,
+    seed: int = 0,
 ) -> float:
     """Return the 5th percentile of training clips' distances to the nearest clip that shares no source with them, over `sample` of them.
 
     Args:
-        train: log-mels (F, M). sources: what each was made of: recordings, files.
+        train: small log-mels (F, M). sources: what each was made of: recordings, files. length: of the sounds that will be compared.
 
     Raises:
         ValueError: all clips are of one source.
     """
     picked = np.random.default_rng(seed).permutation(len(train))[:sample]
-    shortest = min(len(m) for m in train)
-    apart = distances([train[i][:shortest] for i in picked], train)
+    apart = distances([train[i][:length] for i in picked], train)
     for row, i in zip(apart, picked, strict=True):
         row[[bool(sources[i] & other) for other in sources]] = np.inf
     nearest = apart.min(1)
