@@ -14,7 +14,6 @@ from evaluation.systems import SAMPLE_RATE
 from models.video import RawClip, VideoError, read_video
 
 
-
 @dataclass(frozen=True)
 class LabelledClip:
     """`waveform` (T,) float32 at 16 kHz and the middle `frame` of one video, with its class."""
@@ -25,14 +24,27 @@ class LabelledClip:
     frame: Image.Image
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise ValueError(f"there is no file of labels {path}; it needs the columns file, label and split")
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def read_sources(path: Path) -> dict[str, frozenset[str]]:
+    """Return {file: what its sound was made of}: the column audio_source, with semicolons between; without one a clip is its own source."""
+    return {
+        row["file"]: frozenset((row.get("audio_source") or row["file"]).split(";")) for row in _rows(path)
+    }
+
+
 def read_labels(path: Path, split: str) -> dict[str, str]:
     """Return {file: label} of one split of a CSV with the columns file, label and split.
 
     Raises:
         ValueError: a column is missing, or the split has no files.
     """
-    with path.open(newline="") as f:
-        rows = list(csv.DictReader(f))
+    rows = _rows(path)
     for column in ("file", "label", "split"):
         if not rows or column not in rows[0]:
             raise ValueError(f"{path} needs rows with a column {column!r}")

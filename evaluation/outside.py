@@ -9,14 +9,18 @@ import time
 from collections.abc import Sequence
 from math import gcd
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
 from clipsynth.schemas import Generation, GenerationRequest, ServedModel
-from evaluation.sound import check_sound, fingerprint, fit
+from evaluation.sound import check_sound, fingerprint
 from evaluation.systems import SAMPLE_RATE, Query, QueryKind, Sources, split_options
+
+if TYPE_CHECKING:
+    import httpx
 
 COLUMNS = ("file", "kind", "clip", "seed")
 POLL_S = 0.2
@@ -41,26 +45,28 @@ class Service:
     kinds: frozenset[QueryKind] = frozenset({"text", "image"})
     deterministic, generative = False, True
 
-    def __init__(self, name: str, url: str, *, learned_from: str = "image", api_key: str | None = None) -> None:
-        import httpx
-
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.http = httpx.Client(base_url=url, timeout=60, headers=headers)
-        self.name, self.training_query, self.unlabeled = name, learned_from, learned_from == "image"
+    def __init__(self, name: str, http: httpx.Client, *, learned_from: str = "image") -> None:
+        self.name, self.http = name, http
+        self.training_query, self.unlabeled = learned_from, learned_from == "image"
         served = [ServedModel.model_validate(m) for m in self._json("GET", "/v1/models")]
         if not served:
-            raise ValueError(f"{url} serves no model")
+            raise ValueError(f"{http.base_url} serves no model")
         self.model = served[0].name
-        self.version = fingerprint("http", url, served[0].name, served[0].version)
+        self.version = fingerprint("http", str(http.base_url), served[0].name, served[0].version)
 
     @classmethod
     def load(cls, name: str, argument: str, sources: Sources) -> Service:
         """Build from "//host:port" or "https://host", with "?learned_from=text&api_key=cs_…"."""
+        import httpx
+
         del sources
         place, options = split_options(argument, {"learned_from": str, "api_key": str})
-        return cls(name, place if "://" in place else f"http:{place}", **options)
+        key = options.pop("api_key", None)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        url = place if "://" in place else f"http:{place}"
+        return cls(name, httpx.Client(base_url=url, timeout=60, headers=headers), **options)
 
-    def _json(self, method: str, path: str, body: object = None) -> object:
+    def _json(self, method: str, path: str, body: object = None) -> Any:
         import httpx
 
         try:
@@ -73,7 +79,7 @@ class Service:
 
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
         made = [self._post(query, seed) for query, seed in zip(queries, seeds, strict=True)]
-        return [self._sound(g, query.duration_s) for g, query in zip(made, queries, strict=True)]
+        return [self._sound(generation) for generation in made]
 
     def _post(self, query: Query, seed: int) -> Generation:
         picture = None
@@ -87,7 +93,7 @@ class Service:
         body = wanted.model_dump(mode="json", exclude_none=True)
         return Generation.model_validate(self._json("POST", "/v1/generations", body))
 
-    def _sound(self, made: Generation, duration_s: float) -> np.ndarray:
+    def _sound(self, made: Generation) -> np.ndarray:
         while made.finished_at is None:
             time.sleep(POLL_S)
             made = Generation.model_validate(self._json("GET", f"/v1/generations/{made.id}"))
@@ -96,7 +102,7 @@ class Service:
             raise ValueError(f"{self.name}: generation {made.id} ended {made.status}: {why}")
         answer = self.http.get(f"/v1/generations/{made.id}/audio/0").raise_for_status()
         sound, rate = read_audio(io.BytesIO(answer.content), f"{self.name}, generation {made.id}")
-        return fit(_resampled(sound, rate), duration_s)
+        return _resampled(sound, rate)
 
 
 class Folder:
@@ -115,10 +121,14 @@ class Folder:
             raise ValueError(f"{manifest} needs rows with a column {lacking[0]!r}")
         lost = [row["file"] for row in rows if not (folder / row["file"]).is_file()]
         if lost:
-            raise ValueError(f"{manifest} names {lost[0]}, which is not there ({len(lost)} of {len(rows)} files)")
+            raise ValueError(
+                f"{manifest} names {lost[0]}, which is not there ({len(lost)} of {len(rows)} files)"
+            )
         rates = sorted({soundfile.info(folder / row["file"]).samplerate for row in rows})
         if len(rates) > 1:
-            raise ValueError(f"{folder} mixes sample rates ({', '.join(map(str, rates))} Hz); bring them to one")
+            raise ValueError(
+                f"{folder} mixes sample rates ({', '.join(map(str, rates))} Hz); bring them to one"
+            )
         self.name, self.folder, self.training_query = name, folder, learned_from
         self.unlabeled = learned_from == "image"
         self.files = {(row["kind"], row["clip"], row["seed"]): folder / row["file"] for row in rows}
@@ -143,7 +153,7 @@ class Folder:
         if file is None:
             raise ValueError(f"{self.folder}: no sound for the {query.kind} of {query.clip} with seed {seed}")
         sound, rate = read_audio(file, str(file))
-        return fit(_resampled(sound, rate), query.duration_s)
+        return _resampled(sound, rate)
 
 
 def _resampled(sound: np.ndarray, rate: int) -> np.ndarray:

@@ -28,9 +28,7 @@ class Sample:
         """Name of its file: kind, clip, seed, and what was asked."""
         q = self.query
         place = Path(q.clip).with_suffix("").as_posix().replace("/", "-")
-        return (
-            f"{q.kind}-{place}-{self.seed}-{fingerprint(q.prompt, q.duration_s, q.image and q.image.size)[:6]}"
-        )
+        return f"{q.kind}-{place}-{self.seed}-{fingerprint(q.prompt, q.duration_s, q.image and q.image.size)[:6]}"
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ class Plan:
         if len(self.clips) < 2:
             raise ValueError(f"distances need at least 2 clips to compare with, got {len(self.clips)}")
         if self.seeds < 1 or self.per_class < 0:
-            raise ValueError(
-                f"need `seeds` >= 1 and `per_class` >= 0, got {self.seeds} and {self.per_class}"
-            )
+            raise ValueError(f"need `seeds` >= 1 and `per_class` >= 0, got {self.seeds} and {self.per_class}")
         lacking = sorted({clip.label for clip in self.clips} - set(self.phrases))
         if lacking:
             raise ValueError(f"the queries have no phrases for the class {lacking[0]!r}")
@@ -77,19 +73,19 @@ class Plan:
             duration_s=self.duration_s,
         )
 
-    def for_distances(self, samples: Sequence[Sample], seed: int) -> list[int]:
-        """Return where in `samples` the sound of each clip for one seed is, in the clips' order."""
-        place = {(s.query.clip, s.seed): i for i, s in enumerate(samples)}
-        return [place[clip.file, seed] for clip in self.clips]
+    def for_distances(self, samples: Sequence[Sample], seed: int) -> list[Sample]:
+        """Return of `samples` the one of each clip for one seed, in the clips' order."""
+        found = {s.query.clip: s for s in samples if s.seed == seed}
+        return [found[clip.file] for clip in self.clips]
 
-    def for_agreement(self, samples: Sequence[Sample]) -> list[int]:
-        """Return the places of the first `per_class` samples of each class; of all for distances where `per_class` is 0."""
+    def for_agreement(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return the first `per_class` samples of each class; those for distances where `per_class` is 0."""
         taken: dict[str, int] = defaultdict(int)
         found = []
-        for i, sample in enumerate(samples):
+        for sample in samples:
             if self.per_class == 0 or taken[sample.query.label] < self.per_class:
                 taken[sample.query.label] += 1
-                found.append(i)
+                found.append(sample)
         return found
 
 

@@ -27,15 +27,15 @@ class SoundStore:
     def path(self, sample: Sample) -> Path:
         return self.folder / f"{asked_of(self.system, sample).stem}.flac"
 
-    def make(
-        self, samples: Sequence[Sample], *, batch_size: int, on_progress: Callable[[int], None]
-    ) -> None:
+    def make(self, samples: Sequence[Sample], *, batch_size: int, on_progress: Callable[[int], None]) -> None:
         """Make those of `samples` that are missing, and call `on_progress` with how many of them there are by now.
 
         Raises:
             ValueError: the system cannot serve a query, or gave a sound that is none; the message names both.
         """
-        missing = list({self.path(s): asked_of(self.system, s) for s in samples if not self.path(s).exists()}.values())
+        missing = list(
+            {self.path(s): asked_of(self.system, s) for s in samples if not self.path(s).exists()}.values()
+        )
         done = len(samples) - len(missing)
         on_progress(done)
         for start in range(0, len(missing), batch_size):

@@ -66,6 +66,8 @@ class Synthesizer(Protocol):
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
         """Return a waveform (T,) per query and seed: float32 in [-1, 1] at `SAMPLE_RATE`, T = round(duration_s * SAMPLE_RATE).
 
+        Another length is no error but is reported: distances take the first `duration_s` seconds, with silence where there are fewer.
+
         Query n's sound depends on query n and seed n alone (up to 1e-4), whatever else is in the batch. The caller chooses how many come at once.
 
         Raises:
