@@ -78,7 +78,7 @@ class Bench:
     def asked(self, system: Synthesizer, kind: QueryKind) -> Entry:
         """Return the entry of a system asked by `kind`."""
         samples = self.plan.samples(kind)
-        sets = [self.plan.for_distances(samples, seed) for seed in range(self.plan.seeds)]
+        sets = [self.plan.for_distances(samples, turn) for turn in range(self.plan.seeds)]
         if system.deterministic and kind != "text":  # a text's phrase turns with the seed, a picture does not
             sets = sets[:1]
         return Entry(system, kind, sets, self.plan.for_agreement(samples), self.folder)

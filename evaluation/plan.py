@@ -1,6 +1,6 @@
 """The plan: which queries are asked, with which seeds. The same for every system, so that N and class counts are equal.
 
-Each labelled validation clip is asked for by its picture and by a phrase of its class, with seeds 0, 1, 2, …: a `Sample` is one such sound. Text and picture
+Each labelled validation clip is asked for by its picture and by a phrase of its class, several times, with a seed each: a `Sample` is one such sound. Text and picture
 queries of one clip stand side by side, and the clip is the unit that intervals resample.
 """
 
@@ -18,10 +18,14 @@ from evaluation.systems import Query, QueryKind, Synthesizer
 
 @dataclass(frozen=True)
 class Sample:
-    """One sound to be made: a query and a seed."""
+    """One sound to be made: a query and a seed. `turn` counts the sounds of the query's clip; each has a seed of its own.
+
+    Were a turn's seed shared by all clips, those of one class would begin with one noise and come out alike: a set less varied than the system is.
+    """
 
     query: Query
     seed: int
+    turn: int = 0
 
     @property
     def stem(self) -> str:
@@ -51,7 +55,8 @@ class Plan:
             raise ValueError(f"the queries have no phrases for the class {lacking[0]!r}")
 
     def samples(self, kind: QueryKind) -> list[Sample]:
-        """Return all samples of a kind: seed 0 of every clip, then seed 1, …; at most as many of a class as are needed."""
+        """Return all samples of a kind: one of every clip, then a second of each, …; at most as many of a class as are needed."""
+        seeds = {clip.file: i for i, clip in enumerate(self.clips)}
         by_class: dict[str, list[LabelledClip]] = defaultdict(list)
         for clip in self.clips:
             by_class[clip.label].append(clip)
@@ -59,8 +64,9 @@ class Plan:
         for label, clips in by_class.items():
             wanted = max(self.seeds * len(clips), self.per_class)
             for n in range(wanted):
-                seed, place = divmod(n, len(clips))
-                found.append(Sample(self._query(kind, label, clips[place], place + seed), seed))
+                turn, place = divmod(n, len(clips))
+                seed = turn * len(self.clips) + seeds[clips[place].file]
+                found.append(Sample(self._query(kind, label, clips[place], place + turn), seed, turn))
         return sorted(found, key=lambda s: s.seed)
 
     def _query(self, kind: QueryKind, label: str, clip: LabelledClip, turn: int) -> Query:
@@ -73,9 +79,9 @@ class Plan:
             duration_s=self.duration_s,
         )
 
-    def for_distances(self, samples: Sequence[Sample], seed: int) -> list[Sample]:
-        """Return of `samples` the one of each clip for one seed, in the clips' order."""
-        found = {s.query.clip: s for s in samples if s.seed == seed}
+    def for_distances(self, samples: Sequence[Sample], turn: int) -> list[Sample]:
+        """Return of `samples` the one of each clip for one turn, in the clips' order."""
+        found = {s.query.clip: s for s in samples if s.turn == turn}
         return [found[clip.file] for clip in self.clips]
 
     def for_agreement(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -91,4 +97,4 @@ class Plan:
 
 def asked_of(system: Synthesizer, sample: Sample) -> Sample:
     """Return the sample that is in truth made: a deterministic system makes each query once."""
-    return Sample(sample.query, 0) if system.deterministic else sample
+    return Sample(sample.query, 0, sample.turn) if system.deterministic else sample

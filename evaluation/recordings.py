@@ -47,11 +47,11 @@ def floor_samples(
         by_class[train[file]].append(str(file))
     taken: dict[str, int] = defaultdict(int)
     samples = []
-    for seed in range(seeds):
+    for turn in range(seeds):
         for label in wanted:
             if not by_class[label]:
                 raise ValueError(f"no training clip is of class {label!r}")
             file = by_class[label][taken[label] % len(by_class[label])]
             taken[label] += 1
-            samples.append(Sample(Query(label, file, duration_s=duration_s), seed))
+            samples.append(Sample(Query(label, file, duration_s=duration_s), 0, turn))
     return samples

@@ -200,7 +200,7 @@ def describe(options: Options, plan: Plan, judge: SoundClassifier, reference: Re
     """Return what must be known to read the table."""
     agreement = f"{plan.per_class} sounds of each class" if plan.per_class else "the same sounds"
     return [
-        f"Distances: {len(plan.clips)} validation clips, each asked for with {plan.seeds} seeds, against their own sounds; the mean over seeds, so that "
+        f"Distances: {len(plan.clips)} validation clips, each asked for {plan.seeds} times (every sound has a seed of its own), against their own sounds; the mean over these sets, so that "
         f"N = {len(plan.clips)} on both sides. Agreement and relevance: {agreement}; chance is {100 / len(judge.labels):.1f} %. In brackets: 95 % of "
         f"{options.resamples} bootstrap resamples of clips within classes; for RTF the range of {options.rtf_clips} queries, each alone. N: different sounds.",
         f"FAD and KAD (× 100) by what stands behind the stroke; FAD∞ is extrapolated to infinitely many clips. copies: sounds nearer to a training clip than {reference.copy_threshold:.3f} in "

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from evaluation.interval import Figure
 from evaluation.score import Row
 
@@ -84,6 +86,8 @@ def gap_table(gaps: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> str:
     for system, by_metric in gaps.items():
         for metric, found in by_metric.items():
             closed = found.get("closed")
+            if closed is not None and not np.isfinite(closed.low):
+                closed = None  # the baseline's own gap may be none
             lines.append(_line([system, metric, cell(found["gap"]), cell(closed, lambda v: f"{v:.0f} %")]))
     return "\n".join(lines)
 

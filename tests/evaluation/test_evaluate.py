@@ -120,7 +120,7 @@ def test_results_hold_every_row_and_figure(finished):
     assert "FAD/random-conv" not in rows["real validation clips", "–"]["figures"]
     assert "agreement@1/classifier" not in rows["real training clips (floor)", "–"]["figures"]
     gap = results["text_gap"]["hum"]["FAD/random-conv"]
-    assert gap["gap"]["value"] == pytest.approx(0, abs=1e-9)  # it does not listen to what it is asked
+    assert gap["gap"]["value"] == pytest.approx(0, abs=1e-6)  # it does not listen to what it is asked
     assert "closed" not in results["text_gap"]["ours"]["FAD/random-conv"]
 
 
@@ -144,7 +144,8 @@ def test_every_query_is_written_down_for_systems_elsewhere(finished):
     with (finished[0] / "queries.csv").open() as f:
         rows = list(csv.DictReader(f))
     assert sorted((r["kind"], r["clip"], r["seed"]) for r in rows if r["kind"] == "text") == [
-        ("text", clip, str(seed)) for clip in ("1.mp4", "2.mp4") for seed in range(3)
+        *(("text", "1.mp4", str(seed)) for seed in (0, 2, 4)),
+        *(("text", "2.mp4", str(seed)) for seed in (1, 3, 5)),
     ]
     assert {r["prompt"] for r in rows} == {"a red thing", "a blue thing", ""}
 
@@ -161,6 +162,7 @@ def test_the_plan_asks_as_many_sounds_of_each_class():
     judged = plan.for_agreement(samples)
     assert sorted(s.query.label for s in judged) == ["a"] * 10 + ["b"] * 10
     assert [s.query.clip for s in plan.for_distances(samples, 1)] == list("01234")
+    assert len({s.seed for s in samples}) == 20  # or all sounds of a class would begin with the same noise
     assert {s.query.prompt for s in samples if s.query.clip == "0"} == {
         "x",
         "y",
