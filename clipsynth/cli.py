@@ -242,26 +242,76 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option(help="CSV file,label,split; CLIPS/manifest.csv by default.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for results and the judge.")] = Path("runs/evaluation"),
-    per_class: Annotated[int, typer.Option(min=1, help="Samples of each class and kind of query.")] = 10,
-    guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=200)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results, sounds and the judge.")] = Path(
+        "runs/evaluation"
+    ),
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A row, NAME=KIND:ARGUMENT?option=value: bundle, retriever, reconstruction, http, folder or "
+            "module:function; by default the --model, its reconstruction and, with --prepared, its retriever."
+        ),
+    ] = None,
+    query_kind: Annotated[
+        list[str] | None, typer.Option("--query", help="text, image; both by default.")
+    ] = None,
+    prepared: Annotated[
+        Path | None, typer.Option(help="What `prepare` made of the training clips, for the retriever.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Sounds of each query, for distances.")] = 3,
+    per_class: Annotated[
+        int, typer.Option(min=0, help="Sounds of each class, for agreement; 0: those for distances.")
+    ] = 50,
+    embedder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="classifier, melstats, random-conv, clap:FOLDER or module:function:ARGUMENT; the first one is in the table."
+        ),
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="torchvision's inception_v3 weights, for FID/inception-v3.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="System whose text gap is closed by the others; the first by default.")
+    ] = None,
+    duration: Annotated[float, typer.Option(min=0.5, help="Seconds of each sound.")] = 4.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Queries given to a system at once.")] = 8,
+    rtf_clips: Annotated[int, typer.Option(min=0, help="Queries timed alone; 0 leaves RTF out.")] = 5,
+    resamples: Annotated[int, typer.Option(min=10, help="Of the bootstrap.")] = 200,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Of --model.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Of --model.")] = None,
     model: Bundle = None,
 ) -> None:
-    """Measure how often an independent classifier hears in a bundle's sounds what was asked for."""
+    """Compare systems on text and image queries, as the paper's Table 1 does; the same command goes on where it was ended."""
+    from clipsynth.process import let_threads_sleep
+
+    let_threads_sleep()
+    from evaluation.report import Options, default_systems, parse_kinds
     from evaluation.report import evaluate as run
 
-    table = run(
-        _settings(model=model).model,
-        clips=clips,
-        labels=labels or clips / "manifest.csv",
-        queries=queries,
-        out=out,
-        per_class=per_class,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
+    print(
+        run(
+            Options(
+                clips=clips,
+                queries=queries,
+                out=out,
+                systems=system
+                or default_systems(_settings(model=model).model, prepared, steps, guidance_scale),
+                labels=labels,
+                prepared=prepared,
+                kinds=parse_kinds(query_kind),
+                embedders=embedder or Options.embedders,
+                inception=inception,
+                seeds=seeds,
+                per_class=per_class,
+                duration_s=duration,
+                batch_size=batch_size,
+                rtf_clips=rtf_clips,
+                resamples=resamples,
+                baseline=baseline,
+            )
+        )
     )
-    print(table)
 
 
 @app.command()

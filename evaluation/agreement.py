@@ -1,39 +1,12 @@
-"""Class agreement: how often a judge hears in a generated sound the class that was asked for."""
+"""Class agreement: how often a judge hears in a sound the class that was asked for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
-
-from evaluation.classifier import SoundClassifier
-from models.pipeline import ClipSynthPipeline
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is asked for: a `prompt` or an `image`, the `label` that should be heard, and the seed."""
-
-    label: str
-    seed: int
-    prompt: str | None = None
-    image: Image.Image | None = None
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Top-1 agreement with a 95 % bootstrap interval over samples; `per_class` is the share of each class that was recognised."""
-
-    top1: float
-    low: float
-    high: float
-    n: int
-    per_class: dict[str, float]
 
 
 def read_phrases(path: Path) -> dict[str, list[str]]:
@@ -44,86 +17,50 @@ def read_phrases(path: Path) -> dict[str, list[str]]:
     """
     try:
         classes = json.loads(path.read_text())["classes"]
-        return {str(label): [str(phrase) for phrase in phrases] for label, phrases in classes.items()}
+        found = {str(label): [str(phrase) for phrase in phrases] for label, phrases in classes.items()}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path} is not of the form {{"classes": {{label: [phrase, …]}}}}: {error!r}'
         ) from error
+    for label, phrases in found.items():
+        if not phrases:
+            raise ValueError(f"{path} has no phrase for the class {label!r}")
+    return found
 
 
-def text_queries(phrases: Mapping[str, Sequence[str]], per_class: int, seed: int = 0) -> list[Query]:
-    """Return `per_class` queries of each class that go round its phrases, every one with a seed of its own."""
-    return [
-        Query(label, seed + i, prompt=texts[i % len(texts)])
-        for label, texts in phrases.items()
-        for i in range(per_class)
-    ]
+def hits(probabilities: np.ndarray, labels: Sequence[str], asked: Sequence[str], k: int = 1) -> np.ndarray:
+    """Return (N,) of 1 where the class asked for is among the judge's `k` most probable, else 0.
 
-
-def image_queries(
-    pictures: Mapping[str, Sequence[Image.Image]], per_class: int, seed: int = 0
-) -> list[Query]:
-    """Return `per_class` queries of each class that go round its pictures, every one with a seed of its own."""
-    return [
-        Query(label, seed + i, image=images[i % len(images)])
-        for label, images in pictures.items()
-        for i in range(per_class)
-    ]
-
-
-def synthesize(
-    pipe: ClipSynthPipeline,
-    queries: Sequence[Query],
-    *,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-) -> Iterator[np.ndarray]:
-    """Yield one waveform (T,) per query."""
-    for query in queries:
-        yield pipe(
-            query.prompt,
-            query.image,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(query.seed),
-        ).audios[0]
-
-
-def agreement(
-    heard: Sequence[str], asked: Sequence[str], *, seed: int = 0, resamples: int = 2000
-) -> Agreement:
-    """Compare labels heard with labels asked for.
+    Args:
+        probabilities: (N, C), C classes `labels`.
 
     Raises:
-        ValueError: not as many of one as of the other, or none.
+        ValueError: as many rows as queries are needed, and at least one; a class the judge does not know.
     """
-    if not heard or len(heard) != len(asked):
-        raise ValueError(f"need as many labels heard as asked for, got {len(heard)} and {len(asked)}")
-    hits = np.array([h == a for h, a in zip(heard, asked, strict=True)], float)
-    picks = np.random.default_rng(seed).integers(len(hits), size=(resamples, len(hits)))
-    low, high = np.quantile(hits[picks].mean(1), [0.025, 0.975])
-    per_class = {
-        label: float(np.mean([hit for hit, a in zip(hits, asked, strict=True) if a == label]))
-        for label in sorted(set(asked))
-    }
-    return Agreement(float(hits.mean()), float(low), float(high), len(hits), per_class)
+    place = _places(probabilities, labels, asked)
+    rank = (probabilities > probabilities[np.arange(len(place)), place][:, None]).sum(1)
+    return np.asarray(rank < k, float)
 
 
-def judge(classifier: SoundClassifier, waveforms: Sequence[np.ndarray], asked: Sequence[str]) -> Agreement:
-    """Return the agreement of what the classifier hears in `waveforms` with `asked`."""
-    return agreement(classifier.classify(waveforms), asked)
+def asked_probability(probabilities: np.ndarray, labels: Sequence[str], asked: Sequence[str]) -> np.ndarray:
+    """Return (N,) how probable the judge finds the class that was asked for; errors as `hits`."""
+    return np.asarray(
+        probabilities[np.arange(len(probabilities)), _places(probabilities, labels, asked)], float
+    )
 
 
-def to_markdown(results: Mapping[str, Agreement], chance: float) -> str:
-    """Return a table of results, one row each, with the multiple of chance."""
-    lines = ["| sounds | top-1 agreement | 95 % interval | × chance | N |", "|---|---:|---|---:|---:|"]
-    for name, r in results.items():
-        lines.append(
-            f"| {name} | {100 * r.top1:.1f} % | {100 * r.low:.1f}–{100 * r.high:.1f} % | {r.top1 / chance:.1f} | {r.n} |"
+def _places(probabilities: np.ndarray, labels: Sequence[str], asked: Sequence[str]) -> np.ndarray:
+    if not len(asked) or probabilities.shape != (len(asked), len(labels)):
+        raise ValueError(
+            f"need probabilities of {len(labels)} classes for each of {len(asked)} queries, got {probabilities.shape}"
         )
-    return "\n".join(lines)
+    unknown = sorted(set(asked) - set(labels))
+    if unknown:
+        raise ValueError(f"the judge knows no class {unknown[0]!r}")
+    return np.array([list(labels).index(a) for a in asked])
 
 
-def to_json(results: Mapping[str, Agreement], chance: float) -> str:
-    """Return results as indented JSON."""
-    return json.dumps({"chance": chance, **{name: asdict(r) for name, r in results.items()}}, indent=2) + "\n"
+def per_class(values: Sequence[float] | np.ndarray, asked: Sequence[str]) -> dict[str, float]:
+    """Return the mean of `values` for each class asked for."""
+    found, classes = np.asarray(values, float), np.asarray(asked)
+    return {label: float(found[classes == label].mean()) for label in sorted(set(asked))}

@@ -59,10 +59,14 @@ class SoundClassifier(nn.Module):
         return logits
 
     @torch.no_grad()
+    def probabilities(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """Return (N, len(labels)) of waveforms (T,) at 16 kHz; lengths may differ."""
+        self.eval()
+        return np.concatenate([self(self.log_mel([w])).softmax(-1).numpy() for w in waveforms])
+
     def classify(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """Return the most probable label of each waveform (T,) at 16 kHz; lengths may differ."""
-        self.eval()
-        return [self.labels[int(self(self.log_mel([w])).argmax())] for w in waveforms]
+        return [self.labels[i] for i in self.probabilities(waveforms).argmax(1)]
 
     def save(self, folder: Path) -> None:
         """Write `classifier.safetensors` and `classifier.json`."""

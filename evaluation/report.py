@@ -1,97 +1,220 @@
-"""`clipsynth evaluate`: judge a bundle by an independent classifier, for text and for image queries.
+"""`clipsynth evaluate`: systems x {text, image} queries to results.json, results.md and report.html. Goes on where it was ended.
 
 Run: clipsynth evaluate --clips VIDEOS --queries queries.json
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
-import numpy as np
-from PIL import Image
+import torch
 from rich.progress import track
 
-from evaluation.agreement import (
-    Agreement,
-    image_queries,
-    judge,
-    read_phrases,
-    synthesize,
-    text_queries,
-    to_json,
-    to_markdown,
-)
-from evaluation.classifier import SoundClassifier, train_classifier
-from evaluation.clips import LabelledClip, read_clips, read_labels
-from models.pipeline import ClipSynthPipeline
+from evaluation.agreement import read_phrases
+from evaluation.classifier import SoundClassifier
+from evaluation.clips import read_clips, read_labels, read_sources
+from evaluation.embedders import Embedder, TextEmbedder, load_embedder
+from evaluation.entries import FLOOR, KINDS, REAL, TRAIN_EXTRA_S, Bench, Entry, make_sounds, write_queries
+from evaluation.judge import claim, get_classifier
+from evaluation.novelty import copy_threshold
+from evaluation.page import page, player
+from evaluation.pictures import MelPictures, efficientnet_lite0, inception_v3
+from evaluation.plan import Plan, Sample
+from evaluation.rows import score, text_gaps
+from evaluation.score import Reference, Row
+from evaluation.systems import QueryKind, Sources, Synthesizer, load_system
+from evaluation.table import as_json, columns, gap_table, markdown
 
 
-def get_classifier(folder: Path, clips: Path, labels: Path) -> SoundClassifier:
-    """Return the classifier kept in `folder`; train it on the "train" split first where there is none."""
-    if not (folder / "classifier.json").is_file():
-        wanted = read_labels(labels, "train")
-        train = list(
-            track(
-                ((c.waveform, c.label) for c in read_clips(clips, wanted)), "read training clips", len(wanted)
-            )
-        )
-        train_classifier([w for w, _ in train], [label for _, label in train]).save(folder)
-    return SoundClassifier.load(folder)
+@dataclass(frozen=True)
+class Options:
+    """What `clipsynth evaluate` was asked for; its help says what each is."""
+
+    clips: Path
+    queries: Path
+    out: Path
+    systems: Sequence[str]
+    labels: Path | None = None
+    prepared: Path | None = None
+    kinds: Sequence[QueryKind] = KINDS
+    embedders: Sequence[str] = ("classifier", "melstats", "random-conv")
+    inception: Path | None = None
+    seeds: int = 3
+    per_class: int = 50
+    duration_s: float = 4.0
+    batch_size: int = 8
+    rtf_clips: int = 5
+    resamples: int = 200
+    baseline: str | None = None
+
+    @property
+    def label_file(self) -> Path:
+        return self.labels or self.clips / "manifest.csv"
 
 
-def evaluate(
-    bundle: Path,
-    *,
-    clips: Path,
-    labels: Path,
-    queries: Path,
-    out: Path,
-    per_class: int = 10,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-) -> str:
-    """Write `results.json` and `results.md` to `out` and return the Markdown table: real validation clips, text queries, image queries.
+def default_systems(
+    bundle: Path, prepared: Path | None, steps: int | None, guidance_scale: float | None
+) -> list[str]:
+    """Return the rows of one bundle: itself, its vocoder, and its retriever where the training sounds are known."""
+    given = {"steps": steps, "guidance": guidance_scale}
+    options = urlencode({name: value for name, value in given.items() if value is not None})
+    rows = [f"CLIPSynth=bundle:{bundle}?{options}", f"vocoder reconstruction=reconstruction:{bundle}"]
+    return rows + ([f"CLIPRetriever=retriever:{bundle}"] if prepared else [])
 
-    Pictures and real sounds are those of the "validation" split, which neither the generator nor the classifier has seen.
+
+def parse_kinds(names: Sequence[str] | None) -> list[QueryKind]:
+    """Return the kinds of query asked for, reconstruction always among them.
 
     Raises:
-        ValueError: labels, videos or queries that cannot be used, or a query whose class the labels do not have.
+        ValueError: another word than text and image.
     """
-    classifier = get_classifier(out, clips, labels)
-    phrases = read_phrases(queries)
-    unknown = sorted(set(phrases) - set(classifier.labels))
+    unknown = sorted(set(names or ()) - {"text", "image"})
     if unknown:
-        raise ValueError(f"{queries}: the labels have no class {unknown[0]!r}")
-    validation: list[LabelledClip] = list(read_clips(clips, read_labels(labels, "validation")))
-    pictures: dict[str, list[Image.Image]] = defaultdict(list)
-    for clip in validation:
-        pictures[clip.label].append(clip.frame)
+        raise ValueError(f"queries are text or image, got {unknown[0]!r}")
+    return [kind for kind in KINDS if not names or kind in names or kind == "clip"]
 
-    results: dict[str, Agreement] = {
-        "real validation clips": judge(
-            classifier, [c.waveform for c in validation], [c.label for c in validation]
-        )
+
+def evaluate(options: Options) -> str:
+    """Write `results.json`, `results.md` and `report.html` to `options.out` and return the Markdown.
+
+    Queries are pictures of the "validation" split and phrases of its classes; neither a generator nor the judge may have seen that split.
+
+    Raises:
+        ValueError: labels, videos, queries, systems or embedders that cannot be used; the message names what.
+    """
+    # 1. Who judges, what is asked, and of whom.
+    claim(options.out, options.clips, options.label_file)
+    judge = get_classifier(options.out, options.clips, options.label_file)
+    plan = make_plan(options, judge)
+    systems = load_systems(options)
+    embedders = [load_embedder(spec, lambda: judge) for spec in options.embedders]
+    pictures = [efficientnet_lite0(), *([inception_v3(options.inception)] if options.inception else [])]
+    write_queries(options.out / "queries.csv", plan, options.kinds)
+
+    # 2. Sounds.
+    bench = Bench(options.out, plan, options.clips)
+    train = read_labels(options.label_file, "train")
+    asked = [
+        bench.asked(s, kind) for s in systems for kind in KINDS if kind in s.kinds and kind in options.kinds
+    ]
+    real, floor, training = bench.real(), bench.floor(train), bench.training_clips(train)
+    entries = [*asked, real, floor]
+    make_sounds([real, floor, training, *asked], options.batch_size)
+
+    # 3. Figures.
+    reference = make_reference(options, plan, judge, embedders, pictures, real, training)
+    rows = [score(entry, reference, plan, rtf_clips=options.rtf_clips) for entry in track(entries, "figures")]
+
+    # 4. Table, numbers, page.
+    relevance = next((e.name for e in embedders if isinstance(e, TextEmbedder)), "classifier")
+    shown = columns(rows, [e.name for e in embedders], pictures[-1].name, relevance)
+    baseline = options.baseline or systems[0].name
+    gaps = text_gaps(rows, [c.figure for c in shown if c.figure != "RTF"], baseline)
+    notes = describe(options, plan, judge, reference)
+    settings = {
+        "systems": {s.name: s.version for s in systems},
+        "embedders": {e.name: e.version for e in [*embedders, *pictures]},
+        "baseline": baseline,
+        "clips": len(plan.clips),
+        "seeds": plan.seeds,
+        "per_class": plan.per_class,
+        "duration_s": plan.duration_s,
+        "resamples": options.resamples,
+        "chance": 1 / len(judge.labels),
+        "copy_threshold": reference.copy_threshold,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    pipe = ClipSynthPipeline.from_pretrained(bundle)
-    pipe.set_progress_bar_config(disable=True)
-    for name, asked in (
-        ("text queries", text_queries(phrases, per_class)),
-        ("image queries", image_queries(pictures, per_class)),
-    ):
-        sounds: list[np.ndarray] = list(
-            track(
-                synthesize(
-                    pipe, asked, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
-                ),
-                name,
-                len(asked),
-            )
-        )
-        results[name] = judge(classifier, sounds, [query.label for query in asked])
-    chance = 1 / len(classifier.labels)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(to_json(results, chance))
-    table = to_markdown(results, chance)
-    (out / "results.md").write_text(table + "\n")
+    (options.out / "results.json").write_text(json.dumps(as_json(settings, rows, gaps), indent=1) + "\n")
+    table = markdown(rows, shown, notes) + (f"\n\n{gap_table(gaps)}" if gaps else "")
+    (options.out / "results.md").write_text(table + "\n")
+    examples = [players(entry, row) for entry, row in zip(entries, rows, strict=True)]
+    (options.out / "report.html").write_text(page(rows, shown, notes, examples, gap_table(gaps)))
     return table
+
+
+def make_plan(options: Options, judge: SoundClassifier) -> Plan:
+    """Return the plan for the validation clips.
+
+    Raises:
+        ValueError: a class that the judge was not trained on.
+    """
+    phrases = read_phrases(options.queries)
+    clips = list(read_clips(options.clips, read_labels(options.label_file, "validation")))
+    unknown = sorted((set(phrases) | {c.label for c in clips}) - set(judge.labels))
+    if unknown:
+        raise ValueError(f"{options.queries}: the judge was trained on no class {unknown[0]!r}")
+    return Plan(clips, phrases, options.seeds, options.per_class, options.duration_s)
+
+
+def load_systems(options: Options) -> list[Synthesizer]:
+    """Return the systems, in their order.
+
+    Raises:
+        ValueError: none, two of one name, a baseline that is not among them, or one that cannot be loaded.
+    """
+    if not options.systems or not options.embedders:
+        raise ValueError("at least one system and one embedder are needed")
+    sources = Sources(options.clips, options.prepared)
+    systems = [load_system(spec, sources) for spec in options.systems]
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names) or {REAL, FLOOR} & set(names):
+        raise ValueError(f"systems need names of their own, got {', '.join(names)}")
+    if options.baseline not in (None, *names):
+        raise ValueError(f"--baseline {options.baseline}: the systems are {', '.join(names)}")
+    return systems
+
+
+def make_reference(
+    options: Options,
+    plan: Plan,
+    judge: SoundClassifier,
+    embedders: Sequence[Embedder],
+    pictures: Sequence[MelPictures],
+    real: Entry,
+    training: Entry,
+) -> Reference:
+    """Return what rows are compared with: the validation clips' own sounds, and the training clips' mels."""
+    sources = read_sources(options.label_file)
+    train_mels = list(training.compared.small_mels())
+    length = round(len(train_mels[0]) * plan.duration_s / (plan.duration_s + TRAIN_EXTRA_S))
+    return Reference(
+        labels=[clip.label for clip in plan.clips],
+        embedders=embedders,
+        embeds={e.name: real.compared.embeds(e) for e in [*embedders, *pictures]},
+        pictures=pictures,
+        judge=judge,
+        train_mels=train_mels,
+        copy_threshold=copy_threshold(
+            train_mels, [sources[s.query.clip] for s in training.sets[0]], length=length
+        ),
+        resamples=options.resamples,
+    )
+
+
+def describe(options: Options, plan: Plan, judge: SoundClassifier, reference: Reference) -> list[str]:
+    """Return what must be known to read the table."""
+    agreement = f"{plan.per_class} sounds of each class" if plan.per_class else "the same sounds"
+    return [
+        f"Distances: {len(plan.clips)} validation clips, each asked for {plan.seeds} times (every sound has a seed of its own), against their own sounds; the mean over these sets, so that "
+        f"N = {len(plan.clips)} on both sides. Agreement and relevance: {agreement}; chance is {100 / len(judge.labels):.1f} %. In brackets: 95 % of "
+        f"{options.resamples} bootstrap resamples of clips within classes; for RTF the range of {options.rtf_clips} queries, each alone. N: different sounds.",
+        f"FAD and KAD (× 100) by what stands behind the stroke; FAD∞ is extrapolated to infinitely many clips. copies: sounds nearer to a training clip than {reference.copy_threshold:.3f} in "
+        "shift-searched log-mel, which 5 % of training clips are to one of another source. The floor is what training clips of the same classes would get; the judge was trained on them, so it does not judge them.",
+    ]
+
+
+def players(entry: Entry, row: Row) -> tuple[list[str], list[str]]:
+    """Return players of one sound a class, and of the worst ten."""
+    first = {s.query.label: s for s in reversed(entry.sets[0])}
+    return [_player(entry, first[label]) for label in sorted(first)], [_player(entry, s) for s in row.worst]
+
+
+def _player(entry: Entry, sample: Sample) -> str:
+    asked = sample.query.prompt or sample.query.clip
+    [waveform] = entry.store.read([sample])
+    return player(waveform, f"{sample.query.label}: {asked}, seed {sample.seed}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from training.shards import ShardReader
+from models.shards import ShardReader
 
 
 class Clips:

@@ -7,13 +7,13 @@ import pytest
 from safetensors.torch import load_file
 
 from models.encoders import PackagedEncoder
+from models.shards import ShardReader, member_offsets, write_shard
 from models.video import Frame, Sound, VideoError, decode
 from tests.conftest import write_video
 from training.cut import cut
 from training.data import load_clips
 from training.fingerprint import fingerprint, near_duplicates
 from training.prepare import PrepareError, PrepareOptions, prepare
-from training.shards import ShardReader, member_offsets, write_shard
 from training.sources import find_sources
 
 RATE = 16000

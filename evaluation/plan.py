@@ -1,0 +1,100 @@
+"""The plan: which queries are asked, with which seeds. The same for every system, so that N and class counts are equal.
+
+Each labelled validation clip is asked for by its picture and by a phrase of its class, several times, with a seed each: a `Sample` is one such sound. Text and picture
+queries of one clip stand side by side, and the clip is the unit that intervals resample.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.clips import LabelledClip
+from evaluation.sound import fingerprint
+from evaluation.systems import Query, QueryKind, Synthesizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sound to be made: a query and a seed. `turn` counts the sounds of the query's clip; each has a seed of its own.
+
+    Were a turn's seed shared by all clips, those of one class would begin with one noise and come out alike: a set less varied than the system is.
+    """
+
+    query: Query
+    seed: int
+    turn: int = 0
+
+    @property
+    def stem(self) -> str:
+        """Name of its file: kind, clip, seed, and what was asked."""
+        q = self.query
+        place = Path(q.clip).with_suffix("").as_posix().replace("/", "-")
+        return f"{q.kind}-{place}-{self.seed}-{fingerprint(q.prompt, q.duration_s, q.image and q.image.size)[:6]}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is asked for: `seeds` sounds of every clip for distances, and at least `per_class` of every class for class agreement."""
+
+    clips: Sequence[LabelledClip]
+    phrases: Mapping[str, Sequence[str]]
+    seeds: int = 3
+    per_class: int = 50
+    duration_s: float = 4.0
+
+    def __post_init__(self) -> None:
+        if len(self.clips) < 2:
+            raise ValueError(f"distances need at least 2 clips to compare with, got {len(self.clips)}")
+        if self.seeds < 1 or self.per_class < 0:
+            raise ValueError(f"need `seeds` >= 1 and `per_class` >= 0, got {self.seeds} and {self.per_class}")
+        lacking = sorted({clip.label for clip in self.clips} - set(self.phrases))
+        if lacking:
+            raise ValueError(f"the queries have no phrases for the class {lacking[0]!r}")
+
+    def samples(self, kind: QueryKind) -> list[Sample]:
+        """Return all samples of a kind: one of every clip, then a second of each, …; at most as many of a class as are needed."""
+        seeds = {clip.file: i for i, clip in enumerate(self.clips)}
+        by_class: dict[str, list[LabelledClip]] = defaultdict(list)
+        for clip in self.clips:
+            by_class[clip.label].append(clip)
+        found: list[Sample] = []
+        for label, clips in by_class.items():
+            wanted = max(self.seeds * len(clips), self.per_class)
+            for n in range(wanted):
+                turn, place = divmod(n, len(clips))
+                seed = turn * len(self.clips) + seeds[clips[place].file]
+                found.append(Sample(self._query(kind, label, clips[place], place + turn), seed, turn))
+        return sorted(found, key=lambda s: s.seed)
+
+    def _query(self, kind: QueryKind, label: str, clip: LabelledClip, turn: int) -> Query:
+        texts = self.phrases[label]
+        return Query(
+            label,
+            clip.file,
+            prompt=texts[turn % len(texts)] if kind == "text" else None,
+            image=clip.frame if kind == "image" else None,
+            duration_s=self.duration_s,
+        )
+
+    def for_distances(self, samples: Sequence[Sample], turn: int) -> list[Sample]:
+        """Return of `samples` the one of each clip for one turn, in the clips' order."""
+        found = {s.query.clip: s for s in samples if s.turn == turn}
+        return [found[clip.file] for clip in self.clips]
+
+    def for_agreement(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return the first `per_class` samples of each class; those for distances where `per_class` is 0."""
+        taken: dict[str, int] = defaultdict(int)
+        found = []
+        for sample in samples:
+            if self.per_class == 0 or taken[sample.query.label] < self.per_class:
+                taken[sample.query.label] += 1
+                found.append(sample)
+        return found
+
+
+def asked_of(system: Synthesizer, sample: Sample) -> Sample:
+    """Return the sample that is in truth made: a deterministic system makes each query once."""
+    return Sample(sample.query, 0, sample.turn) if system.deterministic else sample

@@ -1,0 +1,57 @@
+"""Sounds of systems, kept on disk: each is made once, so that a run that was ended goes on where it was.
+
+`FOLDER/<system's version>/<sample>.flac`, 16 bits, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from evaluation.plan import Sample, asked_of
+from evaluation.sound import check_sound
+from evaluation.systems import SAMPLE_RATE, Synthesizer
+
+
+class SoundStore:
+    """Sounds of one system."""
+
+    def __init__(self, folder: Path, system: Synthesizer) -> None:
+        self.folder, self.system = folder / system.version, system
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sample: Sample) -> Path:
+        return self.folder / f"{asked_of(self.system, sample).stem}.flac"
+
+    def make(self, samples: Sequence[Sample], *, batch_size: int, on_progress: Callable[[int], None]) -> None:
+        """Make those of `samples` that are missing, and call `on_progress` with how many of them there are by now.
+
+        Raises:
+            ValueError: the system cannot serve a query, or gave a sound that is none; the message names both.
+        """
+        missing = list(
+            {self.path(s): asked_of(self.system, s) for s in samples if not self.path(s).exists()}.values()
+        )
+        done = len(samples) - len(missing)
+        on_progress(done)
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            sounds = self.system.synthesize([s.query for s in batch], [s.seed for s in batch])
+            for sample, sound in zip(batch, sounds, strict=True):
+                self._write(sample, check_sound(sound, f"{self.system.name}, {sample.stem}"))
+            done += len(batch)
+            on_progress(done)
+
+    def _write(self, sample: Sample, sound: np.ndarray) -> None:
+        path = self.path(sample)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        soundfile.write(temporary, np.clip(sound, -1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        os.replace(temporary, path)
+
+    def read(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Return the waveforms (T,) float32 of samples that were made."""
+        return [soundfile.read(self.path(s), dtype="float32")[0] for s in samples]

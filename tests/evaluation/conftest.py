@@ -1,0 +1,11 @@
+"""A judge of the four kinds of synthetic sounds."""
+
+import pytest
+
+from evaluation.classifier import train_classifier
+from tests.evaluation.sounds import collection
+
+
+@pytest.fixture(scope="session")
+def judge():
+    return train_classifier(*collection(16, seed=2), epochs=8)
