@@ -27,6 +27,7 @@ from clipsynth.record import Standing
 from clipsynth.schemas import JobPayload, Problem, Progress, Status
 from worker.engine import Engine, Ticket
 from worker.jobs import Jobs
+from worker.metrics import JOB_SECONDS, settled
 from worker.recovery import Recovery
 from worker.rq_job import GenerationJob
 
@@ -148,6 +149,16 @@ class BatchWorker(SimpleWorker):
 
     # ------------------------------------------------------------------------------------------------ claiming
 
+    @property
+    def jobs_at_hand(self) -> int:
+        return len(self._held)
+
+    @property
+    def step_age_s(self) -> float:
+        """Seconds since the last step, or since a job was claimed after it; 0 with no job at hand."""
+        claims = [held.claimed_at for held in list(self._held.values())]
+        return now() - max(self.engine.stepped_at, min(claims)) if claims else 0.0
+
     def _has_room(self) -> bool:
         if self._closed or self._suspended or self._stop_requested or self._swap:
             return False
@@ -237,6 +248,8 @@ class BatchWorker(SimpleWorker):
             ticket = self.jobs.ticket(job.id, payload)
             num_steps = payload.num_outputs * payload.num_inference_steps
             self.executions[execution.id] = execution
+            if job.enqueued_at:
+                JOB_SECONDS.labels("queue").observe((rq_now() - job.enqueued_at).total_seconds())
             self._held[ticket] = _Held(job, queue, execution, ticket, num_steps, company)
             self.engine.submit(ticket)
 
@@ -310,6 +323,7 @@ class BatchWorker(SimpleWorker):
             with about(job.id, job.meta):
                 status = self.jobs.settle(job.id, held.ticket, held.stopped_by)
             job.ended_at = rq_now()
+            settled(self.jobs.predictor.manifest.name, job, held.ticket, status, now() - held.claimed_at)
             registry = held.queue.started_job_registry
             if status is Status.SUCCEEDED:
                 self.handle_job_success(job, held.queue, registry, execution)
