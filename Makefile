@@ -1,9 +1,9 @@
-# make serve | test | check | chaos. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
+# make serve | test | check | chaos | licences. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test check chaos
+.PHONY: setup serve test check chaos licences
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -24,3 +24,8 @@ check: setup
 
 chaos: setup
 	$(BIN)/python -m benchmarks.serving.chaos $(CHAOS)
+
+licences: setup
+	(sed '/^|/,$$d' docs/licences.md; $(BIN)/pip-licenses --format=markdown --from=mixed --order=license \
+		--packages $$(sed 's/==.*//' constraints.txt)) > docs/licences.new
+	mv docs/licences.new docs/licences.md
