@@ -12,6 +12,7 @@ from evaluation.clips import read_sound
 from evaluation.sound import fingerprint, fit, level
 from evaluation.systems import SAMPLE_RATE, Query, QueryKind, Sources, split_options
 from models.pipeline import ClipSynthPipeline
+from models.prompts import as_set
 from models.sampler import advance
 
 
@@ -62,9 +63,7 @@ class Bundle:
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
         rows = [
             self.pipe.prepare_rows(
-                query.prompt,
-                query.image,
-                negative_prompt=None,
+                as_set(query.prompt, query.image, None),
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
                 duration_s=query.duration_s,

@@ -105,7 +105,7 @@ def generate(
             )
         else:
             overrides = {"model": model, "device": device}
-            settings = Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+            settings = Settings(**{k: v for k, v in overrides.items() if v is not None})
             make = _by_bundle(settings, num_outputs, output_format, fields)
         _write(queries, paths, seed, make)
 

@@ -1,0 +1,181 @@
+"""One service of docker-compose.yml, run by buildah: the part of a container engine that docker/check.py needs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scale.hosts import Host
+
+NOT_COVERED = (
+    "published ports, the internal network's missing way out, and names by DNS (here: /etc/hosts)",
+    "read_only, cap_drop, no-new-privileges, init and restart (instead: nothing was written outside volumes and /tmp)",
+    "a fresh volume's contents and owner coming from the image (here: set by this script)",
+    "--scale and depends_on (here: one of each, in order), GPUs, the profiles metrics and train",
+    "the images python:3.11-slim-bookworm and redis:7.2-bookworm themselves (here: Debian's Python and Redis)",
+)
+
+
+def run(*command: str, **options: Any) -> str:
+    """Run a command and return what it says; raises with its complaint where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr[-2000:] or done.stdout[-2000:]}")
+    return done.stdout.strip()
+
+
+def buildah(*words: str, **options: Any) -> str:
+    return run("buildah", *words, **options)
+
+
+class Service:
+    """A container that is started with what compose says of it; a context manager that leaves nothing running."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: dict[str, Any],
+        *,
+        images: dict[str, str],
+        hosts: dict[str, Host],
+        folder: Path,
+        root: Path,
+    ) -> None:
+        self.name, self.spec, self.host = name, spec, hosts[name]
+        image = images.get(spec["image"], spec["image"])
+        names = [word for host in hosts for word in ("--add-host", f"{host}:{hosts[host].address}")]
+        self.container = buildah("from", *names, image)
+        config = json.loads(buildah("inspect", self.container))["Docker"]["config"]
+        self._health = spec.get("healthcheck", {}).get("test") or (config.get("Healthcheck") or {}).get(
+            "Test"
+        )
+        self._user = str(spec.get("user") or config["User"])
+        self._options = ["--user", self._user, *self._volumes(folder, root)]
+        self._environment = dict(pair.split("=", 1) for pair in config["Env"] or ())
+        for key, value in spec.get("environment", {}).items():
+            self._environment[key] = _substituted(str(value))
+            self._options += ["--env", f"{key}={self._environment[key]}"]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = folder / f"{name}.log"
+
+    def _volumes(self, folder: Path, root: Path) -> list[str]:
+        options = ["--volume", f"{_folder(folder / f'tmp-{self.name}', 0o1777)}:/tmp"]
+        for volume in self.spec.get("volumes", ()):
+            source, target, *mode = volume.split(":")
+            if source.startswith("."):
+                source = str((root / source).resolve())
+            else:
+                path = folder / source
+                fresh = not path.exists()
+                _folder(path, 0o755)
+                if fresh and source != "secrets":
+                    os.chown(path, int(self._user.split(":")[0]), -1)
+                source = str(path)
+            options += ["--volume", ":".join([source, target, *mode])]
+        return options
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process and self.process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):
+                self.signal(signal.SIGKILL)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        buildah("rm", self.container)
+
+    def _command(self, *words: str) -> list[str]:
+        return self.host.command(
+            "buildah", "run", "--isolation", "chroot", *self._options, self.container, "--", *words
+        )
+
+    def start(self) -> None:
+        """Start the service's command in its own network namespace."""
+        command = ["buildah", "run", "--isolation", "chroot", *self._options, self.container, "--"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.host.command(*command, *self.spec["command"]),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def execute(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the running container, as `docker exec` does."""
+        pid = self._main_process()
+        user, _, group = self._user.partition(":")
+        enter = ["/usr/bin/nsenter", "--target", str(pid), "--mount", "--net", "--root", "--wd"]
+        enter += ["--setuid", user, "--setgid", group or user, "--"]
+        return subprocess.run([*enter, *words], env=self._environment, capture_output=True, text=True)
+
+    def healthy(self) -> bool:
+        """Run the health check; False before there is a process."""
+        kind, *words = self._health
+        if kind == "CMD-SHELL":
+            words = ["sh", "-c", words[0].replace("$$", "$")]
+        try:
+            return self.execute(*words).returncode == 0
+        except FileNotFoundError:
+            return False
+
+    def _main_process(self) -> int:
+        """Return the id of the process that the engine would call 1: the first in the line of children that is none of buildah's.
+
+        Raises:
+            FileNotFoundError: there is none yet, or no longer.
+        """
+        assert self.process
+        pid = self.process.pid
+        while Path(f"/proc/{pid}/cmdline").read_bytes().startswith((b"buildah", b"ip\0")):
+            tasks = Path(f"/proc/{pid}/task").iterdir()
+            children = [child for task in tasks for child in (task / "children").read_text().split()]
+            if not children:
+                raise FileNotFoundError(f"{self.name} has no process")
+            pid = int(children[0])
+        return pid
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self._main_process(), number)
+
+    def uid(self) -> int:
+        """Return as whom the service runs."""
+        found = re.search(r"^Uid:\s+(\d+)", Path(f"/proc/{self._main_process()}/status").read_text(), re.M)
+        assert found
+        return int(found[1])
+
+    def wait(self, timeout_s: float = 60) -> int:
+        """Return the exit code, negative where a signal ended the process."""
+        assert self.process
+        code = self.process.wait(timeout_s)
+        ended_by = re.search(r"subprocess exited on (\w+)\n", self.log.read_text()[-200:])
+        return -signal.SIGTERM if code and ended_by and ended_by[1] == "terminated" else code
+
+    def written(self) -> list[str]:
+        """Return what was written to the container's own file system, where mounts are left out."""
+        upper = Path(buildah("mount", self.container)).parent / "diff"
+        buildah("umount", self.container)
+        assert upper.is_dir(), f"{upper}: only the storage driver overlay is known here"
+        mounts = {"/tmp", "/dev", "/proc", "/sys", "/etc/hosts", "/etc/resolv.conf", "/run/.containerenv"}
+        mounts |= {word.split(":")[1] for word in self._options if word.startswith("/") and ":" in word}
+        written = ["/" + str(path.relative_to(upper)) for path in upper.rglob("*") if not path.is_dir()]
+        return [path for path in written if not any(path == m or path.startswith(m + "/") for m in mounts)]
+
+
+def _folder(path: Path, mode: int) -> Path:
+    path.mkdir(exist_ok=True)
+    path.chmod(mode)
+    return path
+
+
+def _substituted(value: str) -> str:
+    """Return a value with compose's `${NAME:-default}` as where no variable is set."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
