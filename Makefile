@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test check chaos
+.PHONY: setup serve test check chaos screenshots
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -24,3 +24,6 @@ check: setup
 
 chaos: setup
 	$(BIN)/python -m benchmarks.serving.chaos $(CHAOS)
+
+screenshots: setup
+	$(BIN)/python -m tests.screenshots docs

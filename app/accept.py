@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import hashlib
 import logging
 import secrets
+from collections.abc import Mapping, Sequence
 
 from redis.exceptions import RedisError
 
 from app.deps import Services
-from app.uploads import normalise_image
+from app.pictures import Picture, read_pictures
 from clipsynth import idempotency
 from clipsynth.admission import Hold, admit, release_hold
 from clipsynth.errors import DeadlineUnreachable, InvalidRequest, NotFound, NotReady
 from clipsynth.keys import ApiKey
 from clipsynth.outbound import Refused, check_url
 from clipsynth.process import wait_until
+from clipsynth.prompts import StoredPrompt
 from clipsynth.queue import enqueue
 from clipsynth.schemas import Generation, GenerationRequest, JobPayload, ModelCost, ModelInfo, Webhook
 from clipsynth.settings import Settings
@@ -34,34 +34,33 @@ def accept(
     services: Services,
     caller: ApiKey,
     wanted: GenerationRequest,
-    picture: bytes | None,
+    files: Mapping[str, bytes],
     idempotency_key: str | None,
 ) -> tuple[Generation, bool]:
-    """Resolve, take room, store the picture, and queue. What is acknowledged is on the queue.
+    """Resolve, take room, store the pictures, and queue. What is acknowledged is on the queue.
+
+    Args:
+        files: those of a form, which `wanted` names as `part:<name>`.
 
     Returns:
         The generation, and whether it had been made before under the same idempotency key.
     """
     state = services.state
-    picture = _picture(wanted, picture)
+    pictures = read_pictures(wanted, files, services.settings)
     webhook = _webhook(services.settings, caller, wanted)
     generation_id = new_id()
     if idempotency_key is not None:
-        generation_id = _claim(services, caller, wanted, picture, idempotency_key, generation_id)
+        generation_id = _claim(services, caller, wanted, pictures, idempotency_key, generation_id)
         # not found: it is new, or its first request was refused, or cut off before it was queued
         with contextlib.suppress(NotFound):
             return state.get(generation_id, owner=caller.id), True
     model = state.model(wanted.model)
-    payload = resolve(wanted, model, image_key(generation_id) if picture else None)
+    payload = resolve(wanted, model, generation_id)
     hold = _take_room(services, caller, generation_id, payload, model.cost)
     if hold is None:
         return _made_meanwhile(services, caller, generation_id), True
     try:
-        if picture is not None:
-            small = normalise_image(picture, services.settings)
-            payload.image_sha256 = hashlib.sha256(small).hexdigest()
-            state.reserve(generation_id)
-            services.storage.put(image_key(generation_id), small)
+        _store(services, generation_id, payload, pictures)
         enqueue(
             services.redis,
             state,
@@ -71,6 +70,7 @@ def accept(
             owner=caller.id,
             hold=hold,
             webhook=webhook,
+            metadata=wanted.metadata,
         )
     except Exception:
         with contextlib.suppress(RedisError):  # the janitor gives it back then
@@ -80,13 +80,15 @@ def accept(
     return state.get(generation_id), False
 
 
-def _picture(wanted: GenerationRequest, picture: bytes | None) -> bytes | None:
-    if picture is None and wanted.image is not None:
-        try:
-            return base64.b64decode(wanted.image, validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidRequest("/image: not base64") from None
-    return picture
+def _store(services: Services, generation_id: str, payload: JobPayload, pictures: Sequence[Picture]) -> None:
+    """Store the pictures and note their hashes in the payload; none if one of them is refused."""
+    small = [picture.normalised(services.settings) for picture in pictures]
+    if small:
+        services.state.reserve(generation_id)
+    for picture, data in zip(pictures, small, strict=True):
+        holder = payload.prompts[picture.n] if payload.prompts else payload
+        holder.image_sha256 = hashlib.sha256(data).hexdigest()
+        services.storage.put(image_key(generation_id, picture.n), data)
 
 
 def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> Webhook | None:
@@ -105,17 +107,18 @@ def _claim(
     services: Services,
     caller: ApiKey,
     wanted: GenerationRequest,
-    picture: bytes | None,
+    pictures: Sequence[Picture],
     key: str,
     generation_id: str,
 ) -> str:
     """Return the id that the idempotency key stands for; `generation_id` where it is new."""
-    request = wanted.model_dump_json(exclude={"image"}).encode()
+    request = wanted.model_dump_json(exclude={"image": True, "prompts": {"__all__": {"image"}}})
+    seen = [picture.fingerprint for picture in pictures]
     return idempotency.claim(
         services.redis,
         owner=caller.id,
         key=key,
-        fingerprint=hashlib.sha256(request + b"\0" + (picture or b"")).hexdigest(),
+        fingerprint=hashlib.sha256("\n".join([request, *seen]).encode()).hexdigest(),
         generation_id=generation_id,
         ttl_s=services.settings.result_ttl_s,
     )
@@ -125,7 +128,7 @@ def _take_room(
     services: Services, caller: ApiKey, generation_id: str, payload: JobPayload, cost: ModelCost | None
 ) -> Hold | None:
     """Return the room taken; None where another request with this id has it."""
-    expected = forecast(services.redis, payload, cost)
+    expected = forecast(services.redis, payload, cost, owner=caller.id)
     if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
         raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
     hold = Hold(generation_id, caller.id, payload.model, passes(payload, cost), expected.base_s)
@@ -139,12 +142,23 @@ def _made_meanwhile(services: Services, caller: ApiKey, generation_id: str) -> G
     return services.state.get(generation_id, owner=caller.id)
 
 
-def resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> JobPayload:
-    """Fill in the bundle's defaults and a seed, and hold the bundle's limits."""
+def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> JobPayload:
+    """Fill in the bundle's defaults, a seed and where pictures will lie, and hold the bundle's limits."""
+    lone_picture = wanted.image is not None or wanted.image_url is not None
     payload = JobPayload(
         model=model.name,
         prompt=wanted.prompt,
-        image_key=key,
+        prompts=wanted.prompts
+        and [
+            StoredPrompt(
+                text=item.text,
+                image_key=image_key(generation_id, n) if item.is_picture else None,
+                weight=item.weight,
+            )
+            for n, item in enumerate(wanted.prompts)
+        ],
+        composition=wanted.composition,
+        image_key=image_key(generation_id) if lone_picture else None,
         negative_prompt=wanted.negative_prompt,
         seed=secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,
         num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
@@ -158,6 +172,10 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, key: str | None) -> Job
         raise InvalidRequest(
             f"/duration_s: model {model.name} makes {model.min_duration_s:g} to {model.max_duration_s:g} s, asked for {payload.duration_s:g}"
         )
-    if payload.negative_prompt is not None and payload.guidance_scale <= 1:
-        raise InvalidRequest("/negative_prompt: needs a guidance_scale above 1")
+    if payload.guidance_scale <= 1:
+        if payload.negative_prompt is not None:
+            raise InvalidRequest("/negative_prompt: needs a guidance_scale above 1")
+        for n, item in enumerate(payload.prompts or ()):
+            if item.weight < 0:
+                raise InvalidRequest(f"/prompts/{n}/weight: a negative one needs a guidance_scale above 1")
     return payload

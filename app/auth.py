@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from app.deps import ServicesDep
 from clipsynth.errors import Forbidden, Unauthorized
@@ -14,13 +14,11 @@ from clipsynth.keys import ANONYMOUS, ApiKey, Scope, any_keys, find_key
 from clipsynth.settings import Settings, is_loopback
 
 _bearer = HTTPBearer(auto_error=False, description="made by `clipsynth keys create`")
+_xi_api_key = APIKeyHeader(name="xi-api-key", auto_error=False, description="as ElevenLabs' clients send it")
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-def _caller(
-    request: Request,
-    services: ServicesDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> ApiKey:
+def _caller(request: Request, services: ServicesDep, credentials: Bearer) -> ApiKey:
     if "authorization" in request.headers:
         key = find_key(services.redis, credentials.credentials) if credentials else None
         if key is None:
@@ -41,6 +39,20 @@ def _caller(
     return ANONYMOUS
 
 
+def _shim_caller(
+    request: Request,
+    services: ServicesDep,
+    credentials: Bearer,
+    token: Annotated[str | None, Depends(_xi_api_key)],
+) -> ApiKey:
+    if token is None or "authorization" in request.headers:
+        return _caller(request, services, credentials)
+    key = find_key(services.redis, token)
+    if key is None:
+        raise Unauthorized("xi-api-key holds no valid API key")
+    return key
+
+
 def _refuse_other_sites(request: Request, settings: Settings) -> None:
     """Without keys, any web page that its user visits could send forms here."""
     origins = {request.headers.get("origin"), "*"}
@@ -48,8 +60,10 @@ def _refuse_other_sites(request: Request, settings: Settings) -> None:
         raise Forbidden("a page of another site may not ask without an API key; see CLIPSYNTH_CORS_ORIGINS")
 
 
-def _needs(scope: Scope) -> Callable[[ApiKey], ApiKey]:
-    def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
+def _needs(scope: Scope, who: Callable[..., ApiKey] = _caller) -> Callable[[ApiKey], ApiKey]:
+    found: ApiKey = Depends(who)
+
+    def check(caller: ApiKey = found) -> ApiKey:
         if not caller.allows(scope):
             raise Forbidden(f"this API key has not the scope {scope!r}")
         return caller
@@ -58,6 +72,7 @@ def _needs(scope: Scope) -> Callable[[ApiKey], ApiKey]:
 
 
 Maker = Annotated[ApiKey, Depends(_needs("generate"))]
+ShimMaker = Annotated[ApiKey, Depends(_needs("generate", _shim_caller))]
 Reader = Annotated[ApiKey, Depends(_needs("read"))]
 Admin = Annotated[ApiKey, Depends(_needs("admin"))]
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 from redis import Redis
 
 from app.events import Events
+from clipsynth.errors import RateLimited
+from clipsynth.schemas import GenerationRequest
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
+
+MAX_FETCHES = 8  # requests at a time
+FETCH_RETRY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,22 @@ class Services:
     state: State
     storage: Storage
     events: Events
+    fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_FETCHES))
+
+    @asynccontextmanager
+    async def fetching(self, wanted: GenerationRequest) -> AsyncIterator[None]:
+        """Hold a place for a request whose pictures are to be fetched: each takes a thread for a while, and others need some too.
+
+        Raises:
+            RateLimited: all places are taken.
+        """
+        if not wanted.has_urls:
+            yield
+            return
+        if self.fetches.locked():
+            raise RateLimited("too many pictures are being fetched", retry_after_s=FETCH_RETRY_S)
+        async with self.fetches:
+            yield
 
 
 def _services(request: Request) -> Services:

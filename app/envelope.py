@@ -41,10 +41,12 @@ def install(app: FastAPI, settings: Settings) -> None:
                 "Prefer",
                 "Range",
                 "X-Request-Id",
+                "xi-api-key",
             ],
             expose_headers=[
                 "Content-Range",
                 "ETag",
+                "Generation-Id",
                 "Idempotent-Replayed",
                 "Location",
                 "Preference-Applied",

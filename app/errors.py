@@ -27,6 +27,7 @@ STATUS = {
     "idempotency_mismatch": 422,
     "deadline_unreachable": 422,
     "image_undecodable": 422,
+    "image_not_fetched": 422,
     "unsupported_media": 415,
     "payload_too_large": 413,
     "image_too_large": 413,
@@ -39,8 +40,10 @@ STATUS = {
     "range_not_satisfiable": 416,
     "rate_limited": 429,
     "queue_full": 429,
+    "generation_failed": 500,
     "no_worker": 503,
     "redis_unavailable": 503,
+    "not_in_time": 504,
 }
 
 
@@ -128,7 +131,10 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
     @app.exception_handler(ClipSynthError)
     async def _(_: Request, error: ClipSynthError) -> JSONResponse:
         count(error.code)
-        return problem(STATUS[error.code], error.code, str(error), retry_after_s=error.retry_after_s)
+        text = str(error)
+        pointer, colon, detail = text.partition(": ")
+        errors = [{"pointer": pointer, "detail": detail}] if colon and pointer.startswith("/") else None
+        return problem(STATUS[error.code], error.code, text, errors, retry_after_s=error.retry_after_s)
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -10,7 +10,9 @@ from app.auth import Maker
 from app.bodies import read_body, request_body
 from app.deps import Services, ServicesDep
 from app.errors import problems
+from clipsynth.keys import ApiKey
 from clipsynth.schemas import Estimate, GenerationRequest
+from clipsynth.state import new_id
 from clipsynth.waiting import forecast
 
 router = APIRouter(tags=["generations"])
@@ -24,15 +26,15 @@ router = APIRouter(tags=["generations"])
         "invalid_body", "model_not_found", "payload_too_large", "unsupported_media", "no_worker"
     ),
 )
-async def estimate(request: Request, services: ServicesDep, _: Maker) -> Estimate:
+async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Estimate:
     """Say how long a generation with this body would take if it were made now. Nothing is made, and pictures are not looked at."""
-    wanted, _picture = await read_body(request)
-    return await run_in_threadpool(_estimate, services, wanted)
+    wanted, _files = await read_body(request)
+    return await run_in_threadpool(_estimate, services, caller, wanted)
 
 
-def _estimate(services: Services, wanted: GenerationRequest) -> Estimate:
+def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:
     model = services.state.model(wanted.model)
-    expected = forecast(services.redis, resolve(wanted, model, None), model.cost)
+    expected = forecast(services.redis, resolve(wanted, model, new_id()), model.cost, owner=caller.id)
     return Estimate(
         model=model.name, unfinished=expected.unfinished, p50_s=expected.p50_s, p90_s=expected.p90_s
     )

@@ -16,8 +16,8 @@ from app.auth import Maker, Reader
 from app.bodies import read_body, request_body
 from app.deps import ServicesDep
 from app.errors import problems
-from app.sound import SOUND, SOUND_RESPONSES, accepted, sound
-from clipsynth.errors import InvalidRequest, NotReady
+from app.sound import SOUND, SOUND_RESPONSES, accepted, sound, succeeded
+from clipsynth.errors import InvalidRequest
 from clipsynth.queue import withdraw
 from clipsynth.schemas import Format, Generation, Page, Status
 
@@ -40,6 +40,7 @@ PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
             "model_not_found",
             "idempotency_mismatch",
             "image_undecodable",
+            "image_not_fetched",
             "payload_too_large",
             "image_too_large",
             "unsupported_media",
@@ -59,12 +60,14 @@ async def create(
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Any:
-    """Accept a request as JSON, or as multipart with the same field names and one picture as a file.
+    """Accept a request as JSON, or as multipart with the same field names and pictures as files.
 
     The same `Idempotency-Key` and request again give the same generation. `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
     """
-    wanted, picture = await read_body(request)
-    generation, replayed = await run_in_threadpool(accept, services, caller, wanted, picture, idempotency_key)
+    wanted, files = await read_body(request)
+    async with services.fetching(wanted):
+        accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
+        generation, replayed = await accepting
     location = f"/v1/generations/{generation.id}"
     headers = {"Location": location, "Retry-After": "1"} | (
         {"Idempotent-Replayed": "true"} if replayed else {}
@@ -194,7 +197,5 @@ def audio(
     output_format: FormatQuery = None,
 ) -> Response:
     """Return output n, whole or the part that a Range header asks for: as `format` says, else as Accept, else as first asked for."""
-    generation = services.state.get(generation_id, owner=caller.id)
-    if generation.status is not Status.SUCCEEDED:
-        raise NotReady(f"the generation is {generation.status}; there is no sound")
+    generation = succeeded(services, generation_id, caller, n=n)
     return sound(services, generation, n, request, output_format=output_format)

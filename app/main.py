@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app import docs, envelope, errors, estimate, generations, replay
+from app import docs, envelope, errors, estimate, generations, page, replay, sound_generation, views
 from app.auth import Admin, Reader
 from app.deps import Services, ServicesDep
 from app.events import Events
@@ -59,9 +59,10 @@ def create_app(settings: Settings) -> FastAPI:
     envelope.install(app, settings)
     errors.install(app, count=lambda code: metrics.problems.labels(code).inc())
     docs.install(app)
+    page.install(app)
     app.include_router(generations.router)
-    app.include_router(replay.router)
-    app.include_router(estimate.router)
+    for routes in (views, replay, estimate, sound_generation):
+        app.include_router(routes.router)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -87,8 +88,14 @@ def create_app(settings: Settings) -> FastAPI:
 
     def describe() -> dict[str, Any]:
         description = FastAPI.openapi(app)
-        referred = (GenerationRequest, errors.ProblemDetails)
-        description["components"]["schemas"] |= {m.__name__: m.model_json_schema() for m in referred}
+        for model in (
+            GenerationRequest,
+            replay.ReplayRequest,
+            sound_generation.SoundGenerationRequest,
+            errors.ProblemDetails,
+        ):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            description["components"]["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}
         return description
 
     app.openapi = describe  # type: ignore[method-assign]

@@ -9,8 +9,9 @@ from fastapi import Request, Response
 from app.deps import Services
 from app.errors import problems
 from app.files import file_response
-from clipsynth.errors import NotFound
-from clipsynth.schemas import MEDIA_TYPES, Format, Generation, Output
+from clipsynth.errors import NotFound, NotReady
+from clipsynth.keys import ApiKey
+from clipsynth.schemas import MEDIA_TYPES, Format, Generation, Output, Status
 from clipsynth.storage import audio_key, file_name
 
 SOUND = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
@@ -33,6 +34,20 @@ def accepted(outputs: list[Output], accept: str) -> Output | None:
     return max(named, key=lambda o: weights[o.media_type], default=None)
 
 
+def succeeded(services: Services, generation_id: str, caller: ApiKey, *, n: int | None = None) -> Generation:
+    """Return a generation of the caller's that has outputs, output n among them.
+
+    Raises:
+        NotFound, Gone: as `State.get`. NotReady: it has not succeeded.
+    """
+    generation = services.state.get(generation_id, owner=caller.id)
+    if generation.status is not Status.SUCCEEDED:
+        raise NotReady(f"the generation is {generation.status}; there is no sound")
+    if n is not None and all(output.index != n for output in generation.outputs):
+        raise NotFound(f"the generation has {generation.input.num_outputs} outputs, none is {n}")
+    return generation
+
+
 def sound(
     services: Services,
     generation: Generation,
@@ -42,14 +57,12 @@ def sound(
     output_format: Format | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """Return output n: in the format asked for, else in one that Accept names, else in the first that was made.
+    """Return output n, which there is: in the format asked for, else in one that Accept names, else in the first that was made.
 
     Raises:
-        NotFound: there is none. RangeNotSatisfiable: as `file_response`.
+        NotFound: it was not made in that format. RangeNotSatisfiable: as `file_response`.
     """
     outputs = [o for o in generation.outputs if o.index == n]
-    if not outputs:
-        raise NotFound(f"the generation has {generation.input.num_outputs} outputs, none is {n}")
     if output_format is not None:
         outputs = [o for o in outputs if o.format == output_format]
         if not outputs:

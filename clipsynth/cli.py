@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from clipsynth.commands.doctor import doctor
+from clipsynth.commands.generate import generate
+from clipsynth.commands.inspect import inspect, models
 from clipsynth.errors import ClipSynthError, ModelUnusable
 from clipsynth.logs import set_up
 from clipsynth.settings import Settings
@@ -152,61 +155,8 @@ def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `key
         print(f"revoked {revoke_key(redis, key_id).name!r}")
 
 
-@app.command()
-def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What to hear.")] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="WAV file; further outputs get -1, -2, …")
-    ] = Path("out.wav"),
-    image: Annotated[Path | None, typer.Option(help="A picture to hear.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
-    duration: Annotated[float | None, typer.Option(help="Seconds.")] = None,
-    num_outputs: Annotated[int, typer.Option(min=1, max=8)] = 1,
-    model: Bundle = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-) -> None:
-    """Generate without any server."""
-    from PIL import Image, UnidentifiedImageError
-
-    from clipsynth.process import let_threads_sleep
-    from clipsynth.schemas import output_seed
-
-    let_threads_sleep()
-    from worker.predict import Predictor
-
-    settings = _settings(model=model, device=device)
-    try:
-        picture = Image.open(image).convert("RGB") if image else None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{image} cannot be read as a picture: {error}") from None
-    predictor = Predictor.setup(settings)
-    manifest = predictor.pipeline.manifest
-    started = time.perf_counter()
-    waves = [
-        predictor.predict(
-            prompt=prompt,
-            image=picture,
-            negative_prompt=negative_prompt,
-            seed=output_seed(seed, n),
-            num_inference_steps=steps or manifest.num_inference_steps,
-            guidance_scale=manifest.guidance_scale if guidance_scale is None else guidance_scale,
-            duration_s=manifest.duration_s if duration is None else duration,
-        )
-        for n in range(num_outputs)
-    ]
-    seconds = time.perf_counter() - started
-    for n, wave in enumerate(waves):
-        path = output if n == 0 else output.with_stem(f"{output.stem}-{n}")
-        path.write_bytes(predictor.encode_response(wave))
-        print(path)
-    audio_s = sum(len(wave) for wave in waves) / manifest.sample_rate
-    print(
-        f"{seconds:.2f} s for {audio_s:.2f} s of sound (real-time factor {seconds / audio_s:.2f})",
-        file=sys.stderr,
-    )
+for command in (generate, models, inspect, doctor):
+    app.command()(command)
 
 
 @app.command()

@@ -82,6 +82,16 @@ class DeadlineUnreachable(ClipSynthError):
     code = "deadline_unreachable"
 
 
+class NotInTime(ClipSynthError):
+    """The sound was not there when who waits for it had waited enough."""
+
+    code = "not_in_time"
+
+
+class GenerationFailed(ClipSynthError):
+    code = "generation_failed"
+
+
 class NoWorker(ClipSynthError):
     code = "no_worker"
 
@@ -100,6 +110,10 @@ class ImageTooLarge(ClipSynthError):
 
 class ImageUndecodable(ClipSynthError):
     code = "image_undecodable"
+
+
+class ImageNotFetched(ClipSynthError):
+    code = "image_not_fetched"
 
 
 class UnsupportedMedia(ClipSynthError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from redis import Redis
 from rq import Queue, Retry
 from rq.job import Job
@@ -10,9 +12,12 @@ from rq.serializers import JSONSerializer
 from clipsynth.admission import Hold
 from clipsynth.keys import ANONYMOUS
 from clipsynth.logs import REQUEST_ID
+from clipsynth.record import client_notes
 from clipsynth.schemas import JobPayload, Webhook
 from clipsynth.settings import Settings
 from clipsynth.state import State
+from clipsynth.turns import take_turn
+from clipsynth.waiting import passes
 
 FUNC_NAME = "clipsynth.generate"  # a label; the worker has one function and never resolves this
 RQ_TTL_S = 60  # of its records after the end; 0 would make it fail on a job that was given up before
@@ -39,6 +44,7 @@ def enqueue(
     owner: str = ANONYMOUS.id,
     hold: Hold | None = None,
     webhook: Webhook | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Create a generation and put its job, of the same id, on its model's queue: both or neither.
 
@@ -58,7 +64,10 @@ def enqueue(
     )
     with redis.pipeline() as pipeline:
         queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
-        state.create(generation_id, payload, pipeline, owner=owner, hold=hold, webhook=webhook)
+        notes = client_notes(webhook, metadata)
+        state.create(generation_id, payload, pipeline, owner=owner, hold=hold, notes=notes)
+        work = hold.work if hold else passes(payload, None)
+        take_turn(pipeline, model=payload.model, generation_id=generation_id, owner=owner, work=work)
         pipeline.execute()
 
 

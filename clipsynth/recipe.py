@@ -7,9 +7,10 @@ import binascii
 import hashlib
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from clipsynth.errors import InvalidRequest
+from clipsynth.prompts import Composition, StoredPrompt
 
 
 class Recipe(BaseModel):
@@ -21,6 +22,8 @@ class Recipe(BaseModel):
     model: str
     version: str
     prompt: str | None
+    prompts: list[StoredPrompt] | None = None
+    composition: Composition = "set"
     image_key: str | None
     image_sha256: str | None
     negative_prompt: str | None
@@ -31,6 +34,12 @@ class Recipe(BaseModel):
     dtype: str
     torch: str
 
+    @field_validator("prompts")
+    @classmethod
+    def _sorted(cls, prompts: list[StoredPrompt] | None) -> list[StoredPrompt] | None:
+        """A set has no order: equal sets are to have equal recipes."""
+        return prompts and sorted(prompts, key=lambda prompt: prompt.place)
+
     def token(self) -> str:
         """Return the token: compact JSON in urlsafe base64."""
         return base64.urlsafe_b64encode(self.model_dump_json().encode()).decode().rstrip("=")
@@ -38,7 +47,8 @@ class Recipe(BaseModel):
     @property
     def id(self) -> str:
         """16 hex digits: the same for the same sound, wherever its picture is stored."""
-        return hashlib.sha256(self.model_dump_json(exclude={"image_key"}).encode()).hexdigest()[:16]
+        said = self.model_dump_json(exclude={"image_key": True, "prompts": {"__all__": {"image_key"}}})
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     @classmethod
     def read(cls, token: str) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipsynth.schemas import Delivery, Generation, JobPayload, Output, Problem, Progress, Status, Webhook
@@ -29,6 +30,14 @@ class Standing:
         return self.deadline_at is not None and time.time() >= self.deadline_at
 
 
+def client_notes(webhook: Webhook | None, metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the fields of a record that are the client's alone: no worker looks at them."""
+    notes = {"metadata": json.dumps(metadata)} if metadata else {}
+    if webhook is not None:
+        notes |= {"webhook_url": webhook.url, "webhook_events": ",".join(webhook.events)}
+    return notes
+
+
 def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes | None) -> Generation | None:
     """Return the resource of a record; None where there is none."""
     if not raw:
@@ -50,10 +59,12 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
         outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
         error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
         webhook=_webhook(fields),
+        metadata=json.loads(fields.get("metadata", "{}")),
         links={
             "self": f"/v1/generations/{generation_id}",
             "events": f"/v1/generations/{generation_id}/events",
             "cancel": f"/v1/generations/{generation_id}/cancel",
+            "recipe": f"/v1/generations/{generation_id}/recipe",
         },
     )
 

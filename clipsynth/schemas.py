@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from clipsynth.prompts import (
+    IMAGE,
+    MAX_PROMPTS,
+    MAX_TEXT,
+    Composition,
+    ImageUrl,
+    StoredPrompt,
+    WeightedPrompt,
+    as_set,
+    check_set,
+    not_blank,
+)
 
 Format = Literal["wav", "wav_24", "wav_float", "flac", "ogg", "mp3"]  # wav has 16 bits, as flac
 MEDIA_TYPES: dict[Format, str] = {
@@ -18,6 +31,10 @@ MEDIA_TYPES: dict[Format, str] = {
 }
 WebhookEvent = Literal["started", "completed"]  # completed: it has ended, whatever its status
 MODEL_NAME = r"^[a-z0-9-]{1,40}$"
+Metadata = dict[
+    Annotated[str, StringConstraints(min_length=1, max_length=64)],
+    Annotated[str, StringConstraints(max_length=500)],
+]
 
 
 def output_seed(seed: int, n: int) -> int:
@@ -43,14 +60,35 @@ class GenerationRequest(BaseModel):
     """Body of POST /v1/generations. Absent values are the bundle's defaults; an absent seed is drawn and returned."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"prompt": "a dog barking", "seed": 7}]}
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a dog barking", "seed": 7},
+                {
+                    "prompts": [
+                        {"text": "piano"},
+                        {"text": "rain", "weight": 0.5},
+                        {"text": "speech", "weight": -0.5},
+                    ],
+                    "metadata": {"project": "demo"},
+                },
+            ]
+        },
     )
 
-    prompt: str | None = Field(default=None, max_length=1000)
-    image: str | None = Field(
-        default=None, description="a PNG, JPEG or WebP in base64; a multipart upload carries it as a file"
+    prompt: str | None = Field(default=None, max_length=MAX_TEXT)
+    image: str | None = Field(default=None, description=IMAGE + ", which may also be its only file")
+    image_url: ImageUrl | None = None
+    prompts: list[WeightedPrompt] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_PROMPTS,
+        description="a weighted set of texts and pictures in the place of prompt and image; its order means nothing",
     )
-    negative_prompt: str | None = Field(default=None, max_length=1000)
+    composition: Composition = "set"
+    negative_prompt: str | None = Field(
+        default=None, max_length=MAX_TEXT, description="what to lead away from; as in prompts with weight -1"
+    )
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     num_inference_steps: int | None = Field(default=None, ge=1, le=200)
     guidance_scale: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
@@ -71,13 +109,12 @@ class GenerationRequest(BaseModel):
     webhook_events: list[WebhookEvent] = Field(default=["completed"], min_length=1, max_length=2)
     model: str | None = Field(default=None, pattern=MODEL_NAME)
     output_formats: list[Format] = Field(default=["wav"], min_length=1, max_length=4)
+    metadata: Metadata = Field(
+        default={}, max_length=16, description="texts of the client's own, which come back with the resource"
+    )
 
-    @field_validator("prompt", "negative_prompt")
-    @classmethod
-    def _not_blank(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("must not be blank")
-        return value
+    _texts_not_blank = field_validator("prompt", "negative_prompt")(not_blank)
+    _set = field_validator("prompts")(check_set)
 
     @field_validator("output_formats")
     @classmethod
@@ -88,9 +125,19 @@ class GenerationRequest(BaseModel):
 
     @model_validator(mode="after")
     def _has_condition(self) -> GenerationRequest:
-        if self.prompt is None and self.image is None:
-            raise ValueError("one of prompt and image is needed")
+        alone = (self.prompt, self.image, self.image_url)
+        if self.prompts is None and alone == (None, None, None):
+            raise ValueError("one of prompt, prompts, image and image_url is needed")
+        if self.prompts is not None and alone != (None, None, None):
+            raise ValueError("prompts holds all of a set: no prompt, image or image_url beside it")
+        if self.image is not None and self.image_url is not None:
+            raise ValueError("only one of image and image_url; prompts may have several pictures")
         return self
+
+    @property
+    def has_urls(self) -> bool:
+        """Whether pictures of it are to be fetched."""
+        return any(item.image_url is not None for item in (self, *(self.prompts or ())))
 
 
 class JobPayload(BaseModel):
@@ -101,6 +148,8 @@ class JobPayload(BaseModel):
     v: Literal[1] = 1
     model: str
     prompt: str | None
+    prompts: list[StoredPrompt] | None = None
+    composition: Composition = "set"
     image_key: str | None
     image_sha256: str | None = None
     negative_prompt: str | None
@@ -111,6 +160,17 @@ class JobPayload(BaseModel):
     num_outputs: int = Field(ge=1, le=8)
     deadline_s: float | None = None
     output_formats: list[Format] = Field(min_length=1)
+
+    @property
+    def conditions(self) -> list[StoredPrompt]:
+        """All that it asks for as one weighted set."""
+        return as_set(
+            prompt=self.prompt,
+            prompts=self.prompts,
+            negative_prompt=self.negative_prompt,
+            image_key=self.image_key,
+            image_sha256=self.image_sha256,
+        )
 
 
 class Problem(BaseModel):
@@ -132,6 +192,10 @@ class Output(BaseModel):
     sample_rate: int
     seed: int
     recipe: str | None = Field(default=None, description="POST /v1/replay makes this sound again from it")
+    spectrogram_url: str | None = Field(default=None, description="a PNG of its mel spectrogram")
+    peaks_url: str | None = Field(
+        default=None, description="its waveform's peaks, as audiowaveform writes them"
+    )
 
 
 class Delivery(BaseModel):
@@ -178,6 +242,7 @@ class Generation(BaseModel):
     outputs: list[Output] = []
     error: Problem | None = None
     webhook: Webhook | None = None
+    metadata: dict[str, str] = {}
     links: dict[str, str]
 
 

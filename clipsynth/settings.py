@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from clipsynth.prompts import MAX_PICTURES
+
 
 def default_data_dir() -> Path:
     """Return the user's data folder for what an embedded start writes."""
@@ -43,6 +45,7 @@ class Settings(BaseSettings):
     allow_anonymous: bool | None = None
     webhook_secret: str | None = None
     webhook_loopback: bool = False
+    image_urls: Literal["off", "public", "loopback"] = "off"
     rate_per_s: float = Field(default=50, ge=0)
     rate_burst: float = Field(default=1000, ge=1)
     max_inflight: int = Field(default=5000, ge=0)
@@ -70,8 +73,8 @@ class Settings(BaseSettings):
 
     @property
     def max_body_bytes(self) -> int:
-        """A picture in base64 (4/3) and its JSON."""
-        return self.max_image_bytes * 4 // 3 + 65_536
+        """Pictures in base64 (4/3) and their JSON."""
+        return MAX_PICTURES * self.max_image_bytes * 4 // 3 + 65_536
 
     @property
     def results_url(self) -> str:

@@ -24,7 +24,6 @@ from clipsynth.schemas import (
     Problem,
     Progress,
     Status,
-    Webhook,
 )
 from clipsynth.served import ServedModels
 from clipsynth.settings import Settings
@@ -81,20 +80,19 @@ class State(ServedModels):
         *,
         owner: str,
         hold: Hold | None = None,
-        webhook: Webhook | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
-        """Queue the commands that create a generation on `pipeline`."""
+        """Queue the commands that create a generation on `pipeline`; `notes` are fields of `record.client_notes`."""
         now = time.time()
         fields: dict[str, object] = {
             "status": Status.QUEUED,
             "owner": owner,
             "created_at": now,
             "input": payload.model_dump_json(),
+            **(notes or {}),
         }
         if hold is not None:
             fields |= hold.settle(pipeline)
-        if webhook is not None:
-            fields |= {"webhook_url": webhook.url, "webhook_events": ",".join(webhook.events)}
         if payload.deadline_s is not None:
             fields["deadline_at"] = now + payload.deadline_s
             pipeline.zadd(DEADLINES_KEY, {generation_id: now + payload.deadline_s})

@@ -12,17 +12,27 @@ from clipsynth.errors import NotFound
 from clipsynth.schemas import MEDIA_TYPES, Format
 
 _ID = re.compile(r"gen_[0-9a-f]{26}")
-_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', *MEDIA_TYPES))})")
+_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', *MEDIA_TYPES))})")
 
 
-def image_key(generation_id: str) -> str:
-    """Return the key of a request's picture."""
-    return f"{generation_id}/in/0.png"
+def image_key(generation_id: str, n: int = 0) -> str:
+    """Return the key of the picture of item n of a request's prompts, or of its only one."""
+    return f"{generation_id}/in/{n}.png"
 
 
 def audio_key(generation_id: str, n: int, output_format: str) -> str:
     """Return the key of output n."""
     return f"{generation_id}/{n}.{output_format}"
+
+
+def spectrogram_key(generation_id: str, n: int) -> str:
+    """Return the key of the picture of output n."""
+    return f"{generation_id}/{n}.png"
+
+
+def peaks_key(generation_id: str, n: int) -> str:
+    """Return the key of the peaks of output n."""
+    return f"{generation_id}/{n}.json"
 
 
 def file_name(generation_id: str, n: int, output_format: Format) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,24 +43,41 @@ class Forecast:
     p90_s: float | None = None
 
 
-def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None) -> Forecast:
+def forecast(redis: Redis, payload: JobPayload, cost: ModelCost | None, *, owner: str) -> Forecast:
     """Estimate for the workers there are, the running jobs taken for half done, corrected by how long earlier ones took in fact."""
     with redis.pipeline(transaction=False) as pipeline:
-        pipeline.hmget(f"clipsynth:load:{payload.model}", ["n", "w"])
+        pipeline.hgetall(f"clipsynth:load:{payload.model}")
         pipeline.zrange(f"rq:wip:clipsynth-{payload.model}", 0, -1)
         pipeline.lrange(f"clipsynth:eta_ratios:{payload.model}", 0, -1)
         pipeline.scard(workers_key(payload.model))
-        (n, passes_ahead), wip, ratios, workers = pipeline.execute()
+        load, wip, ratios, workers = pipeline.execute()
+        load = {name.decode(): float(value) for name, value in load.items()}
+        unfinished = int(load.get("n", 0))
         if cost is None:
-            return Forecast(int(n or 0), None)
+            return Forecast(unfinished, None)
         for execution in wip:
-            pipeline.hget(record_key(execution.decode().partition(":")[0]), "work")
-        running = sum(float(w) for w in pipeline.execute() if w)
-    ahead_s = max(0.0, float(passes_ahead or 0) - running / 2) * cost.audio_step_s / max(1, workers)
+            pipeline.hmget(record_key(execution.decode().partition(":")[0]), ["owner", "work"])
+        running: defaultdict[str, float] = defaultdict(float)
+        for whose, passes_of_job in pipeline.execute():
+            if passes_of_job:
+                running[whose.decode()] += float(passes_of_job)
+    ahead_s = _ahead(load, running, owner) * cost.audio_step_s / max(1, workers)
     base_s = ahead_s + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
     known = sorted(map(float, ratios))
     p50, p90 = (1.0, 1.5) if len(known) < MIN_RATIOS else (known[int(q * len(known))] for q in (0.5, 0.9))
-    return Forecast(int(n or 0), base_s, base_s * p50, base_s * p90)
+    return Forecast(unfinished, base_s, base_s * p50, base_s * p90)
+
+
+def _ahead(load: Mapping[str, float], running: Mapping[str, float], owner: str) -> float:
+    """Return the work before an owner's next job. Owners take turns (`clipsynth.turns`): of another's no more than one's own and a job."""
+    own = load.get(f"w:{owner}", 0.0)
+    ahead = own
+    for name, jobs in load.items():
+        other = name.removeprefix("n:")
+        if name.startswith("n:") and other != owner:
+            all_of_it = load.get(f"w:{other}", 0.0)
+            ahead += min(all_of_it, own + all_of_it / max(1.0, jobs) + running.get(other, 0.0))
+    return max(0.0, ahead - sum(running.values()) / 2)
 
 
 def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | None, float | None]:

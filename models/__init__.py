@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from models.manifest import BundleError, Manifest
     from models.pipeline import ClipSynthOutput, ClipSynthPipeline
+    from models.prompts import Prompt
 
-__all__ = ["BundleError", "ClipSynthOutput", "ClipSynthPipeline", "Manifest"]
+__all__ = ["BundleError", "ClipSynthOutput", "ClipSynthPipeline", "Manifest", "Prompt"]
 
 _MODULES = {
     "BundleError": "manifest",
     "ClipSynthOutput": "pipeline",
     "ClipSynthPipeline": "pipeline",
     "Manifest": "manifest",
+    "Prompt": "prompts",
 }
 
 

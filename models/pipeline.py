@@ -17,11 +17,12 @@ from PIL import Image
 from transformers import SpeechT5HifiGan
 
 from models import parts
-from models.condition_encoder import Condition, ConditionEncoder
+from models.condition_encoder import Condition, ConditionEncoder, Kind
 from models.denoiser import Denoiser
 from models.encoders import JointEncoder
 from models.manifest import BundleError, Manifest
 from models.mel import MelSpectrogram
+from models.prompts import Prompt, as_set
 from models.sampler import Row, advance
 
 PART_NAMES = ("encoder", "condition_encoder", "denoiser", "vocoder", "mel")
@@ -142,7 +143,7 @@ class ClipSynthPipeline(DiffusionPipeline):
     @torch.inference_mode()
     def __call__(
         self,
-        prompt: str | None = None,
+        prompt: str | Sequence[Prompt] | None = None,
         image: Image.Image | None = None,
         *,
         negative_prompt: str | None = None,
@@ -156,7 +157,8 @@ class ClipSynthPipeline(DiffusionPipeline):
         """Generate sounds for a prompt, a picture, or both as a set of two conditions.
 
         Args:
-            negative_prompt: takes the unconditional branch's place; needs guidance_scale > 1.
+            prompt: a text, or a set of texts and pictures with weights, at least one of them positive.
+            negative_prompt: takes the unconditional branch's place, as what has a negative weight does; needs guidance_scale > 1.
             num_inference_steps: denoising steps, 1 to 200; None for the bundle's default, as below.
             guidance_scale: classifier-free guidance weight; at most 1 is off.
             duration_s: seconds of each waveform, within the bundle's range.
@@ -179,9 +181,7 @@ class ClipSynthPipeline(DiffusionPipeline):
 
         # 2. Encode the conditions and draw the noise.
         rows = self.prepare_rows(
-            prompt,
-            image,
-            negative_prompt=negative_prompt,
+            as_set(prompt, image, negative_prompt),
             num_inference_steps=steps,
             guidance_scale=scale,
             duration_s=seconds,
@@ -202,10 +202,8 @@ class ClipSynthPipeline(DiffusionPipeline):
     @torch.inference_mode()
     def prepare_rows(
         self,
-        prompt: str | None,
-        image: Image.Image | None,
+        prompts: Sequence[Prompt],
         *,
-        negative_prompt: str | None,
         num_inference_steps: int,
         guidance_scale: float,
         duration_s: float,
@@ -216,10 +214,10 @@ class ClipSynthPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument out of its range.
         """
-        self.check_inputs(prompt, image, negative_prompt, num_inference_steps, guidance_scale, duration_s)
-        conditions = self.encode_conditions(prompt=prompt, image=image)
-        negative = self.encode_conditions(prompt=negative_prompt) if negative_prompt is not None else []
-        cond, uncond = self.condition_encoder.encode([conditions]), self.condition_encoder.encode([negative])
+        self.check_inputs(prompts, num_inference_steps, guidance_scale, duration_s)
+        cond, uncond = (
+            self.condition_encoder.encode([self.encode_conditions(prompts, sign)]) for sign in (1, -1)
+        )
         shape = (self.num_tokens(duration_s), self.denoiser.token_dim)
         dtype, device = self.denoiser.dtype, self.denoiser.device
         noise = [torch.randn(shape, generator=g).to(device, dtype) for g in generators]
@@ -227,40 +225,37 @@ class ClipSynthPipeline(DiffusionPipeline):
         return [Row(x, cond, uncond, num_inference_steps, guidance_scale, interval) for x in noise]
 
     def check_inputs(
-        self,
-        prompt: str | None,
-        image: Image.Image | None,
-        negative_prompt: str | None,
-        num_inference_steps: int,
-        guidance_scale: float,
-        duration_s: float,
+        self, prompts: Sequence[Prompt], num_inference_steps: int, guidance_scale: float, duration_s: float
     ) -> None:
         """Raise ValueError for an argument that cannot be served."""
         m = self.manifest
-        if prompt is None and image is None:
-            raise ValueError("one of `prompt` and `image` is needed")
-        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            if text is not None and not text.strip():
-                raise ValueError(f"`{name}` must not be blank")
+        if not any(prompt.weight > 0 for prompt in prompts):
+            raise ValueError("a `prompt` of positive weight or an `image` is needed")
         if not 1 <= num_inference_steps <= 200:
             raise ValueError(f"`num_inference_steps` must be 1 to 200, got {num_inference_steps}")
-        if negative_prompt is not None and guidance_scale <= 1:
-            raise ValueError(f"`negative_prompt` needs a `guidance_scale` above 1, got {guidance_scale}")
+        if guidance_scale <= 1 and any(prompt.weight < 0 for prompt in prompts):
+            raise ValueError(
+                f"a negative prompt or weight needs a `guidance_scale` above 1, got {guidance_scale}"
+            )
         if not m.min_duration_s <= duration_s <= m.max_duration_s:
             raise ValueError(
                 f"`duration_s` must be {m.min_duration_s:g} to {m.max_duration_s:g} for this bundle, got {duration_s}"
             )
 
-    def encode_conditions(
-        self, *, prompt: str | None = None, image: Image.Image | None = None
-    ) -> list[Condition]:
-        """Return the condition set of a prompt, a picture, or both with weights 1 and 1."""
+    def encode_conditions(self, prompts: Sequence[Prompt], sign: int) -> list[Condition]:
+        """Return the condition set of the prompts whose weight has this sign, in an order of its own: sums are then equal to the byte."""
         conditions = []
-        if prompt is not None:
-            conditions.append(Condition(self.encoder.encode_text([prompt])[0], "text"))
-        if image is not None:
-            conditions.append(Condition(self.encoder.encode_image([image])[0], "image"))
-        return conditions
+        for prompt in prompts:
+            if sign * prompt.weight > 0:
+                embedding, kind = self._embed(prompt.content)
+                conditions.append(Condition(embedding, kind, abs(prompt.weight)))
+        return sorted(conditions, key=lambda c: (c.kind != "text", c.weight, c.embedding.tolist()))
+
+    def _embed(self, content: str | Image.Image) -> tuple[torch.Tensor, Kind]:
+        """Encode by itself: in a batch a text's padding would depend on the others."""
+        if isinstance(content, str):
+            return self.encoder.encode_text([content])[0], "text"
+        return self.encoder.encode_image([content])[0], "image"
 
     def num_tokens(self, duration_s: float) -> int:
         """Return how many tokens cover `duration_s` seconds."""

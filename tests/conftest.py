@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from clipsynth.embedded_redis import EmbeddedRedis
+from clipsynth.process import wait_until
 from models.encoders import OpenClipEncoder
 from models.tiny import build_tiny_pipeline
+from tests.service import TIMEOUT_S, Serve
 
 torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for
 
@@ -92,3 +94,14 @@ def videos(tmp_path_factory):
     write_video(folder / "mute.mp4", sound=False)
     (folder / "empty.mp4").write_bytes(b"")
     return folder
+
+
+@pytest.fixture(scope="session")
+def served(tiny_bundle, tmp_path_factory):
+    """A whole service with the tiny bundle, and its data folder. Tests may kill its children, for `serve` replaces them."""
+    data_dir = tmp_path_factory.mktemp("serve")
+    service = Serve(tiny_bundle, data_dir)
+    assert wait_until(lambda: service.answers("/readyz"), timeout_s=TIMEOUT_S)
+    service.wait_for_worker()
+    yield service, data_dir
+    service.stop()

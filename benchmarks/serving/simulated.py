@@ -60,6 +60,9 @@ class Simulated:
     def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
         return list(np.zeros((len(latents), round(duration_s * 100)), np.float32))
 
+    def log_mel(self, waveform: np.ndarray) -> np.ndarray:
+        return np.zeros((len(waveform), 64), np.float32)
+
     def encode_response(self, waveform: np.ndarray, output_format: Format, *, comment: str) -> bytes:
         return waveform.tobytes()
 

@@ -48,6 +48,9 @@ def test_without_a_valid_key_nothing_is_told(service, authorization):
         ("GET", "/v1/generations/gen_x"),
         ("GET", "/v1/generations/gen_x/events"),
         ("GET", "/v1/generations/gen_x/audio/0"),
+        ("GET", "/v1/generations/gen_x/spectrogram/0"),
+        ("GET", "/v1/generations/gen_x/peaks/0"),
+        ("GET", "/v1/generations/gen_x/recipe"),
         ("POST", "/v1/generations/gen_x/cancel"),
         ("DELETE", "/v1/generations/gen_x"),
         ("GET", "/v1/models"),
@@ -152,6 +155,14 @@ def keys(data_dir, *arguments, redis_url=""):
         environment["CLIPSYNTH_REDIS_URL"] = redis_url
     command = [sys.executable, "-m", "clipsynth.cli", "keys", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("path", ["/v1/generations", "/v1/estimate", "/v1/replay", "/v1/sound-generation"])
+def test_a_body_is_not_looked_at_before_the_key(service, path):
+    bad = {"content": b"{", "headers": {"content-type": "application/json"}}
+    check_problem(service.client.post(path, **bad), 401, "unauthorized")
+    bad["headers"] |= make(service)
+    check_problem(service.client.post(path, **bad), 400, "invalid_body")
 
 
 def test_keys_are_made_on_the_command_line_even_before_a_first_start(service, redis_url, tmp_path):

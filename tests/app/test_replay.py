@@ -51,6 +51,15 @@ def test_a_picture_is_replayed_while_it_is_stored(service):
     check_problem(replay(service, recipe), 410, "picture_gone")
 
 
+def test_a_recipe_from_before_there_were_sets_is_read(service):
+    recipe, sound = made(service, service.post({"prompt": "a", **SHORT}))
+    fields = {
+        k: v for k, v in Recipe.read(recipe).model_dump().items() if k not in ("prompts", "composition")
+    }
+    old = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
+    assert made(service, replay(service, old)) == (recipe, sound)
+
+
 def test_a_recipe_of_another_version_is_refused(service):
     recipe, _ = made(service, service.post({"prompt": "a", **SHORT}))
     service.state.announce(service.info.model_copy(update={"version": "another"}))

@@ -75,13 +75,14 @@ def verify(request, secret):
 
 
 def test_the_end_is_told_once_and_signed(hooks, heard):
-    made = hooks.post(heard.url)
+    made = hooks.post(heard.url, metadata={"project": "demo"})
     assert hooks.send() == 0
     hooks.end(made)
     assert (hooks.send(), hooks.send()) == (1, 0)
     message_id, body = verify(heard.requests[0], SECRET)
     assert (heard.requests[0][0], body["type"]) == ("/hook?x=1", "generation.completed")
     assert (body["data"]["id"], body["data"]["status"]) == (made.json()["id"], "succeeded")
+    assert body["data"]["metadata"] == {"project": "demo"}
     assert made.json()["id"] in message_id
     (delivery,) = hooks.deliveries(made)
     assert (delivery["event"], delivery["status"], delivery["attempts"]) == ("completed", "delivered", 1)

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
-import psutil
-import pytest
-
 from clipsynth.process import wait_until
-
-TIMEOUT_S = 120
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+from tests.service import TIMEOUT_S, Serve
 
 
 def is_running(pid):
@@ -33,88 +20,6 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-class Serve:
-    def __init__(self, bundle, data_dir, *, result_ttl_s=3600):
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
-        environment = {
-            **os.environ,
-            "CLIPSYNTH_DATA_DIR": str(data_dir),
-            "CLIPSYNTH_LEASE_S": "4",
-            "CLIPSYNTH_BEAT_S": "1",
-            "CLIPSYNTH_RESULT_TTL_S": str(result_ttl_s),
-            "CLIPSYNTH_JANITOR_INTERVAL_S": "0.5",
-            "OMP_NUM_THREADS": "1",
-        }
-        environment.pop("CLIPSYNTH_REDIS_URL", None)
-        command = [
-            sys.executable,
-            "-m",
-            "clipsynth.cli",
-            "serve",
-            "--port",
-            str(port),
-            "--model",
-            str(bundle),
-        ]
-        self.log = data_dir.with_suffix(".log")  # not a pipe, which would fill up
-        with self.log.open("ab") as stderr:
-            self.process = subprocess.Popen(command, env=environment, stderr=stderr)
-        self.http = httpx.Client(base_url=self.url, timeout=10)
-
-    def answers(self, path, check=lambda r: True):
-        try:
-            response = self.http.get(path)
-        except httpx.TransportError:
-            return False
-        return response.status_code == 200 and check(response)
-
-    def wait_for_worker(self):
-        assert wait_until(
-            lambda: self.answers("/v1/models", lambda r: [m["status"] for m in r.json()] == ["ready"]),
-            timeout_s=TIMEOUT_S,
-        )
-
-    def post(self, **body):
-        response = self.http.post("/v1/generations", json={"prompt": "a dog", "duration_s": 0.5, **body})
-        assert response.status_code == 202, response.text
-        return response.headers["location"]
-
-    def wait_for_end(self, location):
-        assert wait_until(
-            lambda: self.answers(location, lambda r: r.json()["status"] not in ("queued", "processing")),
-            timeout_s=TIMEOUT_S,
-        )
-        return self.http.get(location).json()["status"]
-
-    def children(self):
-        """Command lines by process id, after the program's name: a long path must not hide it."""
-        found = {}
-        for child in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found[child.pid] = " ".join([child.name(), *child.cmdline()])
-        return found
-
-    def pid(self, word):
-        return next((pid for pid, line in self.children().items() if word in line), None)
-
-    def stop(self):
-        children = self.children()
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(TIMEOUT_S) == 0
-        self.http.close()
-        assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
-
-
-@pytest.fixture(scope="module")
-def served(tiny_bundle, tmp_path_factory):
-    data_dir = tmp_path_factory.mktemp("serve")
-    service = Serve(tiny_bundle, data_dir)
-    assert wait_until(lambda: service.answers("/readyz"), timeout_s=TIMEOUT_S)
-    service.wait_for_worker()
-    yield service, data_dir
-    service.stop()
 
 
 def test_serve_makes_a_sound(served):

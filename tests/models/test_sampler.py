@@ -5,6 +5,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from models.condition_encoder import ConditionTokens
+from models.prompts import Prompt
 from models.sampler import Row, advance
 
 EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool))
@@ -46,7 +47,7 @@ def test_error_falls_with_the_square_of_the_step(steps):
 def test_a_row_in_company_equals_the_row_alone(tiny_pipeline):
     pipe = tiny_pipeline
     dog, cats = (
-        pipe.condition_encoder.encode([pipe.encode_conditions(prompt=p) * k])
+        pipe.condition_encoder.encode([pipe.encode_conditions([Prompt(p)] * k, 1)])
         for p, k in (("a dog", 1), ("a cat", 2))
     )
     empty = pipe.condition_encoder.encode([[]])

@@ -275,7 +275,7 @@ def payload(**fields):
 
 def job(predictor, wanted):
     return Ticket(
-        lambda: predictor.rows(wanted, None),
+        lambda: predictor.rows(wanted, {}),
         lambda n, wave: wave,
         wanted.num_outputs,
         predictor.num_tokens(wanted.duration_s),

@@ -75,6 +75,9 @@ class Toy:
     def decode(self, latents, _):
         return list(latents.flatten(1).numpy())
 
+    def log_mel(self, waveform):
+        return waveform[:, None]
+
     def encode_response(self, waveform, *_, **__):
         return waveform.tobytes()
 
@@ -330,8 +333,8 @@ def test_a_job_that_cannot_be_settled_does_not_keep_others_from_it(place, caplog
     hostile, good = place.post("rain"), place.post("wind")
 
     def before_step(_):
-        place.redis.delete(f"rq:executions:{hostile}")
-        place.redis.set(f"rq:executions:{hostile}", "no register")
+        if len(place.toy.batches) == 1:
+            place.redis.set(f"rq:executions:{hostile}", "no register")
 
     place.toy.before_step = before_step
     place.work()

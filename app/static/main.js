@@ -1,0 +1,196 @@
+/** The playground: composes a request, sends it, shows what comes of it. */
+
+import * as api from "./api.js";
+import { Card, title } from "./card.js";
+import { $, announce, h } from "./dom.js";
+import * as history from "./history.js";
+import { Mixture } from "./mixture.js";
+import { toggleLast } from "./player.js";
+import { SettingsForm } from "./settings.js";
+
+const EXAMPLES = ["a dog barking", "rain on a roof", "a church bell", "somebody plays the drums", "birds in a forest"];
+const NO_MODEL_RETRY_MS = 2000;
+
+const mixture = new Mixture(() => estimateSoon());
+const settings = new SettingsForm(() => estimateSoon());
+
+// --- asking ---
+
+function body() {
+  const conditions = mixture.fields();
+  return conditions && { ...conditions, ...settings.fields() };
+}
+
+async function generate() {
+  const wanted = body();
+  if (!wanted) {
+    complain(new Error("Say what it should sound like, or add a picture."));
+    $("prompt").focus();
+    return;
+  }
+  await start(title(wanted), wanted, () => api.create(wanted));
+  settings.used();
+}
+
+async function start(name, wanted, ask) {
+  complain(null);
+  $("generate").disabled = true;
+  try {
+    const generation = await ask();
+    const entry = { id: generation.id, title: name, body: wanted ?? settled(generation) };
+    history.add(entry);
+    const card = addCard(entry, "prepend");
+    card.show(generation);
+    card.follow();
+  } catch (error) {
+    complain(error);
+  } finally {
+    $("generate").disabled = false;
+  }
+}
+
+/** Return the request that a generation was made of, for one which was not made here. */
+function settled({ input }) {
+  const { prompt, prompts, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
+  const texts = prompts?.filter((item) => item.text).map(({ text, weight }) => ({ text, weight }));
+  return { ...(prompt && { prompt }), ...(texts?.length && { prompts: texts }), seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats };
+}
+
+function complain(error) {
+  $("problem").hidden = !error;
+  $("problem").textContent = error?.message ?? "";
+  if (error?.status === 401) $("key-dialog").showModal();
+}
+
+// --- estimating ---
+
+let estimateTimer;
+function estimateSoon() {
+  clearTimeout(estimateTimer);
+  estimateTimer = setTimeout(async () => {
+    if (!settings.model) return;
+    try {
+      const { p50_s: s } = await api.estimate({ ...settings.fields(), prompt: "any" }); // what is mixed does not change it
+      $("estimate").textContent = s === null ? "" : s < 1 ? "less than a second" : `about ${Math.round(s)} s`;
+    } catch {
+      $("estimate").textContent = ""; // a hint, no more
+    }
+  }, 400);
+}
+
+// --- sounds ---
+
+function addCard(entry, where) {
+  const card = new Card(entry, { reuse, remove });
+  $("cards")[where](card.element);
+  $("empty").hidden = true;
+  return card;
+}
+
+function reuse(earlier) {
+  mixture.fill(earlier);
+  settings.fill(earlier);
+  $("prompt").focus();
+  announce("The settings are filled in");
+}
+
+async function remove(card) {
+  history.remove(card.entry.id);
+  card.element.remove();
+  $("empty").hidden = $("cards").children.length > 0;
+  await api.forget(card.entry.id).catch(() => {}); // it may be gone already
+}
+
+async function recall() {
+  for (const entry of history.read()) {
+    const card = addCard(entry, "append");
+    try {
+      const generation = await api.get(entry.id);
+      card.show(generation);
+      if (!api.hasEnded(generation)) card.follow();
+    } catch (error) {
+      card.lost(error);
+    }
+  }
+}
+
+// --- pictures ---
+
+async function addPictures(files) {
+  try {
+    for (const file of files) if (file.type.startsWith("image/")) await mixture.addPicture(file);
+    complain(null);
+  } catch (error) {
+    complain(error);
+  }
+}
+
+function guarded(action) {
+  return () => {
+    try {
+      action();
+    } catch (error) {
+      complain(error);
+    }
+  };
+}
+
+// --- the model ---
+
+async function lookForModels() {
+  try {
+    const served = await api.models();
+    const ready = served.filter((model) => model.status === "ready");
+    $("served").textContent = ready.length ? `${ready.map((m) => m.name).join(", ")} · ready` : "No model is ready yet. What you ask for waits until one is.";
+    if (!settings.model || !ready.length) settings.offer(served);
+    estimateSoon();
+    if (!ready.length) setTimeout(lookForModels, NO_MODEL_RETRY_MS);
+  } catch (error) {
+    $("served").textContent = error.message;
+    if (error.status === 401) complain(error);
+    else setTimeout(lookForModels, NO_MODEL_RETRY_MS);
+  }
+}
+
+// --- wiring ---
+
+$("composer").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
+$("add-text").addEventListener("click", guarded(() => mixture.addText()));
+$("add-negative").addEventListener("click", guarded(() => mixture.addText("", -1)));
+$("add-picture").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", async ({ target }) => { await addPictures(target.files); target.value = ""; });
+$("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", onclick: () => { $("prompt").value = text; estimateSoon(); $("prompt").focus(); } }, text)));
+
+document.addEventListener("dragover", (event) => { event.preventDefault(); $("composer").classList.add("dropping"); });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("composer").classList.remove("dropping"); });
+document.addEventListener("drop", (event) => { event.preventDefault(); $("composer").classList.remove("dropping"); addPictures(event.dataTransfer.files); });
+document.addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); addPictures(event.clipboardData.files); } });
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); generate(); }
+  const typing = event.target.closest("input, textarea, select, button, a, summary, dialog");
+  if (event.key === " " && !typing && toggleLast()) event.preventDefault();
+});
+
+$("key-form").addEventListener("submit", () => { api.setKey($("key").value); $("key").value = ""; complain(null); lookForModels(); });
+
+const preferred = matchMedia("(prefers-color-scheme: dark)");
+const setTheme = (theme) => { document.documentElement.dataset.theme = theme; };
+setTheme(localStorage.getItem("clipsynth.theme") ?? (preferred.matches ? "dark" : "light"));
+$("theme").addEventListener("click", () => {
+  const theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  localStorage.setItem("clipsynth.theme", theme);
+  setTheme(theme);
+});
+
+const shared = location.hash.match(/^#replay=(.+)$/)?.[1];
+if (shared) {
+  window.history.replaceState(null, "", location.pathname);
+  $("shared").hidden = false;
+  $("replay").addEventListener("click", async () => {
+    await start("from a recipe", null, () => api.replay(shared));
+    $("shared").hidden = true;
+  });
+}
+
+lookForModels();
+recall();

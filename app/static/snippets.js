@@ -1,0 +1,49 @@
+/** A request as others would write it. */
+
+const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** Return the request with pictures as names of parts, and those names. */
+function withParts(body) {
+  const parts = [];
+  const part = (item) => {
+    if (!item.image) return item;
+    parts.push(`picture${parts.length + 1}`);
+    return { ...item, image: `part:${parts.at(-1)}` };
+  };
+  const named = body.prompts ? { ...body, prompts: body.prompts.map(part) } : part(body);
+  return { named: { ...named, output_formats: ["wav"], num_outputs: 1 }, parts };
+}
+
+/** Return a curl command that saves the first sound. */
+export function curl(body) {
+  const { named, parts } = withParts(body);
+  const start = `curl ${location.origin}/v1/generations -H 'prefer: wait=60' -H 'accept: audio/wav' -o sound.wav`;
+  if (!parts.length) return `${start} \\\n  -H 'content-type: application/json' -d ${quote(JSON.stringify(named))}`;
+  const fields = Object.entries(named).map(([name, value]) => `-F ${quote(`${name}=${name === "prompts" ? JSON.stringify(value) : value}`)}`);
+  return [start, ...fields, ...parts.map((name) => `-F ${name}=@${name}.jpg`)].join(" \\\n  ");
+}
+
+/** Return a Python script that saves the first sound. */
+export function python(body) {
+  const { named, parts } = withParts(body);
+  const sent = parts.length
+    ? `data=${literal(formFields(named))}, files={${parts.map((name) => `"${name}": open("${name}.jpg", "rb")`).join(", ")}}`
+    : `json=${literal(named)}`;
+  return `import httpx
+
+response = httpx.post(
+    "${location.origin}/v1/generations",
+    ${sent},
+    headers={"Prefer": "wait=60", "Accept": "audio/wav"},
+    timeout=70,
+)
+response.raise_for_status()
+open("sound.wav", "wb").write(response.content)
+`;
+}
+
+const literal = (value) => JSON.stringify(value); // texts, numbers and lists: JSON is Python here
+const formFields = ({ prompts, ...rest }) => ({ ...rest, ...(prompts && { prompts: JSON.stringify(prompts) }) });
+
+/** Return a link that offers to make a sound again. */
+export const recipeLink = (token) => `${location.origin}${location.pathname}#replay=${token}`;

@@ -1,0 +1,119 @@
+"""`clipsynth doctor`: whether a service would run here, in plain words."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from clipsynth.errors import ClipSynthError
+from clipsynth.settings import Settings
+
+MIN_FREE_BYTES = 1_000_000_000
+ROLES = {"app": "fastapi", "client": "httpx_sse", "worker": "torch", "train": "accelerate"}
+
+
+class Trouble(Exception):
+    """Something that must be put right; the message says how."""
+
+
+def doctor() -> None:
+    """Look at Python, packages, Redis, the bundle, the device, the port and the disk; exit code 1 if something is wrong."""
+    settings = Settings()
+    failed = 0
+    for name, check in CHECKS.items():
+        try:
+            print(f"ok     {name:<9}{check(settings)}")
+        except (Trouble, ClipSynthError, ValueError, OSError) as error:
+            failed += 1
+            print(f"wrong  {name:<9}{error}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _python(_: Settings) -> str:
+    if not (3, 11) <= sys.version_info < (3, 13):
+        raise Trouble(f"Python {sys.version.split()[0]}; CLIPSynth needs 3.11 or 3.12")
+    return f"{sys.version.split()[0]}, clipsynth {version('clipsynth')}"
+
+
+def _packages(_: Settings) -> str:
+    there = [role for role, package in ROLES.items() if importlib.util.find_spec(package)]
+    missing = [role for role in ROLES if role not in there]
+    if not {"app", "worker"} <= set(there):
+        raise Trouble(f"the parts {', '.join(missing)} are not installed; `pip install 'clipsynth[all]'`")
+    return f"installed for {', '.join(there)}" + (f"; not for {', '.join(missing)}" if missing else "")
+
+
+def _redis(settings: Settings) -> str:
+    from clipsynth.embedded_redis import find_redis_server, running_url
+    from clipsynth.queue import connect
+    from clipsynth.state import redis_answers
+
+    url = settings.redis_url or running_url(settings.data_dir)
+    if url:
+        with connect(url) as redis:
+            if redis_answers(redis):
+                told = redis.info("server")
+                return f"{told['redis_version']} answers" + (
+                    "" if settings.redis_url else ", that of a running serve"
+                )
+        if settings.redis_url:
+            raise Trouble("CLIPSYNTH_REDIS_URL is set, and nothing answers there; start Redis or unset it")
+    return f"`clipsynth serve` would start {find_redis_server()}"
+
+
+def _bundle(settings: Settings) -> str:
+    from models.manifest import Manifest
+
+    manifest = Manifest.read(settings.model)
+    return f"{manifest.name} {manifest.version}, every file as it was made"
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    from worker.predict import choose_device
+
+    device, dtype, reason = choose_device(settings.device)
+    return f"{device}, {str(dtype).removeprefix('torch.')} ({reason}); torch {torch.__version__}, {os.cpu_count()} cores"
+
+
+def _port(settings: Settings) -> str:
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise Trouble(
+                f"{settings.host}:{settings.port} cannot be had ({error.strerror}); stop what holds it, or set CLIPSYNTH_PORT"
+            ) from None
+    return f"{settings.host}:{settings.port} is free"
+
+
+def _disk(settings: Settings) -> str:
+    there = next(
+        p for p in (settings.data_dir.absolute(), *settings.data_dir.absolute().parents) if p.exists()
+    )
+    if not os.access(there, os.W_OK):
+        raise Trouble(f"{settings.data_dir} cannot be written; set CLIPSYNTH_DATA_DIR to a folder of yours")
+    free = shutil.disk_usage(there).free
+    if free < MIN_FREE_BYTES:
+        raise Trouble(f"{free / 1e9:.1f} GB free at {Path(there)}; a day of results may take more")
+    return f"{free / 1e9:.0f} GB free for {settings.data_dir}"
+
+
+CHECKS: dict[str, Callable[[Settings], str]] = {
+    "python": _python,
+    "packages": _packages,
+    "redis": _redis,
+    "bundle": _bundle,
+    "device": _device,
+    "port": _port,
+    "disk": _disk,
+}

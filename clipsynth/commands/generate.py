@@ -1,0 +1,228 @@
+"""`clipsynth generate`: prompts and pictures to files, by a bundle in this process or by a service."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipsynth.schemas import output_seed
+from clipsynth.settings import Settings
+
+if TYPE_CHECKING:
+    from clipsynth.client import Client
+
+SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # elsewhere the format itself
+
+
+@dataclass(frozen=True)
+class Query:
+    """What one sound is asked for: a text, a picture's file, or both."""
+
+    prompt: str | None
+    image: Path | None
+
+    @property
+    def slug(self) -> str:
+        """A name for its files."""
+        return re.sub(r"[^a-z0-9]+", "-", (self.prompt or (self.image or Path()).stem).lower()).strip("-")[
+            :40
+        ]
+
+
+# Returns the sounds of a query as bytes of files, telling of its steps by `on_step(done, all)`.
+Make = Callable[[Query, int, Callable[[int, int], None]], list[bytes]]
+
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to hear; each becomes a sound.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File, or folder where there are several queries: out.wav or out/."
+        ),
+    ] = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", help="A text file with a prompt on each line; # begins a comment."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture to hear: with a prompt, one for both; without, each becomes a sound."),
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds.")] = None,
+    num_outputs: Annotated[int, typer.Option(min=1, max=8, help="Sounds of each query.")] = 1,
+    output_format: Annotated[
+        str, typer.Option("--format", help="wav, wav_24, wav_float, flac, ogg or mp3.")
+    ] = "wav",
+    server: Annotated[
+        str | None, typer.Option(help="URL of a service to ask, such as http://localhost:8000.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="CLIPSYNTH_API_KEY", help="Of the service, if it wants one.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds that a service may be away or full.")
+    ] = 120.0,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Bundle folder; the demo's by default.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+) -> None:
+    """Make sounds: without any server, or with --server by one.
+
+    clipsynth generate "a dog barking" -o dog.wav
+
+    clipsynth generate --from prompts.txt -o sounds/ --server http://localhost:8000
+    """
+    queries = read_queries(prompts or [], from_file, image or [])
+    paths = name_files(queries, output, num_outputs, output_format)
+    fields = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "duration_s": duration,
+    }
+    with ExitStack() as stack:
+        if server:
+            from clipsynth.client import Client
+
+            make = stack.enter_context(
+                _by_service(
+                    Client(server, api_key=api_key, patience_s=patience), num_outputs, output_format, fields
+                )
+            )
+        else:
+            overrides = {"model": model, "device": device}
+            settings = Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+            make = _by_bundle(settings, num_outputs, output_format, fields)
+        _write(queries, paths, seed, make)
+
+
+def read_queries(prompts: list[str], from_file: Path | None, images: list[Path]) -> list[Query]:
+    """Return the queries of a command line.
+
+    Raises:
+        ValueError: there is none, or several pictures beside a prompt. FileNotFoundError: no such file.
+    """
+    lines = from_file.read_text().splitlines() if from_file else []
+    texts = [*prompts, *(line.strip() for line in lines if line.strip() and not line.startswith("#"))]
+    if missing := [path for path in images if not path.is_file()]:
+        raise FileNotFoundError(f"{missing[0]}: no such picture")
+    if texts and len(images) > 1:
+        raise ValueError("with a prompt, one --image at most")
+    if not texts and not images:
+        raise ValueError("say what to hear: a prompt, --image or --from")
+    if texts:
+        return [Query(text, images[0] if images else None) for text in texts]
+    return [Query(None, path) for path in images]
+
+
+def name_files(
+    queries: list[Query], output: Path | None, num_outputs: int, output_format: str
+) -> list[list[Path]]:
+    """Return the files for each query: of one query `output` itself, of several names of their own in that folder.
+
+    Raises:
+        ValueError: several queries, and `output` is a file.
+    """
+    suffix = SUFFIX.get(output_format, output_format)
+    if len(queries) == 1 and not (
+        output and (output.is_dir() or str(output).endswith("/") or not output.suffix)
+    ):
+        first = [output or Path(f"out.{suffix}")]
+    else:
+        folder = output or Path("out")
+        if folder.is_file() or folder.suffix:
+            raise ValueError(f"{folder} is one file, and there are {len(queries)} queries; name a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        first = [folder / f"{n:03d}-{query.slug}.{suffix}" for n, query in enumerate(queries)]
+    return [
+        [path if n == 0 else path.with_stem(f"{path.stem}-{n}") for n in range(num_outputs)] for path in first
+    ]
+
+
+def _write(queries: list[Query], paths: list[list[Path]], seed: int, make: Make) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    started = time.perf_counter()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("generate", total=len(queries))
+        for n, (query, files) in enumerate(zip(queries, paths, strict=True)):
+
+            def show(done: int, total: int, before: int = n) -> None:
+                progress.update(task, completed=before + done / total)
+
+            for path, data in zip(files, make(query, seed, show), strict=True):
+                path.write_bytes(data)
+                print(path)
+            progress.update(task, completed=n + 1)
+    count = sum(map(len, paths))
+    print(f"{count} sounds in {time.perf_counter() - started:.2f} s", file=sys.stderr)
+
+
+def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields: dict[str, Any]) -> Make:
+    from PIL import Image, UnidentifiedImageError
+
+    from clipsynth.process import let_threads_sleep
+
+    let_threads_sleep()
+    from worker.predict import Predictor
+
+    predictor = Predictor.setup(settings)
+    manifest = predictor.manifest
+    defaults = {name: getattr(manifest, name) for name in fields if name != "negative_prompt"}
+    resolved = defaults | {name: value for name, value in fields.items() if value is not None}
+
+    def make(query: Query, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
+        try:
+            picture = Image.open(query.image).convert("RGB") if query.image else None
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{query.image} cannot be read as a picture: {error}") from None
+        request = {"negative_prompt": None, **resolved, "prompt": query.prompt, "image": picture}
+        waves = [
+            predictor.predict(**request, seed=output_seed(seed, n), on_step=on_step)
+            for n in range(num_outputs)
+        ]
+        return [predictor.encode_response(wave, output_format) for wave in waves]  # type: ignore[arg-type]
+
+    return make
+
+
+@contextmanager
+def _by_service(
+    client: Client, num_outputs: int, output_format: str, fields: dict[str, Any]
+) -> Iterator[Make]:
+    from clipsynth.schemas import Generation
+
+    with client:
+
+        def make(query: Query, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
+            def show(generation: Generation) -> None:
+                if generation.progress:
+                    on_step(generation.progress.step, generation.progress.num_steps)
+
+            sounds = client.generate(
+                query.prompt,
+                image=query.image,
+                seed=seed,
+                num_outputs=num_outputs,
+                output_formats=[output_format],
+                on_progress=show,
+                **{name: value for name, value in fields.items() if value is not None},
+            )
+            return [sound.data for sound in sounds]
+
+        yield make

@@ -1,0 +1,289 @@
+"""The playground in a real browser, against a whole service with the tiny bundle."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+
+from tests.browser import open_chromium
+
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, served):
+    """A fresh page that is ready. It fails the test on a script's error, and on a request to elsewhere."""
+    service, _ = served
+    service.wait_for_worker()
+    context = browser.new_context(base_url=service.url, viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(WAIT_MS)
+    page = context.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda m: wrong.append(m.text) if "Content Security Policy" in m.text else None)
+    page.on("request", lambda r: None if r.url.startswith((service.url, "blob:")) else wrong.append(r.url))
+    page.goto("/")
+    page.get_by_text("tiny · ready").wait_for()
+    set_slider(page, "Duration", 0.5)
+    set_slider(page, "Steps", 4)
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def set_slider(page, label, value):
+    page.locator("#settings").evaluate("(settings) => { settings.open = true; }")
+    page.get_by_label(label, exact=True).evaluate(
+        "(e, value) => { e.value = value; e.dispatchEvent(new Event('input')); }", value
+    )
+
+
+def generate(page, prompt):
+    """Type, press Ctrl+Enter and return the card of the sound."""
+    page.get_by_label("What should it sound like?").fill(prompt)
+    page.keyboard.press("Control+Enter")
+    return page.get_by_role("article").first
+
+
+def picture(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(file, "PNG")
+    return {"name": f"{colour}.png", "mimeType": "image/png", "buffer": file.getvalue()}
+
+
+def body_of(page, action):
+    """Return what the page asks the service for when `action` is done."""
+    with page.expect_request(lambda r: r.url.endswith("/v1/generations") and r.method == "POST") as asked:
+        action()
+    return json.loads(asked.value.post_data)
+
+
+def test_type_listen_seek_and_download(page, tmp_path):
+    card = generate(page, "a dog barking")
+    players = card.locator(".player")
+    players.nth(1).wait_for()  # two variations by default
+    assert players.count() == 2
+    player = players.first
+    page.wait_for_function("(image) => image.naturalWidth > 0", arg=player.locator("img").element_handle())
+    player.get_by_role("button", name="Play").click()
+    player.get_by_role("button", name="Pause").or_(player.get_by_text("0.5 / 0.5 s")).wait_for()
+    player.get_by_role("slider").press("End")
+    player.get_by_text("0.5 / 0.5 s").wait_for()
+    player.get_by_role("slider").press("Home")
+    player.get_by_text("0.0 / 0.5 s").wait_for()
+    for kind, magic in (("WAV", b"RIFF"), ("FLAC", b"fLaC"), ("OGG", b"OggS")):
+        with page.expect_download() as download:
+            player.get_by_role("button", name=kind, exact=True).click()
+        download.value.save_as(tmp_path / kind)
+        assert (tmp_path / kind).read_bytes()[:4] == magic
+    samples, rate = soundfile.read(tmp_path / "WAV")
+    assert (len(samples), rate) == (8000, 16000)
+    assert np.abs(samples).max() > 0
+
+
+def test_the_steps_move_and_a_cancel_ends_them(page):
+    set_slider(page, "Steps", 100)
+    set_slider(page, "Variations", 8)
+    set_slider(page, "Duration", 2)
+    card = generate(page, "a long one")
+    card.get_by_text("Step ").wait_for()
+    seen = card.locator(".state span").text_content()
+    page.wait_for_function(
+        "([span, seen]) => span.textContent !== seen",
+        arg=[card.locator(".state span").element_handle(), seen],
+    )
+    card.get_by_role("button", name="Cancel").click()
+    card.get_by_text("Canceled").wait_for()
+
+
+def test_words_and_pictures_are_mixed_and_a_chip_can_be_removed(page):
+    page.get_by_label("What should it sound like?").fill("piano")
+    page.get_by_role("button", name="Mix in words").click()
+    page.get_by_label("Words").fill("rain")
+    page.get_by_label("Weight").evaluate("(e) => { e.value = 0.6; e.dispatchEvent(new Event('input')); }")
+    page.get_by_role("button", name="Leave out").click()
+    page.get_by_label("Words").last.fill("speech")
+    page.locator("#file").set_input_files([picture("red"), picture("blue")])
+    page.get_by_role("img", name="Picture: blue.png").wait_for()
+    page.get_by_role("button", name="Remove", exact=True).last.click()
+    asked = body_of(page, lambda: page.get_by_role("button", name="Generate").click())
+    shown = [(item.get("text", "picture"), item["weight"]) for item in asked["prompts"]]
+    assert shown == [("piano", 1), ("rain", 0.6), ("speech", -1), ("picture", 1)]
+    page.get_by_role("article", name="piano + rain ×0.6 + speech ×-1 + a picture").locator(
+        ".player"
+    ).first.wait_for()
+
+
+def test_a_dropped_picture_becomes_a_sound_by_itself(page):
+    transfer = page.evaluate_handle(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "drop.png", { type: "image/png" }));
+            return transfer;
+        }""",
+        list(picture("green")["buffer"]),
+    )
+    page.dispatch_event("#composer", "drop", {"dataTransfer": transfer})
+    page.get_by_role("img", name="Picture: drop.png").wait_for()
+    asked = body_of(page, lambda: page.get_by_role("button", name="Generate").click())
+    assert "image" in asked
+    assert "prompts" not in asked
+    page.get_by_role("article", name="a picture").locator(".player").first.wait_for()
+
+
+def test_what_the_service_refuses_is_said_in_words(page):
+    page.route(
+        "**/v1/generations",
+        lambda route: route.fulfill(
+            status=429,
+            headers={"Retry-After": "7", "Content-Type": "application/problem+json"},
+            body=json.dumps({"code": "queue_full", "detail": "the queue is full"}),
+        ),
+    )
+    page.get_by_label("What should it sound like?").fill("a dog")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("alert").get_by_text("The queue is full. Try again in 7 s").wait_for()
+    page.unroute("**/v1/generations")
+    page.get_by_role("button", name="Generate").click()
+    page.locator(".player").first.wait_for()
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_no_service_and_nothing_to_say_are_told_too(page):
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("alert").get_by_text("Say what it should sound like").wait_for()
+    page.route("**/v1/generations", lambda route: route.abort())
+    generate(page, "a dog")
+    page.get_by_role("alert").get_by_text("does not answer").wait_for()
+
+
+def test_history_stays_over_a_reload_and_goes_when_removed(page):
+    card = generate(page, "kept")
+    card.locator(".player").first.wait_for()
+    page.reload()
+    card = page.get_by_role("article", name="kept")
+    card.locator(".player").first.wait_for()
+    card.get_by_role("button", name="Remove").click()
+    page.get_by_text("Your sounds appear here").wait_for()
+    page.reload()
+    page.get_by_text("Your sounds appear here").wait_for()
+
+
+def test_a_recipe_link_makes_the_sound_again(page, served):
+    service, _ = served
+    card = generate(page, "shared")
+    card.locator(".player").first.wait_for()
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    card.get_by_role("button", name="Copy recipe link").click()
+    link = page.evaluate("window.copied")
+    assert link.startswith(f"{service.url}/#replay=")
+    page.goto("about:blank")
+    page.goto(link)
+    page.get_by_role("button", name="Make it again").click()
+    page.get_by_role("article").nth(1).locator(".player").first.wait_for()
+
+
+def test_snippets_ask_for_the_same_sound(page, tmp_path, monkeypatch):
+    card = generate(page, 'it\'s a "dog"')
+    card.locator(".player").first.wait_for()
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    card.get_by_role("button", name="Copy as Python").click()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(page.evaluate("window.copied"), "snippet", "exec"), {})
+    with page.expect_download() as download:
+        card.get_by_role("button", name="WAV", exact=True).first.click()
+    download.value.save_as(tmp_path / "page.wav")
+    made, shown = (soundfile.read(tmp_path / name)[0] for name in ("sound.wav", "page.wav"))
+    np.testing.assert_allclose(made, shown, atol=2e-4)  # the page's second variation was its company
+
+
+def test_two_sounds_are_compared_in_turn(page):
+    card = generate(page, "pair")
+    card.locator(".player").nth(1).wait_for()
+    card.get_by_role("button", name="Compare as A").first.click()
+    card.get_by_role("button", name="Compare as B").last.click()
+    bar = page.get_by_role("complementary", name="Compare two sounds")
+    bar.get_by_text("pair, variation 2").wait_for()
+    bar.get_by_role("button", name="Hear B").click()
+    bar.get_by_role("button", name="Hear A").wait_for()
+    bar.get_by_role("button", name="Stop comparing").click()
+    bar.wait_for(state="hidden")
+
+
+def test_markup_in_a_prompt_is_shown_as_text(page):
+    card = generate(page, "<img src=x onerror=alert(1)><b>bold</b>")
+    card.get_by_role("heading", name="<img src=x onerror=alert(1)><b>bold</b>").wait_for()
+    assert card.locator("b").count() == 0
+
+
+@pytest.mark.parametrize("width", [360, 390, 768])
+def test_nothing_is_wider_than_a_phone(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.get_by_role("button", name="Mix in words").click()
+    generate(page, "a" * 80).locator(".player").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (
+        page.evaluate(
+            """() => [...document.querySelectorAll("body *")].filter((e) =>
+            e.getBoundingClientRect().right > innerWidth + 1 && getComputedStyle(e).position !== "absolute").length"""
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, theme):
+    if page.evaluate("document.documentElement.dataset.theme") != theme:
+        page.get_by_role("button", name="Light or dark").click()
+    card = generate(page, "a dog")
+    card.locator(".player").nth(1).wait_for()
+    page.get_by_role("button", name="Mix in words").click()
+    page.locator("#file").set_input_files(picture("red"))
+    page.get_by_role("img", name="Picture: red.png").wait_for()
+    card.get_by_role("button", name="Compare as A").first.click()
+    card.get_by_role("button", name="Compare as B").last.click()
+    found = Axe().run(page).response["violations"]
+    assert [(v["id"], v["impact"], [n["target"] for n in v["nodes"]]) for v in found] == []
+
+
+def test_a_page_of_a_service_with_keys_asks_for_one(page):
+    told = json.dumps({"code": "unauthorized", "detail": "an API key is needed"})
+    problem = {"status": 401, "headers": {"Content-Type": "application/problem+json"}, "body": told}
+    sent = []
+
+    def answer(route):
+        sent.append(route.request.headers.get("authorization"))
+        route.continue_() if sent[-1] else route.fulfill(**problem)
+
+    page.route("**/v1/models", answer)
+    page.reload()
+    page.get_by_label("API key").fill("cs_x_y")
+    page.unroute("**/v1/models")
+    page.route(
+        "**/v1/models",
+        lambda route: (sent.append(route.request.headers.get("authorization")), route.fulfill(json=[])),
+    )
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_text("No model is ready yet").wait_for()
+    assert sent[0] is None
+    assert sent[-1] == "Bearer cs_x_y"
+
+
+def test_the_page_is_small(page):
+    sizes = page.evaluate(
+        "performance.getEntriesByType('resource').filter((r) => !r.name.includes('/v1/')).map((r) => r.decodedBodySize)"
+    )
+    assert len(sizes) > 5
+    assert sum(sizes) < 300_000

@@ -1,0 +1,121 @@
+"""The commands that people type: generate, models, inspect, doctor."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from clipsynth.cli import app
+from clipsynth.client import ServiceError
+
+TINY = ["--duration", "0.5", "--steps", "2"]
+
+
+def run(*arguments, **environment):
+    """Run a command; return what it printed. Its error, if any, is raised."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env=environment, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_prompt_becomes_the_file_that_is_named(tiny_bundle, tmp_path):
+    run("generate", "a dog", "-o", tmp_path / "dog.flac", "--format", "flac", "--model", tiny_bundle, *TINY)
+    assert (tmp_path / "dog.flac").read_bytes()[:4] == b"fLaC"
+
+
+def test_a_file_of_prompts_becomes_a_folder(tiny_bundle, tmp_path):
+    (tmp_path / "prompts.txt").write_text("# animals\na dog\n\nA cat, purring!\n")
+    run(
+        "generate", "--from", tmp_path / "prompts.txt", "-o", tmp_path / "out", "--num-outputs", 2,
+        "--model", tiny_bundle, *TINY,
+    )  # fmt: skip
+    names = ["000-a-dog-1.wav", "000-a-dog.wav", "001-a-cat-purring-1.wav", "001-a-cat-purring.wav"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+def test_a_service_makes_the_same_sound_as_this_process(served, tiny_bundle, tmp_path):
+    service, _ = served
+    service.wait_for_worker()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    query = ["--image", tmp_path / "red.png", "--seed", "7", *TINY]
+    run("generate", *query, "-o", tmp_path / "here.wav", "--model", tiny_bundle)
+    run("generate", *query, "-o", tmp_path / "there.wav", "--server", service.url)
+    # The service's file names its recipe, so only the sound itself is equal.
+    here, there = ((tmp_path / name).read_bytes() for name in ("here.wav", "there.wav"))
+    start = here.index(b"data")
+    samples = here[start + 8 : start + 8 + int.from_bytes(here[start + 4 : start + 8], "little")]
+    assert len(samples) == 16_000
+    assert samples in there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say what to hear"),
+        (["--from", "nowhere.txt"], "nowhere.txt"),
+        (["--image", "nowhere.png"], "nowhere.png: no such picture"),
+        (["a", "b", "-o", "x.wav"], "name a folder"),
+        (["a", "--server", "http://127.0.0.1:9", "--patience", "0"], "does not answer"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments, words):
+    with pytest.raises((ValueError, FileNotFoundError, ServiceError), match=words):
+        run("generate", *arguments)
+
+
+def test_models_says_what_is_served(served):
+    service, _ = served
+    service.wait_for_worker()
+    assert run("models", "--server", service.url).startswith("tiny  ready  ")
+
+
+def test_inspect_names_every_part_with_its_size(tiny_bundle):
+    printed = run("inspect", tiny_bundle)
+    for part in ("encoder", "condition_encoder", "denoiser", "vocoder", "mel"):
+        assert f"\n{part}" in printed
+    assert "M parameters" in printed
+
+
+def test_inspect_refuses_what_was_changed(tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "changed")
+    (tmp_path / "changed" / "mel" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="mel"):
+        run("inspect", tmp_path / "changed")
+
+
+def test_doctor_is_content_with_what_works(tiny_bundle, tmp_path, redis_url):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    printed = run(
+        "doctor",
+        CLIPSYNTH_MODEL=str(tiny_bundle),
+        CLIPSYNTH_DATA_DIR=str(tmp_path),
+        CLIPSYNTH_REDIS_URL=redis_url,
+        CLIPSYNTH_PORT=port,
+    )
+    assert {line.split()[0] for line in printed.splitlines()} == {"ok"}
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = CliRunner().invoke(
+            app,
+            ["doctor"],
+            env={
+                "CLIPSYNTH_MODEL": str(tmp_path),
+                "CLIPSYNTH_DATA_DIR": str(tmp_path),
+                "CLIPSYNTH_REDIS_URL": "redis://127.0.0.1:9",
+                "CLIPSYNTH_PORT": str(taken.getsockname()[1]),
+                "CLIPSYNTH_DEVICE": "cuda:9",
+            },
+        )
+    assert result.exit_code == 1
+    wrong = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("wrong")]
+    assert wrong == ["redis", "bundle", "device", "port"]

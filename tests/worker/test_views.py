@@ -1,0 +1,61 @@
+"""Pictures and peaks of waveforms."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.mel import MelSpectrogram
+from worker.views import HEIGHT, MAX_POINTS, peaks_json, spectrogram_png
+
+
+def log_mel(waveform):
+    return MelSpectrogram()(torch.from_numpy(waveform)[None])[0].numpy()
+
+
+def drawn(waveform):
+    image = Image.open(io.BytesIO(spectrogram_png(log_mel(waveform))))
+    assert (image.format, image.mode) == ("PNG", "P")
+    return np.asarray(image)
+
+
+def tone(hz, seconds=1.0):
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(16000 * seconds)) / 16000)).astype(np.float32)
+
+
+def test_a_tone_is_a_bright_line_higher_for_a_higher_tone():
+    rows = []
+    for hz in (300, 3000):
+        picture = drawn(tone(hz))
+        assert picture.shape == (HEIGHT, 100)
+        assert picture.max() > 250
+        rows.append(int(picture.mean(1).argmax()))
+    assert rows[0] > HEIGHT / 2 > rows[1]
+
+
+def test_time_runs_from_left_to_right():
+    picture = drawn(np.concatenate([np.zeros(8000, np.float32), tone(1000, 0.5)]))
+    assert picture[:, :45].max() < picture[:, 55:].max()
+
+
+def test_silence_is_black():
+    assert drawn(np.zeros(8000, np.float32)).max() == 0
+
+
+@pytest.mark.parametrize("length", [1, 999, 1000, 1001, 8000, 64_000])
+def test_peaks_hold_every_sample(length):
+    waveform = np.random.default_rng(length).uniform(-1, 1, length).astype(np.float32)
+    peaks = json.loads(peaks_json(waveform, 16000))
+    pairs = np.array(peaks["data"]).reshape(-1, 2)
+    size = peaks["samples_per_pixel"]
+    assert peaks["length"] == len(pairs) == -(-length // size) <= MAX_POINTS
+    each = np.arange(length) // size
+    scaled = np.round(waveform * 32767)
+    assert (pairs[each, 0] <= scaled).all()
+    assert (scaled <= pairs[each, 1]).all()
+    assert {pairs.min(), pairs.max()} == {scaled.min(), scaled.max()}
