@@ -92,7 +92,7 @@ class Trial:
         others = [first.model_copy(update={"seed": self.draw.randrange(2**32)}) for _ in range(3)]
 
         def rows() -> list[Row]:
-            return [self.predictor.rows(payload, None)[0] for payload in (first, *others)]
+            return [self.predictor.rows(payload, {})[0] for payload in (first, *others)]
 
         engine = Engine(self.predictor, limit=10**9)
         tokens = self.predictor.num_tokens(first.duration_s)

@@ -333,8 +333,8 @@ def test_a_job_that_cannot_be_settled_does_not_keep_others_from_it(place, caplog
     hostile, good = place.post("rain"), place.post("wind")
 
     def before_step(_):
-        place.redis.delete(f"rq:executions:{hostile}")
-        place.redis.set(f"rq:executions:{hostile}", "no register")
+        if len(place.toy.batches) == 1:
+            place.redis.set(f"rq:executions:{hostile}", "no register")
 
     place.toy.before_step = before_step
     place.work()
