@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import itertools
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,6 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("comparison.json"))
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers end with it
     logging.disable(logging.WARNING)
     results = Results(options.out)
     log = cache_dir() / "servers.log"

@@ -28,7 +28,7 @@ def simulated(batch: Sequence[dict[str, Any]]) -> list[bytes]:
 
 
 def demo(bundle: str) -> Generate:
-    """Return the pipeline of a bundle on the CPU; all requests of a batch have one duration. Torch and all are this repository's environment's."""
+    """Return the pipeline of a bundle on the CPU; all requests of a batch have one prompt and duration. Torch and all are this repository's environment's."""
     site.addsitedir(OPTIONS["packages"])
     from clipsynth.settings import Settings
     from worker.main import load as load_predictor
@@ -38,7 +38,8 @@ def demo(bundle: str) -> Generate:
     def generate(batch: Sequence[dict[str, Any]]) -> list[bytes]:
         first = batch[0]
         sounds = predictor.pipeline(
-            [fields["prompt"] for fields in batch],
+            first["prompt"],
+            num_waveforms_per_prompt=len(batch),
             num_inference_steps=first["num_inference_steps"],
             guidance_scale=first["guidance_scale"],
             duration_s=first["duration_s"],
