@@ -92,6 +92,7 @@ FACTORIES = {
     "reconstruction": "evaluation.bundles:Reconstruction.load",
     "http": "evaluation.outside:Service.load",
     "folder": "evaluation.outside:Folder.load",
+    "specvqgan": "evaluation.specvqgan:SpecVqgan.load",
 }
 
 
