@@ -79,7 +79,7 @@ Admin = Annotated[ApiKey, Depends(_needs("admin"))]
 
 def warning(settings: Settings) -> str | None:
     """Return what whoever starts the API should know of its keys."""
-    where = f"{settings.host}:{settings.port}"
+    where = f"{settings.published_host or settings.host}:{settings.port}"
     if settings.allow_anonymous:
         return f"CLIPSYNTH_ALLOW_ANONYMOUS is set: whoever reaches {where} may generate, without a key"
     if settings.allow_anonymous is None and settings.is_loopback:

@@ -18,6 +18,7 @@ from app.events import Events
 from app.metrics import CountRequests, Metrics
 from app.uploads import BodyLimit
 from clipsynth.errors import RedisUnavailable, ServeError
+from clipsynth.exposition import expose
 from clipsynth.queue import connect
 from clipsynth.schemas import GenerationRequest, ServedModel
 from clipsynth.settings import Settings
@@ -42,7 +43,15 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         listening = asyncio.create_task(events.listen())
+        exposed = (
+            expose(metrics.registry, settings.metrics_port, healthy=lambda: True)
+            if settings.metrics_port is not None
+            else None
+        )
         yield
+        if exposed:
+            exposed.shutdown()
+            exposed.server_close()
         listening.cancel()
         redis.close()
 
@@ -66,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics(state)
     app.add_middleware(CountRequests, metrics=metrics)
     envelope.install(app, settings)
-    errors.install(app, count=lambda code: metrics.problems.labels(code).inc())
+    errors.install(app, count=metrics.refused)
     docs.install(app)
     page.install(app)
     app.include_router(generations.router)

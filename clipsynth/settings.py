@@ -6,8 +6,9 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipsynth.prompts import MAX_PICTURES
@@ -26,19 +27,35 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def secrets_dir() -> Path | None:
+    """Return the folder whose files are settings too, where there is one: a container's secrets by default."""
+    folder = Path(os.environ.get("CLIPSYNTH_SECRETS_DIR", "/run/secrets"))
+    return folder if folder.is_dir() else None
+
+
 class Settings(BaseSettings):
-    """Immutable settings of one process. Durations in seconds, sizes in bytes."""
+    """Immutable settings of one process. Durations in seconds, sizes in bytes.
+
+    What no variable says may be a file of the variable's name, in any case, in `secrets_dir()`.
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix="CLIPSYNTH_", frozen=True, extra="ignore", protected_namespaces=()
+        env_prefix="CLIPSYNTH_",
+        frozen=True,
+        extra="ignore",
+        protected_namespaces=(),
+        env_ignore_empty=True,  # compose passes on what is not set as empty
     )
 
     redis_url: str | None = None
+    redis_password: str | None = Field(default=None, repr=False)
     data_dir: Path = Field(default_factory=default_data_dir)
     storage_url: str | None = None
     model: Path = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
     host: str = "127.0.0.1"
     port: int = 8000
+    published_host: str | None = None
+    metrics_port: int | None = None
     device: str = "auto"
     log_format: Literal["text", "json"] = "text"
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
@@ -62,6 +79,19 @@ class Settings(BaseSettings):
     beat_s: float = 5
     max_attempts: int = 3
 
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{"_secrets_dir": secrets_dir()} | values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_password(cls, values: dict[str, Any]) -> dict[str, Any]:
+        url, password = values.get("redis_url"), values.get("redis_password")
+        if not url or not password or urlsplit(url).password:
+            return values
+        scheme, _, rest = url.partition("://")
+        user, _, host = rest.rpartition("@")
+        return values | {"redis_url": f"{scheme}://{user}:{quote(password.strip(), safe='')}@{host}"}
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -69,8 +99,8 @@ class Settings(BaseSettings):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the API listens to this machine alone."""
-        return is_loopback(self.host)
+        """Whether only this machine reaches the API: by where it listens, or where its container's port is published."""
+        return is_loopback(self.published_host or self.host)
 
     @property
     def max_body_bytes(self) -> int:

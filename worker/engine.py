@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from models.sampler import Row, Velocity, advance
+from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, stage, stepped
 
 logger = logging.getLogger(__name__)
 SIDE_THREADS = 2
@@ -46,6 +47,7 @@ class Ticket:
         prepare: makes the job's rows; runs on a side thread.
         deliver: takes (index of the row, waveform (T,)) and returns that row's result; runs on a side thread.
         num_rows, num_tokens, passes: rows of the job, tokens of each, and how often a step passes them through the network.
+        kind: what its sound follows, for the metrics.
         results: what `deliver` returned, by index of the row; complete where `error` is None and it was not canceled.
         error: what ended the job.
     """
@@ -56,12 +58,15 @@ class Ticket:
     num_tokens: int
     duration_s: float
     passes: int = 2
+    kind: str = "text"
     rows: list[Row] = field(default_factory=list)
     results: dict[int, Any] = field(default_factory=dict)
     error: Exception | None = None
     canceled: bool = False
     errands: int = 0  # side threads that are at it
     ended: bool = False
+    prepared_at: float = 0.0
+    joined_at: float = 0.0  # the first of its rows, as monotonic time; 0 before
 
     @property
     def dead(self) -> bool:
@@ -124,6 +129,7 @@ class Engine:
         self._side = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self.stepped_at = 0.0  # monotonic time of the last step
 
     # ------------------------------------------------------------------------------------- for any thread
 
@@ -146,7 +152,7 @@ class Engine:
 
     def submit(self, ticket: Ticket) -> None:
         """Prepare the ticket's rows at once; they join before the next step that finds room for them."""
-        self._errand(ticket, lambda: self._prepared(ticket, ticket.prepare()))
+        self._errand(ticket, lambda: self._prepare(ticket))
 
     def cancel(self, ticket: Ticket) -> None:
         """Have the ticket end before its next step."""
@@ -189,7 +195,11 @@ class Engine:
     def _join(self) -> None:
         together = self._chunk([*self._running, *self._waiting])
         while len(self._running) < len(together):
-            self._running.append(self._waiting.popleft())
+            seat = self._waiting.popleft()
+            if not seat.ticket.joined_at:
+                seat.ticket.joined_at = time.monotonic()
+                JOB_SECONDS.labels("batch_wait").observe(seat.ticket.joined_at - seat.ticket.prepared_at)
+            self._running.append(seat)
 
     def _step(self) -> None:
         """Take one step of every running row, in as few network calls as the limit allows."""
@@ -197,14 +207,18 @@ class Engine:
         while left:
             chunk = self._chunk(left)
             too_much = False
+            rows, started = [seat.row for seat in chunk], time.monotonic()
             try:
-                advance([seat.row for seat in chunk], self.model.velocity)
+                advance(rows, self.model.velocity)
+                self.stepped_at = time.monotonic()
+                stepped(rows, self.stepped_at - started)
             except Exception as error:
                 too_much = is_out_of_memory(error) and len(chunk) > 1
                 if not too_much:
                     self._step_one_by_one(chunk, error)
             if too_much:  # the exception is gone by now, and what its traceback held with it
-                self.limit = max(1, weight([seat.row for seat in chunk]) // 2)
+                OUT_OF_MEMORY.inc()
+                self.limit = max(1, weight(rows) // 2)
                 logger.warning("out of memory with %d rows; at most %d tokens now", len(chunk), self.limit)
                 free_cache()
             else:
@@ -256,8 +270,10 @@ class Engine:
         ticket.error = ticket.error or error
         self._end_if_over(ticket)
 
-    def _prepared(self, ticket: Ticket, rows: list[Row]) -> None:
-        ticket.rows = rows
+    def _prepare(self, ticket: Ticket) -> None:
+        with stage("encode_prompt"):
+            ticket.rows = rows = ticket.prepare()
+        ticket.prepared_at = time.monotonic()
         self._inbox.put(lambda: self._waiting.extend(_Seat(ticket, n, row) for n, row in enumerate(rows)))
 
     def _send_to_decoder(self, done: list[_Seat]) -> None:
@@ -273,13 +289,15 @@ class Engine:
         """Decode on a side thread, and deliver each row on its own."""
         for seat in seats:
             seat.ticket.errands += 1
+            JOB_SECONDS.labels("sample").observe(time.monotonic() - seat.ticket.joined_at)
 
         def run() -> None:
             for seat, outcome in zip(seats, self._waveforms(seats), strict=True):
                 error = outcome if isinstance(outcome, Exception) else None
                 try:
                     if not isinstance(outcome, Exception) and not seat.ticket.dead:
-                        seat.ticket.results[seat.index] = seat.ticket.deliver(seat.index, outcome)
+                        with stage("write"):
+                            seat.ticket.results[seat.index] = seat.ticket.deliver(seat.index, outcome)
                 except Exception as raised:
                     error = raised
                 self._inbox.put(partial(self._back, seat.ticket, error))
@@ -288,7 +306,7 @@ class Engine:
 
     def _waveforms(self, seats: list[_Seat]) -> Iterator[np.ndarray | Exception]:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), stage("vocode"):
                 latents = torch.stack([seat.row.latents for seat in seats])
                 waveforms = self.model.decode(latents, seats[0].ticket.duration_s)
         except Exception as error:

@@ -23,6 +23,7 @@ from models.manifest import Manifest
 from models.sampler import Row
 from worker.cost import Cost
 from worker.engine import Model, Ticket, is_out_of_memory
+from worker.metrics import RECOVERED, kind
 from worker.views import peaks_json, spectrogram_png
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Jobs:
             num_tokens=self.predictor.num_tokens(payload.duration_s),
             duration_s=payload.duration_s,
             passes=2 if payload.guidance_scale > 1 else 1,
+            kind=kind(payload),
         )
 
     def _prepare(self, payload: JobPayload) -> list[Row]:
@@ -184,6 +186,7 @@ class Jobs:
 
     def abandoned(self, generation_id: str) -> None:
         """Count that the job's worker was lost; RQ puts the job back on the queue."""
+        RECOVERED.inc()
         if self.state.abandon(generation_id) >= self.max_attempts:
             self._give_up(generation_id)
 

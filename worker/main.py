@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from clipsynth.errors import ModelUnusable, ServeError
+from clipsynth.exposition import expose
 from clipsynth.process import let_threads_sleep
 from clipsynth.queue import connect, get_queue
 from clipsynth.schemas import ModelCost, ModelInfo
@@ -20,6 +21,7 @@ from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
 from models.manifest import Manifest
+from worker import metrics
 
 if TYPE_CHECKING:
     from worker.cost import Cost
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from worker.rq_worker import BatchWorker
 
 logger = logging.getLogger(__name__)
+BEAT_TIMEOUT_S = (
+    60.0  # without a beat the process hangs; a Redis that is away does not hold one up for so long
+)
 Load = Callable[[Settings], "Predictor"]
 
 
@@ -78,10 +83,19 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     threading.Thread(target=served.keep_announcing, daemon=True).start()
     engine.start()
     worker.recovery.start()
+    metrics.HELD.set_function(lambda: worker.jobs_at_hand)
+    metrics.STEP_AGE.set_function(lambda: worker.step_age_s)
+    if settings.metrics_port is not None:
+        expose(metrics.REGISTRY, settings.metrics_port, healthy=lambda: beats(worker))
     logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
     worker.work(logging_level="WARNING")
     worker.recovery.stop()
     engine.stop()
+
+
+def beats(worker: BatchWorker) -> bool:
+    """Return whether the process is alive. That Redis answers is not asked: a restart would not help."""
+    return time.monotonic() - worker.recovery.beat_at < BEAT_TIMEOUT_S and not worker.engine.crashed
 
 
 def model_info(manifest: Manifest) -> ModelInfo:
@@ -141,11 +155,13 @@ class Served:
         self.worker.jobs.predictor = predictor
         self.worker.engine.model, self.worker.engine.limit = predictor, limit
         self.info = info
+        metrics.UP.clear()
         logger.info("model %s is now version %s", info.name, info.version)
         self.announce()
 
     def announce(self) -> None:
         """Tell the API what is served; it has to be told again within MODEL_TTL_S."""
+        metrics.UP.labels(self.info.name, self.info.version).set(1)
         try:
             self.worker.jobs.state.announce(self.info)
         except RedisError:

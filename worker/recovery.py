@@ -19,6 +19,7 @@ from rq.timeouts import TimerDeathPenalty
 from rq.worker_registration import clean_worker_registry
 
 from clipsynth.queue import connect
+from worker.metrics import LEASE_RENEWALS, RECOVERED
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Recovery:
         self._seen_key = f"clipsynth:unclaimed:{queue.name}"
         self._requeue = self.redis.register_script(REQUEUE)
         self._silent_until = 0.0
-        self._answered_at = time.monotonic()
+        self._answered_at = self.beat_at = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -72,6 +73,7 @@ class Recovery:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self.beat_at = time.monotonic()
             self.check()
             try:
                 self.redis.ping()
@@ -98,6 +100,7 @@ class Recovery:
             for job, execution in self.held():
                 execution.heartbeat(job.started_job_registry, self.lease_s, pipeline)
             pipeline.execute()
+        LEASE_RENEWALS.inc()
 
     def recover(self) -> None:
         """Put jobs of lost workers back on the queue and prune RQ's records of ended ones. One worker at a time does it."""
@@ -140,6 +143,7 @@ class Recovery:
                 self.redis.hset(self._seen_key, job_id, str(now))
             elif now - seen[job_id] >= self.lease_s:
                 logger.warning("job %s was taken but not claimed; back on the queue", job_id)
+                RECOVERED.inc()
                 self.put_back([job_id])
 
     def put_back(self, ids: list[str]) -> None:

@@ -26,6 +26,7 @@ from clipsynth.record import Standing
 from clipsynth.schemas import JobPayload, Problem, Progress, Status
 from worker.engine import Engine
 from worker.jobs import Jobs
+from worker.metrics import JOB_SECONDS
 from worker.recovery import Recovery
 from worker.rq_job import GenerationJob
 from worker.settling import REDIS_PAUSE_S, Held, Settler
@@ -152,6 +153,16 @@ class BatchWorker(SimpleWorker):
 
     # ------------------------------------------------------------------------------------------------ claiming
 
+    @property
+    def jobs_at_hand(self) -> int:
+        return len(self._held)
+
+    @property
+    def step_age_s(self) -> float:
+        """Seconds since the last step, or since a job was claimed after it; 0 with no job at hand."""
+        claims = [held.claimed_at for held in list(self._held.values())]
+        return now() - max(self.engine.stepped_at, min(claims)) if claims else 0.0
+
     def _has_room(self) -> bool:
         closed = self._closed or self._suspended or self._stop_requested or self._swap
         return not closed and self._load() < self.engine.limit
@@ -221,6 +232,8 @@ class BatchWorker(SimpleWorker):
             ticket = self.jobs.ticket(job.id, payload)
             num_steps = payload.num_outputs * payload.num_inference_steps
             self.executions[execution.id] = execution
+            if job.enqueued_at:
+                JOB_SECONDS.labels("queue").observe((rq_now() - job.enqueued_at).total_seconds())
             self._held[ticket] = Held(job, execution, ticket, num_steps, company, deadline_at)
             self.engine.submit(ticket)
 

@@ -21,6 +21,7 @@ from clipsynth.schemas import Problem, Status
 from clipsynth.state import State
 from worker.engine import Ticket
 from worker.jobs import Jobs
+from worker.metrics import settled
 
 logger = logging.getLogger(__name__)
 REDIS_PAUSE_S = 0.5  # after Redis did not answer
@@ -107,4 +108,8 @@ class Settler:
             results = pipeline.execute()
         for held, outcome, result in zip(batch, outcomes, results, strict=False):
             with about(held.job.id, held.job.meta):
-                self.jobs.confirm(outcome, made=State.was_made(result))
+                made = State.was_made(result)
+                self.jobs.confirm(outcome, made=made)
+            seconds = time.monotonic() - held.claimed_at
+            model = self.jobs.predictor.manifest.name
+            settled(model, held.job, held.ticket, outcome.status if made else None, seconds)

@@ -87,7 +87,8 @@ def test_the_end_is_told_once_and_signed(hooks, heard):
     (delivery,) = hooks.deliveries(made)
     assert (delivery["event"], delivery["status"], delivery["attempts"]) == ("completed", "delivered", 1)
     assert (
-        'clipsynth_webhooks_ended_total{status="delivered"} 1.0' in hooks.service.client.get("/metrics").text
+        'clipsynth_webhook_deliveries_total{outcome="delivered"} 1.0'
+        in hooks.service.client.get("/metrics").text
     )
 
 

@@ -1,0 +1,35 @@
+# The HTTP API, the janitor and the sender of webhooks: no torch.
+#   docker build -f docker/app.Dockerfile -t clipsynth-app .
+# BASE: an image with Python 3.11 or 3.12 as python3, with its venv module. EXTRAS: "s3" to keep results in an object store.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS requirements
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+RUN python3 -m venv /venv
+ARG EXTRAS=""
+COPY pyproject.toml constraints.txt docker/requirements.py ./
+RUN python3 requirements.py pyproject.toml app ${EXTRAS} > wanted.txt \
+    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt \
+    && /venv/bin/pip uninstall --yes pip setuptools
+
+FROM ${BASE} AS source
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+RUN python3 -m venv /pip
+COPY . .
+RUN /pip/bin/pip install --no-deps --target /app .
+
+FROM ${BASE}
+RUN useradd --uid 10001 --create-home clipsynth && install -d -o 10001 -g 10001 /data /data/results
+COPY --from=requirements /venv /venv
+COPY --from=source /app /app
+ENV PATH=/app/bin:/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    CLIPSYNTH_DATA_DIR=/data CLIPSYNTH_LOG_FORMAT=json \
+    CLIPSYNTH_HOST=0.0.0.0
+USER 10001:10001
+WORKDIR /data
+EXPOSE 8000 9100
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["python", "-m", "clipsynth.health", "http://127.0.0.1:8000/readyz"]
+CMD ["clipsynth", "api"]

@@ -1,0 +1,230 @@
+"""Build the images for real, run docker-compose.yml's services from them, and try what an installation has to do.
+
+    sudo PYTHONPATH=. python docker/check.py            # needs buildah, debootstrap, iproute2, PyYAML; no container engine
+
+Each service runs its compose command in its image (buildah, chroot isolation) on a network namespace of its own, with compose's names,
+ports, users, volumes, environment and health checks. What this cannot cover is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import yaml
+from compose_service import NOT_COVERED, Service, buildah, run
+
+from benchmarks.scale.hosts import Host, network
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE, REDIS = "localhost/clipsynth-base", "localhost/clipsynth-check-redis"
+RUN = ("secrets", "redis", "app", "worker", "janitor", "webhooks")
+
+
+def make_base(suite: str) -> None:
+    """Make an image of Debian and its Python, in the place of python:3.11-slim-bookworm."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(
+            "debootstrap",
+            "--variant=minbase",
+            "--include=ca-certificates,python3,python3-venv",
+            suite,
+            folder,
+        )
+        for pattern in ("var/lib/apt/lists/*", "var/cache/apt/*", "usr/share/doc/*", "usr/share/man/*"):
+            for path in Path(folder).glob(pattern):
+                run("rm", "-rf", str(path))
+        container = buildah("from", "scratch")
+        buildah("add", "--quiet", container, folder, "/")
+        buildah("commit", "--quiet", "--rm", container, BASE)
+
+
+def make_redis(mounts: list[str]) -> None:
+    """Make an image with Debian's Redis, in the place of redis:7.2-bookworm."""
+    container = buildah("from", *volumes(mounts), BASE)
+    install = "apt-get update -q && apt-get install -qy --no-install-recommends redis-server && install -d -o 999 /data"
+    buildah("run", "--isolation", "chroot", container, "--", "sh", "-c", install)
+    buildah("commit", "--quiet", "--rm", container, REDIS)
+
+
+def volumes(mounts: list[str]) -> list[str]:
+    return [word for mount in mounts for word in ("--volume", f"{mount}:{mount}:ro")]
+
+
+def build(role: str, mounts: list[str]) -> None:
+    started = time.monotonic()
+    buildah(
+        "bud", "--isolation", "chroot", "--layers", "--format", "docker", *volumes(mounts),
+        "--build-arg", f"BASE={BASE}", "--file", f"docker/{role}.Dockerfile", "--tag", f"clipsynth-{role}", ".",
+        cwd=ROOT,
+    )  # fmt: skip
+    print(f"built clipsynth-{role} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def sizes() -> dict[str, str]:
+    """Return how large each image is."""
+    listed = json.loads(buildah("images", "--json"))
+    return {name.removeprefix("localhost/"): i["size"] for i in listed for name in i.get("names") or ()}
+
+
+class Api:
+    """What a client on this machine does with curl."""
+
+    def __init__(self, host: Host) -> None:
+        self.url = f"http://{host.address}:8000"
+
+    def ask(self, method: str, path: str, body: object = None, *headers: str) -> tuple[int, bytes]:
+        command = [
+            "curl",
+            "--silent",
+            "--max-time",
+            "120",
+            "--request",
+            method,
+            "--write-out",
+            "\n%{http_code}",
+        ]
+        # The published port is asked under this machine's name; without an engine nothing publishes it.
+        for header in ("host: localhost:8000", *headers):
+            command += ["--header", header]
+        if body is not None:
+            command += ["--header", "content-type: application/json", "--data", json.dumps(body)]
+        answer = subprocess.run([*command, self.url + path], capture_output=True).stdout
+        content, _, status = answer.rpartition(b"\n")
+        return int(status), content
+
+    def get(self, path: str) -> dict:
+        return json.loads(self.ask("GET", path)[1])
+
+
+def wait(what: str, condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > timeout_s:
+            raise SystemExit(f"FAILED: {what}, not within {timeout_s:.0f} s")
+        time.sleep(0.2)
+    say(f"{what} ({time.monotonic() - started:.1f} s)")
+
+
+def check(what: str, held: bool) -> None:
+    if not held:
+        raise SystemExit(f"FAILED: {what}")
+    say(what)
+
+
+def say(what: str) -> None:
+    print(f"ok: {what}", flush=True)
+
+
+def sounds(data: bytes) -> bool:
+    """Return whether a file is a WAV of 16 kHz that is not silent."""
+    with wave.open(io.BytesIO(data)) as file:
+        frames = file.readframes(file.getnframes())
+        return file.getframerate() == 16000 and file.getnframes() > 8000 and len(set(frames)) > 20
+
+
+def try_services(services: dict[str, Service], api: Api) -> None:
+    """Start all services in compose's order, and ask them for sounds."""
+    services["secrets"].start()
+    check("secrets made a password and ended with 0", services["secrets"].wait() == 0)
+    services["redis"].start()
+    wait("redis is healthy", services["redis"].healthy)
+    check("redis refuses whoever has no password", "NOAUTH" in services["redis"].execute("redis-cli", "ping"))
+    for name in ("app", "worker", "janitor", "webhooks"):
+        services[name].start()
+    wait("app is healthy", services["app"].healthy)
+    wait("worker is healthy", services["worker"].healthy)
+    wait("the API knows the demo bundle", lambda: [m["status"] for m in api.get("/v1/models")] == ["ready"])
+    status, data = api.ask(
+        "POST",
+        "/v1/generations",
+        {"prompt": "a dog barking", "seed": 7},
+        "prefer: wait=60",
+        "accept: audio/wav",
+    )
+    check("a prompt became a WAV", status == 200 and sounds(data))
+    scrape = services["worker"].execute("python", "-c", "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9100/metrics').read().decode())")  # fmt: skip
+    check("the worker's metrics count it", 'clipsynth_jobs_total{kind="text"' in scrape)
+
+    made = [api.ask("POST", "/v1/generations", {"prompt": "rain", "seed": n}) for n in range(6)]
+    ids = [json.loads(body)["id"] for status, body in made if status == 202]
+    check("six more are accepted", len(ids) == 6)
+    wait("some of them run", lambda: statuses(api, ids).count("processing") > 0)
+    services["worker"].signal(signal.SIGTERM)
+    check("SIGTERM ends the worker with 0", services["worker"].wait() == 0)
+    left = statuses(api, ids)
+    check(f"what ran has ended: {left}", set(left) <= {"succeeded", "queued"} and "succeeded" in left)
+    services["worker"].start()
+    wait("the next worker makes the rest", lambda: set(statuses(api, ids)) == {"succeeded"})
+
+    services["redis"].signal(signal.SIGTERM)
+    services["redis"].wait()
+    services["redis"].start()
+    wait("redis comes back with what it knew", lambda: services["redis"].healthy() and set(statuses(api, ids)) == {"succeeded"})  # fmt: skip
+    token = services["app"].execute("clipsynth", "keys", "create", "check").split()[0]
+    check("after the first key others are refused", api.ask("GET", "/v1/generations")[0] == 401)
+    check(
+        "the key is let in",
+        api.ask("GET", "/v1/generations", None, f"authorization: Bearer {token}")[0] == 200,
+    )
+    for name in ("webhooks", "janitor", "worker", "app"):
+        uid = services[name].uid()
+        services[name].signal(signal.SIGTERM)
+        check(f"{name} ran as user {uid} and ends on SIGTERM", services[name].wait() in (0, -signal.SIGTERM) and uid == 10001)  # fmt: skip
+    services["redis"].signal(signal.SIGTERM)
+    services["redis"].wait()
+    for name in RUN:
+        check(f"{name} wrote nothing outside its volumes and /tmp", services[name].written() == [])
+
+
+def statuses(api: Api, ids: list[str]) -> list[str]:
+    return [api.get(f"/v1/generations/{i}")["status"] for i in ids]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", default="bookworm", help="Debian release of the base image")
+    parser.add_argument(
+        "--mount", action="append", default=[], help="path that builds see too, e.g. pip's configuration"
+    )
+    parser.add_argument("--build", nargs="*", default=["app", "worker", "train"], help="images to build")
+    arguments = parser.parse_args()
+    known = sizes()
+    if "clipsynth-base:latest" not in known:
+        make_base(arguments.suite)
+    if "clipsynth-check-redis:latest" not in known:
+        make_redis(arguments.mount)
+    for role in arguments.build:
+        build(role, arguments.mount)
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    images = {"redis:7.2-bookworm": REDIS}
+    with ExitStack() as stack:
+        hosts = stack.enter_context(network(*RUN))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        services = {
+            name: stack.enter_context(
+                Service(name, compose["services"][name], images=images, hosts=hosts, folder=folder, root=ROOT)
+            )
+            for name in RUN
+        }
+        try_services(services, Api(hosts["app"]))
+    for name, value in sorted(sizes().items()):
+        if name.startswith("clipsynth-"):
+            print(f"{name}: {value}")
+    print("not covered without a container engine:", *NOT_COVERED, sep="\n  - ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

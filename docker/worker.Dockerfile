@@ -1,0 +1,40 @@
+# A worker: one process that serves one bundle. The demo bundle is inside; another is mounted, and CLIPSYNTH_MODEL names its folder.
+#   docker build -f docker/worker.Dockerfile -t clipsynth-worker .
+# BASE, EXTRAS: as in app.Dockerfile.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS requirements
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+RUN python3 -m venv /venv
+# The CUDA build of PyTorch unless TORCH_INDEX_URL names an index of another: that runs without a GPU too.
+ARG TORCH_INDEX_URL=""
+COPY constraints.txt ./
+RUN /venv/bin/pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} torch torchvision
+ARG EXTRAS=""
+COPY pyproject.toml constraints.txt docker/requirements.py ./
+RUN python3 requirements.py pyproject.toml worker ${EXTRAS} > wanted.txt \
+    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt \
+    && /venv/bin/pip uninstall --yes pip
+
+FROM ${BASE} AS source
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+RUN python3 -m venv /pip
+COPY . .
+RUN /pip/bin/pip install --no-deps --target /app .
+
+FROM ${BASE}
+RUN useradd --uid 10001 --create-home clipsynth && install -d -o 10001 -g 10001 /data /data/results
+COPY --from=requirements /venv /venv
+COPY --from=source /app /app
+COPY checkpoints/demo /app/checkpoints/demo
+ENV PATH=/app/bin:/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    CLIPSYNTH_DATA_DIR=/data CLIPSYNTH_LOG_FORMAT=json \
+    CLIPSYNTH_METRICS_PORT=9100
+USER 10001:10001
+WORKDIR /data
+EXPOSE 9100
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-m", "clipsynth.health", "http://127.0.0.1:9100/healthz"]
+CMD ["clipsynth", "worker"]

@@ -1,0 +1,107 @@
+"""What a worker tells Prometheus. Module globals, as prometheus_client has it: a worker is one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from rq.job import Job
+from rq.utils import now as rq_now
+
+from clipsynth.schemas import JobPayload, Status
+
+if TYPE_CHECKING:  # torch is not to be loaded for this
+    from models.sampler import Row
+    from worker.engine import Ticket
+
+REGISTRY = CollectorRegistry()
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180, 600)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_SHARES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1)
+_FACTORS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+
+JOBS = Counter(
+    "clipsynth_jobs",
+    "Jobs that this worker ended. kind: text, image or mix; outcome: the final status, or forgotten.",
+    ("model", "kind", "outcome"),
+    registry=REGISTRY,
+)
+JOB_SECONDS = Histogram(
+    "clipsynth_job_seconds",
+    "Where a job's time goes: queue (until claimed), encode_prompt, batch_wait (prepared, until its first step), sample (its steps, "
+    "in company), vocode (a call of the vocoder), write (encoding and storing an output), total (from acceptance to the final state).",
+    ("stage",),
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+BATCH_SIZE = Histogram(
+    "clipsynth_batch_size", "Rows in a call of the network.", buckets=_ROWS, registry=REGISTRY
+)
+BATCH_FILL = Histogram(
+    "clipsynth_batch_fill_ratio",
+    "Tokens of the rows by tokens of the padded batch.",
+    buckets=_SHARES,
+    registry=REGISTRY,
+)
+STEP_SECONDS = Histogram(
+    "clipsynth_step_seconds", "Time of a call of the network.", buckets=_SECONDS, registry=REGISTRY
+)
+STEPS = Counter("clipsynth_steps", "Denoising steps, each row's counted.", registry=REGISTRY)
+REAL_TIME_FACTOR = Histogram(
+    "clipsynth_real_time_factor",
+    "Seconds from claim to end by seconds of sound.",
+    buckets=_FACTORS,
+    registry=REGISTRY,
+)
+UP = Gauge("clipsynth_worker_up", "1 once the bundle is loaded.", ("model", "version"), registry=REGISTRY)
+HELD = Gauge("clipsynth_worker_jobs", "Jobs at hand.", registry=REGISTRY)
+STEP_AGE = Gauge(
+    "clipsynth_last_step_age_seconds",
+    "Time since the last step while jobs are at hand; 0 while there are none.",
+    registry=REGISTRY,
+)
+LEASE_RENEWALS = Counter(
+    "clipsynth_lease_renewals", "Beats at which all leases were renewed.", registry=REGISTRY
+)
+RECOVERED = Counter(
+    "clipsynth_recovered_jobs", "Jobs of lost workers that this worker put back.", registry=REGISTRY
+)
+OUT_OF_MEMORY = Counter(
+    "clipsynth_out_of_memory", "Calls of the network that found too little memory.", registry=REGISTRY
+)
+
+
+def kind(payload: JobPayload) -> str:
+    """Return what a payload's sound is to follow: a text, an image, or a mix of both."""
+    if payload.image_key is None:
+        return "text"
+    return "mix" if payload.prompt else "image"
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Observe the time that what is inside takes, if it ends well."""
+    started = time.monotonic()
+    yield
+    JOB_SECONDS.labels(name).observe(time.monotonic() - started)
+
+
+def stepped(rows: Sequence[Row], seconds: float) -> None:
+    """Note a call of the network."""
+    lengths = [len(row.latents) for row in rows]
+    BATCH_SIZE.observe(len(rows))
+    BATCH_FILL.observe(sum(lengths) / (max(lengths) * len(lengths)))
+    STEP_SECONDS.observe(seconds)
+    STEPS.inc(len(rows))
+
+
+def settled(model: str, job: Job, ticket: Ticket, status: Status | None, seconds: float) -> None:
+    """Note a job that has its final status, `seconds` after it was claimed; None where it was forgotten."""
+    JOBS.labels(model, ticket.kind, status or "forgotten").inc()
+    if job.created_at:
+        JOB_SECONDS.labels("total").observe((rq_now() - job.created_at).total_seconds())
+    if status is Status.SUCCEEDED:
+        REAL_TIME_FACTOR.observe(seconds / (ticket.num_rows * ticket.duration_s))
