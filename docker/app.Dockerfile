@@ -3,16 +3,6 @@
 # BASE: an image with Python 3.11 or 3.12 as python3, with its venv module. EXTRAS: "s3" to keep results in an object store.
 ARG BASE=python:3.11-slim-bookworm
 
-FROM ${BASE} AS requirements
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-WORKDIR /build
-RUN python3 -m venv /venv
-ARG EXTRAS=""
-COPY pyproject.toml constraints.txt docker/requirements.py ./
-RUN python3 requirements.py pyproject.toml app ${EXTRAS} > wanted.txt \
-    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt \
-    && /venv/bin/pip uninstall --yes pip setuptools
-
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
@@ -21,8 +11,13 @@ COPY . .
 RUN /pip/bin/pip install --no-deps --target /app .
 
 FROM ${BASE}
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv /venv
+ARG EXTRAS=""
+COPY pyproject.toml constraints.txt docker/requirements.py /requirements/
+RUN cd /requirements && python3 requirements.py pyproject.toml app ${EXTRAS} > wanted.txt \
+    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt
 RUN useradd --uid 10001 --create-home clipsynth && install -d -o 10001 -g 10001 /data /data/results
-COPY --from=requirements /venv /venv
 COPY --from=source /app /app
 ENV PATH=/app/bin:/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     CLIPSYNTH_DATA_DIR=/data CLIPSYNTH_LOG_FORMAT=json \

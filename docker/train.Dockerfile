@@ -1,22 +1,8 @@
 # prepare, train, export and evaluate. Mount videos and runs; the recipes are in /app/recipes.
 #   docker build -f docker/train.Dockerfile -t clipsynth-train .
 #   docker run --rm -v VIDEOS:/videos:ro -v RUNS:/runs clipsynth-train prepare /videos data/demo
-# BASE, EXTRAS: as in app.Dockerfile. The first layers are those of worker.Dockerfile.
+# BASE, EXTRAS: as in app.Dockerfile. The layers up to torch's are those of worker.Dockerfile.
 ARG BASE=python:3.11-slim-bookworm
-
-FROM ${BASE} AS requirements
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-WORKDIR /build
-RUN python3 -m venv /venv
-# The CUDA build of PyTorch unless TORCH_INDEX_URL names an index of another: that runs without a GPU too.
-ARG TORCH_INDEX_URL=""
-COPY constraints.txt ./
-RUN /venv/bin/pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} torch torchvision
-ARG EXTRAS=""
-COPY pyproject.toml constraints.txt docker/requirements.py ./
-RUN python3 requirements.py pyproject.toml train ${EXTRAS} > wanted.txt \
-    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt \
-    && /venv/bin/pip uninstall --yes pip
 
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -26,10 +12,20 @@ COPY . .
 RUN /pip/bin/pip install --no-deps --target /app .
 
 FROM ${BASE}
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv /venv
+# The CUDA build of PyTorch unless TORCH_INDEX_URL names an index of another: that runs without a GPU too.
+ARG TORCH_INDEX_URL=""
+COPY constraints.txt /requirements/
+RUN /venv/bin/pip install --constraint /requirements/constraints.txt ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} \
+    torch torchvision
+ARG EXTRAS=""
+COPY pyproject.toml constraints.txt docker/requirements.py /requirements/
+RUN cd /requirements && python3 requirements.py pyproject.toml train ${EXTRAS} > wanted.txt \
+    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt
 RUN useradd --uid 10001 --create-home clipsynth && install -d -o 10001 -g 10001 /runs
-COPY --from=requirements /venv /venv
-COPY --from=source /app /app
 COPY recipes /app/recipes
+COPY --from=source /app /app
 ENV PATH=/app/bin:/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /runs

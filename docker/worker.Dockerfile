@@ -3,20 +3,6 @@
 # BASE, EXTRAS: as in app.Dockerfile.
 ARG BASE=python:3.11-slim-bookworm
 
-FROM ${BASE} AS requirements
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-WORKDIR /build
-RUN python3 -m venv /venv
-# The CUDA build of PyTorch unless TORCH_INDEX_URL names an index of another: that runs without a GPU too.
-ARG TORCH_INDEX_URL=""
-COPY constraints.txt ./
-RUN /venv/bin/pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} torch torchvision
-ARG EXTRAS=""
-COPY pyproject.toml constraints.txt docker/requirements.py ./
-RUN python3 requirements.py pyproject.toml worker ${EXTRAS} > wanted.txt \
-    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt \
-    && /venv/bin/pip uninstall --yes pip
-
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
@@ -25,10 +11,20 @@ COPY . .
 RUN /pip/bin/pip install --no-deps --target /app .
 
 FROM ${BASE}
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv /venv
+# The CUDA build of PyTorch unless TORCH_INDEX_URL names an index of another: that runs without a GPU too.
+ARG TORCH_INDEX_URL=""
+COPY constraints.txt /requirements/
+RUN /venv/bin/pip install --constraint /requirements/constraints.txt ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} \
+    torch torchvision
+ARG EXTRAS=""
+COPY pyproject.toml constraints.txt docker/requirements.py /requirements/
+RUN cd /requirements && python3 requirements.py pyproject.toml worker ${EXTRAS} > wanted.txt \
+    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt
 RUN useradd --uid 10001 --create-home clipsynth && install -d -o 10001 -g 10001 /data /data/results
-COPY --from=requirements /venv /venv
-COPY --from=source /app /app
 COPY checkpoints/demo /app/checkpoints/demo
+COPY --from=source /app /app
 ENV PATH=/app/bin:/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     CLIPSYNTH_DATA_DIR=/data CLIPSYNTH_LOG_FORMAT=json \
     CLIPSYNTH_METRICS_PORT=9100

@@ -1,0 +1,81 @@
+"""docker-compose.yml: as the specification has it, with the images' commands, and safe by default."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from clipsynth.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("app", "worker", "janitor", "webhooks")
+
+
+def read(name, **variables):
+    """A compose file with its variables as given, or their defaults."""
+    text = (ROOT / name).read_text()
+    return yaml.safe_load(re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: variables.get(m[1], m[2]), text))
+
+
+COMPOSE = read("docker-compose.yml")
+SERVICES = COMPOSE["services"]
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yml", "compose.gpu.yaml"])
+def test_it_is_as_the_specification_has_it(name):
+    PyCompose.from_json(json.dumps(read(name)))
+
+
+def test_commands_are_those_of_the_images():
+    for role in ("app", "worker"):
+        dockerfile = (ROOT / f"docker/{role}.Dockerfile").read_text()
+        assert json.loads(re.findall(r"^CMD (.*)$", dockerfile, re.M)[-1]) == SERVICES[role]["command"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_may_do_no_more_than_they_need(name):
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_only_the_api_is_reached_and_only_from_this_machine():
+    published = {name: s["ports"] for name, s in SERVICES.items() if "ports" in s and "profiles" not in s}
+    assert published == {"app": ["127.0.0.1:8000:8000"]}
+    assert COMPOSE["networks"]["inside"]["internal"] is True
+    assert SERVICES["redis"]["networks"] == SERVICES["worker"]["networks"] == ["inside"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_where_it_is_published_decides_whether_keys_are_needed(address, monkeypatch):
+    app = read("docker-compose.yml", CLIPSYNTH_PUBLISH=address)["services"]["app"]
+    assert app["ports"] == [f"{address}:8000:8000"]
+    for name, value in app["environment"].items():
+        monkeypatch.setenv(name, value or "")
+    settings = Settings(host="0.0.0.0")
+    assert settings.allow_anonymous is None
+    assert settings.is_loopback is (address == "127.0.0.1")
+
+
+def test_a_worker_may_end_what_it_runs():
+    minutes = int(re.fullmatch(r"(\d+)m", SERVICES["worker"]["stop_grace_period"])[1])
+    assert 60 * minutes > Settings().job_timeout_s
+
+
+def test_every_setting_of_ours_exists():
+    known = {f"CLIPSYNTH_{name.upper()}" for name in Settings.model_fields}
+    for name in OURS:
+        assert set(SERVICES[name]["environment"]) <= known
+
+
+def test_the_check_runs_what_compose_starts():
+    """It takes the commands from the compose file itself; here: of all services that start by default."""
+    source = (ROOT / "docker/check.py").read_text()
+    run = set(re.findall(r'"(\w+)"', re.search(r"^RUN = \((.*)\)$", source, re.M)[1]))
+    assert run == {name for name, service in SERVICES.items() if "profiles" not in service}

@@ -1,0 +1,81 @@
+"""The manifests: by Kubernetes' schemas, and by each other. KEDA's and kustomize's kinds have no schema here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from clipsynth.settings import Settings
+
+FOLDER = Path(__file__).resolve().parents[2] / "docker/kubernetes"
+VERSION = "1.34"
+LISTED = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
+FILES = {path.name: list(yaml.safe_load_all(path.read_text())) for path in FOLDER.glob("*.yaml")}
+FOREIGN = ("keda.sh/", "kustomize.config.k8s.io/")
+OBJECTS = [o for name in LISTED for o in FILES[name]]
+PODS = [o for o in OBJECTS if o["kind"] in ("Deployment", "StatefulSet")]
+
+
+def containers():
+    return [c for pod in PODS for c in pod["spec"]["template"]["spec"]["containers"]]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_manifests_are_as_kubernetes_has_them(name):
+    for manifest in FILES[name]:
+        if name != "gpu.yaml" and not manifest["apiVersion"].startswith(FOREIGN):
+            kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+def test_a_wrong_manifest_would_be_found():
+    deployment = next(o for o in OBJECTS if o["kind"] == "Deployment")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment | {"spec": {"replicas": "two"}}, VERSION, strict=True)
+
+
+def test_selectors_find_their_pods():
+    labels = {pod["metadata"]["name"]: pod["spec"]["template"]["metadata"]["labels"] for pod in PODS}
+    for pod in PODS:
+        wanted = pod["spec"]["selector"]["matchLabels"].items()
+        assert wanted <= labels[pod["metadata"]["name"]].items()
+    known = {label["app"] for label in labels.values()}
+    named = set(re.findall(r"\{app: ([\w-]+)\}", "".join((FOLDER / name).read_text() for name in LISTED)))
+    assert named <= known
+
+
+def test_pods_are_restricted():
+    for pod in PODS:
+        assert pod["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"] is True
+    for container in containers():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_settings_exist_and_commands_are_those_of_compose():
+    known = {f"CLIPSYNTH_{name.upper()}" for name in Settings.model_fields} | {"CLIPSYNTH_SECRETS_DIR"}
+    settings = next(o for o in FILES["settings.yaml"])["data"]
+    assert {name for name in settings if name.startswith("CLIPSYNTH_")} <= known
+    services = yaml.safe_load((FOLDER.parents[1] / "docker-compose.yml").read_text())["services"]
+    for container in containers():
+        if container["name"] != "redis":
+            assert container["command"] == services[container["name"]]["command"]
+
+
+def test_redis_is_started_as_compose_starts_it():
+    script = FILES["redis.yaml"][0]["data"]["redis.sh"]
+    assert script.strip() == (FOLDER.parent / "redis.sh").read_text().strip()
+
+
+def test_scaling_asks_for_a_queue_and_a_metric_that_exist():
+    bundle = json.loads((FOLDER.parents[1] / "checkpoints/demo/clipsynth.json").read_text())
+    assert f'model="{bundle["name"]}"' in (FOLDER / "scaling.yaml").read_text()
+    assert f"rq:queue:clipsynth-{bundle['name']}" in (FOLDER / "scaling-list.yaml").read_text()
+    assert "clipsynth_backlog_seconds{" in (FOLDER / "scaling.yaml").read_text()
