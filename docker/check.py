@@ -139,7 +139,10 @@ def try_services(services: dict[str, Service], api: Api) -> None:
     check("secrets made a password and ended with 0", services["secrets"].wait() == 0)
     services["redis"].start()
     wait("redis is healthy", services["redis"].healthy)
-    check("redis refuses whoever has no password", "NOAUTH" in services["redis"].execute("redis-cli", "ping"))
+    check(
+        "redis refuses whoever has no password",
+        "NOAUTH" in services["redis"].execute("redis-cli", "ping").stdout,
+    )
     for name in ("app", "worker", "janitor", "webhooks"):
         services[name].start()
     wait("app is healthy", services["app"].healthy)
@@ -153,7 +156,7 @@ def try_services(services: dict[str, Service], api: Api) -> None:
         "accept: audio/wav",
     )
     check("a prompt became a WAV", status == 200 and sounds(data))
-    scrape = services["worker"].execute("python", "-c", "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9100/metrics').read().decode())")  # fmt: skip
+    scrape = services["worker"].execute("python", "-c", "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9100/metrics').read().decode())").stdout  # fmt: skip
     check("the worker's metrics count it", 'clipsynth_jobs_total{kind="text"' in scrape)
 
     made = [api.ask("POST", "/v1/generations", {"prompt": "rain", "seed": n}) for n in range(6)]
@@ -171,7 +174,7 @@ def try_services(services: dict[str, Service], api: Api) -> None:
     services["redis"].wait()
     services["redis"].start()
     wait("redis comes back with what it knew", lambda: services["redis"].healthy() and set(statuses(api, ids)) == {"succeeded"})  # fmt: skip
-    token = services["app"].execute("clipsynth", "keys", "create", "check").split()[0]
+    token = services["app"].execute("clipsynth", "keys", "create", "check").stdout.split()[0]
     check("after the first key others are refused", api.ask("GET", "/v1/generations")[0] == 401)
     check(
         "the key is let in",

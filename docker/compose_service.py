@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -56,8 +57,10 @@ class Service:
         )
         self._user = str(spec.get("user") or config["User"])
         self._options = ["--user", self._user, *self._volumes(folder, root)]
+        self._environment = dict(pair.split("=", 1) for pair in config["Env"] or ())
         for key, value in spec.get("environment", {}).items():
-            self._options += ["--env", f"{key}={_substituted(str(value))}"]
+            self._environment[key] = _substituted(str(value))
+            self._options += ["--env", f"{key}={self._environment[key]}"]
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / f"{name}.log"
 
@@ -82,8 +85,12 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         if self.process and self.process.poll() is None:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
+            with contextlib.suppress(FileNotFoundError):
+                self.signal(signal.SIGKILL)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
         buildah("rm", self.container)
 
     def _command(self, *words: str) -> list[str]:
@@ -93,32 +100,48 @@ class Service:
 
     def start(self) -> None:
         """Start the service's command in its own network namespace."""
+        command = ["buildah", "run", "--isolation", "chroot", *self._options, self.container, "--"]
         with self.log.open("ab") as log:
-            command = self._command(*self.spec["command"])
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.host.command(*command, *self.spec["command"]),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
-    def execute(self, *words: str) -> str:
-        """Run a command beside the service's, and return all that it says."""
-        done = subprocess.run(self._command(*words), capture_output=True, text=True)
-        return done.stdout + done.stderr
+    def execute(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the running container, as `docker exec` does."""
+        pid = self._main_process()
+        user, _, group = self._user.partition(":")
+        enter = ["/usr/bin/nsenter", "--target", str(pid), "--mount", "--net", "--root", "--wd"]
+        enter += ["--setuid", user, "--setgid", group or user, "--"]
+        return subprocess.run([*enter, *words], env=self._environment, capture_output=True, text=True)
 
     def healthy(self) -> bool:
-        """Run the health check."""
+        """Run the health check; False before there is a process."""
         kind, *words = self._health
         if kind == "CMD-SHELL":
             words = ["sh", "-c", words[0].replace("$$", "$")]
-        return subprocess.run(self._command(*words), capture_output=True).returncode == 0
+        try:
+            return self.execute(*words).returncode == 0
+        except FileNotFoundError:
+            return False
 
     def _main_process(self) -> int:
-        """Return the id of the process that the engine would call 1: the last in the line of only children."""
+        """Return the id of the process that the engine would call 1: the first in the line of children that is none of buildah's.
+
+        Raises:
+            FileNotFoundError: there is none yet, or no longer.
+        """
         assert self.process
         pid = self.process.pid
-        while True:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            executable = os.readlink(f"/proc/{pid}/exe")
-            if not children or not executable.endswith(("buildah", "ip")):
-                return pid
+        while Path(f"/proc/{pid}/cmdline").read_bytes().startswith((b"buildah", b"ip\0")):
+            tasks = Path(f"/proc/{pid}/task").iterdir()
+            children = [child for task in tasks for child in (task / "children").read_text().split()]
+            if not children:
+                raise FileNotFoundError(f"{self.name} has no process")
             pid = int(children[0])
+        return pid
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self._main_process(), number)
@@ -130,9 +153,11 @@ class Service:
         return int(found[1])
 
     def wait(self, timeout_s: float = 60) -> int:
-        """Return the exit code."""
+        """Return the exit code, negative where a signal ended the process."""
         assert self.process
-        return self.process.wait(timeout_s)
+        code = self.process.wait(timeout_s)
+        ended_by = re.search(r"subprocess exited on (\w+)\n", self.log.read_text()[-200:])
+        return -signal.SIGTERM if code and ended_by and ended_by[1] == "terminated" else code
 
     def written(self) -> list[str]:
         """Return what was written to the container's own file system, where mounts are left out."""

@@ -7,9 +7,10 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-RUN python3 -m venv /pip
+# In the place of the last stage, for scripts name their interpreter.
+RUN python3 -m venv /venv
 COPY . .
-RUN /pip/bin/pip install --no-deps --target /app .
+RUN /venv/bin/pip install --no-deps --target /app .
 
 FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -53,5 +53,6 @@ def network(*names: str, bridge: str = "clipsynth0") -> Iterator[dict[str, Host]
         yield hosts
     finally:
         for host in hosts.values():
+            subprocess.run(["ip", "link", "del", host.link], capture_output=True)  # there may be none yet
             ip("netns", "del", host.name)
         ip("link", "del", bridge)
