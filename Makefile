@@ -1,9 +1,9 @@
-# make serve | test | check | chaos | fuzz. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
+# make serve | test | check | chaos | fuzz | licences. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test check chaos screenshots fuzz
+.PHONY: setup serve test check chaos screenshots fuzz licences
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -30,3 +30,8 @@ screenshots: setup
 
 fuzz: setup
 	$(BIN)/python -m benchmarks.fuzz $(FUZZ)
+
+licences: setup
+	(sed '/^|/,$$d' docs/licences.md; $(BIN)/pip-licenses --format=markdown --from=mixed --order=license \
+		--packages $$(sed 's/==.*//' constraints.txt)) > docs/licences.new
+	mv docs/licences.new docs/licences.md
