@@ -92,7 +92,7 @@ def run(folder: Path, *, cut: str, jobs: int, cut_s: float) -> dict[str, int | f
             wait_until(lambda: ended() >= jobs, timeout_s=STUCK_S)
             took_s = time.monotonic() - mended
             found = [state.get(i) for i in ids]
-            figures: collections.Counter[str] = collections.Counter(g.status for g in found)
+            figures: collections.Counter[str] = collections.Counter(str(g.status) for g in found)
             return {
                 **figures,
                 "had ended at the mending": before,
