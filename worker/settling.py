@@ -108,10 +108,8 @@ class Settler:
             results = pipeline.execute()
         for held, outcome, result in zip(batch, outcomes, results, strict=False):
             with about(held.job.id, held.job.meta):
-                self.jobs.confirm(outcome, made=(made := State.was_made(result)))
+                made = State.was_made(result)
+                self.jobs.confirm(outcome, made=made)
             seconds = time.monotonic() - held.claimed_at
-            settled(self._model, held.job, held.ticket, outcome.status if made else None, seconds)
-
-    @property
-    def _model(self) -> str:
-        return self.jobs.predictor.manifest.name
+            model = self.jobs.predictor.manifest.name
+            settled(model, held.job, held.ticket, outcome.status if made else None, seconds)
