@@ -5,10 +5,8 @@ What passes is waited for: an address that does not answer, a full queue (429), 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
-import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,36 +19,15 @@ import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from httpx_sse import aconnect_sse
 
-from clipsynth.errors import ClipSynthError
+from clipsynth.answers import Patience, ServiceError, as_unreachable, check
 from clipsynth.schemas import TERMINAL, Estimate, Format, Generation, Output, ServedModel, Status
 
+__all__ = ["AsyncClient", "Client", "ServiceError", "Sound", "Sounds"]
 DEFAULT_URL = "http://localhost:8000"
-MAX_BACKOFF_S = 8.0
 READ_TIMEOUT_S = 30.0  # twice the time between two pings of an event stream
 T = TypeVar("T")
 Picture = bytes | str | Path  # its bytes, or the path of its file
 Progress = Callable[[Generation], None]
-
-
-class ServiceError(ClipSynthError):
-    """What the service refused, or how a generation ended that made no sound.
-
-    Attributes:
-        status: of HTTP; None where the service was not reached or a generation failed later.
-        code: of the service's error catalogue, or `unreachable`, or the public status of the generation.
-        retry_after_s: what the service asked for, if it did.
-    """
-
-    def __init__(
-        self, detail: str, *, code: str, status: int | None = None, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(detail)
-        self.code, self.status, self.retry_after_s = code, status, retry_after_s
-
-    @property
-    def passes(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.code == "unreachable" or self.status in (429, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -165,16 +142,16 @@ class AsyncClient:
     async def follow(self, generation_id: str) -> AsyncGenerator[Generation]:
         """Yield the generation at each of its changes until it has ended. An interrupted stream is taken up where it was."""
         last_id: str | None = None
-        patience = _Patience(self.patience_s)
+        patience = Patience(self.patience_s)
         while True:
             try:
                 headers = {"Last-Event-ID": last_id} if last_id else {}
                 url = f"/v1/generations/{generation_id}/events"
-                with _as_unreachable():
+                with as_unreachable():
                     async with aconnect_sse(self._http, "GET", url, headers=headers) as source:
-                        await _check(source.response)
+                        await check(source.response)
                         async for event in source.aiter_sse():
-                            patience = _Patience(self.patience_s)
+                            patience = Patience(self.patience_s)
                             last_id = event.id or last_id
                             if not event.data:  # a ping
                                 continue
@@ -231,12 +208,12 @@ class AsyncClient:
         return [ServedModel.model_validate(model) for model in response.json()]
 
     async def _send(self, method: str, url: str, **request: Any) -> httpx.Response:
-        patience = _Patience(self.patience_s)
+        patience = Patience(self.patience_s)
         while True:
             try:
-                with _as_unreachable():
+                with as_unreachable():
                     response = await self._http.request(method, url, **request)
-                await _check(response)
+                await check(response)
                 return response
             except ServiceError as error:
                 await patience.wait_after(error)
@@ -314,50 +291,6 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Patience:
-    """Waits after what passes, each time longer or as long as the service says, until `patience_s` are over."""
-
-    def __init__(self, patience_s: float) -> None:
-        self.until = time.monotonic() + patience_s
-        self.backoff_s = 0.25
-
-    async def wait_after(self, error: ServiceError) -> None:
-        """Wait, or raise the error again: it does not pass, or there is no time left for it."""
-        pause_s = self.backoff_s if error.retry_after_s is None else error.retry_after_s
-        if not error.passes or time.monotonic() + pause_s > self.until:
-            raise error
-        self.backoff_s = min(2 * self.backoff_s, MAX_BACKOFF_S)
-        await asyncio.sleep(pause_s)
-
-
-@contextlib.contextmanager
-def _as_unreachable() -> Iterator[None]:
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise ServiceError(
-            f"the service does not answer: {error or type(error).__name__}", code="unreachable"
-        ) from error
-
-
-async def _check(response: httpx.Response) -> None:
-    """Raise ServiceError for an answer that tells of a problem."""
-    if response.is_success:
-        return
-    await response.aread()
-    try:
-        told = response.json()
-    except ValueError:
-        told = {}
-    pause = response.headers.get("Retry-After", "")
-    raise ServiceError(
-        told.get("detail") or f"the service answered {response.status_code}",
-        code=told.get("code", "unknown"),
-        status=response.status_code,
-        retry_after_s=float(pause) if pause.isdigit() else None,
-    )
 
 
 def _base64(picture: Picture) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipsynth.commands.options import Bundle, Device, settings_with
 from clipsynth.schemas import output_seed
 from clipsynth.settings import Settings
 
@@ -75,10 +76,8 @@ def generate(
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds that a service may be away or full.")
     ] = 120.0,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Bundle folder; the demo's by default.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    model: Bundle = None,
+    device: Device = None,
 ) -> None:
     """Make sounds: without any server, or with --server by one.
 
@@ -104,9 +103,7 @@ def generate(
                 )
             )
         else:
-            overrides = {"model": model, "device": device}
-            settings = Settings(**{k: v for k, v in overrides.items() if v is not None})
-            make = _by_bundle(settings, num_outputs, output_format, fields)
+            make = _by_bundle(settings_with(model=model, device=device), num_outputs, output_format, fields)
         _write(queries, paths, seed, make)
 
 

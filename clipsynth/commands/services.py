@@ -1,0 +1,70 @@
+"""The commands that start services: all of them by `serve`, or one by one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from clipsynth.commands.options import Bundle, Device, settings_with
+from clipsynth.settings import Settings
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 by default.")] = None,
+    model: Bundle = None,
+    device: Device = None,
+) -> None:
+    """Start API, worker and (unless CLIPSYNTH_REDIS_URL is set) Redis; Ctrl+C stops all."""
+    from clipsynth.supervisor import serve as run
+
+    raise SystemExit(run(settings_with(host=host, port=port, model=model, device=device)))
+
+
+def api() -> None:
+    """Start the HTTP API alone (needs CLIPSYNTH_REDIS_URL)."""
+    from app.auth import warning
+    from app.server import run
+
+    settings = Settings()
+    if message := warning(settings):
+        logging.getLogger("clipsynth").warning(message)
+    run(settings)
+
+
+def openapi() -> None:
+    """Print the API's OpenAPI document; docs/openapi.json is this."""
+    import json
+
+    from app.main import create_app
+
+    print(json.dumps(create_app(Settings(redis_url="redis://nowhere")).openapi(), indent=2))
+
+
+def worker() -> None:
+    """Start a worker alone (needs CLIPSYNTH_REDIS_URL)."""
+    from worker.main import main as run
+
+    run(Settings())
+
+
+def janitor() -> None:
+    """Remove expired generations and their files, for ever (needs CLIPSYNTH_REDIS_URL)."""
+    import signal
+    import threading
+
+    from clipsynth.janitor import run
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    run(Settings(), stop)
+
+
+def webhooks() -> None:
+    """Tell clients' addresses of their generations, for ever (needs CLIPSYNTH_REDIS_URL)."""
+    from clipsynth.webhooks import run
+
+    run(Settings())

@@ -1,0 +1,90 @@
+"""`clipsynth prepare`, `train` and `export`: from videos to a bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def prepare(
+    videos: Path,
+    out: Path,
+    clip_model: Annotated[
+        str | None, typer.Option(help="A model of open_clip, e.g. ViT-B-32; the packaged encoder by default.")
+    ] = None,
+    clip_weights: Annotated[
+        str, typer.Option(help="Its weights: a local file or a tag of open_clip's hub.")
+    ] = "",
+    listing: Annotated[
+        Path | None, typer.Option("--list", help="The JSON of MUSIC or the CSV of VGGSound: only its videos.")
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="CSV file,caption: for models that are to be trained on text.")
+    ] = None,
+    clip_seconds: Annotated[float, typer.Option(min=0.5, help="Length of the clips.")] = 5.0,
+    frames_per_s: Annotated[float, typer.Option(min=0.01, help="Frames taken per second.")] = 1.0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one.")] = os.cpu_count()
+    or 1,
+) -> None:
+    """Turn a folder of videos into shards of features to train on; goes on where it was."""
+    from rich.progress import Progress
+
+    from models.encoders import OpenClipEncoder, PackagedEncoder
+    from training.prepare import PrepareOptions
+    from training.prepare import prepare as run
+
+    encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else PackagedEncoder()
+    with Progress() as progress:
+        bar = progress.add_task("prepare", total=None)
+        for done, total in run(
+            videos,
+            out,
+            encoder,
+            options=PrepareOptions(clip_s=clip_seconds, frames_per_s=frames_per_s),
+            listing=listing,
+            captions=captions,
+            workers=workers,
+        ):
+            progress.update(bar, completed=done, total=total)
+    print((out / "report.json").read_text())
+
+
+def train(
+    recipe: Path,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: denoiser.steps=10")] = None,
+    stage: Annotated[
+        str,
+        typer.Option(
+            help="all, vocoder, denoiser, finetune or export; of SpecVQGAN all, vqgan, transformer or export."
+        ),
+    ] = "all",
+    init: Annotated[Path | None, typer.Option(help="Bundle to start from.")] = None,
+) -> None:
+    """Train a recipe's parts, or resume, and write the bundle (of SpecVQGAN: the pipeline's folder)."""
+    from training.recipe import load_recipe
+    from training.train import train as run
+
+    folder = run(load_recipe(recipe, set_), stage=stage, init=init)
+    if folder:
+        print(folder)
+
+
+def export(
+    recipe: Path,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: text_sigma=0.3")] = None,
+    out: Annotated[Path | None, typer.Option(help="Bundle folder; bundle/ of the run by default.")] = None,
+    attribution: Annotated[
+        Path | None, typer.Option(help="CSV file,source,licence of the training videos.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Markdown for the model card; `clipsynth evaluate` writes results.md.")
+    ] = None,
+) -> None:
+    """Write the bundle of a trained recipe: parts, retrieval index, model card."""
+    from training.recipe import load_recipe
+    from training.train import train as run
+
+    print(run(load_recipe(recipe, set_), stage="export", out=out, attribution=attribution, results=results))
