@@ -208,7 +208,7 @@ def test_a_whole_test_by_keyboard_in_chromium_with_a_reload_in_the_middle(served
         from playwright.sync_api import expect
 
         page = browser.new_page()
-        complaints = []
+        complaints, held = [], []
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.goto(f"{served}/?rater=anna")
         current = lambda: page.locator("#sound").get_attribute("src").removeprefix("items/")[:-4]  # noqa: E731
@@ -221,14 +221,13 @@ def test_a_whole_test_by_keyboard_in_chromium_with_a_reload_in_the_middle(served
             expect(page.get_by_role("radio", name="1, bad")).to_be_enabled()
             quality, *rest = planted[system[item]]
             if n == 2:  # thinks better of it while the first rating is still on its way
-                held = []
-                page.route("**/quality", held.append)
-                with page.expect_request("**/quality"):
-                    page.locator(f"[name=quality][value='{6 - quality}']").check()
+                page.route("**/quality", lambda route: route.continue_() if held else held.append(route))
+                page.locator(f"[name=quality][value='{6 - quality}']").check()
+                while not held:
+                    page.wait_for_timeout(10)
                 page.keyboard.press(str(quality))
-                page.unroute("**/quality")
-                for route in reversed(held):
-                    route.continue_()
+                expect(page.locator("[name=quality]:checked")).to_have_value(str(quality))
+                held[0].continue_()
             else:
                 page.keyboard.press(str(quality))
             if n == 1:  # in the middle of an item, too
