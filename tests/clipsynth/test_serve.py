@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from clipsynth.process import wait_until
 from tests.service import TIMEOUT_S, Serve
 
@@ -29,17 +31,28 @@ def test_serve_makes_a_sound(served):
     assert service.http.get(f"{location}/audio/0").content[:4] == b"RIFF"
 
 
-def test_the_script_of_the_readme_makes_a_sound(served, tmp_path):
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("word", "made", "last_line"),
+    [
+        ("clipsynth.client", ["dog.wav"], []),
+        ("httpx", ["dog-0.wav"], ["succeeded None"]),
+        ("ClipSynthPipeline", [], []),
+    ],
+)
+def test_the_scripts_of_the_readme_run(served, tiny_bundle, tmp_path, word, made, last_line):
     service, _ = served
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    script = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1].replace(
-        "http://localhost:8000", service.url
-    )
+    [script] = [script for script in SCRIPTS if word in script]
+    script = script.replace("http://localhost:8000", service.url)
+    script = script.replace("checkpoints/demo", str(tiny_bundle)).replace("duration_s=4.0", "duration_s=1.0")
     printed = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    assert printed.splitlines()[-1] == "succeeded None"
-    assert (tmp_path / "dog-0.wav").read_bytes()[:4] == b"RIFF"
+    assert printed.splitlines()[-1:] == last_line
+    assert [(tmp_path / name).read_bytes()[:4] for name in made] == [b"RIFF"] * len(made)
 
 
 def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, tiny_bundle, tmp_path):
