@@ -117,14 +117,17 @@ class Events:
         """Return the generation at its end, or as it is after `timeout_s`. What happens on the way there is not read."""
         deadline = time.monotonic() + timeout_s
         with _waiter(self._waiting_for_end, generation.id) as ended:
+            [standing] = await run_in_threadpool(self.state.standings, [generation.id])
+            if standing is None or standing.status in TERMINAL:
+                ended.set()
             while True:
-                ended.clear()
-                generation = await run_in_threadpool(self.state.get, generation.id)
-                left = deadline - time.monotonic()
-                if generation.status in TERMINAL or left <= 0:
-                    return generation
+                left = max(0.0, deadline - time.monotonic())
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, PING_S))
+                ended.clear()
+                generation = await self._read(generation.id)
+                if generation.status in TERMINAL or left == 0:
+                    return generation
 
     async def stream(self, generation_id: str, last_event_id: str | None = None) -> AsyncIterator[str]:
         """Yield server-sent events: `status`, `progress`, at last `completed` (or `gone`), each with the resource.

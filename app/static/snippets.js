@@ -29,7 +29,9 @@ export function python(body) {
   const sent = parts.length
     ? `data=${literal(formFields(named))}, files={${parts.map((name) => `"${name}": open("${name}.jpg", "rb")`).join(", ")}}`
     : `json=${literal(named)}`;
-  return `import httpx
+  return `from pathlib import Path
+
+import httpx
 
 response = httpx.post(
     "${location.origin}/v1/generations",
@@ -38,7 +40,7 @@ response = httpx.post(
     timeout=70,
 )
 response.raise_for_status()
-open("sound.wav", "wb").write(response.content)
+Path("sound.wav").write_bytes(response.content)
 `;
 }
 

@@ -121,12 +121,15 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
         monkeypatch.setattr(state, "get", lambda i: (get(i), looks.append(i), time.sleep(0.1))[0])
         shared = Events(redis_url, state)
 
+        async def follow():
+            return [generation async for generation in shared.states(generation_id)][-1]
+
         async def run():
-            followers = [asyncio.create_task(shared.wait(get(generation_id), 20)) for _ in range(100)]
+            followers = [asyncio.create_task(follow()) for _ in range(100)]
             while not looks:
                 await asyncio.sleep(0)
             await asyncio.to_thread(state.change, generation_id, Status.CANCELED)
-            shared._wake(generation_id)
+            shared._wake(generation_id, ended=True)
             return await asyncio.gather(*followers)
 
         assert {g.status for g in asyncio.run(run())} == {"canceled"}

@@ -269,7 +269,7 @@ def test_a_page_of_a_service_with_keys_asks_for_one(page):
 
     page.route("**/v1/models", answer)
     page.reload()
-    page.get_by_label("API key").fill("cs_x_y")
+    page.get_by_role("textbox", name="API key").fill("cs_x_y")
     page.unroute("**/v1/models")
     page.route(
         "**/v1/models",
