@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from pathlib import Path
+
+from PIL import Image
 
 from clipsynth.process import wait_until
 from clipsynth.settings import Settings
 from tests.browser import open_chromium
 from tests.service import TIMEOUT_S, Serve
 
-PROMPTS = ("a church bell", "somebody plays the drums")
+PROMPTS = ("an acoustic guitar", "somebody plays the drums")
 
 
 def main(folder: Path) -> None:
@@ -34,9 +37,10 @@ def main(folder: Path) -> None:
                 for prompt in PROMPTS:
                     page.get_by_label("What should it sound like?").fill(prompt)
                     page.keyboard.press("Control+Enter")
-                    page.get_by_role("article", name=prompt).locator("img[src]").nth(1).wait_for()
+                    page.get_by_role("article", name=prompt).locator("img[src]").first.wait_for()
                 page.wait_for_load_state("networkidle")
-                page.screenshot(path=folder / f"{name}.png")
+                picture = Image.open(io.BytesIO(page.screenshot()))
+                picture.quantize(128).save(folder / f"{name}.png", optimize=True)
                 page.close()
         finally:
             service.stop()

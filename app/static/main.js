@@ -8,7 +8,7 @@ import { Mixture } from "./mixture.js";
 import { toggleLast } from "./player.js";
 import { SettingsForm } from "./settings.js";
 
-const EXAMPLES = ["a dog barking", "rain on a roof", "a church bell", "somebody plays the drums", "birds in a forest"];
+const EXAMPLES = ["somebody plays the drums", "an acoustic guitar", "a cat meowing", "a saxophone solo", "birds singing"];
 const NO_MODEL_RETRY_MS = 2000;
 
 const mixture = new Mixture(() => estimateSoon());
