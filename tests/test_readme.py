@@ -1,0 +1,96 @@
+"""The commands of the README, run as they stand there: on tiny videos and the tiny bundle, and training for two steps."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.main import get_command
+
+from clipsynth.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+SHORT = [
+    "vocoder.steps=2",
+    "vocoder.finetune_steps=1",
+    "vocoder.batch_size=2",
+    "vocoder.upsample_initial_channel=32",
+    "denoiser.steps=2",
+    "denoiser.batch_size=2",
+    "denoiser.dim=32",
+    "denoiser.depth=1",
+    "denoiser.heads=2",
+]
+
+
+def commands():
+    """Return the lines of the README's indented blocks that are commands, without their comments."""
+    line = r"^    ((?:curl|make|docker|\.venv/bin/clipsynth) (?:[^\n]*\\\n)*[^\n]*)"
+    found = re.findall(line, README, re.MULTILINE)
+    return [shlex.split(command.replace("\\\n", " "), comments=True) for command in found]
+
+
+def of(program, *words):
+    return [c for c in commands() if c[0].endswith(program) and c[1 : 1 + len(words)] == list(words)]
+
+
+def run(command, folder, **environment):
+    if command[0].endswith("clipsynth"):
+        command = [sys.executable, "-m", "clipsynth.cli", *command[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_command_is_tried_here_or_stands_for_one_that_is():
+    tried = of("curl") + of("clipsynth", "generate") + of("clipsynth", "prepare") + of("clipsynth", "train")
+    others = [c for c in commands() if c not in tried]
+    known = {
+        name: [o for p in command.params for o in p.opts]
+        for name, command in get_command(app).commands.items()
+    }
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for program, word, *rest in others:
+        if program == "make":
+            assert word in targets
+        else:  # `serve`, `evaluate` and `listen` have tests of their own
+            assert program == ".venv/bin/clipsynth"
+            assert {option for option in rest if option.startswith("-")} <= set(known[word])
+    assert len(tried) == 6
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_asks_the_service(served, tmp_path):
+    service, _ = served
+    service.wait_for_worker()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "dog.jpg")
+    printed = []
+    for command in of("curl"):
+        printed.append(run([word.replace("localhost:8000", service.url) for word in command], tmp_path))
+    assert (tmp_path / "dog.wav").read_bytes()[:4] == b"RIFF"
+    assert '"status":"queued"' in printed[-1]
+
+
+def test_generate_writes_what_is_named(tiny_bundle, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a dog\na cat\n")
+    for command in of("clipsynth", "generate"):
+        run([*command, "--steps", "2"], tmp_path, CLIPSYNTH_MODEL=str(tiny_bundle))
+    assert (tmp_path / "dog.wav").is_file()
+    assert len(list((tmp_path / "sounds").iterdir())) == 2
+
+
+def test_a_folder_of_videos_becomes_a_bundle(videos, tmp_path):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    [prepare], [train] = of("clipsynth", "prepare"), of("clipsynth", "train")
+    run([word.replace("VIDEOS", str(videos)) for word in prepare] + ["--workers", "0"], tmp_path)
+    run(train + [word for override in SHORT for word in ("--set", override)], tmp_path)
+    assert (tmp_path / "runs" / "demo" / "bundle" / "clipsynth.json").is_file()
