@@ -14,6 +14,14 @@ from clipsynth.settings import Settings
 from tests.browser import open_chromium
 from tests.service import TIMEOUT_S, Serve
 
+STRIP = (
+    "somebody plays the drums",
+    "an acoustic guitar",
+    "a cat meowing",
+    "a saxophone solo",
+    "birds singing",
+    "a violin",
+)
 PROMPTS = ("an acoustic guitar", "somebody plays the drums")
 
 
@@ -46,5 +54,29 @@ def main(folder: Path) -> None:
             service.stop()
 
 
+def strip(path: Path) -> None:
+    """Write the spectrograms of what the demo bundle makes of six prompts, all with seed 0 and the bundle's defaults."""
+    import matplotlib.pyplot as plt
+    import torch
+
+    from worker.predict import Predictor
+    from worker.views import spectrogram_png
+
+    predictor = Predictor.setup(Settings())
+    figure, axes = plt.subplots(2, 3, figsize=(9, 3.4), layout="constrained")
+    for prompt, ax in zip(STRIP, axes.flat, strict=True):
+        sound = predictor.pipeline(prompt, generator=torch.Generator().manual_seed(0)).audios[0]
+        picture = Image.open(io.BytesIO(spectrogram_png(predictor.log_mel(sound)))).convert("RGB")
+        ax.imshow(picture, aspect="auto", extent=(0, len(sound) / predictor.manifest.sample_rate, 0, 1))
+        ax.set_title(prompt, fontsize=9)
+        ax.set_yticks([])
+        ax.tick_params(labelsize=7)
+    figure.supxlabel("s", fontsize=8)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=100)
+    Image.open(data).convert("RGB").quantize(128).save(path, optimize=True)
+
+
 if __name__ == "__main__":
+    strip(Path(sys.argv[1]) / "sounds.png")
     main(Path(sys.argv[1]))
