@@ -62,7 +62,7 @@ def accept(
         return _made_meanwhile(services, caller, generation_id), True
     try:
         _store(services, generation_id, payload, pictures)
-        enqueue(
+        generation = enqueue(
             services.redis,
             state,
             generation_id,
@@ -78,7 +78,7 @@ def accept(
             release_hold(services.redis, hold)
         raise
     logger.info("job accepted: %s", generation_id, extra={"job_id": generation_id, "key_id": caller.id})
-    return state.get(generation_id), False
+    return generation, False
 
 
 def _store(services: Services, generation_id: str, payload: JobPayload, pictures: Sequence[Picture]) -> None:
@@ -135,7 +135,9 @@ def _take_room(
     hold = Hold(generation_id, caller.id, payload.model, passes(payload, cost))
     if not admit(services.redis, hold, services.settings, cost):
         return None
-    expected = forecast(services.redis, payload, cost, owner=caller.id, counted=True)
+    expected = forecast(
+        services.redis, payload, cost, owner=caller.id, counted=True, corrected=payload.deadline_s is not None
+    )
     if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
         release_hold(services.redis, hold)
         raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")

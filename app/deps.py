@@ -52,7 +52,7 @@ class Services:
             yield
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # async, for FastAPI gives others a thread
     services: Services = request.app.state.services
     return services
 

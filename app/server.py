@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from typing import Any
 
 import h11
@@ -11,6 +12,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.main import create_app
 from clipsynth.settings import Settings
+
+ARENAS = 2
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 class ImpatientProtocol(H11Protocol):
@@ -62,6 +66,13 @@ def config(settings: Settings, **options: Any) -> uvicorn.Config:
     )
 
 
+def bound_arenas(arenas: int = ARENAS) -> bool:
+    """Have glibc's malloc share `arenas` between threads, where each would keep what pictures took in one of its own; False without glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return bool(mallopt and mallopt(_M_ARENA_MAX, arenas))
+
+
 def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM."""
+    bound_arenas()
     uvicorn.Server(config(settings)).run()

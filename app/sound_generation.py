@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.accept import accept
 from app.auth import ShimMaker
@@ -67,6 +67,14 @@ class SoundGenerationRequest(BaseModel):
         default=None, max_length=40, description="a model served here; ElevenLabs' names mean the first one"
     )
     loop: Literal[False] = Field(default=False, description="not offered")
+
+    @field_validator("loop", mode="before")
+    @classmethod
+    def _no_number(cls, value: object) -> object:
+        """Refuse 0, which equals False and so would do for the Literal."""
+        if not isinstance(value, bool):
+            raise ValueError("must be a boolean")
+        return value
 
 
 def guidance_scale(prompt_influence: float, own: float) -> float:

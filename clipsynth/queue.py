@@ -13,7 +13,7 @@ from clipsynth.admission import Hold
 from clipsynth.keys import ANONYMOUS
 from clipsynth.logs import REQUEST_ID
 from clipsynth.record import client_notes
-from clipsynth.schemas import JobPayload, Webhook
+from clipsynth.schemas import Generation, JobPayload, Webhook
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.turns import take_turn
@@ -45,8 +45,8 @@ def enqueue(
     hold: Hold | None = None,
     webhook: Webhook | None = None,
     metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Create a generation and put its job, of the same id, on its model's queue: both or neither.
+) -> Generation:
+    """Create a generation and put its job, of the same id, on its model's queue, both or neither; return it as it is then.
 
     RQ tries again as often as it likes: how often a job may be lost with its worker is decided by the public state.
     """
@@ -65,10 +65,13 @@ def enqueue(
     with redis.pipeline() as pipeline:
         queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
         notes = client_notes(webhook, metadata)
-        state.create(generation_id, payload, pipeline, owner=owner, hold=hold, notes=notes)
+        generation = state.create(generation_id, payload, pipeline, owner=owner, hold=hold, notes=notes)
         work = hold.work if hold else passes(payload, None)
         take_turn(pipeline, model=payload.model, generation_id=generation_id, owner=owner, work=work)
-        pipeline.execute()
+        pipeline.lpos(queue.key, generation_id)
+        generation.queue_position = pipeline.execute()[-1]
+    generation.eta_s = hold.eta_s if hold else None
+    return generation
 
 
 def withdraw(redis: Redis, generation_id: str, model: str) -> None:

@@ -40,9 +40,13 @@ def client_notes(webhook: Webhook | None, metadata: Mapping[str, str] | None) ->
 
 def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes | None) -> Generation | None:
     """Return the resource of a record; None where there is none."""
-    if not raw:
-        return None
-    fields = {k.decode(): v.decode() for k, v in raw.items()}
+    return (
+        resource(generation_id, {k.decode(): v.decode() for k, v in raw.items()}, progress) if raw else None
+    )
+
+
+def resource(generation_id: str, fields: Mapping[str, str], progress: bytes | None = None) -> Generation:
+    """Return the resource of a record's fields."""
     payload = JobPayload.model_validate_json(fields["input"])
     status = Status(fields["status"])
     return Generation(
@@ -69,7 +73,7 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
     )
 
 
-def _webhook(fields: dict[str, str]) -> Webhook | None:
+def _webhook(fields: Mapping[str, str]) -> Webhook | None:
     if "webhook_url" not in fields:
         return None
     noted = [v for name, v in sorted(fields.items()) if name.startswith("delivery:")]

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from clipsynth.admission import Hold
 from clipsynth.errors import AlreadyEnded, Gone, NotFound
 from clipsynth.keys import ANONYMOUS
-from clipsynth.record import Standing, read_resource, record_key
+from clipsynth.record import Standing, read_resource, record_key, resource
 from clipsynth.schemas import (
     TERMINAL,
     Generation,
@@ -81,8 +81,8 @@ class State(ServedModels):
         owner: str,
         hold: Hold | None = None,
         notes: Mapping[str, str] | None = None,
-    ) -> None:
-        """Queue the commands that create a generation on `pipeline`; `notes` are fields of `record.client_notes`."""
+    ) -> Generation:
+        """Queue the commands that create a generation on `pipeline` and return what it will be; `notes` are fields of `record.client_notes`."""
         now = time.time()
         fields: dict[str, object] = {
             "status": Status.QUEUED,
@@ -99,6 +99,7 @@ class State(ServedModels):
         pipeline.zadd(INDEX_PREFIX + owner, {generation_id: now})
         pipeline.hset(record_key(generation_id), mapping=cast(Any, fields))
         pipeline.zrem(EXPIRY_KEY, generation_id)
+        return resource(generation_id, {name: str(value) for name, value in fields.items()})
 
     def change(
         self, generation_id: str, status: Status, *, of: Collection[Status] = UNFINISHED, **fields: object

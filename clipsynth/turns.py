@@ -7,7 +7,6 @@ queue is kept sorted by those starts. With one key, or while none has a backlog,
 from __future__ import annotations
 
 from redis.client import Pipeline
-from redis.commands.core import Script
 
 # KEYS: the queue's list, at whose end the job is; the hash of where each owner's next job starts, and under '' the latest start of all: when
 # the queue is empty the owners are forgotten and time goes on from there, so that a job that is put back is never later than new ones.
@@ -41,5 +40,5 @@ end
 def take_turn(pipeline: Pipeline, *, model: str, generation_id: str, owner: str, work: float) -> None:
     """Queue the command that moves a job from the end of its queue to its owner's turn; its record has to be there by then."""
     keys = [f"rq:queue:clipsynth-{model}", f"clipsynth:turns:{model}"]
-    script: Script = pipeline.register_script(_TAKE_TURN)
-    script(keys=keys, args=[generation_id, owner, f"{work:.6f}"], client=pipeline)
+    # EVAL, not a registered script: before a pipeline with one, redis-py asks in a round trip of its own whether Redis has it.
+    pipeline.eval(_TAKE_TURN, len(keys), *keys, generation_id, owner, f"{work:.6f}")

@@ -44,16 +44,22 @@ class Forecast:
 
 
 def forecast(
-    redis: Redis, payload: JobPayload, cost: ModelCost | None, *, owner: str, counted: bool = False
+    redis: Redis,
+    payload: JobPayload,
+    cost: ModelCost | None,
+    *,
+    owner: str,
+    counted: bool = False,
+    corrected: bool = True,
 ) -> Forecast:
     """Estimate for the workers there are, the running jobs taken for half done, corrected by how long earlier ones took in fact.
 
-    `counted` is whether room was taken for the request: then it is part of the queue's work.
+    `counted` is whether room was taken for the request: then it is part of the queue's work. Without `corrected`, how long earlier ones took is not read.
     """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.hgetall(f"clipsynth:load:{payload.model}")
         pipeline.zrange(f"rq:wip:clipsynth-{payload.model}", 0, -1)
-        pipeline.lrange(f"clipsynth:eta_ratios:{payload.model}", 0, -1)
+        pipeline.lrange(f"clipsynth:eta_ratios:{payload.model}", 0, -1 if corrected else 0)
         pipeline.scard(workers_key(payload.model))
         load, wip, ratios, workers = pipeline.execute()
         load = {name.decode(): float(value) for name, value in load.items()}

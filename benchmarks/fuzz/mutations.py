@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+VALUES = (
+    b"rain", b"7", b"wav", b"part:image", b"{}", b'{"a": 1}', b'[{"text": "rain"}]', b'[{"text": "a", "weight": NaN}]', b'[{"image": "part:image"}]',
+    b'[{"text": "a", "image": "part:x"}]', b'[{"text": "\\ud800"}]', b'{"\\ud800": "\\u0000"}', b"https://127.0.0.1/x.png", b"https://[::1", b"data:image/png;base64,AA==",
+)  # fmt: skip
 BOUNDARY = b"fuzzfuzzfuzz"
 ODD = (
     b"", b"\0", b"\xff\xfe", b"\r\n", b"%00", b"..%2f..%2f", b"../../etc/passwd", b"\xc3\x28", b"-1", b"1e999", b"9" * 400,
@@ -24,7 +28,9 @@ PATHS = (
     b"/v1/generations/gen_00000000000000000000000000/audio/0", b"/v1/generations/%2e%2e/audio/0", b"/docs/static/%2e%2e/%2e%2e/pyproject.toml",
     b"/docs/static/..%2f..%2fpyproject.toml", b"/v1/generations/a%00b", b"/v1/generations/%ff%fe", b"/v1/generations?cursor=%ff&limit=1",
     b"/v1/generations?limit=99999999999999999999999", b"/v1/generations?status=queued&status=x", b"/v1/generations/x/audio/-1",
-    b"/v1/generations/x/audio/99999999999999999999?format=wav",
+    b"/v1/generations/x/audio/99999999999999999999?format=wav", b"/", b"/page/..%2f..%2fpyproject.toml", b"/v1/sound-generation",
+    b"/v1/sound-generation?output_format=mp3_9_9", b"/v1/sound-generation?output_format=%ff", b"/v1/generations/x/spectrogram/-1",
+    b"/v1/generations/x/peaks/99999999999999999999", b"/v1/generations/x/recipe", b"/v1/generations/%2e%2e/recipe",
 )  # fmt: skip
 HEADERS = (
     b"Accept", b"Accept-Encoding", b"Authorization", b"Content-Type", b"Cookie", b"Expect", b"Forwarded", b"Host", b"Idempotency-Key",
@@ -141,12 +147,26 @@ def _image(draw: random.Random) -> bytes:
     if draw.random() < 0.9:
         data = mutate(draw, data)
     if draw.random() < 0.3:
-        body = json.dumps(
-            {"image": base64.b64encode(data).decode(), "duration_s": 0.5, "num_inference_steps": 1}
-        ).encode()
+        encoded = base64.b64encode(data).decode()
+        prompt = draw.choice(
+            [
+                {"image": encoded},
+                {"prompts": [{"image": encoded}, {"text": "rain", "weight": draw.choice([0.5, -1, 1e308])}]},
+            ]
+        )
+        body = json.dumps(prompt | {"duration_s": 0.5, "num_inference_steps": 1}).encode()
         return _request(b"POST", b"/v1/generations", [(b"Content-Type", b"application/json")], body)
     parts = [
-        (b'name="image"; filename="x"', data),
+        draw.choice(
+            [
+                [(b'name="image"; filename="x"', data)],
+                [
+                    (b'name="beach"; filename="x"', data),
+                    (b'name="prompts"', b'[{"image": "part:beach"}, {"text": "rain", "weight": 0.5}]'),
+                ],
+            ]
+        )
+    ][0] + [
         (b'name="duration_s"', b"0.5"),
         (b'name="num_inference_steps"', b"1"),
     ]
@@ -175,6 +195,9 @@ def _multipart(draw: random.Random) -> bytes:
         b"webhook_events",
         b"model",
         b"metadata",
+        b"prompts",
+        b"image_url",
+        b"composition",
         draw.choice(ODD),
     ]
     parts = []
@@ -189,7 +212,7 @@ def _multipart(draw: random.Random) -> bytes:
             )
         if draw.random() < 0.1:
             head += b"\r\n" + draw.choice(HEADERS) + b": " + draw.choice(ODD)
-        parts.append((head, draw.choice([b"rain", b"7", b"wav", b"part:image", *ODD])))
+        parts.append((head, draw.choice([*VALUES, *ODD])))
     boundary = draw.choice([BOUNDARY, BOUNDARY, b"", b'"', b"a" * 300, b"--", b"\xff", b"a b"])
     body = _form(parts, boundary)
     if draw.random() < 0.5:
@@ -222,6 +245,10 @@ def _header(draw: random.Random) -> bytes:
             b'{"prompt": "a", "duration_s": 0.5, "num_inference_steps": 1}',
             b"{",
             b'{"prompt": "\\ud800"}',
+            b'{"prompts": [{"text": "a", "weight": 1e999}]}',
+            b'{"text": "rain", "duration_seconds": 0.5}',
+            b'{"image_url": "https://localhost\\u0000/"}',
+            b'{"prompt": "a", "metadata": {"\\ud800": []}}',
             b'{"\\ud800": 1}',
             b"[" * 5000,
             b"\xff\xfe{\0}\0",

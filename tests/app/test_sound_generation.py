@@ -80,6 +80,7 @@ def test_influence_is_a_line_through_no_guidance_and_the_models_own():
         ({"duration_seconds": 9}, {}, "invalid_request"),
         ({"prompt_influence": 1.1}, {}, "invalid_request"),
         ({"loop": True}, {}, "invalid_request"),
+        ({"loop": 0}, {}, "invalid_request"),
         ({"voice": "a"}, {}, "invalid_request"),
         ({"model_id": "other"}, {}, "model_not_found"),
         ({}, {"output_format": "pcm_44100"}, "invalid_request"),
