@@ -6,8 +6,28 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from redis.client import Pipeline
+from redis.exceptions import ResponseError
 
 from clipsynth.schemas import Delivery, Generation, JobPayload, Output, Problem, Progress, Status, Webhook
+
+STANDING = ("status", "cancel_requested", "solo", "lost", "deadline_at")  # what Standing.read takes
+
+
+def is_wrong_type(error: Exception) -> bool:
+    """Return whether Redis refused a command because its key holds another type: somebody wrote there."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
+def results(pipeline: Pipeline) -> list[Any]:
+    """Execute a pipeline; a command whose key is of a wrong type has the error for its result, so that it does not fail the others. Other errors are raised."""
+    found = pipeline.execute(raise_on_error=False)
+    for result in found:
+        if isinstance(result, Exception) and not is_wrong_type(result):
+            raise result
+    return found
 
 
 def record_key(generation_id: str) -> str:
@@ -24,6 +44,21 @@ class Standing:
     solo: bool
     lost: int
     deadline_at: float | None
+
+    @classmethod
+    def read(cls, values: Any) -> Standing | None:
+        """Return the standing that the values of STANDING tell; None where there is no record, or none that can be read."""
+        try:
+            status, cancel_requested, solo, lost, deadline_at = values
+            return cls(
+                Status(status.decode()),
+                cancel_requested is not None,
+                solo is not None,
+                int(lost or 0),
+                float(deadline_at) if deadline_at else None,
+            )
+        except (AttributeError, TypeError, ValueError):
+            return None
 
     @property
     def overdue(self) -> bool:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from clipsynth.admission import Hold
 from clipsynth.errors import AlreadyEnded, Gone, NotFound
 from clipsynth.keys import ANONYMOUS
-from clipsynth.record import Standing, read_resource, record_key, resource
+from clipsynth.record import STANDING, Standing, read_resource, record_key, resource, results
 from clipsynth.schemas import (
     TERMINAL,
     Generation,
@@ -166,25 +166,11 @@ class State(ServedModels):
         raise AlreadyEnded(f"the generation has ended: {status}")
 
     def standings(self, ids: Sequence[str]) -> list[Standing | None]:
-        """Return what a worker must know of each generation; None for one that was forgotten."""
+        """Return what a worker must know of each generation; None for one that was forgotten or cannot be read."""
         with self.redis.pipeline(transaction=False) as pipeline:
             for generation_id in ids:
-                pipeline.hmget(
-                    record_key(generation_id), ["status", "cancel_requested", "solo", "lost", "deadline_at"]
-                )
-            values = cast(list[list[bytes | None]], pipeline.execute())
-        return [
-            Standing(
-                Status(status.decode()),
-                cancel_requested is not None,
-                solo is not None,
-                int(lost or 0),
-                float(deadline_at) if deadline_at else None,
-            )
-            if status
-            else None
-            for status, cancel_requested, solo, lost, deadline_at in values
-        ]
+                pipeline.hmget(record_key(generation_id), STANDING)
+            return [Standing.read(values) for values in results(pipeline)]
 
     def unwanted(self, ids: Sequence[str]) -> set[str]:
         """Return which of these nobody waits for any more: forgotten, canceled, or about to be."""

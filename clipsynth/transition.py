@@ -5,13 +5,14 @@ from __future__ import annotations
 from clipsynth.admission import RELEASE
 
 # KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel, KEYS[4] counts; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
-# ARGV[4] what to add to `lost`, ARGV[5] id, ARGV[6…] further fields. The value of `lost` where the change was made, else -1.
+# ARGV[4] what to add to `lost`, ARGV[5] id, ARGV[6…] further fields. The value of `lost` where the change was made, else -1;
+# what is no hash counts as no record.
 # Of what succeeds, the list `clipsynth:eta_ratios:{model}` gets the time that it took by the time that it was told, for better estimates.
 TRANSITION = (
     RELEASE
     + """
-local old = redis.call('HGET', KEYS[1], 'status')
-if not old or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
+local old = redis.pcall('HGET', KEYS[1], 'status')
+if type(old) ~= 'string' or not string.find(',' .. ARGV[2] .. ',', ',' .. old .. ',', 1, true) then return -1 end
 if ARGV[3] ~= '' and ARGV[1] ~= 'canceled' and redis.call('HEXISTS', KEYS[1], 'cancel_requested') == 1 then return -1 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1], unpack(ARGV, 6))
 local told = redis.call('HMGET', KEYS[1], 'webhook_events', 'changed_at')
@@ -49,7 +50,7 @@ if of[3] and (of[4] == 'queued' or of[4] == 'processing') then release(of[1], of
 UNWANTED = """
 local unwanted = {}
 for _, id in ipairs(ARGV) do
-  local of = redis.call('HMGET', 'clipsynth:gen:' .. id, 'status', 'cancel_requested')
+  local of = redis.pcall('HMGET', 'clipsynth:gen:' .. id, 'status', 'cancel_requested')
   if not of[1] or of[1] == 'canceled' or of[2] then table.insert(unwanted, id) end
 end
 return unwanted

@@ -6,8 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
+from redis.exceptions import ResponseError
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job
+
+from clipsynth.record import is_wrong_type
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,19 @@ class GenerationJob(Job):
         try:
             super().restore(raw_data)
         except Exception as error:
-            logger.warning("job %s cannot be read: %s", self.id, error)
-            type(self).unreadable(self.id)
-            self.connection.delete(self.key)
-            raise NoSuchJobError(f"job {self.id} cannot be read") from error
+            self._unreadable(error)
+
+    def refresh(self) -> None:
+        """Fetch and read the record; raises as `restore`, and where there is none."""
+        try:
+            super().refresh()
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            self._unreadable(error)
+
+    def _unreadable(self, error: Exception) -> NoReturn:
+        logger.warning("job %s cannot be read: %s", self.id, error)
+        type(self).unreadable(self.id)
+        self.connection.delete(self.key)
+        raise NoSuchJobError(f"job {self.id} cannot be read") from error

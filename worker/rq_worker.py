@@ -8,11 +8,12 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from time import monotonic as now
 from typing import Any
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq import Queue, SimpleWorker
 from rq.command import parse_payload
 from rq.exceptions import StopRequested
@@ -22,7 +23,7 @@ from rq.suspension import is_suspended
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
-from clipsynth.record import Standing
+from clipsynth.record import Standing, results
 from clipsynth.schemas import JobPayload, Problem, Progress, Status
 from worker.engine import Engine
 from worker.jobs import Jobs
@@ -209,26 +210,34 @@ class BatchWorker(SimpleWorker):
         return self.jobs.read(job.id, args, standing)
 
     def _begin(self, chosen: list[tuple[Job, JobPayload, float | None]]) -> None:
-        """Lease jobs and start them: all in one transaction, for each costs Redis a write to disk."""
+        """Lease jobs and start them: all in one transaction, for each costs Redis a write to disk.
+
+        A job fails of which somebody made a key something else; Redis carries out the commands of the others.
+        """
         queue = self.queues[0]
         alone = [held for held in list(self._held.values()) if not held.company]
         company = len(self._held) + len(chosen) > 1
-        executions = []
+        executions, commands = [], []
         with self.connection.pipeline() as pipeline:
             self.set_state(WorkerStatus.BUSY, pipeline)
             for held in alone:
                 self.jobs.state.joined(held.job.id, pipeline)
             for job, _, _ in chosen:
+                first = len(pipeline)
                 job.origin = queue.name
                 executions.append(Execution.create(job, self.lease_s, pipeline, worker_name=self.name))
                 job.prepare_for_execution(self.name, pipeline)
                 pipeline.persist(job.key)
                 pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
                 self.jobs.state.start(job.id, company=company, pipeline=pipeline)
-            pipeline.execute()
+                commands.append(slice(first, len(pipeline)))
+            done = results(pipeline)
         for held in alone:
             held.company = True
-        for (job, payload, deadline_at), execution in zip(chosen, executions, strict=True):
+        for (job, payload, deadline_at), execution, own in zip(chosen, executions, commands, strict=True):
+            if any(isinstance(result, ResponseError) for result in done[own]):
+                self._try(partial(self._reject, job, execution))
+                continue
             ticket = self.jobs.ticket(job.id, payload)
             num_steps = payload.num_outputs * payload.num_inference_steps
             self.executions[execution.id] = execution
@@ -236,6 +245,12 @@ class BatchWorker(SimpleWorker):
                 JOB_SECONDS.labels("queue").observe((rq_now() - job.enqueued_at).total_seconds())
             self._held[ticket] = Held(job, execution, ticket, num_steps, company, deadline_at)
             self.engine.submit(ticket)
+
+    def _reject(self, job: Job, execution: Execution) -> None:
+        """Fail a job of whose claim Redis carried out a part only."""
+        logger.error("job %s cannot be claimed: a key of it is of another type", job.id)
+        self.jobs.refuse(job.id, "the job cannot be claimed")
+        self.taking.drop(job, execution)
 
     # ---------------------------------------------------------------------------------------------- while they run
 

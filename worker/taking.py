@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from rq import Queue
 from rq.exceptions import NoSuchJobError
+from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job
+
+from clipsynth.record import results
 
 MAX_TAKEN = 32  # at a time
 
@@ -37,7 +40,7 @@ class Taking:
         with redis.pipeline(transaction=False) as pipeline:
             for job_id in ids:
                 pipeline.hgetall(self.job_class.key_for(job_id))
-            records = pipeline.execute()
+            records = results(pipeline)  # of a wrong type: restore cannot read that either
         taken = []
         for job_id, record in zip(ids, records, strict=True):
             job = self.job_class(job_id, connection=redis, serializer=self.queue.serializer)
@@ -49,9 +52,12 @@ class Taking:
                 taken.append(job)
         return taken
 
-    def drop(self, job: Job) -> None:
-        """Forget a job that was taken and is not to be run."""
+    def drop(self, job: Job, execution: Execution | None = None) -> None:
+        """Forget a job that was taken and is not to be run; `execution` is of a claim that Redis carried out in part."""
         with self.queue.connection.pipeline() as pipeline:
+            if execution is not None:
+                pipeline.delete(ExecutionRegistry(job.id, self.queue.connection).key)  # whatever it is
+                execution.delete(job, pipeline)
             pipeline.lrem(self.queue.intermediate_queue_key, 1, job.id)
             pipeline.delete(job.key)
             pipeline.execute()

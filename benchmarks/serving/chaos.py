@@ -190,6 +190,9 @@ class Chaos:
             else Status.SUCCEEDED
             for i, prompt in self.jobs.items()
         }
+        for generation_id, generation in statuses.items():
+            if generation.status != expected[generation_id]:
+                print(f"{generation_id}: {generation.status}, error {generation.error}")
         figures["workers ended"] = self.losses
         figures["lost"] = len(self.jobs) - len(statuses)
         figures["stuck"] = sum(g.status not in TERMINAL for g in statuses.values())

@@ -28,6 +28,7 @@ from benchmarks.serving.client import Figures, ask_at, figures, saturate
 from benchmarks.serving.contenders import Options, contender
 from benchmarks.serving.report import SATURATED, Results
 from benchmarks.serving.venvs import cache_dir
+from clipsynth.process import let_threads_sleep
 from clipsynth.settings import Settings
 from models.manifest import Manifest
 
@@ -159,6 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers end with it
     logging.disable(logging.WARNING)
+    let_threads_sleep()  # in all that are compared: beside other work, spinning ones made LitServe's sound of the demo bundle take ten times as long
     results = Results(options.out)
     log = cache_dir() / "servers.log"
     log.parent.mkdir(parents=True, exist_ok=True)

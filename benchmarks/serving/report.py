@@ -124,11 +124,11 @@ def _spread(values: Iterable[float], digits: int) -> str:
 
 
 def plot(results: Results, file: Path) -> None:
-    """Draw p95 by load, a panel for each load; what was overloaded is not drawn."""
+    """Draw p95 by load, a panel for each kind of load: means of the repetitions and their range; what was overloaded is not drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     loads = sorted({load for load, arrival in results.kinds() if arrival != SATURATED})
     if not loads:
@@ -138,10 +138,19 @@ def plot(results: Results, file: Path) -> None:
         shares = sorted(float(a) for kind, a in results.kinds() if kind == load and a != SATURATED)
         for system, name in NAMES.items():
             found = [(s, results.values("p95_s", system, load, str(s))) for s in shares]
-            points = [(s, mean(v)) for s, v in found if v and math.isfinite(max(v))]
+            points = [
+                (s, mean(v), mean(v) - min(v), max(v) - mean(v))
+                for s, v in found
+                if v and math.isfinite(max(v))
+            ]
             if points:
-                panel.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+                x, y, below, above = zip(*points, strict=True)
+                panel.errorbar(x, y, (below, above), marker="o", markersize=4, capsize=3, label=name)
         panel.set(title=load, xlabel="load, share of raw throughput", ylabel="p95, s", yscale="log")
+        panel.set_xticks(shares)
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        panel.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%g"))
         panel.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=80)

@@ -328,6 +328,48 @@ def test_a_hostile_record_runs_nothing(place, tmp_path):
     assert place.toy.batches == []
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "claimed among others"])
+@pytest.mark.parametrize("key", ["rq:executions", "rq:job", "clipsynth:gen"])
+def test_a_key_of_another_type_fails_its_own_job_alone(place, key, first):
+    """Here somebody wrote a string where a job's hash or register belongs: those that are claimed with it run."""
+    others = [] if first else [place.post("rain")]
+    hostile = place.post("wind")
+    others.append(place.post("hail"))
+    place.redis.delete(f"{key}:{hostile}")
+    place.redis.set(f"{key}:{hostile}", "hostile")
+    place.work()
+    assert place.statuses(*others) == ["succeeded"] * len(others)
+    recover = place.worker.recovery.recover
+    assert wait_until(lambda: recover() or place.nothing_left(), timeout_s=TIMEOUT_S)
+    assert not place.redis.exists(f"rq:executions:{hostile}", f"rq:job:{hostile}")
+    assert not place.redis.keys("rq:execution:*")
+    assert all("wind" not in batch for batch in place.toy.batches)
+    if key != "clipsynth:gen":
+        assert place.statuses(hostile) == ["failed"]
+        assert place.state.get(hostile).error.code == "invalid_request"
+
+
+@pytest.mark.parametrize("hostile_write", ["type", "status"])
+def test_a_public_record_that_is_spoilt_while_it_runs_does_not_keep_others(place, hostile_write):
+    hostile, good = place.post("rain", num_inference_steps=200), place.post("wind", num_inference_steps=100)
+    key = f"clipsynth:gen:{hostile}"
+
+    def before_step(_):
+        if len(place.toy.batches) == 1:
+            if hostile_write == "type":
+                place.redis.delete(key)
+                place.redis.set(key, "hostile")
+            else:
+                place.redis.hset(key, mapping={"status": "hostile", "cancel_requested": "1"})
+        time.sleep(0.005)
+
+    place.toy.before_step = before_step
+    place.work()
+    assert place.statuses(good) == ["succeeded"]
+    assert place.nothing_left()
+    assert place.toy.batches[-1] == ["wind"]
+
+
 def test_a_job_that_cannot_be_settled_does_not_keep_others_from_it(place, caplog):
     """Here RQ's register of a job's executions is made something else while it runs."""
     hostile, good = place.post("rain"), place.post("wind")
