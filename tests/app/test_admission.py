@@ -58,6 +58,14 @@ def test_a_full_queue_refuses(serve):
     assert refused.headers["retry-after"] == "5"
 
 
+def test_a_post_answers_with_what_a_get_reads(serve):
+    service = serve()
+    answers = [service.post() for _ in range(2)]
+    assert [answer.json()["queue_position"] for answer in answers] == [0, 1]
+    for answer in answers:
+        assert service.client.get(answer.headers["location"]).json() == answer.json()
+
+
 @pytest.mark.parametrize("how", ["ended", "canceled", "deleted"])
 def test_who_ends_makes_room(serve, how):
     service = serve(max_inflight=2)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 
 import pytest
 
+from app.server import bound_arenas
 from benchmarks.fuzz.mutations import case
 from clipsynth.settings import Settings
 from tests.app.test_waiting import Service
@@ -82,6 +84,11 @@ def test_events_are_as_documented(client):
     )
     assert fields["event"] == "completed"
     assert json.loads(fields["data"])["status"] == "canceled"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_malloc_takes_the_bound_of_arenas():
+    assert bound_arenas()
 
 
 def test_a_fuzzers_case_is_a_function_of_its_seed_and_number():
