@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers end with it
     logging.disable(logging.WARNING)
-    let_threads_sleep()  # in all that are compared: beside other work, spinning ones made LitServe's sound of the demo bundle take ten times as long
+    let_threads_sleep()  # in all that are compared, as our worker does
     results = Results(options.out)
     log = cache_dir() / "servers.log"
     log.parent.mkdir(parents=True, exist_ok=True)
