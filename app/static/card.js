@@ -72,7 +72,7 @@ export class Card {
   }
 
   #showOutputs(outputs) {
-    const sounds = Map.groupBy ? Map.groupBy(outputs, (o) => o.index) : groupBy(outputs);
+    const sounds = byIndex(outputs);
     const players = [...sounds.values()].map((files, n) => {
       const label = sounds.size > 1 ? `${this.entry.title}, variation ${n + 1}` : this.entry.title;
       return new Player(files, label, choose);
@@ -113,7 +113,7 @@ export class Card {
   }
 }
 
-function groupBy(outputs) {
+function byIndex(outputs) {
   const groups = new Map();
   for (const output of outputs) groups.set(output.index, [...(groups.get(output.index) ?? []), output]);
   return groups;

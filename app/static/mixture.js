@@ -6,8 +6,8 @@ const SIDE = 512; // px; the service makes pictures this small anyway
 const MAX_ITEMS = 8;
 const MAX_PICTURES = 4;
 
-/** Read a picture, however large, into a small JPEG: {blob, base64}. */
-export async function readPicture(file) {
+/** Read a picture, however large, into a small JPEG in base64. */
+async function readPicture(file) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
@@ -20,8 +20,7 @@ export async function readPicture(file) {
   pen.fillStyle = "#fff"; // what is transparent
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const base64 = canvas.toDataURL("image/jpeg", 0.9).split(",")[1];
-  return { base64, blob: pictureBlob(base64) };
+  return canvas.toDataURL("image/jpeg", 0.9).split(",")[1];
 }
 
 const pictureBlob = (base64) => new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/jpeg" });
@@ -41,8 +40,7 @@ export class Mixture {
 
   async addPicture(file) {
     if (this.items.filter((item) => item.image).length >= MAX_PICTURES) throw new Error(`At most ${MAX_PICTURES} pictures.`);
-    const { base64 } = await readPicture(file);
-    this.#add({ image: base64, name: file.name || "picture", weight: 1 });
+    this.#add({ image: await readPicture(file), name: file.name || "picture", weight: 1 });
   }
 
   #add(item) {

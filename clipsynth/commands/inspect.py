@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ def inspect(
         for file in part.rglob("*.safetensors"):
             with safe_open(file, "np") as tensors:
                 shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-            parameters += sum(_product(shape) for shape in shapes)
+            parameters += sum(map(math.prod, shapes))
         counted = f"{parameters / 1e6:.2f} M parameters" if parameters else "settings alone"
         print(f"{part.name:<18}{size / 1e6:8.2f} MB  {counted}")
     mel = json.loads((folder / "mel" / "config.json").read_text())
@@ -54,10 +55,3 @@ def models(
         for model in client.models():
             limits = f"{model.min_duration_s:g} to {model.max_duration_s:g} s at {model.sample_rate} Hz"
             print(model.name, model.status, model.version, limits, sep="  ")
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

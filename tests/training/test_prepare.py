@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from models.encoders import PackagedEncoder
 from models.shards import ShardReader, member_offsets, write_shard
 from models.video import Frame, Sound, VideoError, decode
 from tests.conftest import write_video
@@ -18,11 +17,6 @@ from training.sources import find_sources
 
 RATE = 16000
 SMALL = PrepareOptions(videos_per_shard=2)
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return PackagedEncoder()
 
 
 @pytest.fixture(scope="module")
