@@ -11,12 +11,26 @@ from typing import Self
 import torch
 from torch.utils.data import Dataset
 
+from models.attributes import Scales, by_name
+from models.mel import MelSpectrogram
 from training.data import Clips, crop, random_start
 from training.recipe import Recipe
+from training.variants import Variants, mixed, sped_up
 
 LOG_FLOOR = math.log(1e-5)  # the mel of digital silence
 MAX_SET = 2  # conditions of one sample in training
-CLEAN_SHARE, SET_SHARE = 0.25, 0.2  # of samples: without noise on the condition, and with two conditions
+CLEAN_SHARE, SET_SHARE = (
+    0.25,
+    0.2,
+)  # of samples: without noise on the condition, and with two frames of one clip
+TOLD_SHARE, EACH_TOLD_SHARE = 0.6, 0.6  # of samples: with scalars at all, and with each one then
+MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first
+
+
+def sampling_weights(scores: torch.Tensor, *, temperature: float = 0.1) -> torch.Tensor:
+    """Return how often clips (N,) with these quantiles of agreement are drawn, in sum 1: sigmoid((s - 0.3) / temperature)."""
+    weights = torch.sigmoid((scores - 0.3) / temperature)
+    return weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,8 @@ class Batch:
     """Rows of one step, on one device.
 
     `mel`, `noise` (B, F, M); `t` (B,) in (0, 1); `embeds` (B, K, D) as encoded and `is_text` (B, K); `condition_noise` (B, K, D) of unit
-    expected norm, to be scaled by `sigma` (B, K); `mask` (B, K), all False for a row whose condition was dropped.
+    expected norm, to be scaled by `sigma` (B, K); `weights` (B, K) are 1, but in a mix the sounds' amplitudes, of which the larger is 1;
+    `mask` (B, K), all False for a row whose condition was dropped; `scalars` (B, S) in 0..1, NaN where one is not told.
     """
 
     mel: torch.Tensor
@@ -34,7 +49,9 @@ class Batch:
     is_text: torch.Tensor
     condition_noise: torch.Tensor
     sigma: torch.Tensor
+    weights: torch.Tensor
     mask: torch.Tensor
+    scalars: torch.Tensor
 
     def to(self, device: torch.device) -> Self:
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -52,6 +69,11 @@ class Batches(Dataset[Batch]):
         self.clips, self.recipe, self.rank, self.world_size = clips, recipe, rank, world_size
         d = recipe.denoiser
         self.size = d.batch_size // d.gradient_accumulation_steps
+        self.mel = MelSpectrogram()
+        self.variants = Variants(clips, self.mel)
+        self.named = [by_name(line["attributes"]) if d.scalars else {} for line in clips.index]
+        self.scales = Scales.of(self.named)
+        self.weights = self._agreement_weights() if d.agreement_weight else None
         if d.condition != "image":
             bare = [line["video"] for line in clips.index if "captions" not in line["arrays"]]
             if bare:
@@ -60,8 +82,25 @@ class Batches(Dataset[Batch]):
                     "prepare with --captions"
                 )
 
+    def _agreement_weights(self) -> torch.Tensor:
+        """Return how often each clip is drawn (N,), by how well its sound fits its picture.
+
+        Raises:
+            ValueError: the clips have no agreement.
+        """
+        scores = [self.clips.agreement(i) for i in range(len(self.clips))]
+        known = [score for score in scores if score is not None]
+        if len(known) < len(scores):
+            raise ValueError("agreement_weight needs scores; run: clipsynth agreement PREPARED")
+        return sampling_weights(torch.tensor(known))
+
     def places(self, n: int) -> list[int]:
-        """Return the clips of micro-batch n, for all processes: epoch after epoch, each in an order of its own, nothing twice."""
+        """Return the clips of micro-batch n, for all processes: epoch after epoch, each in an order of its own, nothing twice. With
+        weights, drawn by them.
+        """
+        if self.weights is not None:
+            g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
+            return self.weights.multinomial(self.size, replacement=True, generator=g).tolist()
         chosen: list[int] = []
         epoch, offset = divmod(n * self.size, len(self.clips))
         while len(chosen) < self.size:
@@ -86,15 +125,26 @@ class Batches(Dataset[Batch]):
     def _row(self, clip: int, frames: int, g: torch.Generator) -> Batch:
         """Return one row, without the batch dimension."""
         d = self.recipe.denoiser
-        mel = self.clips.mel(clip)
-        mel = (
-            crop(mel - LOG_FLOOR, frames, random_start(len(mel), frames, g)) + LOG_FLOOR
-        )  # silence after its end
         embeds, is_text = self._conditions(clip, g)
+        weights = torch.ones(MAX_SET)
+        mixing, two, kept = (
+            torch.rand(3, generator=g) < torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
+        ).tolist()
+        if mixing:
+            other = int(torch.randint(len(self.clips), (), generator=g))
+            mel, weights = self._mix(clip, other, frames, g)
+            embeds[1], is_text[1] = (x[0] for x in self._conditions(other, g))
+            scalars = torch.full((len(d.scalars),), math.nan)
+        else:
+            speed = d.speeds[int(torch.randint(len(d.speeds), (), generator=g))]
+            mel = self.variants.mel(clip, speed)
+            mel = (
+                crop(mel - LOG_FLOOR, frames, random_start(len(mel), frames, g)) + LOG_FLOOR
+            )  # silence after its end
+            scalars = self._scalars(clip, speed, g)
         noise = torch.randn(embeds.shape, generator=g) / embeds.shape[-1] ** 0.5
         sigma = d.max_sigma * torch.rand(MAX_SET, generator=g)
         sigma[torch.rand(MAX_SET, generator=g) < CLEAN_SHARE] = 0.0
-        kept, two = torch.rand(2, generator=g) >= torch.tensor([d.cond_dropout_prob, 1 - SET_SHARE])
         return Batch(
             mel=mel,
             noise=torch.randn(mel.shape, generator=g),
@@ -103,16 +153,42 @@ class Batches(Dataset[Batch]):
             is_text=is_text,
             condition_noise=noise,
             sigma=sigma,
-            mask=torch.stack([kept, kept & two]),
+            weights=weights,
+            mask=torch.tensor([kept, kept and (two or mixing)]),
+            scalars=scalars if kept else torch.full_like(scalars, math.nan),
         )
 
+    def _mix(
+        self, clip: int, other: int, frames: int, g: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log-mel (frames, M) of two clips' sounds together, and their amplitudes (2,)."""
+        length = frames * self.mel.config.hop_length
+        waves = [self.clips.waveform(i) for i in (clip, other)]
+        waves = [crop(w, length, random_start(len(w), length, g)) for w in waves]
+        gain = 10 ** (MIX_DB * float(2 * torch.rand((), generator=g) - 1) / 20)
+        return self.mel(mixed(waves[0], waves[1], gain)[None])[0], torch.tensor([min(1.0, 1 / gain), min(1.0, gain)])
+
+    def _scalars(self, clip: int, speed: float, g: torch.Generator) -> torch.Tensor:
+        """Return what is told of a clip's sound (S,): each scalar or NaN."""
+        names = self.recipe.denoiser.scalars
+        told = self.scales.quantiles(sped_up(self.named[clip], speed))
+        if "agreement" in names and (agreement := self.clips.agreement(clip)) is not None:
+            told["agreement"] = agreement
+        values = torch.tensor([told.get(name, math.nan) for name in names])
+        some, *each = torch.rand(1 + len(names), generator=g).tolist()
+        hidden = torch.tensor([some >= TOLD_SHARE or x >= EACH_TOLD_SHARE for x in each], dtype=torch.bool)
+        return values.masked_fill(hidden, math.nan)
+
     def _conditions(self, clip: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two embeddings (2, D) of frames, captions, or for "hybrid" either, and which are texts (2,)."""
-        condition = self.recipe.denoiser.condition
-        text = {"image": 0.0, "text": 1.0, "hybrid": 0.5}[condition]
+        """Return two embeddings (2, D) of frames, captions, or for "hybrid" either, and which are texts (2,); of a share `pseudo_text` of frames the
+        phrase of a generic bank that is nearest.
+        """
+        d = self.recipe.denoiser
+        text = {"image": d.pseudo_text, "text": 1.0, "hybrid": 0.5}[d.condition]
         is_text = torch.rand(MAX_SET, generator=g) < text
         chosen = []
         for kind in is_text.tolist():
-            embeds = self.clips.captions(clip) if kind else self.clips.embeds(clip)
+            texts = self.clips.pseudo_texts if d.condition == "image" else self.clips.captions
+            embeds = texts(clip) if kind else self.clips.embeds(clip)
             chosen.append(embeds[int(torch.randint(len(embeds), (), generator=g))])
         return torch.stack(chosen), is_text

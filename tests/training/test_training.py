@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import ClipSynthPipeline
-from training.batches import Batches
+from training.batches import Batch, Batches
 from training.data import load_clips
 from training.generated import GeneratedClips
 from training.loop import load_state
@@ -241,8 +242,52 @@ def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_process
         seen = [i for n in range(len(clips) * 2) for i in whole.places(n)][epoch * len(clips) :][: len(clips)]
         assert sorted(seen) == list(range(len(clips)))
     parts = [Batches(clips, made, rank=rank, world_size=2)[5] for rank in (0, 1)]
-    for field in ("mel", "noise", "t", "embeds", "condition_noise", "sigma", "mask"):
-        assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole[5], field))
+    for field in fields(Batch):
+        both = torch.cat([getattr(part, field.name) for part in parts])
+        assert torch.equal(both.nan_to_num(-1.0), getattr(whole[5], field.name).nan_to_num(-1.0))
+
+
+def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_path):
+    made = recipe(
+        prepared,
+        tmp_path,
+        1,
+        "denoiser.batch_size=200",
+        "denoiser.mix_share=0.3",
+        "denoiser.speeds=[1.0, 1.25]",
+        "denoiser.scalars=[brightness, pitch, agreement]",
+    )
+    batch = Batches(load_clips(prepared).train, made)[0]
+    mixes = batch.weights.min(1).values < 1
+    assert mixes.float().mean() == pytest.approx(0.3, abs=0.1)
+    assert (batch.weights.max(1).values == 1).all()
+    assert (batch.weights.min() >= 10**-0.5).item()
+    dropped = ~batch.mask.any(1)
+    assert batch.mask[mixes & ~dropped].all()
+    told = ~batch.scalars.isnan()
+    assert not told[mixes | dropped].any()
+    assert not told[:, 2].any()  # nobody measured agreement
+    assert told[~mixes & ~dropped, 0].float().mean() == pytest.approx(0.36, abs=0.15)
+    assert ((batch.scalars[told] >= 0) & (batch.scalars[told] <= 1)).all()
+
+
+def test_an_unknown_scalar_is_an_error(prepared, tmp_path):
+    with pytest.raises(ValueError, match=r"brightness.*got colour"):
+        recipe(prepared, tmp_path, 1, "denoiser.scalars=[colour]")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_in_memory_is_the_same_run(prepared, tmp_path, workers):
+    """And so is one whose clips other processes read."""
+    weights = []
+    for name, more in (("plain", ()), ("kept", ("in_memory=true", f"workers={workers}"))):
+        run = recipe(prepared, tmp_path / name, 3, "denoiser.mix_share=0.5", "vocoder.steps=3", *more)
+        train(run, stage="denoiser")
+        train(run, stage="vocoder")
+        states = [load_state(Path(run.run) / part / "state.pt") for part in ("denoiser", "vocoder")]
+        weights.append(flat([state["weights"] for state in states]))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize("condition", ["text", "hybrid"])
