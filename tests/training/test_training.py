@@ -285,7 +285,7 @@ def test_a_run_in_memory_is_the_same_run(prepared, tmp_path, workers):
         train(run, stage="denoiser")
         train(run, stage="vocoder")
         states = [load_state(Path(run.run) / part / "state.pt") for part in ("denoiser", "vocoder")]
-        weights.append(flat([state["weights"] for state in states]))
+        weights.append(flat({str(k): state["weights"] for k, state in enumerate(states)}))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
