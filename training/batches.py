@@ -15,7 +15,7 @@ from models.attributes import Scales, by_name
 from models.mel import MelSpectrogram
 from training.data import Clips, crop, random_start
 from training.recipe import Recipe
-from training.variants import Variants, mixed, sped_up
+from training.variants import TAPS, at_speed, mixed, sped_up
 
 LOG_FLOOR = math.log(1e-5)  # the mel of digital silence
 MAX_SET = 2  # conditions of one sample in training
@@ -57,8 +57,33 @@ class Batch:
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-class Batches(Dataset[Batch]):
-    """Item n is this process's part of the batch of micro-step n: rows rank, rank + world_size, … of it."""
+@dataclass(frozen=True)
+class Remade:
+    """What the mels of some rows of a batch are to be made of: `rows` (N,) of it; `waves` (N, 2, T), `speeds` (N,) of the first, `gains` (N,) of the second, 0
+    where there is none.
+    """
+
+    rows: torch.Tensor
+    waves: torch.Tensor
+    speeds: torch.Tensor
+    gains: torch.Tensor
+
+    def put_into(self, batch: Batch, mel: MelSpectrogram) -> None:
+        """Make the mels, where the batch is."""
+        if not len(self.rows):
+            return
+        waves, speeds, gains = (x.to(batch.mel.device) for x in (self.waves, self.speeds, self.gains))
+        size = batch.mel.shape[1] * mel.config.hop_length
+        first = at_speed(waves[:, 0], speeds, size)
+        both = torch.where(gains[:, None] > 0, mixed(first, waves[:, 1, :size], gains), first)
+        batch.mel[self.rows.to(batch.mel.device)] = mel(both)
+
+
+class Batches(Dataset[tuple[Batch, Remade]]):
+    """Item n is this process's part of the batch of micro-step n: rows rank, rank + world_size, … of it, and those of its mels that are still to be made.
+
+    Those are many times the work of the rest, and left to the device.
+    """
 
     def __init__(self, clips: Clips, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> None:
         """Check that the clips have what the recipe's `condition` needs.
@@ -69,8 +94,7 @@ class Batches(Dataset[Batch]):
         self.clips, self.recipe, self.rank, self.world_size = clips, recipe, rank, world_size
         d = recipe.denoiser
         self.size = d.batch_size // d.gradient_accumulation_steps
-        self.mel = MelSpectrogram()
-        self.variants = Variants(clips, self.mel)
+        self.hop = MelSpectrogram().config.hop_length
         self.named = [by_name(line["attributes"]) if d.scalars else {} for line in clips.index]
         self.scales = Scales.of(self.named)
         self.weights = self._agreement_weights() if d.agreement_weight else None
@@ -110,44 +134,56 @@ class Batches(Dataset[Batch]):
             epoch, offset = epoch + 1, 0
         return chosen
 
-    def __getitem__(self, n: int) -> Batch:
+    def __getitem__(self, n: int) -> tuple[Batch, Remade]:
         d = self.recipe.denoiser
         g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
         shortest, longest = d.min_frames // d.frames_per_token, d.max_frames // d.frames_per_token
         frames = d.frames_per_token * int(torch.randint(shortest, longest + 1, (), generator=g))
         seeds = torch.randint(2**62, (self.size,), generator=g).tolist()
-        rows = [
-            self._row(clip, frames, torch.Generator().manual_seed(seed))
-            for clip, seed in list(zip(self.places(n), seeds, strict=True))[self.rank :: self.world_size]
-        ]
-        return Batch(**{f.name: torch.stack([getattr(row, f.name) for row in rows]) for f in fields(Batch)})
+        size = math.ceil(frames * self.hop * max(d.speeds)) + TAPS
+        remade: list[tuple[int, torch.Tensor, float, float]] = []
+        rows: list[Batch] = []
+        for clip, seed in list(zip(self.places(n), seeds, strict=True))[self.rank :: self.world_size]:
+            row, recipe = self._row(clip, frames, size, torch.Generator().manual_seed(seed))
+            if recipe is not None:
+                remade.append((len(rows), *recipe))
+            rows.append(row)
+        batch = Batch(**{f.name: torch.stack([getattr(row, f.name) for row in rows]) for f in fields(Batch)})
+        waves = torch.stack([waves for _, waves, _, _ in remade]) if remade else torch.zeros(0, 2, size)
+        speeds, gains = (torch.tensor([made[k] for made in remade], dtype=torch.float32) for k in (2, 3))
+        return batch, Remade(
+            torch.tensor([made[0] for made in remade], dtype=torch.long), waves, speeds, gains
+        )
 
-    def _row(self, clip: int, frames: int, g: torch.Generator) -> Batch:
-        """Return one row, without the batch dimension."""
+    def _row(
+        self, clip: int, frames: int, size: int, g: torch.Generator
+    ) -> tuple[Batch, tuple[torch.Tensor, float, float] | None]:
+        """Return one row, without the batch dimension, and where its mel is to be made: two waveforms (2, size), the speed of the first and the gain of the second."""
         d = self.recipe.denoiser
         embeds, is_text = self._conditions(clip, g)
         weights = torch.ones(MAX_SET)
-        mixing, two, kept = (
-            torch.rand(3, generator=g) < torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
-        ).tolist()
+        shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
+        mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
+        speed = d.speeds[int(torch.randint(len(d.speeds), (), generator=g))]
+        waves, gain = torch.zeros(MAX_SET, size), 0.0
+        mel = self.clips.mel(clip)
+        start = random_start(int(len(mel) / speed), frames, g)
+        if mixing or speed != 1.0:
+            waves[0] = crop(self.clips.waveform(clip), size, round(start * speed * self.hop))
         if mixing:
             other = int(torch.randint(len(self.clips), (), generator=g))
-            mel, weights = self._mix(clip, other, frames, g)
+            wave = self.clips.waveform(other)
+            waves[1] = crop(wave, size, random_start(len(wave), size, g))
+            gain = 10 ** (MIX_DB * float(2 * torch.rand((), generator=g) - 1) / 20)
+            weights = torch.tensor([min(1.0, 1 / gain), min(1.0, gain)])
             embeds[1], is_text[1] = (x[0] for x in self._conditions(other, g))
-            scalars = torch.full((len(d.scalars),), math.nan)
-        else:
-            speed = d.speeds[int(torch.randint(len(d.speeds), (), generator=g))]
-            mel = self.variants.mel(clip, speed)
-            mel = (
-                crop(mel - LOG_FLOOR, frames, random_start(len(mel), frames, g)) + LOG_FLOOR
-            )  # silence after its end
-            scalars = self._scalars(clip, speed, g)
+        told = kept and not mixing
         noise = torch.randn(embeds.shape, generator=g) / embeds.shape[-1] ** 0.5
         sigma = d.max_sigma * torch.rand(MAX_SET, generator=g)
         sigma[torch.rand(MAX_SET, generator=g) < CLEAN_SHARE] = 0.0
-        return Batch(
-            mel=mel,
-            noise=torch.randn(mel.shape, generator=g),
+        row = Batch(
+            mel=crop(mel - LOG_FLOOR, frames, start) + LOG_FLOOR,  # silence after its end
+            noise=torch.randn(frames, mel.shape[1], generator=g),
             t=torch.sigmoid(torch.randn((), generator=g)),
             embeds=embeds,
             is_text=is_text,
@@ -155,18 +191,9 @@ class Batches(Dataset[Batch]):
             sigma=sigma,
             weights=weights,
             mask=torch.tensor([kept, kept and (two or mixing)]),
-            scalars=scalars if kept else torch.full_like(scalars, math.nan),
+            scalars=self._scalars(clip, speed, g) if told else torch.full((len(d.scalars),), math.nan),
         )
-
-    def _mix(
-        self, clip: int, other: int, frames: int, g: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-mel (frames, M) of two clips' sounds together, and their amplitudes (2,)."""
-        length = frames * self.mel.config.hop_length
-        waves = [self.clips.waveform(i) for i in (clip, other)]
-        waves = [crop(w, length, random_start(len(w), length, g)) for w in waves]
-        gain = 10 ** (MIX_DB * float(2 * torch.rand((), generator=g) - 1) / 20)
-        return self.mel(mixed(waves[0], waves[1], gain)[None])[0], torch.tensor([min(1.0, 1 / gain), min(1.0, gain)])
+        return row, (waves, speed, gain) if mixing or speed != 1.0 else None
 
     def _scalars(self, clip: int, speed: float, g: torch.Generator) -> torch.Tensor:
         """Return what is told of a clip's sound (S,): each scalar or NaN."""

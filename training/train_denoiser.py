@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.condition_encoder import KINDS, ConditionEncoder
 from models.denoiser import Denoiser
+from models.mel import MelSpectrogram
 from training.batches import LOG_FLOOR, Batch, Batches
 from training.data import Clips, ClipSet, crop
 from training.loop import Run, arriving, autocast, load_state, load_weights
@@ -233,6 +234,7 @@ def _fit(
         clips.train, recipe, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     held_out = dev_batches(clips.dev, recipe) if accelerator.is_main_process else []
+    mel = MelSpectrogram().to(accelerator.device)
     coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
     stale = 0
 
@@ -243,7 +245,9 @@ def _fit(
         model.train()
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulate):
-            batch = next(coming).to(accelerator.device)
+            batch, remade = next(coming)
+            batch = batch.to(accelerator.device)
+            remade.put_into(batch, mel)
             with (
                 accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext(),
                 autocast(recipe, accelerator.device),

@@ -1,38 +1,35 @@
-"""Variants of training clips: played faster or slower, and mixed. What they do to a sound's attributes is known without measuring again."""
+"""Variants of training clips: played faster or slower, and mixed, many at a time on any device. What a speed does to a sound's attributes is known
+without measuring again.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 
 import torch
-from scipy.signal import resample_poly
 
-from models.mel import MelSpectrogram
 from training.cut import PEAK
-from training.data import Clips
 
-LARGEST_TERM = 20  # of the fraction by which a speed is approached
+TAPS = 16  # of the windowed sinc by which a waveform is read between its samples
 QUIET = 1e-4  # RMS below which a sound is not brought to the level of another
 
 
-class Variants:
-    """Log-mels of clips at any speed; those that were asked for once are kept (64 kB per 5 s)."""
+def at_speed(waves: torch.Tensor, speeds: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the first `size` samples of waveforms (N, T) played at `speeds` (N,); 2.0 is twice as fast and an octave higher. Silence after their end.
 
-    def __init__(self, clips: Clips, mel: MelSpectrogram) -> None:
-        self.clips, self.mel_spectrogram = clips, mel
-        self._kept: dict[tuple[int, float], torch.Tensor] = {}
-
-    def mel(self, i: int, speed: float) -> torch.Tensor:
-        """Return the log-mel (F, n_mels) of clip i at a speed; 2.0 is half as long and an octave higher."""
-        if speed == 1.0:
-            return self.clips.mel(i)
-        if (i, speed) not in self._kept:
-            ratio = Fraction(1 / speed).limit_denominator(LARGEST_TERM)
-            wave = resample_poly(self.clips.waveform(i).numpy(), ratio.numerator, ratio.denominator)
-            self._kept[i, speed] = self.mel_spectrogram(torch.from_numpy(wave).float()[None])[0].half()
-        return self._kept[i, speed].float()
+    Interpolates with a Hann-windowed sinc of `TAPS` samples. What speeds above 1 move beyond half the sample rate is folded back: for a few percent, little.
+    """
+    places = torch.arange(size, device=waves.device) * speeds[:, None]  # (N, size), in samples
+    whole = places.floor().long()
+    read = torch.zeros_like(places)
+    for tap in range(1 - TAPS // 2, 1 + TAPS // 2):
+        distance = places - whole - tap
+        window = torch.cos(math.pi * distance / TAPS).square()
+        at = whole + tap
+        inside = (at >= 0) & (at < waves.shape[1])
+        read += waves.gather(1, at.clamp(0, waves.shape[1] - 1)) * torch.sinc(distance) * window * inside
+    return read
 
 
 def sped_up(named: Mapping[str, float], speed: float) -> dict[str, float]:
@@ -46,9 +43,9 @@ def sped_up(named: Mapping[str, float], speed: float) -> dict[str, float]:
     return changed
 
 
-def mixed(first: torch.Tensor, second: torch.Tensor, gain: float) -> torch.Tensor:
-    """Return two waveforms (T,) together at a peak of `PEAK`: brought to one RMS, and then the second at `gain` times the first."""
-    levels = [w.square().mean().sqrt().clamp(min=QUIET) for w in (first, second)]
-    both = first / levels[0] + gain * second / levels[1]
-    both = both - both.mean()
-    return PEAK * both / both.abs().max().clamp(min=QUIET)
+def mixed(first: torch.Tensor, second: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+    """Return waveforms (N, T) together in pairs, at a peak of `PEAK`: brought to one RMS, and then the second at `gains` (N,) times the first."""
+    levels = [w.square().mean(-1, keepdim=True).sqrt().clamp(min=QUIET) for w in (first, second)]
+    both = first / levels[0] + gains[:, None] * second / levels[1]
+    both = both - both.mean(-1, keepdim=True)
+    return PEAK * both / both.abs().amax(-1, keepdim=True).clamp(min=QUIET)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import ClipSynthPipeline
+from models.mel import MelSpectrogram
 from training.batches import Batch, Batches
 from training.data import load_clips
 from training.generated import GeneratedClips
@@ -241,10 +242,10 @@ def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_process
     for epoch in range(3):
         seen = [i for n in range(len(clips) * 2) for i in whole.places(n)][epoch * len(clips) :][: len(clips)]
         assert sorted(seen) == list(range(len(clips)))
-    parts = [Batches(clips, made, rank=rank, world_size=2)[5] for rank in (0, 1)]
+    parts = [Batches(clips, made, rank=rank, world_size=2)[5][0] for rank in (0, 1)]
     for field in fields(Batch):
         both = torch.cat([getattr(part, field.name) for part in parts])
-        assert torch.equal(both.nan_to_num(-1.0), getattr(whole[5], field.name).nan_to_num(-1.0))
+        assert torch.equal(both.nan_to_num(-1.0), getattr(whole[5][0], field.name).nan_to_num(-1.0))
 
 
 def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_path):
@@ -257,7 +258,14 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
         "denoiser.speeds=[1.0, 1.25]",
         "denoiser.scalars=[brightness, pitch, agreement]",
     )
-    batch = Batches(load_clips(prepared).train, made)[0]
+    batch, remade = Batches(load_clips(prepared).train, made)[0]
+    before = batch.mel.clone()
+    remade.put_into(batch, MelSpectrogram())
+    changed = (batch.mel != before).flatten(1).any(1)
+    assert changed[remade.rows].all()
+    assert changed.sum() == len(remade.rows)
+    assert changed.float().mean() == pytest.approx(0.65, abs=0.1)
+    assert batch.mel.isfinite().all()
     mixes = batch.weights.min(1).values < 1
     assert mixes.float().mean() == pytest.approx(0.3, abs=0.1)
     assert (batch.weights.max(1).values == 1).all()
@@ -299,7 +307,9 @@ def test_captions_are_what_the_text_and_hybrid_variants_train_on(
     )
     list(prepare(videos, tmp_path / "clips", encoder, captions=tmp_path / "captions.csv"))
     made = recipe(tmp_path / "clips", tmp_path / "run", 1, f"denoiser.condition={condition}")
-    is_text = torch.cat([Batches(load_clips(tmp_path / "clips").train, made)[n].is_text for n in range(20)])
+    is_text = torch.cat(
+        [Batches(load_clips(tmp_path / "clips").train, made)[n][0].is_text for n in range(20)]
+    )
     assert is_text.float().mean() == pytest.approx(1.0 if condition == "text" else 0.5, abs=0.2)
     train(made, stage="denoiser")
     with pytest.raises(ValueError, match=r"captions.*\.mp4"):
