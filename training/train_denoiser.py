@@ -23,7 +23,8 @@ from models.denoiser import Denoiser
 from models.mel import MelSpectrogram
 from training.batches import LOG_FLOOR, Batch, Batches
 from training.data import Clips, ClipSet, crop
-from training.loop import Run, arriving, autocast, load_state, load_weights
+from training.graphs import Graphed
+from training.loop import Run, arriving, autocast, graphs_wanted, load_state, load_weights
 from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
 
@@ -94,6 +95,20 @@ class FlowMatching(nn.Module):
         noise = batch.noise.view_as(data)
         x_t = torch.lerp(noise, data, batch.t[:, None, None])
         return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), data - noise)
+
+
+class _Loss(nn.Module):
+    """The loss as a function of tensors alone, in the precision of training."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.recipe, self.device = model, recipe, device
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a `Batch` of these tensors."""
+        with autocast(self.recipe, self.device), attention(self.device):
+            loss: torch.Tensor = self.model(Batch(*tensors))
+        return loss
 
 
 def dev_batches(clips: Clips, recipe: Recipe) -> list[Batch]:
@@ -192,7 +207,7 @@ def train_denoiser(
         load_weights("denoiser", model.denoiser, init[1].state_dict())
     model.to(accelerator.device)
     optimizers = build_optimizers(recipe, model)
-    ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     first, best = 0, math.inf
     state = load_state(folder / "state.pt")
     if state is not None:
@@ -235,6 +250,7 @@ def _fit(
     )
     held_out = dev_batches(clips.dev, recipe) if accelerator.is_main_process else []
     mel = MelSpectrogram().to(accelerator.device)
+    loss_of = Graphed(_Loss(wrapped, recipe, accelerator.device), on=graphs_wanted(recipe, accelerator))
     coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
     stale = 0
 
@@ -248,12 +264,8 @@ def _fit(
             batch, remade = next(coming)
             batch = batch.to(accelerator.device)
             remade.put_into(batch, mel)
-            with (
-                accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext(),
-                autocast(recipe, accelerator.device),
-                attention(accelerator.device),
-            ):
-                loss = wrapped(batch) / accumulate
+            with accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext():
+                loss = loss_of(*batch.tensors) / accumulate
             accelerator.backward(loss)
             total += loss.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
