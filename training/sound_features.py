@@ -13,7 +13,7 @@ MODULATION_EDGES_HZ = (0.1, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
 
 
 def sound_features(mel: torch.Tensor, frame_rate: float) -> torch.Tensor:
-    """Return what a log-mel (F, M), M >= 20, sounds like on the whole, (11 M + 227,) fp32.
+    """Return what a log-mel (F, M), M >= 20, sounds like on the whole, (8 M + 227,) fp32.
 
     How loud and how changing each band is, quantiles over time, the spectrum where it is loudest and how jagged it is, the same of cepstra, and how
     much the envelopes of bands swing at which rate. Where in time something happens does not count.
@@ -41,7 +41,7 @@ def _cosines(size: int) -> torch.Tensor:
 def _modulation(mel: torch.Tensor, frame_rate: float) -> torch.Tensor:
     """Return the log power of band envelopes in octaves of modulation rate; a rate that a short clip cannot hold has the power of silence."""
     groups = torch.stack([part.mean(1) for part in mel.tensor_split(MODULATION_GROUPS, dim=1)], 1)
-    window = torch.hann_window(len(mel))[:, None]
+    window = torch.hann_window(len(mel), periodic=False)[:, None]
     power = torch.fft.rfft((groups - groups.mean(0)) * window, dim=0).abs() ** 2 / len(mel)
     rates = torch.fft.rfftfreq(len(mel), 1 / frame_rate)
     rows = []
