@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from benchmarks.agreement import area
+from clipsynth.cli import app
 from models.mel import MelSpectrogram
 from models.wav2clip import Wav2Clip
 from tests.models.test_wav2clip import published
@@ -116,9 +118,11 @@ def test_sound_features_are_finite_for_short_clips_and_do_not_depend_on_when():
 
 def test_the_file_gives_each_clip_its_quantile(planted, tmp_path):
     folder = tmp_path / "clips"
-    swap(planted, folder)
+    made = CliRunner().invoke(app, ["swap", str(planted), str(folder), "--share", "0.2"])
+    assert made.output.startswith("24 clips swapped")
     assert load_clips(folder).train.agreement(0) is None
-    record = json.loads(write_agreement(folder).read_text())
+    assert CliRunner().invoke(app, ["agreement", str(folder)]).exit_code == 0
+    record = json.loads((folder / "agreement.json").read_text())
     assert record["method"] == "matching"
     clips = load_clips(folder)
     quantiles = [clips.train.agreement(i) for i in range(len(clips.train))]
