@@ -20,6 +20,7 @@ from models import parts
 from models.condition_encoder import Condition, ConditionEncoder, Kind
 from models.denoiser import Denoiser
 from models.encoders import JointEncoder
+from models.index import Index
 from models.manifest import BundleError, Manifest
 from models.mel import MelSpectrogram
 from models.prompts import Prompt, as_set
@@ -38,9 +39,13 @@ class ClipSynthOutput(BaseOutput):
 
 
 class ClipSynthPipeline(DiffusionPipeline):
-    """Text- and image-to-audio by a diffusion model that was trained on videos only (CLIPSynth, Dong et al. 2023)."""
+    """Text- and image-to-audio by a diffusion model that was trained on videos only (CLIPSynth, Dong et al. 2023).
+
+    `index`: the bundle's training clips, None where it lists none.
+    """
 
     manifest: Manifest
+    index: Index | None = None
 
     def __init__(
         self,
@@ -129,14 +134,16 @@ class ClipSynthPipeline(DiffusionPipeline):
             raise
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise BundleError(f"{folder} cannot be loaded: {error}") from error
-        pipe.manifest = manifest
+        pipe.manifest, pipe.index = manifest, Index.read(folder)
         for name in ("condition_encoder", "denoiser", "vocoder"):
             getattr(pipe, name).eval().requires_grad_(False)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the bundle: one folder per part, `model_index.json`, and `clipsynth.json` from `self.manifest`."""
+        """Write the bundle: one folder per part, `model_index.json`, the index, and `clipsynth.json` from `self.manifest`."""
         super().save_pretrained(save_directory, **kwargs)
+        if self.index is not None:
+            self.index.write(Path(save_directory))
         self.manifest = self.manifest.write(Path(save_directory))
 
     # ---------------------------------------------------------------------------------------------- generating

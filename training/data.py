@@ -15,15 +15,23 @@ from models.shards import ShardReader
 
 
 class Clips:
-    """One split of a prepared folder. Nothing but the index is in memory."""
+    """One split of a prepared folder. Nothing but the index is in memory, unless `keep` was called."""
 
     def __init__(self, reader: ShardReader, index: list[dict[str, Any]]) -> None:
         self._reader, self.index = reader, index
+        self._kept: dict[tuple[int, str], torch.Tensor] = {}
+
+    def keep(self) -> None:
+        """Read every clip into memory."""
+        for i, line in enumerate(self.index):
+            self._kept |= {(i, name): self._read(i, name) for name in line["arrays"]}
 
     def __len__(self) -> int:
         return len(self.index)
 
     def _read(self, i: int, name: str) -> torch.Tensor:
+        if (i, name) in self._kept:
+            return self._kept[i, name]
         return torch.from_numpy(self._reader.array(self.index[i], name))
 
     def waveform(self, i: int) -> torch.Tensor:
@@ -37,6 +45,10 @@ class Clips:
     def embeds(self, i: int) -> torch.Tensor:
         """Return the embeddings (K, D) of clip i's frames."""
         return self._read(i, "embeds").float()
+
+    def pseudo_texts(self, i: int) -> torch.Tensor:
+        """Return the embeddings (P, D) of the phrases nearest to clip i's frames; only where `clipsynth prepare` was told to find some."""
+        return self._read(i, "pseudo_texts").float()
 
     def captions(self, i: int) -> torch.Tensor:
         """Return the embeddings (C, D) of clip i's captions; only where `prepare` was given some."""

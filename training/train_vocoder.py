@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import SpeechT5HifiGan
 
 from models.mel import MelSpectrogram
 from models.vocoder import build_vocoder
 from training.data import Clips, ClipSet, crop, random_start
 from training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_distance
-from training.loop import Run, autocast, load_state, load_weights
+from training.loop import Run, arriving, autocast, load_state, load_weights
 from training.recipe import Recipe, VocoderRecipe
 
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # n_fft, hop, window in samples
@@ -59,14 +60,16 @@ class Sounds(Protocol):
     def waveform(self, i: int) -> torch.Tensor: ...
 
 
-class Segments:
-    """Draws training segments; batch n depends on (seed, n) alone, so that a resumed run sees the same ones. Silent ones are passed over."""
+class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Training segments; item n is the batch of step n and depends on (seed, n) alone, so that a resumed run sees the same ones. Silent ones are
+    passed over.
+    """
 
     def __init__(self, sounds: Sounds, recipe: Recipe, hop: int, rank: int = 0, world_size: int = 1) -> None:
         self.sounds, self.recipe, self.hop = sounds, recipe, hop
         self.rank, self.world_size = rank, world_size
 
-    def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return this process's log-mels (B, segment_frames, M) and their waveforms (B, segment_frames * hop)."""
         v = self.recipe.vocoder
         length = v.segment_frames * self.hop
@@ -136,7 +139,7 @@ def train_vocoder(
     torch.manual_seed(recipe.seed)
     v = recipe.vocoder
     folder = recipe.vocoder_folder
-    vocoder, discriminators = untrained_vocoder(recipe, clips, mel), Discriminators()
+    vocoder, discriminators = untrained_vocoder(recipe, clips, mel), Discriminators(v.discriminator_width)
     vocoder.to(accelerator.device), discriminators.to(accelerator.device), mel.to(accelerator.device)
     parts = {"vocoder": vocoder, "discriminators": discriminators}
     optimizers = {
@@ -155,7 +158,15 @@ def train_vocoder(
     last = v.steps + (v.finetune_steps if generated is not None else 0)
     if first < last:
         run = Run("vocoder", folder, recipe, accelerator)
-        step = _Step(recipe, mel, accelerator, parts, optimizers, generated or clips.train)
+        step = _Step(recipe, mel, accelerator, parts, optimizers)
+        segments = Segments(
+            generated or clips.train,
+            recipe,
+            mel.config.hop_length,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        coming = arriving(segments, range(first, last), recipe.workers)
 
         def evaluate(n: int) -> bool:
             vocoder.eval()
@@ -174,7 +185,7 @@ def train_vocoder(
             run.steps(
                 first,
                 last,
-                step,
+                lambda n: step(n, *next(coming)),
                 state=state,
                 evaluate=evaluate,
                 evaluate_every=v.evaluate_every,
@@ -194,22 +205,18 @@ class _Step:
         accelerator: Accelerator,
         parts: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.AdamW],
-        sounds: Sounds,
     ) -> None:
         self.recipe, self.mel, self.accelerator, self.optimizers = recipe, mel, accelerator, optimizers
         self.vocoder, self.discriminators = (
             accelerator.prepare_model(parts[name]) for name in ("vocoder", "discriminators")
         )
-        self.segments = Segments(
-            sounds, recipe, mel.config.hop_length, accelerator.process_index, accelerator.num_processes
-        )
 
-    def __call__(self, n: int) -> float:
+    def __call__(self, n: int, mels: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         v = self.recipe.vocoder
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(v, n)
-        mels, target = (x.to(self.accelerator.device) for x in self.segments.draw(n))
+        mels, target = mels.to(self.accelerator.device), target.to(self.accelerator.device)
         self.vocoder.train()
         with autocast(self.recipe, self.accelerator.device):
             made = self.vocoder(mels)[:, : target.shape[1]]
@@ -218,7 +225,7 @@ class _Step:
         if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
             loss = v.spectral_weight * loss + self._play(made, target)
         self._update("vocoder", self.vocoder, loss)
-        return float(spectral)
+        return spectral
 
     def _play(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Take a step of the discriminators; return what they say of `made`."""
