@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from PIL import Image
+
+# set: the network sees all that is wanted at once. compose: each condition guides the one sound (Liu et al. 2022, eq. 11).
+# mix: each makes a sound of its own, and those are mixed.
+Composition = Literal["set", "compose", "mix"]
+COMPOSITIONS: tuple[Composition, ...] = get_args(Composition)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -128,9 +128,9 @@ class Predictor:
             ],
         )
 
-    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
-        """Return the waveforms (T,) of tokens (B, L, C)."""
-        return self.pipeline.decode(latents, duration_s)
+    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+        """Return the waveforms (T,) of rows with equally many voices and tokens."""
+        return self.pipeline.decode(rows, duration_s)
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
         """Return the log-mel (F, M) of a waveform (T,), in nepers."""

@@ -298,8 +298,8 @@ def test_the_rows_of_any_set_do_not_depend_on_its_order(tiny_pipeline, tiny_info
             rows(prompts)
         return
     one, other = rows(prompts), rows(rng.sample(prompts, len(prompts)))
-    for a, b in ((one.cond, other.cond), (one.uncond, other.uncond)):
+    for a, b in ((one.conds[0], other.conds[0]), (one.uncond, other.uncond)):
         assert torch.equal(a.tokens, b.tokens)
         assert torch.equal(a.mask, b.mask)
     positive, negative = (sum(sign * w > 0 for _, w in items) for sign in (1, -1))
-    assert (int(one.cond.mask.sum()), int(one.uncond.mask.sum())) == (positive, negative)
+    assert (int(one.conds[0].mask.sum()), int(one.uncond.mask.sum())) == (positive, negative)

@@ -36,8 +36,8 @@ class Toy:
         self.calls.append(len(tokens))
         return self._velocity(tokens, t, conditions, mask)
 
-    def decode(self, latents, duration_s):
-        return list(latents.flatten(1).numpy())
+    def decode(self, rows, duration_s):
+        return [row.latents.flatten().numpy() for row in rows]
 
 
 def condition(value):
@@ -46,7 +46,9 @@ def condition(value):
 
 def ticket(value=1.0, *, rows=1, steps=2, tokens=3, guidance=1.0, prepare=None, deliver=None):
     def make():
-        return [Row(torch.zeros(tokens, 2), condition(value), EMPTY, steps, guidance) for _ in range(rows)]
+        return [
+            Row(torch.zeros(1, tokens, 2), [condition(value)], EMPTY, steps, guidance) for _ in range(rows)
+        ]
 
     return Ticket(prepare or make, deliver or (lambda n, wave: wave), rows, tokens, 1.0)
 
@@ -144,10 +146,10 @@ def test_a_row_that_alone_is_too_large_fails(engines):
 
 def test_out_of_memory_in_decoding_is_tried_row_by_row(engines):
     class Small(Toy):
-        def decode(self, latents, duration_s):
-            if len(latents) > 1:
+        def decode(self, rows, duration_s):
+            if len(rows) > 1:
                 raise torch.OutOfMemoryError("out of memory")
-            return super().decode(latents, duration_s)
+            return super().decode(rows, duration_s)
 
     each = ticket(3.0, rows=3)
     run(engines(Small()), each)
@@ -225,12 +227,12 @@ def test_a_canceled_job_ends_only_when_no_side_thread_is_at_it(engines):
 
 
 def test_load_is_what_the_next_step_costs():
-    rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, 4, g) for g in (1.0, 2.0)]
+    rows = [Row(torch.zeros(1, 3, 2), [EMPTY], EMPTY, 4, g) for g in (1.0, 2.0)]
     assert weight(rows) == 9
     assert weight([]) == 0
     each = ticket(rows=2, tokens=3)
     assert each.load() == 12
-    each.rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, steps, 2.0, step=1) for steps in (4, 6)]
+    each.rows = [Row(torch.zeros(1, 3, 2), [EMPTY], EMPTY, steps, 2.0, step=1) for steps in (4, 6)]
     assert [each.load(ahead) for ahead in (0, 3, 5)] == [12, 6, 0]
     each.rows[0].step = 0
     assert each.load(5) == 6
