@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import SpeechT5HifiGan
 
-from models import parts
+from models import character, parts
+from models.attributes import Scales, taken
 from models.condition_encoder import Condition, ConditionEncoder, Kind
 from models.denoiser import Denoiser
 from models.encoders import JointEncoder
@@ -158,6 +159,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         duration_s: float | None = None,
+        attributes: Mapping[str, float] | None = None,
         num_waveforms_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback_on_step_end: Callable[[int, int], None] | None = None,
@@ -170,6 +172,8 @@ class ClipSynthPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps, 1 to 200; None for the bundle's default, as below.
             guidance_scale: classifier-free guidance weight; at most 1 is off.
             duration_s: seconds of each waveform, within the bundle's range.
+            attributes: of the sound by name, those among `self.attributes`: each a quantile in 0..1 among the training clips nearest to what is asked
+                for, so 0.85 of "pitch" is a high-pitched one of its kind. Loudness is one of all training clips, and a gain.
             generator: CPU generator, or one per waveform; None draws from torch's global one.
             callback_on_step_end: called as (steps done, steps in all); what it raises ends the call.
 
@@ -194,6 +198,7 @@ class ClipSynthPipeline(DiffusionPipeline):
             guidance_scale=scale,
             duration_s=seconds,
             generators=generators,
+            attributes=attributes,
         )
 
         # 3. Denoise.
@@ -203,9 +208,11 @@ class ClipSynthPipeline(DiffusionPipeline):
                 callback_on_step_end(rows[0].step, steps)
 
         # 4. Decode to waveforms of the asked length.
-        return ClipSynthOutput(
-            self.decode(torch.stack([row.latents for row in rows]), seconds), self.mel.config.sample_rate
-        )
+        waveforms = self.decode(torch.stack([row.latents for row in rows]), seconds)
+        levelled = [
+            character.at_loudness(wave, row.loudness_dbfs) for wave, row in zip(waveforms, rows, strict=True)
+        ]
+        return ClipSynthOutput(levelled, self.mel.config.sample_rate)
 
     @torch.inference_mode()
     def prepare_rows(
@@ -216,21 +223,37 @@ class ClipSynthPipeline(DiffusionPipeline):
         guidance_scale: float,
         duration_s: float,
         generators: Sequence[torch.Generator | None],
+        attributes: Mapping[str, float] | None = None,
     ) -> list[Row]:
         """Return a row per generator, at step 0, with noise drawn on the CPU; arguments as for a call.
+
+        Attributes are told to the conditional branch alone, so that guidance leads towards them. Who decodes a row brings it to its `loudness_dbfs`.
 
         Raises:
             ValueError: an argument out of its range.
         """
         self.check_inputs(prompts, num_inference_steps, guidance_scale, duration_s)
-        cond, uncond = (
-            self.condition_encoder.encode([self.encode_conditions(prompts, sign)]) for sign in (1, -1)
-        )
+        asked = dict(attributes or {})
+        character.check(asked, self.attributes)
+        scales = Scales(self.manifest.attributes)
+        wanted, unwanted = (self.encode_conditions(prompts, sign) for sign in (1, -1))
+        told = character.tell(asked, wanted, self.condition_encoder, scales, self.index)
+        cond = self.condition_encoder.encode([wanted], [told])
+        uncond = self.condition_encoder.encode([unwanted])
+        loudness = scales.value("loudness", asked["loudness"]) if "loudness" in asked else None
         shape = (self.num_tokens(duration_s), self.denoiser.token_dim)
         dtype, device = self.denoiser.dtype, self.denoiser.device
         noise = [torch.randn(shape, generator=g).to(device, dtype) for g in generators]
         interval = self.manifest.guidance_interval
-        return [Row(x, cond, uncond, num_inference_steps, guidance_scale, interval) for x in noise]
+        return [
+            Row(x, cond, uncond, num_inference_steps, guidance_scale, interval, loudness_dbfs=loudness)
+            for x in noise
+        ]
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes that may be asked of this bundle."""
+        return taken(self.manifest.attributes, self.condition_encoder.config.scalars)
 
     def check_inputs(
         self, prompts: Sequence[Prompt], num_inference_steps: int, guidance_scale: float, duration_s: float

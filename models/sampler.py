@@ -25,6 +25,7 @@ class Row:
         cond: condition tokens (1, K, D). uncond: what guidance points away from: the empty set, or a negative prompt.
         guidance_scale: w in uncond + w (cond - uncond) (Ho & Salimans 2022, eq. 6); at most 1 is off and costs no second pass.
         guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
+        loudness_dbfs: what its waveform is brought to (`models.character.at_loudness`), None for the level that it comes out at.
     """
 
     latents: torch.Tensor
@@ -34,6 +35,7 @@ class Row:
     guidance_scale: float
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     step: int = 0
+    loudness_dbfs: float | None = None
     previous_velocity: torch.Tensor | None = None
 
     @property

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from models.character import at_loudness
 from models.sampler import Row, Velocity, advance
 from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, stage, stepped
 
@@ -308,7 +309,9 @@ class Engine:
         try:
             with torch.inference_mode(), stage("vocode"):
                 latents = torch.stack([seat.row.latents for seat in seats])
-                waveforms = self.model.decode(latents, seats[0].ticket.duration_s)
+                decoded = self.model.decode(latents, seats[0].ticket.duration_s)
+                levels = [seat.row.loudness_dbfs for seat in seats]
+                waveforms = [at_loudness(wave, dbfs) for wave, dbfs in zip(decoded, levels, strict=True)]
         except Exception as error:
             if len(seats) == 1:
                 yield error
