@@ -288,7 +288,14 @@ def alone(predictor, wanted, n=0):
         image=None,
         seed=wanted.seed + n,
         **wanted.model_dump(
-            include={"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "duration_s"}
+            include={
+                "prompt",
+                "negative_prompt",
+                "attributes",
+                "num_inference_steps",
+                "guidance_scale",
+                "duration_s",
+            }
         ),
     )
 
@@ -297,7 +304,12 @@ def test_a_job_alone_is_equal_to_the_pipeline_to_the_byte(engines, tiny_pipeline
     predictor = Predictor(tiny_pipeline)
     engine = engines(predictor)
     engine.start()
-    for wanted in (payload(), payload(seed=7, guidance_scale=1.0), payload(negative_prompt="wind")):
+    for wanted in (
+        payload(),
+        payload(seed=7, guidance_scale=1.0),
+        payload(negative_prompt="wind"),
+        payload(attributes={"loudness": 0.3}),
+    ):
         each = job(predictor, wanted)
         engine.submit(each)
         assert engine.ended.get(timeout=TIMEOUT_S) is each
@@ -314,6 +326,7 @@ def test_a_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
             num_inference_steps=draw.randint(1, 9),
             guidance_scale=draw.choice([1.0, 2.5]),
             duration_s=draw.choice([0.5, 0.7, 1.3]),
+            attributes=draw.choice([{}, {"loudness": 0.3}, {"pitch": 0.9, "loudness": 0.8}]),
             num_outputs=draw.randint(1, 3),
         )
         for n in range(0, 80, 8)
