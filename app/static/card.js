@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { choose } from "./compare.js";
+import { inWords } from "./character.js";
 import { announce, copy, h } from "./dom.js";
 import { Player, use } from "./player.js";
 import { curl, python, recipeLink } from "./snippets.js";
@@ -42,8 +43,8 @@ export class Card {
   }
 
   #meta() {
-    const { seed, duration_s, num_inference_steps, guidance_scale } = this.entry.body;
-    return `seed ${seed} · ${duration_s} s · ${num_inference_steps} steps · guidance ${guidance_scale}`;
+    const { seed, duration_s, num_inference_steps, guidance_scale, attributes } = this.entry.body;
+    return `seed ${seed} · ${duration_s} s · ${num_inference_steps} steps · guidance ${guidance_scale}${inWords(attributes)}`;
   }
 
   /** Follow the generation to its end. */
