@@ -188,7 +188,7 @@ def _pattern(words: dict[str, tuple[str, str]]) -> str:
     either = "|".join(
         word.replace("-", r"[-\s]") for sides in words.values() for word in " ".join(sides).split()
     )
-    return rf"(?<![\w'’-])(?:(?:{STRONGER})\s+)*(?:{either})(?![\w'’-])"
+    return rf"(?<![\w'’-])(?:(?:{STRONGER})\s+){{0,3}}(?:{either})(?![\w'’-])"
 
 
 ADJECTIVE, ADVERB = (re.compile(_pattern(words), re.IGNORECASE) for words in (ADJECTIVES, ADVERBS))
