@@ -109,9 +109,10 @@ def test_a_picture_and_a_form_take_attributes_too(service):
     png = picture("PNG")
     in_form = service.post(files={"image": ("x", png)}, data=fields)
     assert settled(in_form) == (None, {"pitch": 0.8})
+    sent = service.wav(in_form)  # alone: in company the last bits differ
     image = base64.b64encode(png).decode()
     in_json = service.post({"image": image, "attributes": {"pitch": 0.8}, "seed": 1, **SHORT})
-    assert service.wav(in_form) == service.wav(in_json)
+    assert service.wav(in_json) == sent
 
 
 @pytest.mark.parametrize("path", ["/v1/generations", "/v1/estimate"])
