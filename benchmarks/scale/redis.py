@@ -109,7 +109,9 @@ def measure(folder: Path, workers: int, *, seconds: float, batch: int, job_s: fl
     server = EmbeddedRedis(folder)
     redis = connect(server.url)
     state = State(redis, result_ttl_s=3600)
-    state.announce(ModelInfo(**{k: getattr(MANIFEST, k) for k in ModelInfo.model_fields.keys() - {"cost"}}))
+    state.announce(
+        ModelInfo(**{k: getattr(MANIFEST, k) for k in ModelInfo.model_fields.keys() - {"attributes", "cost"}})
+    )
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     options = {"batch": batch, "job_s": job_s}
