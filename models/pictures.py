@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ PHASE = 2  # mel frames between two ways to lay out a sound: its copy may begin 
 CANDIDATES = 32  # training clips that are looked at in every way
 MAX_CLIPS = 20_000  # of more clips an index keeps no pictures: the search would cost more than the sound
 COPY_DURATIONS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+NAMES = ("pictures", "picture_lengths", "copy_distance")  # of the tensors in an index
 
 
 def layouts(log_mel: np.ndarray) -> list[np.ndarray]:
@@ -62,6 +63,15 @@ class Pictures:
             copies.append((seconds, copy_distance(nearest)))
         pictures.copies = torch.tensor(copies).reshape(-1, 2)
         return pictures
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, torch.Tensor]) -> Pictures:
+        """Return the pictures that `tensors` gave; KeyError where some are missing."""
+        return cls(*(tensors[name] for name in NAMES))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return them by the names that they have in an index."""
+        return dict(zip(NAMES, (self.small, self.lengths, self.copies), strict=True))
 
     def nearest(self, log_mel: np.ndarray, k: int) -> list[tuple[int, float]]:
         """Return (number, distance in 0..1) of the k training clips nearest to a sound's log-mel (F, M), nearest first; fewer if there are not as many.
