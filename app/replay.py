@@ -27,6 +27,8 @@ KEPT = {
     "prompt",
     "composition",
     "negative_prompt",
+    "method",
+    "rank",
     "seed",
     "num_inference_steps",
     "guidance_scale",
@@ -84,6 +86,7 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
     responses=problems(
         "invalid_body",
         "model_not_found",
+        "method_unavailable",
         "payload_too_large",
         "receive_timeout",
         "unsupported_media",

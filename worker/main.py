@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -15,7 +15,7 @@ from clipsynth.errors import ModelUnusable, ServeError
 from clipsynth.exposition import expose
 from clipsynth.process import let_threads_sleep
 from clipsynth.queue import connect, get_queue
-from clipsynth.schemas import ModelCost, ModelInfo
+from clipsynth.schemas import Method, ModelCost, ModelInfo
 from clipsynth.served import MODEL_TTL_S
 from clipsynth.settings import Settings
 from clipsynth.state import State
@@ -43,7 +43,8 @@ def main(settings: Settings) -> None:
     """
     let_threads_sleep()
     try:
-        info = model_info(Manifest.read(settings.model))
+        manifest = Manifest.read(settings.model)
+        info = model_info(manifest, methods(settings, manifest))
     except (OSError, ValueError) as error:
         raise ModelUnusable(str(error)) from error
     run(settings, info, load)
@@ -98,10 +99,16 @@ def beats(worker: BatchWorker) -> bool:
     return time.monotonic() - worker.recovery.beat_at < BEAT_TIMEOUT_S and not worker.engine.crashed
 
 
-def model_info(manifest: Manifest) -> ModelInfo:
+def methods(settings: Settings, manifest: Manifest) -> list[Method]:
+    """Return how sounds can be made: by retrieval too where the training sounds are at hand and the bundle has an index of them."""
+    retrieves = settings.retrieval_audio is not None and "index.safetensors" in manifest.sha256
+    return ["diffusion", "retrieval"] if retrieves else ["diffusion"]
+
+
+def model_info(manifest: Manifest, methods: Sequence[Method] = ("diffusion",)) -> ModelInfo:
     """Return what the API is to know of a bundle before it is loaded."""
-    fields = ModelInfo.model_fields.keys() - {"cost"}
-    return ModelInfo(**{name: getattr(manifest, name) for name in fields})
+    fields = ModelInfo.model_fields.keys() - {"cost", "methods"}
+    return ModelInfo(**{name: getattr(manifest, name) for name in fields}, methods=list(methods))
 
 
 def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
@@ -139,7 +146,7 @@ class Served:
         with self._loading:
             try:
                 predictor = self.load(self.settings)
-                info = model_info(predictor.manifest)
+                info = model_info(predictor.manifest, methods(self.settings, predictor.manifest))
                 if info.name != self.info.name:
                     raise ValueError(f"it is named {info.name!r}, and this worker serves {self.info.name!r}")
                 cost = predictor.measure()

@@ -79,11 +79,12 @@ def test_the_retriever_reads_prepared_sounds_at_their_own_level(index, tmp_path)
     assert (audio.missing(first), audio.missing(whole)) == (None, "1.mp4")
 
 
-def test_a_retriever_without_sounds_or_index_is_refused(index, tiny_bundle, tmp_path):
+def test_a_retriever_without_sounds_or_index_is_refused(index, tiny_pipeline, tmp_path):
     with pytest.raises(ValueError, match="training sounds"):
         training_audio(None, None)
+    tiny_pipeline.save_pretrained(tmp_path / "bundle")
     with pytest.raises(ValueError, match="no retrieval index"):
-        Retriever.load("retriever", str(tiny_bundle), Sources(tmp_path))
+        Retriever.load("retriever", str(tmp_path / "bundle"), Sources(tmp_path))
     with pytest.raises(ValueError, match="3 embeddings of 4"):
         Index(index[1].embeds[:3], index[1].clips)
 
