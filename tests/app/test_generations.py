@@ -166,6 +166,10 @@ def test_an_output_says_what_it_is(service):
             "duration_s": 0.5,
             "sample_rate": 16000,
             "seed": 3,
+            "novelty": None,
+            "is_copy": None,
+            "nearest": [],
+            "clip": None,
             "spectrogram_url": f"/v1/generations/{done['id']}/spectrogram/0",
             "peaks_url": f"/v1/generations/{done['id']}/peaks/0",
         }
