@@ -51,9 +51,9 @@ async function start(name, wanted, ask) {
 
 /** Return the request that a generation was made of, for one which was not made here. */
 function settled({ input }) {
-  const { prompt, prompts, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
+  const { prompt, prompts, method, rank, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
   const texts = prompts?.filter((item) => item.text).map(({ text, weight }) => ({ text, weight }));
-  return { ...(prompt && { prompt }), ...(texts?.length && { prompts: texts }), seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats };
+  return { ...(prompt && { prompt }), ...(texts?.length && { prompts: texts }), ...(method === "retrieval" && { method, rank }), seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats };
 }
 
 function complain(error) {
