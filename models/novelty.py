@@ -47,12 +47,12 @@ class Search:
         self._sums, self._squares = (
             np.pad(x.sum(2).cumsum(1).T, ((1, 0), (0, 0))) for x in (exact, exact**2)
         )
-        self._transform(self._clips.shape[1])
+        self._transformed = self._transform(self._clips.shape[1])
 
-    def _transform(self, length: int) -> None:
-        """Make the clips' spectra over time (K, T, M), for sounds of up to `length` frames."""
-        self._size = next_fast_len(length, real=True)
-        self._spectra = np.ascontiguousarray(rfft(self._clips, self._size, axis=1).swapaxes(0, 1))
+    def _transform(self, length: int) -> tuple[int, np.ndarray]:
+        """Return for sounds of up to `length` frames the transform's size, and the clips' spectra over time (K, T, M)."""
+        size = next_fast_len(length, real=True)
+        return size, np.ascontiguousarray(rfft(self._clips, size, axis=1).swapaxes(0, 1))
 
     def distances(self, sounds: Sequence[np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
         """Return (N, T): 1 - the highest correlation of each sound's middle with each training clip, over all shifts; 0 is a copy, 1 nothing alike.
@@ -68,20 +68,19 @@ class Search:
         margin = round(len(sounds[0]) * SLACK / 2)
         middles = np.stack([m[margin : len(m) - margin] for m in sounds])
         size = middles.shape[1]
-        if size > self._size:
-            self._transform(size)
+        fft_size, spectra = self._transformed  # together: several threads may search
+        if size > fft_size:
+            fft_size, spectra = self._transformed = self._transform(size)
         clips = np.arange(len(self._lengths)) if among is None else among
-        room = (
-            self._lengths[clips] - size
-        )  # how far a sound is slid over a clip, or below 0 a clip over a sound
+        room = self._lengths[clips] - size  # to slide a sound over a clip; below 0 a clip over a sound
         shifts = np.arange(min(0, room.min()), max(0, room.max()) + 1)
         norms = self._norms(shifts, size, clips)
         outside = (shifts[:, None] < np.minimum(room, 0)) | (shifts[:, None] > np.maximum(room, 0))
         norms[outside | (norms <= CONSTANT)] = np.inf
-        spectra = self._spectra if among is None else self._spectra[:, among]
+        spectra = spectra if among is None else spectra[:, among]
         return np.concatenate(
             [
-                self._chunk(middles[n : n + CHUNK], spectra, shifts, norms)
+                _correlate(middles[n : n + CHUNK], spectra, fft_size, shifts, norms)
                 for n in range(0, len(middles), CHUNK)
             ]
         )
@@ -93,17 +92,17 @@ class Search:
         square = squares - total**2 / (size * self._clips.shape[2])
         return np.sqrt(np.maximum(square, 0)).astype(np.float32)
 
-    def _chunk(
-        self, middles: np.ndarray, spectra: np.ndarray, shifts: np.ndarray, norms: np.ndarray
-    ) -> np.ndarray:
-        shapes = middles - middles.mean((1, 2), keepdims=True)
-        norm = np.linalg.norm(shapes, axis=(1, 2), keepdims=True)
-        shapes = np.where(norm > CONSTANT, shapes / np.maximum(norm, CONSTANT), 0).astype(np.float32)
-        wanted = rfft(shapes, self._size, axis=1).conj().transpose(1, 2, 0)  # (K, M, N)
-        correlation = irfft(spectra @ wanted, self._size, axis=0)[
-            shifts
-        ]  # (S, T, N); a shift below 0 is from the end
-        return np.asarray(1 - np.maximum((correlation / norms[..., None]).max(0), 0).T, np.float32)
+
+def _correlate(
+    middles: np.ndarray, spectra: np.ndarray, fft_size: int, shifts: np.ndarray, norms: np.ndarray
+) -> np.ndarray:
+    """Return the distances (N, T) of sounds (N, F, M) to clips by their spectra (K, T, M) and the norms (S, T) of their stretches."""
+    shapes = middles - middles.mean((1, 2), keepdims=True)
+    norm = np.linalg.norm(shapes, axis=(1, 2), keepdims=True)
+    shapes = np.where(norm > CONSTANT, shapes / np.maximum(norm, CONSTANT), 0).astype(np.float32)
+    wanted = rfft(shapes, fft_size, axis=1).conj().transpose(1, 2, 0)  # (K, M, N)
+    correlation = irfft(spectra @ wanted, fft_size, axis=0)[shifts]  # (S, T, N); one below 0 is at the end
+    return np.asarray(1 - np.maximum((correlation / norms[..., None]).max(0), 0).T, np.float32)
 
 
 def distances(sounds: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> np.ndarray:

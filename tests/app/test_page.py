@@ -114,6 +114,22 @@ def test_a_card_names_the_nearest_training_clip_and_says_when_it_is_a_copy(page,
         assert Axe().run(page).response["violations"] == []
 
 
+def test_a_card_says_what_is_a_training_clip_and_not_generated(page):
+    clip = {"video": "7.mp4", "start_s": 5.0, "source": "the <b>archive</b>", "licence": "CC0"}
+
+    def retrieved(route):
+        told = route.fetch()
+        body = re.sub(r'"clip": ?null', f'"clip":{json.dumps(clip)}', told.text())
+        route.fulfill(response=told, body=body)
+
+    page.route("**/v1/generations/*/events", retrieved)
+    player = generate(page, "a dog").locator(".player").first
+    player.get_by_text(
+        "A training clip, not generated: 7.mp4 at 5 s (the <b>archive</b>, CC0)", exact=True
+    ).wait_for()
+    assert player.locator(".nearest").count() == 1
+
+
 def test_the_steps_move_and_a_cancel_ends_them(page):
     set_slider(page, "Steps", 100)
     set_slider(page, "Variations", 8)
