@@ -16,7 +16,7 @@ from app.pictures import Picture, read_pictures
 from clipsynth import idempotency
 from clipsynth.admission import Hold, admit, release_hold
 from clipsynth.attributes import settle
-from clipsynth.errors import DeadlineUnreachable, InvalidRequest, NotFound, NotReady
+from clipsynth.errors import DeadlineUnreachable, InvalidRequest, MethodUnavailable, NotFound, NotReady
 from clipsynth.keys import ApiKey
 from clipsynth.outbound import Refused, check_url
 from clipsynth.process import wait_until
@@ -154,6 +154,11 @@ def _made_meanwhile(services: Services, caller: ApiKey, generation_id: str) -> G
 
 def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> JobPayload:
     """Fill in the bundle's defaults, a seed and where pictures will lie, and hold the bundle's limits."""
+    if wanted.method not in model.methods:
+        raise MethodUnavailable(
+            f"/method: model {model.name} offers {', '.join(model.methods)}, asked for {wanted.method}"
+        )
+    is_retrieval = wanted.method == "retrieval"
     lone_picture = wanted.image is not None or wanted.image_url is not None
     asked = None if wanted.attributes is None else wanted.attributes.given()
     prompt, attributes = settle(wanted.prompt, asked, model.attributes, model=model.name)
@@ -173,7 +178,9 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
         image_key=image_key(generation_id) if lone_picture else None,
         negative_prompt=wanted.negative_prompt,
         attributes=attributes,
-        seed=secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,
+        method=wanted.method,
+        rank=wanted.rank,
+        seed=wanted.seed if wanted.seed is not None else 0 if is_retrieval else secrets.randbelow(2**32),
         num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
         duration_s=wanted.duration_s or model.duration_s,
@@ -185,7 +192,7 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
         raise InvalidRequest(
             f"/duration_s: model {model.name} makes {model.min_duration_s:g} to {model.max_duration_s:g} s, asked for {payload.duration_s:g}"
         )
-    if payload.guidance_scale <= 1:
+    if payload.guidance_scale <= 1 and not is_retrieval:
         if payload.negative_prompt is not None:
             raise InvalidRequest("/negative_prompt: needs a guidance_scale above 1")
         for n, item in enumerate(payload.prompts or ()):

@@ -26,6 +26,7 @@ STATUS = {
     "invalid_request": 422,
     "model_not_found": 422,
     "attribute_unavailable": 422,
+    "method_unavailable": 422,
     "idempotency_mismatch": 422,
     "deadline_unreachable": 422,
     "image_undecodable": 422,

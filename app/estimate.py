@@ -26,6 +26,7 @@ router = APIRouter(tags=["generations"])
         "invalid_body",
         "model_not_found",
         "attribute_unavailable",
+        "method_unavailable",
         "payload_too_large",
         "receive_timeout",
         "unsupported_media",

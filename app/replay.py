@@ -28,6 +28,8 @@ KEPT = {
     "composition",
     "negative_prompt",
     "attributes",  # where there are none, {}: words of the prompt were not read as such then
+    "method",
+    "rank",
     "seed",
     "num_inference_steps",
     "guidance_scale",
@@ -86,6 +88,7 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
         "invalid_body",
         "model_not_found",
         "attribute_unavailable",
+        "method_unavailable",
         "payload_too_large",
         "receive_timeout",
         "unsupported_media",

@@ -38,6 +38,12 @@ class ModelNotFound(ClipSynthError):
     code = "model_not_found"
 
 
+class MethodUnavailable(ClipSynthError):
+    """The model does not offer what makes the sound: no worker of it may play training clips."""
+
+    code = "method_unavailable"
+
+
 class NotFound(ClipSynthError):
     code = "not_found"
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from clipsynth.errors import InvalidRequest
 from clipsynth.prompts import Composition, StoredPrompt
+from clipsynth.schemas import Method
 
 
 class Recipe(BaseModel):
@@ -28,6 +29,8 @@ class Recipe(BaseModel):
     image_sha256: str | None
     negative_prompt: str | None
     attributes: dict[str, float] = {}
+    method: Method = "diffusion"
+    rank: int = 0
     seed: int
     num_inference_steps: int
     guidance_scale: float
@@ -51,6 +54,8 @@ class Recipe(BaseModel):
         unsaid: dict[str, Any] = {"image_key": True, "prompts": {"__all__": {"image_key"}}}
         if not self.attributes:
             unsaid["attributes"] = True  # the id is what it was before there were any
+        if self.method == "diffusion":  # as before there was a choice
+            unsaid |= {"method": True, "rank": True}
         said = self.model_dump_json(exclude=unsaid)
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 

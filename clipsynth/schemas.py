@@ -30,6 +30,7 @@ MEDIA_TYPES: dict[Format, str] = {
     "ogg": "audio/ogg",
     "mp3": "audio/mpeg",
 }
+Method = Literal["diffusion", "retrieval"]
 WebhookEvent = Literal["started", "completed"]  # completed: it has ended, whatever its status
 MODEL_NAME = r"^[a-z0-9-]{1,40}$"
 Metadata = dict[
@@ -95,6 +96,13 @@ class GenerationRequest(BaseModel):
         default=None,
         description="what the sound is to be like; what they leave open is read from words of `prompt` (a loud dog), unless they are {}",
     )
+    method: Method = Field(
+        default="diffusion",
+        description="retrieval plays the training clips nearest to what is asked for, output n the n-th nearest, where the model offers it; seed, steps, guidance, composition and attributes have no effect then",
+    )
+    rank: int = Field(
+        default=0, ge=0, le=100_000, description="for retrieval: how many of the nearest clips are left out"
+    )
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     num_inference_steps: int | None = Field(default=None, ge=1, le=200)
     guidance_scale: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
@@ -138,6 +146,8 @@ class GenerationRequest(BaseModel):
             raise ValueError("prompts holds all of a set: no prompt, image or image_url beside it")
         if self.image is not None and self.image_url is not None:
             raise ValueError("only one of image and image_url; prompts may have several pictures")
+        if self.rank and self.method != "retrieval":
+            raise ValueError("rank is for the method retrieval")
         return self
 
     @property
@@ -164,6 +174,8 @@ class JobPayload(BaseModel):
     image_sha256: str | None = None
     negative_prompt: str | None
     attributes: dict[str, float] = {}
+    method: Method = "diffusion"
+    rank: int = Field(default=0, ge=0)
     seed: int = Field(ge=0, lt=2**32)
     num_inference_steps: int = Field(ge=1, le=200)
     guidance_scale: float
@@ -198,7 +210,35 @@ class Problem(BaseModel):
     detail: str
 
 
-class Output(BaseModel):
+class TrainingClip(BaseModel):
+    """A clip that the model was trained on: from second `start_s` of a video, and whose that is."""
+
+    video: str
+    start_s: float
+    source: str
+    licence: str
+
+
+class NearClip(TrainingClip):
+    """A training clip and how far a sound is from it: 0 is a copy, 1 nothing alike (1 - correlation of log-mels, over shifts in time)."""
+
+    distance: float
+
+
+class Nearness(BaseModel):
+    """How a sound lies to the training clips; empty where the bundle keeps no pictures of them."""
+
+    novelty: float | None = Field(
+        default=None, description="0 to 1: distance to the nearest training clip, with which `nearest` begins"
+    )
+    is_copy: bool | None = Field(
+        default=None,
+        description="whether it is nearer than 95 % of training clips are to any of another video",
+    )
+    nearest: list[NearClip] = []
+
+
+class Output(Nearness):
     """One sound of a generation, in one format; the same request with `seed` and one output makes it again."""
 
     index: int
@@ -209,6 +249,7 @@ class Output(BaseModel):
     duration_s: float
     sample_rate: int
     seed: int
+    clip: TrainingClip | None = Field(default=None, description="with the method retrieval: what is heard")
     recipe: str | None = Field(default=None, description="POST /v1/replay makes this sound again from it")
     spectrogram_url: str | None = Field(default=None, description="a PNG of its mel spectrogram")
     peaks_url: str | None = Field(
@@ -304,6 +345,7 @@ class ModelInfo(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     attributes: list[str] = Field(default=[], description="those that a request may ask for")
+    methods: list[Method] = ["diffusion"]
     cost: ModelCost | None = None
 
 

@@ -22,7 +22,9 @@ def workers_key(model: str) -> str:
 
 
 def passes(payload: JobPayload, cost: ModelCost | None) -> float:
-    """Return a request's work: seconds of sound times passes of the network."""
+    """Return a request's work: seconds of sound times passes of the network; none where training clips are played."""
+    if payload.method == "retrieval":
+        return 0.0
     conditional, unconditional = payload.branches
     passes_per_step = conditional + unconditional * (cost.guided_share if cost else 1.0)
     return payload.num_outputs * payload.num_inference_steps * payload.duration_s * passes_per_step
@@ -31,6 +33,12 @@ def passes(payload: JobPayload, cost: ModelCost | None) -> float:
 def work(payload: JobPayload, cost: ModelCost) -> float:
     """Return the seconds that a worker with a full batch spends on a request."""
     return passes(payload, cost) * cost.audio_step_s
+
+
+def own_s(payload: JobPayload, cost: ModelCost) -> float:
+    """Return the seconds that a request takes with nothing before it."""
+    steps = 0 if payload.method == "retrieval" else payload.num_inference_steps
+    return max(work(payload, cost), steps * cost.step_s)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def forecast(
     if counted:
         load[f"w:{owner}"] = max(0.0, load.get(f"w:{owner}", 0.0) - passes(payload, cost))
     ahead_s = _ahead(load, running, owner) * cost.audio_step_s / max(1, workers)
-    base_s = ahead_s + max(work(payload, cost), payload.num_inference_steps * cost.step_s)
+    base_s = ahead_s + own_s(payload, cost)
     known = sorted(map(float, ratios))
     p50, p90 = (1.0, 1.5) if len(known) < MIN_RATIOS else (known[int(q * len(known))] for q in (0.5, 0.9))
     return Forecast(unfinished, base_s, base_s * p50, base_s * p90)
@@ -120,6 +128,4 @@ def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | 
         inputs = cast(list[bytes | None], pipeline.execute())
     works = [work(JobPayload.model_validate_json(i), cost) if i else 0.0 for i in inputs]
     before = sum(works[: len(ahead)]) * position / max(1, len(ahead)) + sum(works[len(ahead) :]) / 2
-    return position, before / max(1, workers) + max(
-        work(payload, cost), payload.num_inference_steps * cost.step_s
-    )
+    return position, before / max(1, workers) + own_s(payload, cost)

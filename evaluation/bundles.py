@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from evaluation.clips import read_sound
-from evaluation.sound import fingerprint, fit, level
+from evaluation.sound import fingerprint, fit
 from evaluation.systems import SAMPLE_RATE, Query, QueryKind, Sources, split_options
 from models.pipeline import ClipSynthPipeline
 from models.prompts import as_set
 from models.sampler import advance
+from models.waveform import level
 
 
 def load_pipeline(folder: str) -> ClipSynthPipeline:

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from evaluation.classifier import FLOOR, SoundClassifier
-from evaluation.sound import fingerprint, level
+from evaluation.sound import fingerprint
 from evaluation.systems import load_object
 from models.mel import MelSpectrogram
+from models.waveform import level
 
 WINDOWS = 4  # embeddings per sound of those that are built in
 

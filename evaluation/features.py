@@ -11,11 +11,12 @@ import torch
 
 from evaluation.classifier import SoundClassifier
 from evaluation.embedders import Classifier, Embedder, embed_all
-from evaluation.novelty import pool
 from evaluation.plan import Sample
-from evaluation.sound import SILENT_PEAK, fingerprint, fit, level, rms_dbfs
+from evaluation.sound import fingerprint, fit, rms_dbfs
 from evaluation.sounds import SoundStore
 from models.mel import MelSpectrogram
+from models.novelty import pool
+from models.waveform import SILENT_PEAK, level
 
 CLIPPED = 0.999
 LEVEL_COLUMNS = ("seconds", "rms_dbfs", "silent", "clipped")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -18,12 +19,21 @@ from PIL import Image
 
 from evaluation.pictures import RANGE
 from evaluation.score import Row
-from evaluation.sound import level
 from evaluation.systems import SAMPLE_RATE
 from evaluation.table import Column, cell
 from models.mel import MelSpectrogram
+from models.waveform import level
 
 STYLE = Path(__file__).with_name("page.css")
+
+
+@dataclass(frozen=True)
+class Players:
+    """Players of a row's sounds: one of each class, the ten that the judge finds least of what was asked in, the ten nearest to a training clip."""
+
+    by_class: list[str]
+    worst: list[str]
+    closest: list[str]
 
 
 def mp3_uri(waveform: np.ndarray) -> str:
@@ -103,26 +113,31 @@ def checks_table(rows: Sequence[Row]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+def _sounds(title: str, players: Sequence[str]) -> str:
+    """Return players behind a title; nothing where there are none."""
+    if not players:
+        return ""
+    return f"<details><summary>{title}</summary><div class='sounds'>{''.join(players)}</div></details>"
+
+
 def page(
     rows: Sequence[Row],
     shown: Sequence[Column],
     notes: Sequence[str],
-    examples: Sequence[tuple[list[str], list[str]]],
+    examples: Sequence[Players],
     gaps: str,
+    copied: str,
 ) -> str:
-    """Return the page; `examples` has for each row its players (one a class) and the players of its worst ten."""
+    """Return the page; `examples` are the players of each row, `gaps` and `copied` tables as text."""
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
     sections = "".join(
         f"<section><h2>{escape(row.system)} · {row.query} query</h2>"
         + (f"<h3>agreement@1/classifier by class</h3>{bars(row.per_class)}" if row.per_class else "")
-        + f"<details><summary>One sound of each class</summary><div class='sounds'>{''.join(some)}</div></details>"
-        + (
-            f"<details><summary>The ten that the judge finds least convincing</summary><div class='sounds'>{''.join(worst)}</div></details>"
-            if worst
-            else ""
-        )
+        + _sounds("One sound of each class", its.by_class)
+        + _sounds("The ten that the judge finds least convincing", its.worst)
+        + _sounds("The ten nearest to a training clip", its.closest)
         + "</section>"
-        for row, (some, worst) in zip(rows, examples, strict=True)
+        for row, its in zip(rows, examples, strict=True)
     )
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
@@ -130,5 +145,6 @@ def page(
         + "".join(f"<p>{escape(note)}</p>" for note in notes)
         + "".join(intervals(rows, column) for column in shown)
         + f"<h2>All figures</h2>{table(rows, names)}<h2>Text gap</h2><pre>{escape(gaps)}</pre>"
+        + f"<h2>Nearness to training clips</h2><pre>{escape(copied)}</pre>"
         + f"<h2>Duration, loudness, silence</h2>{checks_table(rows)}{sections}</html>\n"
     )

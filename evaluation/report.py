@@ -21,14 +21,15 @@ from evaluation.clips import read_clips, read_labels, read_sources
 from evaluation.embedders import Embedder, TextEmbedder, load_embedder
 from evaluation.entries import FLOOR, KINDS, REAL, TRAIN_EXTRA_S, Bench, Entry, make_sounds, write_queries
 from evaluation.judge import claim, get_classifier
-from evaluation.novelty import copy_threshold
-from evaluation.page import page, player
+from evaluation.memorisation import memorisation, memorisation_table
+from evaluation.page import Players, page, player
 from evaluation.pictures import MelPictures, efficientnet_lite0, inception_v3
 from evaluation.plan import Plan, Sample
 from evaluation.rows import score, text_gaps
 from evaluation.score import Reference, Row
 from evaluation.systems import QueryKind, Sources, Synthesizer, load_system
 from evaluation.table import as_json, columns, gap_table, markdown
+from models.novelty import Search, pick, to_other_sources
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,14 @@ def evaluate(options: Options) -> str:
         "copy_threshold": reference.copy_threshold,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    (options.out / "results.json").write_text(json.dumps(as_json(settings, rows, gaps), indent=1) + "\n")
-    table = markdown(rows, shown, notes) + (f"\n\n{gap_table(gaps)}" if gaps else "")
+    nearness = memorisation(rows, REAL, reference.training_nearest)
+    results = as_json(settings, rows, gaps) | {"memorisation": nearness}
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    copied = memorisation_table(nearness)
+    table = "\n\n".join([markdown(rows, shown, notes), copied, *([gap_table(gaps)] if gaps else [])])
     (options.out / "results.md").write_text(table + "\n")
     examples = [players(entry, row) for entry, row in zip(entries, rows, strict=True)]
-    (options.out / "report.html").write_text(page(rows, shown, notes, examples, gap_table(gaps)))
+    (options.out / "report.html").write_text(page(rows, shown, notes, examples, gap_table(gaps), copied))
     return table
 
 
@@ -182,16 +186,16 @@ def make_reference(
     sources = read_sources(options.label_file)
     train_mels = list(training.compared.small_mels())
     length = round(len(train_mels[0]) * plan.duration_s / (plan.duration_s + TRAIN_EXTRA_S))
+    search, picked = Search(train_mels), pick(train_mels, length)
+    apart = search.distances([train_mels[i][:length] for i in picked])
     return Reference(
         labels=[clip.label for clip in plan.clips],
         embedders=embedders,
         embeds={e.name: real.compared.embeds(e) for e in [*embedders, *pictures]},
         pictures=pictures,
         judge=judge,
-        train_mels=train_mels,
-        copy_threshold=copy_threshold(
-            train_mels, [sources[s.query.clip] for s in training.sets[0]], length=length
-        ),
+        training=search,
+        training_nearest=to_other_sources(apart, picked, [sources[s.query.clip] for s in training.sets[0]]),
         resamples=options.resamples,
     )
 
@@ -208,10 +212,14 @@ def describe(options: Options, plan: Plan, judge: SoundClassifier, reference: Re
     ]
 
 
-def players(entry: Entry, row: Row) -> tuple[list[str], list[str]]:
-    """Return players of one sound a class, and of the worst ten."""
+def players(entry: Entry, row: Row) -> Players:
+    """Return players of a row's sounds."""
     first = {s.query.label: s for s in reversed(entry.sets[0])}
-    return [_player(entry, first[label]) for label in sorted(first)], [_player(entry, s) for s in row.worst]
+    return Players(
+        by_class=[_player(entry, first[label]) for label in sorted(first)],
+        worst=[_player(entry, s) for s in row.worst],
+        closest=[_player(entry, s) for s in row.closest],
+    )
 
 
 def _player(entry: Entry, sample: Sample) -> str:

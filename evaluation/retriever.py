@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from evaluation.clips import read_sound
 from evaluation.sound import fingerprint, fit
 from evaluation.systems import SAMPLE_RATE, Query, QueryKind, Sources, split_options
+from models.clip_audio import ClipAudio, PreparedAudio, VideoAudio
 from models.encoders import JointEncoder, load_encoder
 from models.index import Index
 from models.manifest import Manifest
-from models.shards import ShardReader
 
 
 class Retriever:
@@ -33,22 +30,10 @@ class Retriever:
         version: str,
         encoder: JointEncoder,
         index: Index,
-        *,
-        videos: Path | None,
-        prepared: Path | None,
+        audio: ClipAudio,
     ) -> None:
         self.name, self.version = name, version
-        self.encoder, self.index = encoder, index
-        self.videos, self.prepared = videos, prepared
-        self._shards: dict[tuple[str, float], dict[str, Any]] = {}
-        if videos is None:
-            if prepared is None or not (prepared / "index.jsonl").is_file():
-                raise ValueError(
-                    "the retriever needs the training sounds: --prepared FOLDER, or retriever:BUNDLE?videos=FOLDER"
-                )
-            self._reader = ShardReader(prepared / "shards")
-            lines = map(json.loads, (prepared / "index.jsonl").read_text().splitlines())
-            self._shards = {(line["video"], line["start_s"]): line for line in lines}
+        self.encoder, self.index, self.audio = encoder, index, audio
 
     @classmethod
     def load(cls, name: str, argument: str, sources: Sources) -> Retriever:
@@ -68,8 +53,7 @@ class Retriever:
             fingerprint("retriever", manifest.sha256["index.safetensors"], manifest.sha256["index.jsonl"]),
             load_encoder(folder / "encoder"),
             index,
-            videos=options.get("videos"),
-            prepared=sources.prepared,
+            training_audio(options.get("videos"), sources.prepared),
         )
 
     def nearest(self, query: Query) -> int:
@@ -83,19 +67,21 @@ class Retriever:
 
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
         return [
-            fit(self.sound(self.nearest(query)), query.duration_s)
+            fit(self.audio.sound(self.index.clips[self.nearest(query)]), query.duration_s)
             for query, _ in zip(queries, seeds, strict=True)
         ]
 
-    def sound(self, i: int) -> np.ndarray:
-        """Return the sound (T,) of clip `i` of the index, at its own level."""
-        clip = self.index.clips[i]
-        if self.videos is not None:
-            start = round(clip["start_s"] * SAMPLE_RATE)
-            whole = read_sound(self.videos / clip["video"])
-            return whole[start : start + round(clip["duration_s"] * SAMPLE_RATE)]
-        line = self._shards.get((clip["video"], clip["start_s"]))
-        if line is None:
-            raise ValueError(f"{self.prepared} has no clip of {clip['video']} at {clip['start_s']} s")
-        waveform = self._reader.array(line, "waveform")
-        return (waveform / 32767 / line["gain"]).astype(np.float32)
+
+def training_audio(videos: Path | None, prepared: Path | None) -> ClipAudio:
+    """Return the training sounds, of videos where both are named.
+
+    Raises:
+        ValueError: neither is, or the prepared folder is none.
+    """
+    if videos is not None:
+        return VideoAudio(videos, SAMPLE_RATE)
+    if prepared is None:
+        raise ValueError(
+            "the retriever needs the training sounds: --prepared FOLDER, or retriever:BUNDLE?videos=FOLDER"
+        )
+    return PreparedAudio(prepared)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from evaluation.embedders import TextEmbedder
 from evaluation.entries import Entry
 from evaluation.gap import gap_closed, text_gap
@@ -56,8 +58,11 @@ def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> 
         figures, row.per_class, worst = judged_figures(reference, heard, [q.label for q in asked], clip_of)
         row.figures |= figures
         row.worst = [entry.judged[i] for i in worst]
-        near = [clip_at[s.query.clip] for samples in entry.sets for s in samples]
-        row.figures |= novelty_figures(reference, compared.small_mels(), near)
+        samples = [s for one_set in entry.sets for s in one_set]
+        row.nearest = reference.training.distances(list(compared.small_mels())).min(1)
+        row.closest = [samples[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
+        clips = [clip_at[s.query.clip] for s in samples]
+        row.figures |= novelty_figures(reference, row.nearest, clips)
         for embedder in reference.embedders:
             if isinstance(embedder, TextEmbedder) and entry.kind == "text":
                 row.figures[f"relevance/{embedder.name}"] = text_relevance(

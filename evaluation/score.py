@@ -14,8 +14,8 @@ from evaluation.frechet import MIN_CLIPS, frechet_distance, frechet_infinity
 from evaluation.interval import Figure, bootstrap, draw_picks, figure, mean_figure
 from evaluation.kernel import SCALE, median_bandwidth, mmd2, rbf
 from evaluation.manifold import K, coverage, density, inside
-from evaluation.novelty import distances
 from evaluation.plan import Sample
+from models.novelty import Search, copy_distance
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Reference:
     Attributes:
         labels: class of each of the N validation clips.
         embeds: {embedder: (N, F, D)} of their own sounds. pictures: the same of their rendered mels.
-        train_mels: small log-mels (F, M) of the training clips. copy_threshold: the distance below which a sound counts as a copy.
+        training: the training clips' small log-mels. training_nearest: (T,), distances of training clips to the nearest of another source.
     """
 
     labels: Sequence[str]
@@ -33,9 +33,14 @@ class Reference:
     embeds: dict[str, np.ndarray]
     pictures: Sequence[Embedder]
     judge: SoundClassifier
-    train_mels: Sequence[np.ndarray]
-    copy_threshold: float
+    training: Search
+    training_nearest: np.ndarray
     resamples: int = 200
+
+    @property
+    def copy_threshold(self) -> float:
+        """The distance below which a sound counts as a copy."""
+        return copy_distance(self.training_nearest)
 
     def picks(self, resamples: int | None = None) -> np.ndarray:
         """Return the bootstrap's (resamples, N) places of clips, the same at every call."""
@@ -44,7 +49,8 @@ class Reference:
 
 @dataclass
 class Row:
-    """A row of the table: `figures` by printed name; `per_class` agreement; `worst`: the samples least like what was asked."""
+    """A row of the table: `figures` by printed name; `per_class` agreement; `worst`: the samples least like what was asked; `nearest`: distances of its sounds to the
+    nearest training clip, and `closest` the samples with the least of them."""
 
     system: str
     query: str
@@ -56,6 +62,8 @@ class Row:
     per_class: dict[str, float] = field(default_factory=dict)
     checks: dict[str, float] = field(default_factory=dict)
     worst: list[Sample] = field(default_factory=list)
+    nearest: np.ndarray = field(default_factory=lambda: np.empty(0))
+    closest: list[Sample] = field(default_factory=list)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
@@ -134,11 +142,8 @@ def judged_figures(
     return figures, per_class(top1, asked), [int(i) for i in np.argsort(probable, kind="stable")[:10]]
 
 
-def novelty_figures(
-    reference: Reference, small_mels: np.ndarray, clip_of: Sequence[int]
-) -> dict[str, Figure]:
-    """Return the mean distance to the nearest training clip and the share of copies."""
-    nearest = distances(list(small_mels), reference.train_mels).min(1)
+def novelty_figures(reference: Reference, nearest: np.ndarray, clip_of: Sequence[int]) -> dict[str, Figure]:
+    """Return of distances to the nearest training clip their mean, and the share of copies."""
     picks = reference.picks()
     return {
         "novelty/mel": mean_figure(nearest, clip_of, picks),

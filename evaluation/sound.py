@@ -1,4 +1,4 @@
-"""What is done alike to every sound before it is compared: length, level, checks. And short fingerprints for caches."""
+"""What is done alike to every sound before it is compared: length, checks, loudness. And short fingerprints for caches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import json
 import numpy as np
 
 from evaluation.systems import SAMPLE_RATE
-
-PEAK = 0.5  # as `prepare` levels training clips
-SILENT_PEAK = 1e-4  # -80 dB of full scale
+from models import waveform as sounds
 
 
 def fingerprint(*parts: object) -> str:
@@ -20,16 +18,7 @@ def fingerprint(*parts: object) -> str:
 
 def fit(waveform: np.ndarray, duration_s: float) -> np.ndarray:
     """Return the first `duration_s` seconds of (T,), with silence after its end."""
-    length = round(duration_s * SAMPLE_RATE)
-    return np.pad(waveform[:length], (0, max(0, length - len(waveform))))
-
-
-def level(waveform: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return (T,) without DC at a peak of `PEAK`, and the gain that was applied; silence stays as it is."""
-    centred = (waveform - waveform.mean()).astype(np.float32)
-    peak = float(np.abs(centred).max())
-    gain = PEAK / peak if peak >= SILENT_PEAK else 1.0
-    return centred * np.float32(gain), gain
+    return sounds.fit(waveform, duration_s, SAMPLE_RATE)
 
 
 def check_sound(waveform: np.ndarray, what: str) -> np.ndarray:

@@ -67,28 +67,31 @@ def markdown(rows: Sequence[Row], shown: Sequence[Column], notes: Sequence[str])
         *(c.title for c in shown),
         "N",
     ]
-    lines = [_line(head), "|---|:-:|:-:|---|---|" + "---:|" * (len(shown) + 1)]
+    lines = [table_line(head), "|---|:-:|:-:|---|---|" + "---:|" * (len(shown) + 1)]
     for row in rows:
         begin = [row.system, yes[row.generative], yes[row.unlabeled], row.training_query, row.query]
         lines.append(
-            _line([*begin, *(cell(row.figures.get(c.figure), c.write) for c in shown), str(row.sounds)])
+            table_line([*begin, *(cell(row.figures.get(c.figure), c.write) for c in shown), str(row.sounds)])
         )
     return "\n".join([*lines, "", *notes])
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
 def gap_table(gaps: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> str:
     """Return {system: {metric: {"gap": …, "closed": …}}} as a table."""
-    lines = [_line(["Model", "metric", "text − image", "gap closed"]), "|---|---|---:|---:|"]
+    lines = [table_line(["Model", "metric", "text − image", "gap closed"]), "|---|---|---:|---:|"]
     for system, by_metric in gaps.items():
         for metric, found in by_metric.items():
             closed = found.get("closed")
             if closed is not None and not np.isfinite(closed.low):
                 closed = None  # the baseline's own gap may be none
-            lines.append(_line([system, metric, cell(found["gap"]), cell(closed, lambda v: f"{v:.0f} %")]))
+            lines.append(
+                table_line([system, metric, cell(found["gap"]), cell(closed, lambda v: f"{v:.0f} %")])
+            )
     return "\n".join(lines)
 
 

@@ -13,7 +13,11 @@ from PIL import Image
 from clipsynth.embedded_redis import EmbeddedRedis
 from clipsynth.process import wait_until
 from models.encoders import OpenClipEncoder
+from models.index import Index
+from models.pictures import Pictures
 from models.tiny import build_tiny_pipeline
+from models.video import read_video
+from models.waveform import level
 from tests.service import TIMEOUT_S, Serve
 
 torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for
@@ -25,9 +29,30 @@ def tiny_pipeline():
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory):
+def indexed_pipeline(videos):
+    """A pipeline whose index has the clips of `videos`, with pictures of their sounds."""
+    pipe = build_tiny_pipeline()
+    files = [f"{n}.mp4" for n in range(4)]
+    raw = [read_video(videos / file, sample_rate=16000) for file in files]
+    clips = [
+        {"video": file, "start_s": 0.5, "duration_s": 1.0, "source": f"source {n}", "licence": "CC0 1.0"}
+        for n, file in enumerate(files)
+    ]
+    sounds = [torch.from_numpy(level(clip.waveform[8000:24000])[0])[None] for clip in raw]
+    pictures = Pictures.of(
+        [pipe.mel(sound)[0].numpy() for sound in sounds],
+        [frozenset({file}) for file in files],
+        frame_rate=100.0,
+    )
+    frames = [clip.frames[0].picture for clip in raw]
+    pipe.index = Index(pipe.encoder.encode_image(frames), clips, pictures)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(indexed_pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    build_tiny_pipeline().save_pretrained(folder)
+    indexed_pipeline.save_pretrained(folder)
     return folder
 
 

@@ -19,6 +19,7 @@ from models.encoders import load_encoder
 from models.index import Index
 from models.manifest import Manifest
 from models.mel import MelSpectrogram
+from models.pictures import MAX_CLIPS, Pictures
 from models.pipeline import ClipSynthPipeline
 from training.data import Clips, ClipSet
 from training.loop import load_state
@@ -43,13 +44,18 @@ def read_attribution(path: Path) -> dict[str, dict[str, str]]:
 
 
 def build_index(clips: Clips, attribution: Mapping[str, Mapping[str, str]]) -> Index:
-    """Return the retrieval index of training clips, with their sources and licences."""
+    """Return the retrieval index of training clips, with their sources and licences, and pictures of their sounds; a clip's source is its video there."""
     unknown = {"source": NOT_STATED, "licence": NOT_STATED}
     lines = [
         {name: line[name] for name in INDEX_FIELDS} | dict(attribution.get(line["video"], unknown))
         for line in clips.index
     ]
-    return Index(torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))]), lines)
+    pictures = None
+    if len(clips) <= MAX_CLIPS:
+        videos = [frozenset({line["video"]}) for line in clips.index]
+        log_mels = [clips.mel(i).numpy() for i in range(len(clips))]
+        pictures = Pictures.of(log_mels, videos, frame_rate=MelSpectrogram().frame_rate)
+    return Index(torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))]), lines, pictures)
 
 
 def export(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +17,18 @@ from pydantic import ValidationError
 from clipsynth.errors import NotFound, StorageUnavailable
 from clipsynth.recipe import Recipe
 from clipsynth.record import Standing
-from clipsynth.schemas import MEDIA_TYPES, TERMINAL, Format, JobPayload, Output, Problem, Status, output_seed
+from clipsynth.schemas import (
+    MEDIA_TYPES,
+    TERMINAL,
+    Format,
+    JobPayload,
+    Nearness,
+    Output,
+    Problem,
+    Status,
+    TrainingClip,
+    output_seed,
+)
 from clipsynth.state import End, State
 from clipsynth.storage import Storage, audio_key, file_name, peaks_key, spectrogram_key
 from models.manifest import Manifest
@@ -49,8 +61,42 @@ class Predictor(Model, Protocol):
     def encode_response(self, waveform: np.ndarray, output_format: Format, *, comment: str) -> bytes: ...
 
 
+@runtime_checkable
+class Retrieves(Protocol):
+    """A predictor that may have the training sounds to play."""
+
+    @property
+    def retrieves(self) -> bool: ...
+
+    def nearest_clips(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[int]: ...
+
+    def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]: ...
+
+
+@runtime_checkable
+class Compares(Protocol):
+    """A predictor that compares its sounds with its training clips."""
+
+    def nearness(self, waveform: np.ndarray) -> Nearness: ...
+
+
 class Refused(Exception):
     """The bundle cannot do what the payload asks for; the message is for the client."""
+
+    code = "invalid_request"
+
+
+class Unavailable(Refused):
+    code = "method_unavailable"
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Make of what the bundle cannot do, and of a picture that is gone, what the client is told."""
+    try:
+        yield
+    except (ValueError, NotFound) as error:
+        raise Refused(str(error)) from error
 
 
 class Jobs:
@@ -85,7 +131,9 @@ class Jobs:
         self.state.fail(generation_id, Problem(code="invalid_request", detail=detail))
 
     def ticket(self, generation_id: str, payload: JobPayload) -> Ticket:
+        shortcut = partial(self._retrieve, generation_id, payload)
         return Ticket(
+            shortcut=shortcut if payload.method == "retrieval" else None,
             prepare=partial(self._prepare, payload),
             deliver=partial(self._deliver, generation_id, payload),
             num_rows=payload.num_outputs,
@@ -96,20 +144,46 @@ class Jobs:
         )
 
     def _prepare(self, payload: JobPayload) -> list[Row]:
-        try:
-            keys = [condition.image_key for condition in payload.conditions if condition.image_key]
-            pictures = {key: Image.open(io.BytesIO(self.storage.get(key))) for key in keys}
-            return self.predictor.rows(payload, pictures)
-        except (ValueError, NotFound) as error:
-            raise Refused(str(error)) from error
+        with refusing():
+            return self.predictor.rows(payload, self._pictures(payload))
 
-    def _deliver(self, generation_id: str, payload: JobPayload, n: int, waveform: np.ndarray) -> list[Output]:
-        """Write output n in every format asked for, and what of it can be seen."""
+    def _pictures(self, payload: JobPayload) -> dict[str, Image.Image]:
+        keys = [condition.image_key for condition in payload.conditions if condition.image_key]
+        return {key: Image.open(io.BytesIO(self.storage.get(key))) for key in keys}
+
+    def _retrieve(self, generation_id: str, payload: JobPayload) -> Iterator[list[Output]]:
+        """Find the training clips that a payload asks for, and write each as an output."""
+        with refusing():
+            predictor = self.predictor
+            if not isinstance(predictor, Retrieves) or not predictor.retrieves:
+                raise Unavailable("this worker has no training sounds to play")
+            clips = predictor.nearest_clips(payload, self._pictures(payload))
+        for n, number in enumerate(clips):
+            waveform, clip = predictor.clip(number, payload.duration_s)
+            yield self._deliver(generation_id, payload, n, waveform, clip)
+
+    def _deliver(
+        self,
+        generation_id: str,
+        payload: JobPayload,
+        n: int,
+        waveform: np.ndarray,
+        clip: TrainingClip | None = None,
+    ) -> list[Output]:
+        """Write output n in every format asked for, and what of it can be seen; `clip` is what it was retrieved from."""
         sample_rate = self.predictor.manifest.sample_rate
         self.storage.put(spectrogram_key(generation_id, n), spectrogram_png(self.predictor.log_mel(waveform)))
         self.storage.put(peaks_key(generation_id, n), peaks_json(waveform, sample_rate))
         recipe = self._recipe(payload, n)
-        comment = f"generated by CLIPSynth; recipe {recipe.id}"
+        how = (
+            f"retrieved by CLIPSynth from {clip.source} ({clip.licence})"
+            if clip
+            else "generated by CLIPSynth"
+        )
+        comment = f"{how}; recipe {recipe.id}"
+        nearness = Nearness()
+        if clip is None and isinstance(self.predictor, Compares):
+            nearness = self.predictor.nearness(waveform)
         outputs = []
         for fmt in payload.output_formats:
             data = self.predictor.encode_response(waveform, fmt, comment=comment)
@@ -125,6 +199,8 @@ class Jobs:
                     duration_s=len(waveform) / sample_rate,
                     sample_rate=sample_rate,
                     seed=output_seed(payload.seed, n),
+                    clip=clip,
+                    **dict(nearness),
                     recipe=recipe.token(),
                     spectrogram_url=f"/v1/generations/{generation_id}/spectrogram/{n}",
                     peaks_url=f"/v1/generations/{generation_id}/peaks/{n}",
@@ -133,9 +209,10 @@ class Jobs:
         return outputs
 
     def _recipe(self, payload: JobPayload, n: int) -> Recipe:
-        taken = Recipe.model_fields.keys() & JobPayload.model_fields.keys() - {"v", "seed"}
+        taken = Recipe.model_fields.keys() & JobPayload.model_fields.keys() - {"v", "seed", "rank"}
         return Recipe(
             **payload.model_dump(include=set(taken)),
+            rank=payload.rank + n if payload.method == "retrieval" else 0,
             seed=output_seed(payload.seed, n),
             version=self.predictor.manifest.version,
             dtype=self.predictor.dtype,
@@ -164,7 +241,7 @@ class Jobs:
     def _problem(self, generation_id: str, error: Exception) -> Problem:
         """Return what the client may know of an error; the log has the rest."""
         if isinstance(error, Refused):
-            return Problem(code="invalid_request", detail=str(error))
+            return Problem(code=error.code, detail=str(error))
         logger.error("job failed: %s", generation_id, exc_info=error)
         if is_out_of_memory(error):
             return Problem(

@@ -17,7 +17,7 @@ from clipsynth.errors import ModelUnusable, ServeError
 from clipsynth.exposition import expose
 from clipsynth.process import let_threads_sleep
 from clipsynth.queue import connect, get_queue
-from clipsynth.schemas import ModelCost, ModelInfo
+from clipsynth.schemas import Method, ModelCost, ModelInfo
 from clipsynth.served import MODEL_TTL_S
 from clipsynth.settings import Settings
 from clipsynth.state import State
@@ -46,7 +46,8 @@ def main(settings: Settings) -> None:
     """
     let_threads_sleep()
     try:
-        info = model_info(Manifest.read(settings.model), read_scalars(settings.model))
+        manifest = Manifest.read(settings.model)
+        info = model_info(manifest, read_scalars(settings.model), methods(settings, manifest))
     except (OSError, ValueError) as error:
         raise ModelUnusable(str(error)) from error
     run(settings, info, load)
@@ -108,11 +109,22 @@ def read_scalars(folder: Path) -> list[str]:
     return scalars
 
 
-def model_info(manifest: Manifest, scalars: Sequence[str] = ()) -> ModelInfo:
+def methods(settings: Settings, manifest: Manifest) -> list[Method]:
+    """Return how sounds can be made: by retrieval too where the training sounds are at hand and the bundle has an index of them."""
+    retrieves = settings.retrieval_audio is not None and "index.safetensors" in manifest.sha256
+    return ["diffusion", "retrieval"] if retrieves else ["diffusion"]
+
+
+def model_info(
+    manifest: Manifest, scalars: Sequence[str] = (), methods: Sequence[Method] = ("diffusion",)
+) -> ModelInfo:
     """Return what the API is to know of a bundle before it is loaded; `scalars` are what its condition encoder may be told."""
-    fields = ModelInfo.model_fields.keys() - {"attributes", "cost"}
-    offered = list(taken(manifest.attributes, scalars))
-    return ModelInfo(**{name: getattr(manifest, name) for name in fields}, attributes=offered)
+    fields = ModelInfo.model_fields.keys() - {"attributes", "cost", "methods"}
+    return ModelInfo(
+        **{name: getattr(manifest, name) for name in fields},
+        attributes=list(taken(manifest.attributes, scalars)),
+        methods=list(methods),
+    )
 
 
 def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
@@ -150,7 +162,9 @@ class Served:
         with self._loading:
             try:
                 predictor = self.load(self.settings)
-                info = model_info(predictor.manifest, read_scalars(self.settings.model))
+                manifest = predictor.manifest
+                offered = methods(self.settings, manifest)
+                info = model_info(manifest, read_scalars(self.settings.model), offered)
                 if info.name != self.info.name:
                     raise ValueError(f"it is named {info.name!r}, and this worker serves {self.info.name!r}")
                 cost = predictor.measure()

@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 
 from clipsynth.prompts import Composition
-from clipsynth.schemas import Format, JobPayload, output_seed
+from clipsynth.schemas import Format, JobPayload, Nearness, TrainingClip, output_seed
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Manifest, Prompt
+from models.clip_audio import ClipAudio, open_audio
+from models.retrieval import Retrieval
 from models.sampler import Row, Velocity
 from worker.cost import Cost, measure_pipeline
 from worker.encode import encode
+from worker.nearness import described, nearness
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +43,12 @@ def choose_device(wanted: str) -> tuple[torch.device, torch.dtype, str]:
 class Predictor:
     """A loaded bundle on its device."""
 
-    def __init__(self, pipeline: ClipSynthPipeline) -> None:
+    def __init__(self, pipeline: ClipSynthPipeline, audio: ClipAudio | None = None) -> None:
+        """Take a pipeline, and the training sounds where they may be played; ValueError where some of those are missing."""
         self.pipeline = pipeline
+        self._retrieval: Retrieval | None = None
+        if audio is not None and pipeline.index is not None:
+            self._retrieval = Retrieval(pipeline, pipeline.index, audio)
 
     @classmethod
     def setup(cls, settings: Settings) -> Predictor:
@@ -52,7 +59,9 @@ class Predictor:
         """
         device, dtype, reason = choose_device(settings.device)
         logger.info("device %s, %s: %s", device, dtype, reason)
-        return cls(ClipSynthPipeline.from_pretrained(settings.model, dtype=dtype).to(device))
+        pipeline = ClipSynthPipeline.from_pretrained(settings.model, dtype=dtype).to(device)
+        folder = settings.retrieval_audio
+        return cls(pipeline, open_audio(folder, pipeline.manifest.sample_rate) if folder else None)
 
     def warm_up(self) -> None:
         """Use every part once, so that the first job pays for nothing."""
@@ -120,10 +129,7 @@ class Predictor:
     def rows(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[Row]:
         """Return a row per output, at step 0; `pictures` are those that the payload names. Raises ValueError on what the bundle cannot do."""
         return self.pipeline.prepare_rows(
-            [
-                Prompt(pictures[c.image_key] if c.image_key else c.text or "", c.weight)
-                for c in payload.conditions
-            ],
+            _prompts(payload, pictures),
             composition=payload.composition,
             num_inference_steps=payload.num_inference_steps,
             guidance_scale=payload.guidance_scale,
@@ -151,3 +157,42 @@ class Predictor:
     ) -> bytes:
         """Return a file. Raises ValueError where the waveform is not finite."""
         return encode(waveform, self.manifest.sample_rate, output_format, comment=comment)
+
+    # ------------------------------------------------------------------------------- with the training clips
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the training clips can be played."""
+        return self._retrieval is not None
+
+    def nearest_clips(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[int]:
+        """Return the numbers in the index of the training clips that a payload asks for; arguments and errors as for `rows`."""
+        assert self._retrieval is not None
+        k = payload.rank + payload.num_outputs
+        return self._retrieval.nearest(_prompts(payload, pictures), k)[payload.rank :]
+
+    def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]:
+        """Return the sound (T,) of a training clip, cut or filled to `duration_s`, and what it is.
+
+        Raises:
+            RuntimeError: it cannot be read any more.
+        """
+        assert self._retrieval is not None
+        try:
+            sound = self._retrieval.sound(number, duration_s)
+        except ValueError as error:
+            raise RuntimeError("a training sound cannot be read") from error
+        return sound, described(self._retrieval.index.clips[number])
+
+    def nearness(self, waveform: np.ndarray) -> Nearness:
+        """Return how a waveform (T,) lies to the training clips, where the bundle has pictures of their sounds."""
+        index = self.pipeline.index
+        if index is None or index.pictures is None:
+            return Nearness()
+        return nearness(index, index.pictures, self.log_mel, waveform, self.manifest.sample_rate)
+
+
+def _prompts(payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[Prompt]:
+    return [
+        Prompt(pictures[c.image_key] if c.image_key else c.text or "", c.weight) for c in payload.conditions
+    ]

@@ -53,9 +53,15 @@ async function start(name, wanted, ask) {
 
 /** Return the request that a generation was made of, for one which was not made here. */
 function settled({ input }) {
-  const { prompt, prompts, composition, attributes, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
+  const { prompt, prompts, composition, attributes, method, rank, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
   const texts = prompts?.filter((item) => item.text).map(({ text, weight }) => ({ text, weight }));
-  return { ...(prompt && { prompt }), ...(texts?.length && { prompts: texts }), ...(composition !== "set" && { composition }), attributes, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats };
+  return {
+    ...(prompt && { prompt }),
+    ...(texts?.length && { prompts: texts }),
+    ...(composition !== "set" && { composition }),
+    ...(method === "retrieval" && { method, rank }),
+    attributes, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats,
+  };
 }
 
 function complain(error) {

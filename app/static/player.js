@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { h, save } from "./dom.js";
+import { nearness } from "./nearest.js";
 
 let playing = null; // one sound at a time
 let lastUsed = null;
@@ -31,7 +32,8 @@ export class Player {
     this.element = h("div", { className: "player" },
       this.view,
       h("div", { className: "tools" }, this.button, this.loop, ...sides, this.time),
-      h("div", { className: "downloads" }, "Download", ...downloads));
+      h("div", { className: "downloads" }, "Download", ...downloads),
+      ...nearness(this.first));
     this.position = 0;
     this.#show();
     new IntersectionObserver((entries, observer) => {

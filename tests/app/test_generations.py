@@ -26,6 +26,7 @@ from clipsynth.schemas import Output
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
+from models.clip_audio import open_audio
 from worker.engine import Engine
 from worker.jobs import Jobs
 from worker.main import model_info
@@ -49,7 +50,8 @@ class Service:
         )
         self.redis = Redis.from_url(settings.redis_url)
         self.state = State(self.redis, result_ttl_s=settings.result_ttl_s)
-        self.predictor = Predictor(pipeline)
+        folder = settings.retrieval_audio
+        self.predictor = Predictor(pipeline, folder and open_audio(folder, 16000))
         self.storage = Storage(settings.results_url)
         jobs = Jobs(self.predictor, self.state, self.storage, max_attempts=settings.max_attempts)
         self.queue = get_queue("tiny", self.redis)
@@ -58,7 +60,8 @@ class Service:
         self.worker = BatchWorker(
             self.queue, redis_url=settings.redis_url, lease_s=15, beat_s=5, jobs=jobs, engine=self.engine
         )
-        self.info = model_info(pipeline.manifest, pipeline.condition_encoder.config.scalars)
+        offered = ["diffusion", "retrieval"] if self.predictor.retrieves else ["diffusion"]
+        self.info = model_info(pipeline.manifest, pipeline.condition_encoder.config.scalars, offered)
         self.state.announce(self.info)
 
     def close(self):
@@ -163,6 +166,10 @@ def test_an_output_says_what_it_is(service):
             "duration_s": 0.5,
             "sample_rate": 16000,
             "seed": 3,
+            "novelty": None,
+            "is_copy": None,
+            "nearest": [],
+            "clip": None,
             "spectrogram_url": f"/v1/generations/{done['id']}/spectrogram/0",
             "peaks_url": f"/v1/generations/{done['id']}/peaks/0",
         }

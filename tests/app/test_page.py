@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -91,6 +92,42 @@ def test_type_listen_seek_and_download(page, tmp_path):
     samples, rate = soundfile.read(tmp_path / "WAV")
     assert (len(samples), rate) == (8000, 16000)
     assert np.abs(samples).max() > 0
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_card_names_the_nearest_training_clip_and_says_when_it_is_a_copy(page, is_copy):
+    def as_told(route):
+        told = route.fetch()
+        body = re.sub(r'"is_copy": ?(false|true)', f'"is_copy":{str(is_copy).lower()}', told.text())
+        route.fulfill(response=told, body=body)
+
+    page.route("**/v1/generations/*/events", as_told)
+    player = generate(page, "a dog").locator(".player").first
+    nearest = player.locator(".nearest:not(.copied)")
+    nearest.wait_for()
+    assert re.fullmatch(
+        r"Nearest training clip: (\d)\.mp4 at 0\.5 s \(source \1, CC0 1\.0\), distance [01]\.\d\d",
+        nearest.text_content(),
+    )
+    assert player.get_by_text("So near that it counts as a copy").count() == is_copy
+    if is_copy:
+        assert Axe().run(page).response["violations"] == []
+
+
+def test_a_card_says_what_is_a_training_clip_and_not_generated(page):
+    clip = {"video": "7.mp4", "start_s": 5.0, "source": "the <b>archive</b>", "licence": "CC0"}
+
+    def retrieved(route):
+        told = route.fetch()
+        body = re.sub(r'"clip": ?null', f'"clip":{json.dumps(clip)}', told.text())
+        route.fulfill(response=told, body=body)
+
+    page.route("**/v1/generations/*/events", retrieved)
+    player = generate(page, "a dog").locator(".player").first
+    player.get_by_text(
+        "A training clip, not generated: 7.mp4 at 5 s (the <b>archive</b>, CC0)", exact=True
+    ).wait_for()
+    assert player.locator(".nearest").count() == 1
 
 
 def test_the_steps_move_and_a_cancel_ends_them(page):

@@ -119,6 +119,12 @@ def test_results_hold_every_row_and_figure(finished):
     assert ours["checks"]["duration_error_s"] == 0
     assert "FAD/random-conv" not in rows["real validation clips", "–"]["figures"]
     assert "agreement@1/classifier" not in rows["real training clips (floor)", "–"]["figures"]
+    near = {(one["system"], one["query"]): one for one in results["memorisation"]}
+    assert (
+        len(near) == 7
+    )  # the floor's clips are training clips; those to others of another source stand for them
+    assert all(0 <= one["p1"] <= one["p5"] <= one["p50"] <= 1 for one in near.values())
+    assert not near["real validation clips", "–"]["suspect"]
     gap = results["text_gap"]["hum"]["FAD/random-conv"]
     assert gap["gap"]["value"] == pytest.approx(0, abs=1e-6)  # it does not listen to what it is asked
     assert "closed" not in results["text_gap"]["ours"]["FAD/random-conv"]
@@ -131,6 +137,7 @@ def test_the_table_names_the_embedder_of_each_metric(finished):
     )
     assert re.search(r"\| ours \| ✓ \| ✓ \| image \| text \| [\d.]+", table)
     assert "chance is 50.0 %" in table
+    assert "| Distance to the nearest training clip | query | p1 | p5 | p50 |" in table
 
 
 def test_the_page_needs_nothing_else(finished):
@@ -138,6 +145,7 @@ def test_the_page_needs_nothing_else(finished):
     assert page.count("<audio") >= 2 * 7
     assert not re.search(r"(src|href)=.?(?!.?data:)[\"'](http|/|\w+\.)", page)
     assert page.count("<h2>ours") == 2
+    assert page.count("The ten nearest to a training clip") == 6  # the floor's own are none
 
 
 def test_every_query_is_written_down_for_systems_elsewhere(finished):

@@ -9,7 +9,8 @@ from evaluation.gap import gap_closed, text_gap
 from evaluation.interval import bootstrap, draw_picks, figure, mean_figure
 from evaluation.kernel import SCALE, kernel_distance, median_bandwidth
 from evaluation.manifold import coverage, density, inside
-from evaluation.novelty import copy_threshold, distances
+from evaluation.memorisation import TRAIN, memorisation, memorisation_table
+from evaluation.score import Row
 
 
 def gaussians(n, dim, shift=0.0, seed=0):
@@ -88,27 +89,24 @@ def test_coverage_and_density_count_the_balls_they_should():
         inside(reference, reference, k=6)
 
 
-def test_a_copy_is_found_though_it_is_shifted_and_louder():
-    rng = np.random.default_rng(0)
-    train = [rng.standard_normal((100, 8)) for _ in range(5)]
-    found = distances([train[3][13:93] + 2.0, rng.standard_normal((80, 8)), np.zeros((80, 8))], train)
-    assert found[0].argmin() == 3
-    assert found[0, 3] == pytest.approx(0, abs=1e-5)
-    assert (found[1] > 0.7).all()
-    assert (found[2] == 1).all()
-    with pytest.raises(ValueError, match="shorter"):
-        distances([np.zeros((400, 8))], train)
-
-
-def test_what_counts_as_a_copy_ignores_clips_of_the_same_source():
-    rng = np.random.default_rng(0)
-    first = [rng.standard_normal((100, 8)) for _ in range(6)]
-    train = first + [m + 0.01 for m in first]  # each clip twice, from one source
-    sources = [frozenset({str(i)}) for i in range(6)] * 2
-    assert copy_threshold(train, sources, length=80) > 0.7
-    assert copy_threshold(train, [frozenset({str(i)}) for i in range(12)], length=80) < 1e-3
-    with pytest.raises(ValueError, match="another source"):
-        copy_threshold(train, [frozenset("a")] * 12, length=80)
+def test_a_system_is_suspect_when_it_comes_nearer_to_training_clips_than_recordings_do():
+    real, copies, fresh = (np.linspace(low, 1, 100) for low in (0.2, 0.0, 0.3))
+    rows = [
+        Row(name, query, "–", True, True, 100, nearest=nearest)
+        for name, query, nearest in (("ours", "text", copies), ("ours", "image", fresh), ("real", "–", real))
+    ] + [Row("floor", "–", "–", False, True, 100)]
+    found = memorisation(rows, "real", np.full(50, 0.5))
+    assert [(one["system"], one["query"], one["suspect"]) for one in found] == [
+        ("ours", "text", True), ("ours", "image", False), ("real", "–", False), (TRAIN, "–", False),
+    ]  # fmt: skip
+    assert found[0]["share"] == pytest.approx(0.21, abs=0.01)
+    assert found[2] == {"system": "real", "query": "–", "share": 0.01, "suspect": False} | {
+        f"p{p}": pytest.approx(0.2 + 0.8 * p / 100) for p in (1, 5, 50)
+    }
+    assert (
+        "| ours | text | 0.01 | 0.05 | 0.5 | 21.0 % | nearer than recordings it never saw |"
+        in memorisation_table(found)
+    )
 
 
 def test_agreement_counts_hits_among_the_most_probable():

@@ -15,7 +15,7 @@ from evaluation.clips import read_sound
 from evaluation.outside import Folder, Service
 from evaluation.plan import Sample
 from evaluation.recordings import Recordings, floor_samples
-from evaluation.retriever import Retriever
+from evaluation.retriever import Retriever, training_audio
 from evaluation.sound import check_sound, fit
 from evaluation.sounds import SoundStore
 from evaluation.systems import Query, Sources, split_options
@@ -52,7 +52,7 @@ def index():
 
 
 def test_the_retriever_plays_the_clip_of_the_nearest_picture(index, videos):
-    retriever = Retriever("retriever", "v", *index, videos=videos, prepared=None)
+    retriever = Retriever("retriever", "v", *index, training_audio(videos, None))
     [sound] = retriever.synthesize([RED], [0])
     assert (sound == read_sound(videos / "0.mp4")[8000:24000]).all()
     green = Query("low", "0.mp4", image=Image.new("RGB", (64, 64), "green"))
@@ -70,19 +70,21 @@ def test_the_retriever_reads_prepared_sounds_at_their_own_level(index, tmp_path)
         "gain": 2.0,
     }
     (tmp_path / "index.jsonl").write_text(json.dumps(line) + "\n")
+    audio = training_audio(None, tmp_path)
     first = Index(whole.embeds[:1], whole.clips[:1])
-    retriever = Retriever("retriever", "v", encoder, first, videos=None, prepared=tmp_path)
-    assert retriever.sound(0) == pytest.approx(np.full(16000, 0.25), abs=1e-4)
-    lacking = Retriever("retriever", "v", encoder, whole, videos=None, prepared=tmp_path)
+    [sound] = Retriever("retriever", "v", encoder, first, audio).synthesize([RED], [0])
+    assert sound == pytest.approx(np.full(16000, 0.25), abs=1e-4)
     with pytest.raises(ValueError, match=r"no clip of 1\.mp4"):
-        lacking.sound(1)
+        audio.sound(whole.clips[1])
+    assert (audio.missing(first), audio.missing(whole)) == (None, "1.mp4")
 
 
-def test_a_retriever_without_sounds_or_index_is_refused(index, tiny_bundle, tmp_path):
+def test_a_retriever_without_sounds_or_index_is_refused(index, tiny_pipeline, tmp_path):
     with pytest.raises(ValueError, match="training sounds"):
-        Retriever("retriever", "v", *index, videos=None, prepared=None)
+        training_audio(None, None)
+    tiny_pipeline.save_pretrained(tmp_path / "bundle")
     with pytest.raises(ValueError, match="no retrieval index"):
-        Retriever.load("retriever", str(tiny_bundle), Sources(tmp_path))
+        Retriever.load("retriever", str(tmp_path / "bundle"), Sources(tmp_path))
     with pytest.raises(ValueError, match="3 embeddings of 4"):
         Index(index[1].embeds[:3], index[1].clips)
 

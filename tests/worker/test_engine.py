@@ -243,6 +243,20 @@ def test_load_is_what_the_next_step_costs():
     assert each.load(5) == 6
 
 
+def test_a_ticket_with_a_shortcut_takes_no_step(engines):
+    model = Toy()
+    engine = engines(model)
+    shortcut = ticket(rows=2)
+    shortcut.shortcut = lambda: iter(["first", "second"])
+    failing = ticket()
+    failing.shortcut = lambda: iter([1 / 0])
+    run(engine, shortcut, failing, ticket(steps=2))
+    assert shortcut.results == {0: "first", 1: "second"}
+    assert isinstance(failing.error, ZeroDivisionError)
+    assert model.calls == [1, 1]  # of the third
+    assert shortcut.load() == 0
+
+
 def test_the_limit_is_the_smallest_batch_with_nearly_the_best_throughput():
     cost = measure(lambda rows: 0.010 if rows <= 32 else 0.010 * rows / 32, 5)
     assert cost.limit == 32 * 5

@@ -1,0 +1,22 @@
+"""What is done alike to every sound before it is compared or played: level and length."""
+
+from __future__ import annotations
+
+import numpy as np
+
+PEAK = 0.5  # as `prepare` levels training clips
+SILENT_PEAK = 1e-4  # -80 dB of full scale
+
+
+def level(waveform: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return (T,) without DC at a peak of `PEAK`, and the gain that was applied; silence stays as it is."""
+    centred = (waveform - waveform.mean()).astype(np.float32)
+    peak = float(np.abs(centred).max())
+    gain = PEAK / peak if peak >= SILENT_PEAK else 1.0
+    return centred * np.float32(gain), gain
+
+
+def fit(waveform: np.ndarray, duration_s: float, sample_rate: int) -> np.ndarray:
+    """Return the first `duration_s` seconds of (T,), with silence after its end."""
+    length = round(duration_s * sample_rate)
+    return np.pad(waveform[:length], (0, max(0, length - len(waveform))))

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from models.novelty import SLACK, Search, copy_distance, distances, pick, pool, to_other_sources
+
+
+def noise(seed, frames, bands=8):
+    return np.random.default_rng(seed).standard_normal((frames, bands)).astype(np.float32)
+
+
+def slowly(sounds, train):
+    """The definition, one stretch at a time."""
+    margin = round(len(sounds[0]) * SLACK / 2)
+    found = np.ones((len(sounds), len(train)))
+    for n, sound in enumerate(sounds):
+        middle = sound[margin : len(sound) - margin].ravel()
+        for t, clip in enumerate(train):
+            size = len(sound) - 2 * margin
+            stretches = (clip[first : first + size].ravel() for first in range(len(clip) - size + 1))
+            found[n, t] = 1 - max(np.corrcoef(middle, x)[0, 1] for x in stretches)
+    return found
+
+
+def test_all_clips_are_searched_at_once_as_one_stretch_at_a_time():
+    train = [noise(n, 50 + n) - 20 * (n == 2) for n in range(5)]
+    for frames in (40, 16):
+        sounds = [noise(10, frames), train[1][3 : 3 + frames] + 0.5 * noise(11, frames)]
+        assert Search(train).distances(sounds) == pytest.approx(slowly(sounds, train), abs=1e-5)
+
+
+def test_a_copy_is_found_though_it_is_shifted_and_louder():
+    train = [noise(n, 100) for n in range(5)]
+    found = distances([train[3][13:93] + 2.0, noise(9, 80), np.zeros((80, 8))], train)
+    assert found[0].argmin() == 3
+    assert found[0, 3] == pytest.approx(0, abs=1e-5)
+    assert (found[1] > 0.7).all()
+    assert (found[2] == 1).all()
+
+
+def test_a_sound_longer_than_every_clip_is_compared_too():
+    train = [noise(n, 30) for n in range(3)]
+    longer = np.concatenate([noise(7, 10) - 2.0, train[1], noise(8, 10) - 2.0])
+    search = Search(train)
+    found = search.distances([longer])[0]
+    assert found.argmin() == 1
+    assert search.distances([train[0]])[0, 0] == pytest.approx(0, abs=1e-5)  # and a short one after it
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ValueError, match="training clips"):
+        Search([])
+    with pytest.raises(ValueError, match="sounds"):
+        Search([noise(0, 10)]).distances([])
+
+
+def threshold(train, sources, length):
+    picked = pick(train, length)
+    apart = distances([train[i][:length] for i in picked], train)
+    return copy_distance(to_other_sources(apart, picked, sources))
+
+
+def test_what_counts_as_a_copy_ignores_clips_of_the_same_source():
+    first = [noise(n, 100) for n in range(6)]
+    train = first + [m + 0.01 for m in first]  # each clip twice, from one source
+    sources = [frozenset({str(i)}) for i in range(6)] * 2
+    assert threshold(train, sources, 80) > 0.7
+    assert threshold(train, [frozenset({str(i)}) for i in range(12)], 80) < 1e-3
+    with pytest.raises(ValueError, match="another source"):
+        threshold(train, [frozenset("a")] * 12, 80)
+
+
+def test_pooling_means_frames_and_bands():
+    small = pool(np.arange(24.0).reshape(6, 4), frames=2, bands=2)
+    assert small.tolist() == [[2.5, 4.5], [10.5, 12.5], [18.5, 20.5]]
