@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+TEMPLATES = ("{}", "a photo of {}", "the sound of {}", "a video of {}")  # around what is asked for
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -38,3 +40,12 @@ def as_set(
     prompts = [Prompt(prompt)] if isinstance(prompt, str) else list(prompt or [])
     prompts += [] if image is None else [Prompt(image)]
     return prompts + ([] if negative_prompt is None else [Prompt(negative_prompt, -1.0)])
+
+
+def templated(text: str) -> list[str]:
+    """Return `text` in each of `TEMPLATES`, after taking off the one that it is in already."""
+    heads = [template.removesuffix("{}") for template in TEMPLATES[1:]]
+    bare = next(
+        (text[len(h) :] for h in heads if text.lower().startswith(h) and text[len(h) :].strip()), text
+    )
+    return [template.format(bare) for template in TEMPLATES]
