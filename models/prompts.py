@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from PIL import Image
 
 TEMPLATES = ("{}", "a photo of {}", "the sound of {}", "a video of {}")  # around what is asked for
+# set: the network sees all that is wanted at once. compose: each condition guides the one sound (Liu et al. 2022, eq. 11).
+# mix: each makes a sound of its own, and those are mixed.
+Composition = Literal["set", "compose", "mix"]
+COMPOSITIONS: tuple[Composition, ...] = get_args(Composition)
 
 
 @dataclass(frozen=True)
