@@ -105,7 +105,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         other = ConditionEncoder(**(own | settings))
         fresh, weights = other.state_dict(), self.state_dict()
         other.load_state_dict({name: weights.get(name, value) for name, value in fresh.items()})
-        return other.to(self.device, self.dtype).eval().requires_grad_(False)
+        nn.Module.to(other, self.device, self.dtype)
+        return other.eval().requires_grad_(False)
 
     def centre(self, embeddings: torch.Tensor, kind: Kind) -> torch.Tensor:
         """Return embeddings (N, D) less the mean of their kind, at unit norm; texts are led on towards pictures, by what is switched on: the prior, then the bank."""

@@ -15,6 +15,7 @@ CONTRASTIVE = 0.2  # weight of ECLIPSE's contrastive term, their eq. 3
 TEMPERATURE = 0.07
 
 
+@torch.enable_grad()
 def fit_prior(
     encoder: ConditionEncoder,
     bank: PhraseBank,
@@ -36,6 +37,7 @@ def fit_prior(
     fitted.prior.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     cosines, numbers = bank.similar(embeds, k)
+    phrases = bank.phrases.clone()  # encoders give tensors of inference mode
     pictures = fitted.centre(embeds, "image")
     optimizer = torch.optim.AdamW(fitted.prior.parameters(), lr=1e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -43,8 +45,8 @@ def fit_prior(
     for _ in range(steps):
         picks = torch.randperm(len(embeds), generator=generator)[:size]
         place = torch.multinomial((cosines[picks] / TAU).softmax(-1), 1, generator=generator)
-        template = torch.randint(len(bank.phrases), (size,), generator=generator)
-        texts = bank.phrases[template, numbers[picks].gather(1, place)[:, 0]]
+        template = torch.randint(len(phrases), (size,), generator=generator)
+        texts = phrases[template, numbers[picks].gather(1, place)[:, 0]]
         led = fitted.centre(texts, "text")
         similar = led @ pictures[picks].T
         loss = 1 - similar.diagonal().mean()

@@ -11,6 +11,7 @@ import typer
 from clipsynth.commands.options import Bundle, settings_with
 
 if TYPE_CHECKING:
+    from evaluation.studies.ladder import Rung
     from evaluation.studies.setting import Setting
     from models.condition_encoder import ConditionEncoder
     from models.pipeline import ClipSynthPipeline
@@ -46,6 +47,21 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Queries given to a system a
 Resamples = Annotated[int, typer.Option(min=10, help="Of the bootstrap.")]
 Timed = Annotated[int, typer.Option(min=0, help="Queries timed alone; 0 leaves seconds out.")]
 Steps = Annotated[int | None, typer.Option(min=1, max=200, help="In place of the bundle's own.")]
+Sigma = Annotated[
+    list[float] | None, typer.Option(help="Levels told to the network; 0.25, 0.5, 1 by default.")
+]
+Bank = Annotated[
+    list[str] | None,
+    typer.Option(help="SHARE,TAU of the projection on training pictures; three of them by default."),
+]
+PriorToo = Annotated[
+    bool,
+    typer.Option("--prior", help="Fit a prior on pictures and a generic list of phrases; needs --prepared."),
+]
+RungToo = Annotated[
+    list[str] | None,
+    typer.Option(help="A rung more, NAME=setting=value&…: settings of the condition encoder, and `prior`."),
+]
 OUT, SEEDS, DURATION, BATCH, RESAMPLES, TIMED = Path("runs/studies"), 3, 4.0, 8, 200, 5
 
 
@@ -58,6 +74,16 @@ def _setting(**options: object) -> Setting:
     if options.get("split", "dev") not in ("dev", "validation"):
         raise ValueError(f"--split is dev or validation, got {options['split']!r}")
     return Setting(Options(**options))  # type: ignore[arg-type]
+
+
+def _rungs(
+    sigma: list[float] | None, bank: list[str] | None, prior: bool, rung: list[str] | None
+) -> list[Rung]:
+    from evaluation.studies.ladder import parse_rung, rungs
+
+    sigmas = [0.25, 0.5, 1.0] if sigma is None else sigma
+    banks = [_two_floats(b) for b in bank] if bank else [(0.5, 0.05), (0.9, 0.05), (1.0, 0.01)]
+    return [*rungs(sigmas, banks, prior=prior), *(parse_rung(spec) for spec in rung or [])]
 
 
 def _fit_prior(prepared: Path | None) -> Callable[[ClipSynthPipeline], ConditionEncoder] | None:
@@ -88,6 +114,9 @@ def ceiling(
     out: Out = OUT,
     resamples: Resamples = RESAMPLES,
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 5,
+    bank: Bank = None,
+    prior: PriorToo = False,
+    rung: RungToo = None,
     model: Bundle = None,
 ) -> None:
     """How often the training pictures nearest to a query are of its class: no sound is made."""
@@ -96,7 +125,8 @@ def ceiling(
     )
     from evaluation.studies.ceiling import ceiling as run
 
-    print(run(setting, settings_with(model=model).model, k))
+    rungs = _rungs([], bank, prior, rung)
+    print(run(setting, settings_with(model=model).model, k, rungs=rungs, prior=_fit_prior(prepared)))
 
 
 @study.command()
@@ -115,17 +145,10 @@ def ladder(
     resamples: Resamples = RESAMPLES,
     timed: Timed = TIMED,
     steps: Steps = None,
-    sigma: Annotated[list[float] | None, typer.Option(help="Levels told to the network.")] = None,
-    bank: Annotated[
-        list[str] | None, typer.Option(help="SHARE,TAU of the projection on training pictures.")
-    ] = None,
-    prior: Annotated[bool, typer.Option(help="Fit a prior on pseudo pairs; needs --prepared.")] = False,
-    rung: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A rung more, NAME=setting=value&…: settings of the condition encoder, and `prior`."
-        ),
-    ] = None,
+    sigma: Sigma = None,
+    bank: Bank = None,
+    prior: PriorToo = False,
+    rung: RungToo = None,
     also: Annotated[
         list[str] | None, typer.Option(help="A further bundle as it is, NAME=BUNDLE: remedies of training.")
     ] = None,
@@ -141,12 +164,7 @@ def ladder(
     )  # fmt: skip
     from evaluation.studies import ladder as study_of
 
-    banks = [_two_floats(b) for b in bank] if bank else [(0.5, 0.05), (0.9, 0.05), (1.0, 0.01)]
-    wanted = [
-        *study_of.rungs(sigma or [0.25, 0.5, 1.0], banks, prior=prior),
-        *(study_of.parse_rung(spec) for spec in rung or []),
-        *(study_of.also(spec) for spec in also or []),
-    ]
+    wanted = [*_rungs(sigma, bank, prior, rung), *(study_of.also(spec) for spec in also or [])]
     if only:
         wanted = [r for r in wanted if r.name in {study_of.RAW, *only}]
     print(

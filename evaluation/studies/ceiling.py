@@ -17,25 +17,14 @@ from evaluation.agreement import per_class, read_phrases
 from evaluation.bundles import load_pipeline
 from evaluation.clips import read_clips, read_labels
 from evaluation.interval import Figure, draw_picks, mean_figure
+from evaluation.studies.ladder import RAW, Prior, Rung, build
 from evaluation.studies.setting import Setting, Split, suffixes, table
 from evaluation.table import cell, percent
-from models.condition_encoder import ConditionEncoder, Kind
+from models.condition_encoder import ConditionEncoder
 from models.index import Index
-from models.pipeline import ClipSynthPipeline
 
-SPACES = ("raw", "centred", "projected")
 K = 5
-
-
-def in_space(embeds: torch.Tensor, kind: Kind, encoder: ConditionEncoder, space: str) -> torch.Tensor:
-    """Return embeddings (N, D) as they come ("raw"), as the generator's bundle centres them, or with texts moved to the bank of pictures too ("projected")."""
-    if space == "raw":
-        return embeds
-    return (
-        encoder.centre(embeds, kind)
-        if space == "projected"
-        else encoder.changed(bank_share=0.0).centre(embeds, kind)
-    )
+AS_IT_IS = "as the bundle has it"
 
 
 def neighbours(index: Index, queries: torch.Tensor, k: int) -> np.ndarray:
@@ -55,8 +44,8 @@ def majorities(found: np.ndarray, asked: Sequence[str]) -> np.ndarray:
     return np.array([m == a for m, a in zip(most, asked, strict=True)], float)
 
 
-def labelled_index(index: Index, labels: Mapping[str, str], encoder: ConditionEncoder, space: str) -> Index:
-    """Return the clips of an index whose video has a label, with it, in a space of embeddings.
+def labelled(index: Index, labels: Mapping[str, str]) -> Index:
+    """Return the clips of an index whose video has a label, with it.
 
     Raises:
         ValueError: none has one.
@@ -66,30 +55,28 @@ def labelled_index(index: Index, labels: Mapping[str, str], encoder: ConditionEn
     if not kept:
         raise ValueError("the labels name none of the bundle's training videos")
     clips = [index.clips[n] | {"label": by_name[index.clips[n]["video"]]} for n in kept]
-    embeds = in_space(index.embeds[kept], "image", encoder, space)
-    return Index(torch.nn.functional.normalize(embeds, dim=-1), clips)
+    return Index(index.embeds[kept], clips)
 
 
-def encode_queries(
-    setting: Setting, pipe: ClipSynthPipeline
-) -> dict[str, tuple[Kind, list[str], torch.Tensor]]:
-    """Return {name: (kind, classes, embeddings (N, D))} of all phrases, and of the middle frames of dev and of validation clips."""
-    phrases = read_phrases(setting.options.queries)
-    texts = [(label, text) for label, every in phrases.items() for text in every]
-    found: dict[str, tuple[Kind, list[str], torch.Tensor]] = {
-        "text": ("text", [label for label, _ in texts], torch.stack([pipe._embed(t)[0] for _, t in texts]))
-    }
-    splits: list[Split] = ["validation", *(["dev"] if setting.options.prepared else [])]  # type: ignore[list-item]
-    for split in splits:
-        clips = list(read_clips(setting.options.clips, setting.labels(split)))
-        embeds = torch.cat([pipe.encoder.encode_image([clip.frame]).cpu() for clip in clips])
-        found[f"image, {split}"] = ("image", [clip.label for clip in clips], embeds)
-    return found
+def centred(index: Index, encoder: ConditionEncoder) -> Index:
+    """Return the index with its pictures as the generator gets them."""
+    return Index(encoder.centre(index.embeds.to(encoder.device), "image").cpu(), index.clips)
 
 
-@torch.inference_mode()
-def ceiling(setting: Setting, bundle: Path, k: int = K) -> str:
-    """Write and return the table: for each kind of query and space the share of the k nearest training pictures that are of its class, and how often most are.
+@torch.no_grad()  # not inference mode: a prior may have to be fitted
+def ceiling(
+    setting: Setting,
+    bundle: Path,
+    k: int = K,
+    *,
+    rungs: Sequence[Rung] = (),
+    prior: Prior | None = None,
+) -> str:
+    """Write and return the table: for each kind of query the share of the k nearest training pictures that are of its class, and how often most are.
+
+    Args:
+        rungs: of the ladder, by which texts are looked up too.
+        prior: fits the prior of those that have one.
 
     Raises:
         ValueError: the bundle lists no training clips, or labels that cannot be used.
@@ -97,14 +84,31 @@ def ceiling(setting: Setting, bundle: Path, k: int = K) -> str:
     pipe = load_pipeline(str(bundle))
     if pipe.index is None:
         raise ValueError(f"{bundle} has no retrieval index (index.safetensors)")
-    train = read_labels(setting.options.label_file, "train")
-    encoder = pipe.condition_encoder
-    indices = {space: labelled_index(pipe.index, train, encoder, space) for space in SPACES}
+    plain = labelled(pipe.index, read_labels(setting.options.label_file, "train"))
     results: dict[str, Any] = {}
-    for name, (kind, asked, embeds) in encode_queries(setting, pipe).items():
-        for space in SPACES if kind == "text" else SPACES[:2]:
-            found = neighbours(indices[space], in_space(embeds, kind, encoder, space), k)
-            results[f"{name}, {space}"] = _row(found, asked, setting.options.resamples)
+
+    def look_up(name: str, asked: Sequence[str], embeds: torch.Tensor, index: Index) -> None:
+        results[name] = _row(neighbours(index, embeds, k), asked, setting.options.resamples)
+
+    # Texts: as they come, as the bundle has them, and on each rung.
+    every = read_phrases(setting.options.queries)
+    texts = [(label, text) for label, phrases in every.items() for text in phrases]
+    asked = [label for label, _ in texts]
+    look_up("text, raw", asked, torch.cat([pipe.encoder.encode_text([t]) for _, t in texts]), plain)
+    for name, own in [(AS_IT_IS, pipe), *((r.name, build(r, pipe, prior)) for r in rungs if r.name != RAW)]:
+        encoder = own.condition_encoder
+        embeds = encoder.centre(torch.stack([own._embed(t)[0] for _, t in texts]).to(encoder.device), "text")
+        look_up(f"text, {name}", asked, embeds, centred(plain, encoder))
+
+    # Pictures.
+    splits: list[Split] = ["validation", "dev"] if setting.options.prepared else ["validation"]
+    for split in splits:
+        clips = list(read_clips(setting.options.clips, setting.labels(split)))
+        asked = [clip.label for clip in clips]
+        embeds = torch.cat([pipe.encoder.encode_image([clip.frame]) for clip in clips])
+        encoder = pipe.condition_encoder
+        look_up(f"image, {split}, raw", asked, embeds, plain)
+        look_up(f"image, {split}, centred", asked, encoder.centre(embeds, "image"), centred(plain, encoder))
     return setting.write("ceiling", {"bundle": str(bundle), "k": k}, results, _table(results, k))
 
 
@@ -141,7 +145,7 @@ def _table(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
     ]
     notes = [
         f"Of the {k} training pictures nearest to a query by cosine: the mean share that is of its class, and how often most are. raw: embeddings as the encoder gives them; "
-        "centred: each kind less its mean; projected: texts moved to the bank of pictures as the bundle has it. In brackets: 95 % of resamples of queries within classes.",
+        "the others: each kind less its mean, texts as the named rung of `clipsynth study ladder` moves them. In brackets: 95 % of resamples of queries within classes.",
         "",
         f"The share of {k}, by class:",
         "",
