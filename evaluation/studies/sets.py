@@ -114,7 +114,7 @@ def pair_samples(setting: Setting, wanted: Sequence[tuple[str, str]], *, picture
             asked = f"{clips[0].file if picture else texts[0]} + {texts[1]}"
             query = PairQuery(
                 "+".join(labels),
-                "-".join(Path(c.file).stem for c in clips),
+                "+".join(c.file for c in clips),
                 asked,
                 None,
                 plan.duration_s,
