@@ -177,7 +177,7 @@ class JobPayload(BaseModel):
         )
 
     @property
-    def passes(self) -> tuple[int, int]:
+    def branches(self) -> tuple[int, int]:
         """Rows of the network that a step of one output takes: those with its conditions, and those that guidance adds while it is on."""
         wanted = sum(condition.weight > 0 for condition in self.conditions)
         unconditional = wanted if self.composition == "mix" else 1

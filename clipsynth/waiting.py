@@ -23,7 +23,7 @@ def workers_key(model: str) -> str:
 
 def passes(payload: JobPayload, cost: ModelCost | None) -> float:
     """Return a request's work: seconds of sound times passes of the network."""
-    conditional, unconditional = payload.passes
+    conditional, unconditional = payload.branches
     passes_per_step = conditional + unconditional * (cost.guided_share if cost else 1.0)
     return payload.num_outputs * payload.num_inference_steps * payload.duration_s * passes_per_step
 

@@ -266,10 +266,8 @@ class ClipSynthPipeline(DiffusionPipeline):
         m = self.manifest
         if composition not in COMPOSITIONS:
             raise ValueError(f"`composition` must be one of {', '.join(COMPOSITIONS)}, got {composition!r}")
-        positive, most = (
-            sum(prompt.weight > 0 for prompt in prompts),
-            self.condition_encoder.config.max_conditions,
-        )
+        positive = sum(prompt.weight > 0 for prompt in prompts)
+        most = self.condition_encoder.config.max_conditions
         if positive > most:
             raise ValueError(f"at most {most} prompts of positive weight, got {positive}")
         if not positive:

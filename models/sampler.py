@@ -96,7 +96,7 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     parts = _forward(batch, velocity).split([len(row.conds) for row in rows] + [row.voices for row in guided])
     unconditional = {id(row): v for row, v in zip(guided, parts[len(rows) :], strict=True)}
     stepped = []
-    for row, v in zip(rows, parts, strict=False):
+    for row, v in zip(rows, parts[: len(rows)], strict=True):
         v_row = _combine(row, v, unconditional.get(id(row)))
         slope = v_row if row.previous_velocity is None else 1.5 * v_row - 0.5 * row.previous_velocity
         stepped.append((row.latents + slope / row.num_inference_steps, v_row))
@@ -107,7 +107,7 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
 
 
 def _combine(row: Row, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.Tensor:
-    """Return the velocity (V, L, C) of a row's voices, of those with its conditions (N, …, C) and, where guided, without (V, …, C).
+    """Return the velocity (V, L, C) of a row's voices from those with its conditions (N, …, C) and, where guided, without them (V, …, C).
 
     A voice that N conditions lead follows v_uncond + scale * sum_i w_i (v_i - v_uncond) (Liu et al. 2022, "Compositional Visual Generation with
     Composable Diffusion Models", eq. 11, the conjunction). As there the w_i are not normalised: the distribution sampled is p(x) prod_i p(c_i | x)^(scale w_i), so
