@@ -27,6 +27,7 @@ class Row:
         guidance_scale: w in uncond + w (cond - uncond) (Ho & Salimans 2022, eq. 6); at most 1 is off and costs no second pass.
         guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
         weights: of the N conditions: with one voice in its guidance, with several in their mix (`models.vocoder.mix`).
+        guidance_rescale: share in [0, 1] by which a guided velocity is brought to the deviation of the one without guidance.
 
     Raises:
         ValueError: the numbers of voices, conditions and weights do not fit.
@@ -41,6 +42,7 @@ class Row:
     weights: tuple[float, ...] = (1.0,)
     step: int = 0
     previous_velocity: torch.Tensor | None = None
+    guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.conds) or self.voices not in (1, len(self.conds)):
@@ -119,7 +121,16 @@ def _combine(row: Row, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.
         return _weighted(row, v) / sum(row.weights) if together else v
     v_uncond = v_uncond[:, : row.num_tokens]
     led = v - v_uncond
-    return v_uncond + row.guidance_scale * (_weighted(row, led) if together else led)
+    guided = v_uncond + row.guidance_scale * (_weighted(row, led) if together else led)
+    if row.guidance_rescale == 0:
+        return guided
+    return _rescaled(guided, _weighted(row, v) / sum(row.weights) if together else v, row.guidance_rescale)
+
+
+def _rescaled(guided: torch.Tensor, plain: torch.Tensor, share: float) -> torch.Tensor:
+    """Return guided velocities (V, L, C), moved by `share` to the deviation of the plain ones, voice by voice (Lin et al. 2023, eqs. 14 to 16)."""
+    ratio = plain.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
+    return guided * (1 + share * (ratio - 1))
 
 
 def _weighted(row: Row, v: torch.Tensor) -> torch.Tensor:

@@ -225,6 +225,9 @@ def steps(
     interval: Annotated[
         list[str] | None, typer.Option(help="LOW,HIGH times with guidance, in place of the bundle's.")
     ] = None,
+    rescale: Annotated[
+        list[float] | None, typer.Option(min=0, max=1, help="Shares of rescaling after guidance (Lin 2023).")
+    ] = None,
     model: Bundle = None,
 ) -> None:
     """How good sounds are after few steps, and the fewest that are as good as many."""
@@ -237,7 +240,16 @@ def steps(
 
     intervals = [_two_floats(i) for i in interval or []]
     bundle = settings_with(model=model).model
-    print(run(setting, bundle, count or STEPS, guidances=guidance_scale or [], intervals=intervals))
+    print(
+        run(
+            setting,
+            bundle,
+            count or STEPS,
+            guidances=guidance_scale or [],
+            intervals=intervals,
+            rescales=rescale or [],
+        )
+    )
 
 
 @study.command()

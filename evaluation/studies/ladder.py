@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from evaluation.bundles import Bundle, load_pipeline
@@ -178,14 +179,13 @@ def _table(setting: Setting, rows: Mapping[str, Mapping[str, Any]]) -> str:
     notes = [
         setting.note(),
         "Each remedy alone, over a text that is given as if it were a picture (the first row); from `centred` on upon embeddings less their kind's mean. "
-        "The phrases asked are those of the queries; gap closed: 100 (1 - gap / the first row's), whose interval is unbounded where the first row's gap may be none.",
+        "The phrases asked are those of the queries; gap closed: 100 (1 - gap / the first row's), a dash where the first row's gap may be none.",
     ]
     return table(head, lines, notes)
 
 
 def _closed(figure: Figure | None) -> str:
-    if figure is None:
+    """Return per cent with their interval; a dash where the first row's own gap may be none."""
+    if figure is None or not np.isfinite([figure.low, figure.high]).all():
         return "–"
-    value = f"{figure.value:.0f} %"
-    bounded = abs(figure.low) < float("inf") and abs(figure.high) < float("inf")
-    return f"{value} ({figure.low:.0f}–{figure.high:.0f})" if bounded else f"{value} (unbounded)"
+    return f"{figure.value:.0f} % ({figure.low:.0f}–{figure.high:.0f})"

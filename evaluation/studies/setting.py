@@ -185,7 +185,7 @@ class Setting:
             else "validation clips"
         )
         return (
-            f"{len(plan.clips)} {where}, {plan.seeds} sounds of each, {seeds}. In brackets: 95 % of {o.resamples} bootstrap resamples "
+            f"{len(plan.clips)} {where}, each asked for {plan.seeds} times, {seeds}. In brackets: 95 % of {o.resamples} bootstrap resamples "
             "of clips within classes; for seconds the range."
         )
 

@@ -46,8 +46,9 @@ def steps(
     *,
     guidances: Sequence[float] = (),
     intervals: Sequence[tuple[float, float]] = (),
+    rescales: Sequence[float] = (),
 ) -> str:
-    """Write and return the table: a row for each number of steps, guidance scale and interval of guidance (the bundle's where none is given).
+    """Write and return the table: a row for each number of steps, guidance scale, interval of guidance (the bundle's where none is given) and share of rescaling.
 
     Raises:
         ValueError: no numbers of steps, or a bundle that cannot be used.
@@ -58,17 +59,21 @@ def steps(
     m = pipe.manifest
     rows: list[dict[str, Any]] = []
     verdicts = []
-    for guidance, interval in product(guidances or [m.guidance_scale], intervals or [m.guidance_interval]):
+    for guidance, interval, rescale in product(
+        guidances or [m.guidance_scale], intervals or [m.guidance_interval], rescales or [0.0]
+    ):
         by_steps: dict[int, dict[str, dict[str, Figure]]] = {}
         for n in sorted(set(counts)):
-            system = Bundle(f"{n} steps", with_interval(pipe, interval), steps=n, guidance=guidance)
+            system = Bundle(
+                f"{n} steps", with_interval(pipe, interval), steps=n, guidance=guidance, rescale=rescale
+            )
             by_steps[n] = {kind: setting.figures(system, kind) for kind in ASKED}
             rows.append(
-                {"steps": n, "guidance": guidance, "interval": interval, **by_steps[n]}
+                {"steps": n, "guidance": guidance, "interval": interval, "rescale": rescale, **by_steps[n]}
                 | {"row_forwards": row_forwards(n, guidance, interval)}
             )
         verdicts.append(
-            f"Guidance {guidance:g} in {interval[0]:g}–{interval[1]:g}: {fewest(by_steps)} steps are the fewest with FAD and agreement within "
+            f"Guidance {guidance:g} in {interval[0]:g}–{interval[1]:g}, rescaled by {rescale:g}: {fewest(by_steps)} steps are the fewest with FAD and agreement within "
             f"{100 * TOLERANCE:g} % of {max(by_steps)} steps, for texts and pictures."
         )
     return setting.write(
@@ -84,7 +89,7 @@ def _table(setting: Setting, rows: Sequence[Mapping[str, Any]], verdicts: Sequen
     titles = [f"{title.split()[0]}, {kind} {title.split()[1]}" for title, _, _ in figures for kind in ASKED]
     lines = [
         [
-            f"{row['steps']}, {row['guidance']:g}, {row['interval'][0]:g}–{row['interval'][1]:g}",
+            f"{row['steps']}, {row['guidance']:g}, {row['interval'][0]:g}–{row['interval'][1]:g}, {row['rescale']:g}",
             *(
                 cell(row[kind][name], *([write] if write else []))
                 for _, name, write in figures
@@ -95,5 +100,5 @@ def _table(setting: Setting, rows: Sequence[Mapping[str, Any]], verdicts: Sequen
         ]
         for row in rows
     ]
-    head = ["Steps, guidance, interval", *titles, "s per sound", "row-forwards"]
+    head = ["Steps, guidance, interval, rescale", *titles, "s per sound", "row-forwards"]
     return table(head, lines, [*verdicts, "", setting.note()])
