@@ -97,5 +97,5 @@ class Retriever:
         line = self._shards.get((clip["video"], clip["start_s"]))
         if line is None:
             raise ValueError(f"{self.prepared} has no clip of {clip['video']} at {clip['start_s']} s")
-        waveform = self._reader.read(line["shard"], *line["arrays"]["waveform"])
+        waveform = self._reader.array(line, "waveform")
         return (waveform / 32767 / line["gain"]).astype(np.float32)

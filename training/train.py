@@ -57,6 +57,9 @@ def train(
     start = ClipSynthPipeline.from_pretrained(init) if init else None
     mel = MelSpectrogram()
     clips = load_clips(Path(recipe.clips))
+    if recipe.in_memory:
+        clips.train.keep()
+        clips.dev.keep()
     accelerator = build_accelerator()
 
     def vocoder(recipe: Recipe, generated: GeneratedClips | None = None):
@@ -75,7 +78,9 @@ def train(
     if stage in ("finetune", "all") and own_vocoder and recipe.vocoder.finetune_steps:
         _require(recipe, "vocoder", "denoiser")
         limit = recipe.vocoder.finetune_clips
-        vocoder(recipe, GeneratedClips(clips.train, *denoiser(done), limit=limit, seed=recipe.seed))
+        condition_encoder, network = (part.to(accelerator.device) for part in denoiser(done))
+        made = GeneratedClips(clips.train, condition_encoder, network, limit=limit, seed=recipe.seed)
+        vocoder(recipe, made)
     if stage not in ("export", "all"):
         return None
     _require(recipe, "vocoder", "denoiser")
