@@ -15,7 +15,7 @@ from rich.progress import Progress
 from evaluation.bundles import load_pipeline
 from evaluation.clips import LabelledClip
 from evaluation.features import Features
-from evaluation.interval import Figure, mean_figure
+from evaluation.interval import Figure, difference, mean_figure
 from evaluation.plan import Sample
 from evaluation.sound import fingerprint, fit, level
 from evaluation.sounds import SoundStore
@@ -151,15 +151,17 @@ def sets(setting: Setting, bundle: Path, *, count: int = 40, steps: int | None =
     if not wanted:
         raise ValueError("pairs need at least two classes")
     pipe = load_pipeline(str(bundle))
-    modes = [*get_args(Composition)]
+    compositions = [*get_args(Composition)]
     results: dict[str, Any] = {}
     texts, pictured = (pair_samples(setting, wanted, picture=p) for p in (False, True))
-    for mode in [*modes, NAIVE]:
-        results[f"two texts, {mode}"] = _figures(setting, PairSystem(mode, pipe, mode, steps), texts, wanted)
-    for mode in modes:
-        results[f"picture and text, {mode}"] = _figures(
-            setting, PairSystem(mode, pipe, mode, steps), pictured, wanted
-        )
+    for asked, samples, modes in (
+        ("two texts", texts, [*compositions, NAIVE]),
+        ("picture and text", pictured, compositions),
+    ):
+        found = {m: _figures(setting, PairSystem(m, pipe, m, steps), samples, wanted) for m in modes}
+        for mode in modes:
+            over = {"over mix": difference(found[mode]["recall"], found["mix"]["recall"])}
+            results[f"{asked}, {mode}"] = found[mode] | (over if mode != "mix" else {})
     results[MixedRecordings.name] = _figures(setting, MixedRecordings(), texts, wanted)
     return setting.write(
         "sets",
@@ -193,10 +195,13 @@ def _follow(progress: Progress, bar: Any) -> Callable[[int], None]:
 
 
 def _table(setting: Setting, results: dict[str, Any], count: int) -> str:
-    rows = [[name, cell(row["recall"], percent), cell(row["both"], percent)] for name, row in results.items()]
+    rows = [
+        [name, cell(row["recall"], percent), cell(row.get("over mix"), percent), cell(row["both"], percent)]
+        for name, row in results.items()
+    ]
     classes = len(setting.judge.labels)
     notes = [
         f"{count} pairs of classes, {setting.plan.seeds} sounds of each, first seed {setting.plan.first_seed}. recall: the share of the two classes asked for that are among the judge's two most probable "
         f"(chance {200 / classes:.1f} %); the judge was trained on single sounds, so the last row is what it hears in true mixes. In brackets: 95 % of {setting.options.resamples} bootstrap resamples of pairs.",
     ]
-    return table(["Asked for by", "recall ↑", "both found ↑"], rows, notes)
+    return table(["Asked for by", "recall ↑", "recall − mix", "both found ↑"], rows, notes)

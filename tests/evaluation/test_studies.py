@@ -207,6 +207,8 @@ def test_two_sounds_by_every_composition(setting, bundle):
     assert (
         found["real sounds, mixed"]["recall"]["value"] == 1
     )  # the judge knows two classes, so any two are right
+    over = found["two texts, set"]["recall"]["value"] - found["two texts, mix"]["recall"]["value"]
+    assert found["two texts, set"]["over mix"]["value"] == pytest.approx(over)
     folders = {p.parent for p in setting.options.out.rglob("text-train-navy.mp4+train-maroon-*.flac")}
     assert len(folders) == 5  # four systems and the recordings
 
