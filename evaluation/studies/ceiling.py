@@ -22,6 +22,7 @@ from evaluation.studies.setting import Setting, Split, suffixes, table
 from evaluation.table import cell, percent
 from models.condition_encoder import ConditionEncoder
 from models.index import Index
+from models.prompts import Prompt
 
 K = 5
 AS_IT_IS = "as the bundle has it"
@@ -97,7 +98,12 @@ def ceiling(
     look_up("text, raw", asked, torch.cat([pipe.encoder.encode_text([t]) for _, t in texts]), plain)
     for name, own in [(AS_IT_IS, pipe), *((r.name, build(r, pipe, prior)) for r in rungs if r.name != RAW)]:
         encoder = own.condition_encoder
-        embeds = encoder.centre(torch.stack([own._embed(t)[0] for _, t in texts]).to(encoder.device), "text")
+        embeds = encoder.centre(
+            torch.stack([own.encode_conditions([Prompt(t)], 1)[0].embedding for _, t in texts]).to(
+                encoder.device
+            ),
+            "text",
+        )
         look_up(f"text, {name}", asked, embeds, centred(plain, encoder))
 
     # Pictures.
