@@ -15,6 +15,7 @@ from clipsynth.commands.generate import generate
 from clipsynth.commands.inspect import inspect, models
 from clipsynth.commands.keys import keys
 from clipsynth.commands.services import api, janitor, openapi, serve, webhooks, worker
+from clipsynth.commands.study import study
 from clipsynth.commands.training import agreement, export, prepare, swap, train
 from clipsynth.errors import ClipSynthError, ModelUnusable
 from clipsynth.logs import set_up
@@ -35,6 +36,7 @@ for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(keys, name="keys", rich_help_panel="Service")
+app.add_typer(study, name="study", rich_help_panel="Training and evaluation")
 
 
 def main() -> None:

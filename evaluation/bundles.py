@@ -32,7 +32,7 @@ def load_pipeline(folder: str) -> ClipSynthPipeline:
 
 
 class Bundle:
-    """A bundle folder; requests of one call share the network's batch. Options: `learned_from` (image, text, image+text), `steps`, `guidance`."""
+    """A bundle folder; requests of one call share the network's batch. Options: `learned_from` (image, text, image+text), `steps`, `guidance`, `rescale`."""
 
     kinds: frozenset[QueryKind] = frozenset({"text", "image"})
     deterministic = False
@@ -46,18 +46,23 @@ class Bundle:
         learned_from: str = "image",
         steps: int | None = None,
         guidance: float | None = None,
+        rescale: float = 0.0,
     ) -> None:
         self.name, self.pipe, self.training_query = name, pipe, learned_from
         self.unlabeled = learned_from == "image"
         self.steps = pipe.manifest.num_inference_steps if steps is None else steps
         self.guidance = pipe.manifest.guidance_scale if guidance is None else guidance
-        self.version = fingerprint(pipe.manifest.version, self.steps, self.guidance)
+        self.rescale = rescale
+        self.version = fingerprint(
+            pipe.manifest.version, self.steps, self.guidance, *([rescale] if rescale else [])
+        )
 
     @classmethod
     def load(cls, name: str, argument: str, sources: Sources) -> Bundle:
         """Build from "FOLDER" or "FOLDER?learned_from=text&steps=12&guidance=8"."""
         del sources
-        folder, options = split_options(argument, {"learned_from": str, "steps": int, "guidance": float})
+        types = {"learned_from": str, "steps": int, "guidance": float, "rescale": float}
+        folder, options = split_options(argument, types)
         return cls(name, load_pipeline(folder), **options)
 
     @torch.inference_mode()
@@ -72,6 +77,8 @@ class Bundle:
             )[0]
             for query, seed in zip(queries, seeds, strict=True)
         ]
+        for row in rows:
+            row.guidance_rescale = self.rescale
         while rows and not rows[0].done:
             advance(rows, self.pipe.denoiser)
         return [

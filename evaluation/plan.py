@@ -37,13 +37,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is asked for: `seeds` sounds of every clip for distances, and at least `per_class` of every class for class agreement."""
+    """How much is asked for: `seeds` sounds of every clip for distances, and at least `per_class` of every class for class agreement.
+
+    Seeds count from `first_seed`: what is tuned on other seeds than the report's is not tuned on its sounds.
+    """
 
     clips: Sequence[LabelledClip]
     phrases: Mapping[str, Sequence[str]]
     seeds: int = 3
     per_class: int = 50
     duration_s: float = 4.0
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         if len(self.clips) < 2:
@@ -65,7 +69,7 @@ class Plan:
             wanted = max(self.seeds * len(clips), self.per_class)
             for n in range(wanted):
                 turn, place = divmod(n, len(clips))
-                seed = turn * len(self.clips) + seeds[clips[place].file]
+                seed = self.first_seed + turn * len(self.clips) + seeds[clips[place].file]
                 found.append(Sample(self._query(kind, label, clips[place], place + turn), seed, turn))
         return sorted(found, key=lambda s: s.seed)
 

@@ -59,10 +59,11 @@ def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> 
         row.figures |= figures
         row.worst = [entry.judged[i] for i in worst]
         samples = [s for one_set in entry.sets for s in one_set]
-        row.nearest = reference.training.distances(list(compared.small_mels())).min(1)
-        row.closest = [samples[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
-        clips = [clip_at[s.query.clip] for s in samples]
-        row.figures |= novelty_figures(reference, row.nearest, clips)
+        if reference.training is not None:
+            row.nearest = reference.training.distances(list(compared.small_mels())).min(1)
+            row.closest = [samples[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
+            clips = [clip_at[s.query.clip] for s in samples]
+            row.figures |= novelty_figures(reference, row.nearest, clips)
         for embedder in reference.embedders:
             if isinstance(embedder, TextEmbedder) and entry.kind == "text":
                 row.figures[f"relevance/{embedder.name}"] = text_relevance(

@@ -25,7 +25,7 @@ class Reference:
     Attributes:
         labels: class of each of the N validation clips.
         embeds: {embedder: (N, F, D)} of their own sounds. pictures: the same of their rendered mels.
-        training: the training clips' small log-mels. training_nearest: (T,), distances of training clips to the nearest of another source.
+        training: the training clips' small log-mels, None where copies are not looked for. training_nearest: (T,), distances of training clips to the nearest of another source.
     """
 
     labels: Sequence[str]
@@ -33,7 +33,7 @@ class Reference:
     embeds: dict[str, np.ndarray]
     pictures: Sequence[Embedder]
     judge: SoundClassifier
-    training: Search
+    training: Search | None
     training_nearest: np.ndarray
     resamples: int = 200
 
@@ -70,22 +70,18 @@ def _flat(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
 
-def distance_figures(
-    name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
-) -> dict[str, Figure]:
-    """Return FAD, KAD and for the first embedder FAD∞: the mean over `sets`, one (N, F, D) for each seed, against `real` (N, F, D)."""
-    picks = reference.picks()
+def fad_figure(sets: Sequence[np.ndarray], real: np.ndarray, picks: np.ndarray) -> Figure:
+    """Return the Fréchet distance of embeddings: the mean over `sets`, one (N, F, D) for each seed, against `real` (N, F, D)."""
+    return bootstrap(
+        lambda places: float(
+            np.mean([frechet_distance(_flat(x[places]), _flat(real[places])) for x in sets])
+        ),
+        picks,
+    )
 
-    def fad(places: np.ndarray) -> float:
-        return float(np.mean([frechet_distance(_flat(x[places]), _flat(real[places])) for x in sets]))
 
-    def infinity(places: np.ndarray, **effort: int) -> float:
-        return float(np.mean([frechet_infinity(x[places], real[places], **effort) for x in sets]))
-
-    found = {f"FAD/{name}": bootstrap(fad, picks)}
-    if name == reference.embedders[0].name and len(real) >= 2 * MIN_CLIPS:
-        resampled = [infinity(row, points=2, draws=1) for row in picks]
-        found[f"FAD∞/{name}"] = figure(infinity(np.arange(len(real))), resampled)
+def kad_figure(sets: Sequence[np.ndarray], real: np.ndarray, picks: np.ndarray) -> Figure:
+    """Return the kernel distance of embeddings, shapes as in `fad_figure`."""
     frames, width = real.shape[1], median_bandwidth(_flat(real))
     k_real = rbf(_flat(real), _flat(real), width)
     kernels = [(rbf(_flat(x), _flat(x), width), rbf(_flat(x), _flat(real), width)) for x in sets]
@@ -97,18 +93,30 @@ def distance_figures(
             np.mean([mmd2(k_x[square], k_real[square], k_xy[square]) for k_x, k_xy in kernels])
         )
 
-    return found | {f"KAD/{name}": bootstrap(kad, picks)}
+    return bootstrap(kad, picks)
+
+
+def distance_figures(
+    name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
+) -> dict[str, Figure]:
+    """Return FAD, KAD and for the first embedder FAD∞, shapes as in `fad_figure`."""
+    picks = reference.picks()
+
+    def infinity(places: np.ndarray, **effort: int) -> float:
+        return float(np.mean([frechet_infinity(x[places], real[places], **effort) for x in sets]))
+
+    found = {f"FAD/{name}": fad_figure(sets, real, picks)}
+    if name == reference.embedders[0].name and len(real) >= 2 * MIN_CLIPS:
+        resampled = [infinity(row, points=2, draws=1) for row in picks]
+        found[f"FAD∞/{name}"] = figure(infinity(np.arange(len(real))), resampled)
+    return found | {f"KAD/{name}": kad_figure(sets, real, picks)}
 
 
 def picture_figure(
     name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
 ) -> dict[str, Figure]:
     """Return FID by a network `name` over rendered mels, the mean over seeds."""
-
-    def fid(places: np.ndarray) -> float:
-        return float(np.mean([frechet_distance(_flat(x[places]), _flat(real[places])) for x in sets]))
-
-    return {f"FID/{name}": bootstrap(fid, reference.picks())}
+    return {f"FID/{name}": fad_figure(sets, real, reference.picks())}
 
 
 def manifold_figures(

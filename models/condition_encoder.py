@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from torch import nn
 
 Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# own: a text less the texts' mean. shift: moved by the difference of the means, then as a picture. image: as if it were a picture.
+TextCentring = Literal["own", "shift", "image"]
 WAVES = 4  # cosines by which a scalar is told to the network, beside itself
 
 
@@ -58,6 +60,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         bank_tau: float = 0.1,
         bank_share: float = 0.0,
         scalars: Sequence[str] = (),
+        text_centring: TextCentring = "own",
+        text_templates: bool = False,
+        prior_dim: int = 0,
+        prior_share: float = 1.0,
     ) -> None:
         """Build the encoder.
 
@@ -69,19 +75,56 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             bank_tau: temperature of that projection's softmax over cosines.
             bank_share: share in [0, 1] of the projection in a text's embedding; 0 switches it off.
             scalars: names of the scalars in 0..1 that may be told beside a set, such as the attributes of a sound: together they are one more token.
+            text_centring: how a text is brought to where pictures are.
+            text_templates: whether the pipeline embeds a text as the mean over `models.prompts.TEMPLATES`.
+            prior_dim: width of a learned step from a text to a picture of it (`training.prior`); 0 for none.
+            prior_share: share in [0, 1] of that step's end in a text's embedding.
+
+        Raises:
+            ValueError: an unknown `text_centring`.
         """
         super().__init__()
+        if text_centring not in get_args(TextCentring):
+            raise ValueError(
+                f"`text_centring` must be one of {get_args(TextCentring)}, got {text_centring!r}"
+            )
         self.means = nn.Buffer(torch.zeros(len(KINDS), embed_dim))
         self.bank = nn.Buffer(torch.zeros(bank_size, embed_dim))  # centred image embeddings of unit norm
         self.sigma_projection = nn.Linear(2, embed_dim)
         if scalars:
             self.scalar_projection = nn.Parameter(torch.empty(len(scalars), 2 + WAVES, embed_dim))
             nn.init.normal_(self.scalar_projection, std=0.5)
+        if prior_dim:
+            self.prior = nn.Sequential(
+                nn.Linear(embed_dim, prior_dim), nn.GELU(), nn.Linear(prior_dim, embed_dim)
+            )
+
+    def changed(self, **settings: Any) -> ConditionEncoder:
+        """Return a copy with other settings (arguments of the constructor) and the same weights; those that this one lacks are as initialised."""
+        own = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        other = ConditionEncoder(**(own | settings))
+        fresh, weights = other.state_dict(), self.state_dict()
+        other.load_state_dict({name: weights.get(name, value) for name, value in fresh.items()})
+        nn.Module.to(other, self.device, self.dtype)
+        return other.eval().requires_grad_(False)
 
     def centre(self, embeddings: torch.Tensor, kind: Kind) -> torch.Tensor:
-        """Return embeddings (N, D) less the mean of their kind, at unit norm; texts moved towards the bank of pictures by `bank_share`."""
-        centred = F.normalize(embeddings.float() - self.means[KINDS.index(kind)].float(), dim=-1)
-        if kind == "text" and self.config.bank_share > 0 and len(self.bank):
+        """Return embeddings (N, D) less the mean of their kind, at unit norm; texts are led on towards pictures, by what is switched on: the prior, then the bank."""
+        image, text = (self.means[KINDS.index(k)].float() for k in KINDS)
+        if kind == "image" or self.config.text_centring == "image":
+            centred = F.normalize(embeddings.float() - image, dim=-1)
+        elif self.config.text_centring == "shift":
+            centred = F.normalize(F.normalize(embeddings.float() + image - text, dim=-1) - image, dim=-1)
+        else:
+            centred = F.normalize(embeddings.float() - text, dim=-1)
+        return centred if kind == "image" else self._towards_pictures(centred)
+
+    def _towards_pictures(self, centred: torch.Tensor) -> torch.Tensor:
+        """Return centred texts (N, D), moved by `prior_share` along the prior and by `bank_share` to the bank, at unit norm."""
+        if self.config.prior_dim and self.config.prior_share > 0:
+            led = F.normalize(centred + self.prior(centred.to(self.dtype)).float(), dim=-1)
+            centred = F.normalize(torch.lerp(centred, led, self.config.prior_share), dim=-1)
+        if self.config.bank_share > 0 and len(self.bank):
             bank = self.bank.float()
             with torch.autocast(bank.device.type, enabled=False):  # bf16 would blur the softmax
                 projected = F.normalize((centred @ bank.T / self.config.bank_tau).softmax(-1) @ bank, dim=-1)

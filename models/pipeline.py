@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
@@ -24,7 +25,7 @@ from models.encoders import JointEncoder
 from models.index import Index
 from models.manifest import BundleError, Manifest
 from models.mel import MelSpectrogram
-from models.prompts import COMPOSITIONS, Composition, Prompt, as_set
+from models.prompts import COMPOSITIONS, Composition, Prompt, as_set, templated
 from models.sampler import Row, advance
 from models.vocoder import mix, to_waveforms
 
@@ -326,7 +327,9 @@ class ClipSynthPipeline(DiffusionPipeline):
     def _embed(self, content: str | Image.Image) -> tuple[torch.Tensor, Kind]:
         """Encode by itself: in a batch a text's padding would depend on the others."""
         if isinstance(content, str):
-            return self.encoder.encode_text([content])[0], "text"
+            texts = templated(content) if self.condition_encoder.config.text_templates else [content]
+            embeds = torch.cat([self.encoder.encode_text([text]) for text in texts])
+            return (F.normalize(embeds.mean(0), dim=-1) if len(texts) > 1 else embeds[0]), "text"
         return self.encoder.encode_image([content])[0], "image"
 
     def num_tokens(self, duration_s: float) -> int:

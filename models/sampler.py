@@ -28,6 +28,7 @@ class Row:
         guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
         weights: of the N conditions: with one voice in its guidance, with several in their mix (`models.vocoder.mix`).
         loudness_dbfs: what its waveform is brought to (`models.character.at_loudness`), None for the level that it comes out at.
+        guidance_rescale: share in [0, 1] by which a guided velocity is brought to the deviation of the one without guidance.
 
     Raises:
         ValueError: the numbers of voices, conditions and weights do not fit.
@@ -43,6 +44,7 @@ class Row:
     step: int = 0
     loudness_dbfs: float | None = None
     previous_velocity: torch.Tensor | None = None
+    guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.conds) or self.voices not in (1, len(self.conds)):
@@ -121,7 +123,16 @@ def _combine(row: Row, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.
         return _weighted(row, v) / sum(row.weights) if together else v
     v_uncond = v_uncond[:, : row.num_tokens]
     led = v - v_uncond
-    return v_uncond + row.guidance_scale * (_weighted(row, led) if together else led)
+    guided = v_uncond + row.guidance_scale * (_weighted(row, led) if together else led)
+    if row.guidance_rescale == 0:
+        return guided
+    return _rescaled(guided, _weighted(row, v) / sum(row.weights) if together else v, row.guidance_rescale)
+
+
+def _rescaled(guided: torch.Tensor, plain: torch.Tensor, share: float) -> torch.Tensor:
+    """Return guided velocities (V, L, C), moved by `share` to the deviation of the plain ones, voice by voice (Lin et al. 2023, eqs. 14 to 16)."""
+    ratio = plain.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
+    return guided * (1 + share * (ratio - 1))
 
 
 def _weighted(row: Row, v: torch.Tensor) -> torch.Tensor:

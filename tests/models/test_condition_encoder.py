@@ -64,3 +64,39 @@ def test_saved_and_loaded(encoder, tmp_path):
     assert torch.equal(
         again.encode([[]], [{"pitch": 0.3}]).tokens, encoder.encode([[]], [{"pitch": 0.3}]).tokens
     )
+
+
+def text(encoder, **settings):
+    """A text as the settings make it of one embedding, with means that differ."""
+    encoder.means.copy_(torch.eye(2, 8))
+    return encoder.changed(**settings).centre(torch.arange(1.0, 9.0)[None] / 10, "text")
+
+
+def test_a_text_is_centred_by_its_own_mean_or_moved_or_taken_for_a_picture(encoder):
+    x, (image, own) = torch.arange(1.0, 9.0)[None] / 10, torch.eye(2, 8)
+    unit = torch.nn.functional.normalize
+    torch.testing.assert_close(text(encoder), unit(x - own))
+    torch.testing.assert_close(text(encoder, text_centring="image"), unit(x - image))
+    torch.testing.assert_close(text(encoder, text_centring="shift"), unit(unit(x + image - own) - image))
+    torch.testing.assert_close(encoder.changed(text_centring="shift").centre(x, "image"), unit(x - image))
+    with pytest.raises(ValueError, match="own"):
+        encoder.changed(text_centring="none")
+
+
+def test_a_prior_leads_texts_and_no_pictures(encoder):
+    with_prior = encoder.changed(prior_dim=4)
+    x = torch.arange(1.0, 9.0)[None]
+    assert not torch.allclose(with_prior.centre(x, "text"), encoder.centre(x, "text"))
+    assert torch.equal(with_prior.centre(x, "image"), encoder.centre(x, "image"))
+    assert torch.equal(with_prior.changed(prior_share=0.0).centre(x, "text"), encoder.centre(x, "text"))
+
+
+def test_a_changed_copy_has_the_same_weights_and_leaves_its_origin(encoder):
+    other = encoder.changed(text_sigma=0.1, prior_dim=4)
+    assert (other.config.text_sigma, encoder.config.text_sigma) == (0.1, 0.5)
+    for name, weight in encoder.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weight), name
+    again = other.changed(prior_dim=0)
+    assert not hasattr(again, "prior")
+    other.means.add_(1)
+    assert not torch.equal(other.means, encoder.means)

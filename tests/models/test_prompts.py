@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models import Prompt
-from models.prompts import COMPOSITIONS
+from models import ClipSynthPipeline, Prompt
+from models.prompts import COMPOSITIONS, templated
 from models.vocoder import mix
 
 RED = Image.new("RGB", (32, 32), "red")
@@ -154,3 +154,21 @@ def test_a_mix_does_not_clip_and_silence_stays_silent():
     np.testing.assert_allclose(mix(np.stack([square, 0 * square]), (0.2, 1.0)), square, atol=1e-6)
     assert not mix(np.zeros((2, 9)), (1.0, 1.0)).any()
     assert np.isnan(mix(np.array([[np.nan, 0.0], [1.0, 0.0]]), (1.0, 1.0))).any()
+
+
+def test_templates_are_a_setting_and_embed_a_text_as_their_mean(tiny_pipeline):
+    pipe = tiny_pipeline
+    plain = pipe._embed("a dog")[0]
+    assert torch.equal(plain, pipe.encoder.encode_text(["a dog"])[0])
+    every = torch.cat([pipe.encoder.encode_text([text]) for text in templated("a dog")])
+    own = ClipSynthPipeline(
+        pipe.encoder,
+        pipe.condition_encoder.changed(text_templates=True),
+        pipe.denoiser,
+        pipe.vocoder,
+        pipe.mel,
+    )
+    embedding, kind = own._embed("a photo of a dog")
+    assert kind == "text"
+    torch.testing.assert_close(embedding, torch.nn.functional.normalize(every.mean(0), dim=-1))
+    assert torch.equal(own._embed(RED)[0], pipe._embed(RED)[0])
