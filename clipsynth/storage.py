@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Iterator
 
 import fsspec
@@ -55,7 +56,9 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write too
-        self._renames = "file" in self._fs.protocol  # an object appears as a whole
+        self._renames = (
+            "file" in self._fs.protocol
+        )  # an object appears as a whole; local files are written without fsspec, at half its cost
         self._answered_at: float | None = None
 
     def put(self, key: str, data: bytes) -> None:
@@ -76,14 +79,17 @@ class Storage:
         if not self._renames:
             self._fs.pipe_file(path, data)
             return
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        temporary = f"{path}.{secrets.token_hex(8)}.tmp"
         try:
-            self._fs.pipe_file(temporary, data)
-            self._fs.mv(temporary, path)
+            try:
+                _write(temporary, data)
+            except FileNotFoundError:  # the first file of its folder
+                os.makedirs(path.rpartition("/")[0], exist_ok=True)
+                _write(temporary, data)
+            os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._fs.rm(temporary)
+                os.remove(temporary)
             raise
 
     def get(self, key: str) -> bytes:
@@ -118,7 +124,7 @@ class Storage:
         if self._answered_at is not None and time.monotonic() - self._answered_at < CHECK_S:
             return
         self._answered_at = None
-        path = f"{self._root}/check-{uuid.uuid4().hex}"
+        path = f"{self._root}/check-{secrets.token_hex(8)}"
         with _reaching("check"):
             self._put(path, bytes(CHECK_BYTES))
             self._fs.rm_file(path)
@@ -128,6 +134,11 @@ class Storage:
         if not _KEY.fullmatch(key):
             raise ValueError(f"not a storage key: {key!r}")
         return f"{self._root}/{key}"
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
 
 
 @contextlib.contextmanager
