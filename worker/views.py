@@ -48,7 +48,7 @@ def _png(pixels: np.ndarray) -> bytes:
     chunks = [
         (b"IHDR", header),
         (b"PLTE", _PALETTE),
-        (b"IDAT", packer.compress(lines) + packer.flush()),
+        (b"IDAT", packer.compress(lines.tobytes()) + packer.flush()),
         (b"IEND", b""),
     ]
     packed = (
