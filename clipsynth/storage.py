@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 CHECK_S = 10.0
 CHECK_BYTES = 65_536  # a file of a few bytes may fit on a disk that is full
 _ID = re.compile(r"gen_[0-9a-f]{26}")
-_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', *MEDIA_TYPES))})")
+_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', 'views', *MEDIA_TYPES))})")
 
 
 def image_key(generation_id: str, n: int = 0) -> str:
@@ -32,13 +32,18 @@ def audio_key(generation_id: str, n: int, output_format: str) -> str:
     return f"{generation_id}/{n}.{output_format}"
 
 
+def views_key(generation_id: str, n: int) -> str:
+    """Return the key of what can be seen of output n (clipsynth/views.py)."""
+    return f"{generation_id}/{n}.views"
+
+
 def spectrogram_key(generation_id: str, n: int) -> str:
-    """Return the key of the picture of output n."""
+    """Return the key of the picture of output n, where an earlier worker stored it by itself."""
     return f"{generation_id}/{n}.png"
 
 
 def peaks_key(generation_id: str, n: int) -> str:
-    """Return the key of the peaks of output n."""
+    """Return the key of the peaks of output n, where an earlier worker stored them by themselves."""
     return f"{generation_id}/{n}.json"
 
 
