@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +23,7 @@ from clipsynth.state import EVENTS_PREFIX, State
 logger = logging.getLogger(__name__)
 PING_S = 15.0
 RECONNECT_S = 1.0
+REMEMBERED = 4096  # ended generations; between its making and the wait for it, far fewer end
 ENDS = frozenset({*TERMINAL, "gone"})  # of what Redis tells, what ends a generation
 
 
@@ -36,6 +38,8 @@ class Events:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # for any change
         self._waiting_for_end: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._reads: dict[str, asyncio.Task[Generation]] = {}  # begun after the last change
+        self._listens_since = math.inf  # monotonic time from which on nothing was missed
+        self._ended: dict[str, None] = {}  # what has ended since then, the latest of it, in order
 
     async def listen(self) -> None:
         """Pass on what Redis says, for ever."""
@@ -45,6 +49,7 @@ class Events:
                     await pubsub.psubscribe(EVENTS_PREFIX + "*")
                     await self._listen(pubsub)
             except (RedisError, OSError) as error:
+                self._listens_since = math.inf
                 logger.warning("events interrupted: %s", error)
                 await asyncio.sleep(RECONNECT_S)
 
@@ -57,6 +62,7 @@ class Events:
                     raise TimeoutError("Redis is silent")
                 await pubsub.ping()
             elif message["type"] == "psubscribe":  # anything may have been missed
+                self._listens_since = time.monotonic()
                 for generation_id in {*self._waiting, *self._waiting_for_end}:
                     self._wake(generation_id, ended=True)
             elif message["type"] == "pmessage":
@@ -69,6 +75,9 @@ class Events:
         for event in self._waiting.get(generation_id, ()):
             event.set()
         if ended:
+            self._ended[generation_id] = None
+            if len(self._ended) > REMEMBERED:
+                del self._ended[next(iter(self._ended))]
             for event in self._waiting_for_end.get(generation_id, ()):
                 event.set()
 
@@ -113,12 +122,21 @@ class Events:
                     await asyncio.sleep(min(max(0.0, left), RECONNECT_S))
                     changed.set()
 
-    async def wait(self, generation: Generation, timeout_s: float) -> Generation:
-        """Return the generation at its end, or as it is after `timeout_s`. What happens on the way there is not read."""
+    async def wait(
+        self, generation: Generation, timeout_s: float, *, made_after: float = -math.inf
+    ) -> Generation:
+        """Return the generation at its end, or as it is after `timeout_s`. What happens on the way there is not read.
+
+        Whether it has ended already is not asked of Redis where all that happened since `made_after` was heard, a monotonic time before it was made.
+        """
         deadline = time.monotonic() + timeout_s
         with _waiter(self._waiting_for_end, generation.id) as ended:
-            [standing] = await run_in_threadpool(self.state.standings, [generation.id])
-            if standing is None or standing.status in TERMINAL:
+            if self._listens_since < made_after:
+                over = generation.id in self._ended
+            else:
+                [standing] = await run_in_threadpool(self.state.standings, [generation.id])
+                over = standing is None or standing.status in TERMINAL
+            if over:
                 ended.set()
             while True:
                 left = max(0.0, deadline - time.monotonic())

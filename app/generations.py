@@ -6,6 +6,7 @@ import base64
 import contextlib
 import math
 import re
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -80,6 +81,7 @@ async def create(
     The same `Idempotency-Key` and request again give the same generation. `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
     """
     wanted, files = await read_body(request)
+    began = time.monotonic()
     async with services.room_for_pictures(wanted):
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
         generation, replayed = await accepting
@@ -88,7 +90,8 @@ async def create(
         {"Idempotent-Replayed": "true"} if replayed else {}
     )
     if wait_s := _wait_s(prefer):
-        generation = await services.events.wait(generation, wait_s)
+        made_after = -math.inf if replayed else began
+        generation = await services.events.wait(generation, wait_s, made_after=made_after)
         if generation.finished_at is not None:
             headers["Preference-Applied"] = f"wait={wait_s}"
             del headers["Retry-After"]

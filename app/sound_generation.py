@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -112,8 +113,9 @@ async def sound_generation(
     """Make a sound and answer with it, within 60 s. A key may come as `xi-api-key` too."""
     body = await read_json(request, SoundGenerationRequest)
     made_as = FORMATS.get(output_format, "mp3")
+    began = time.monotonic()
     generation = await run_in_threadpool(_accept, services, caller, body, made_as)
-    generation = await services.events.wait(generation, WAIT_S)
+    generation = await services.events.wait(generation, WAIT_S, made_after=began)
     if generation.status is not Status.SUCCEEDED:
         why = generation.error.detail if generation.error else f"it is {generation.status}"
         failed = generation.status in (Status.FAILED, Status.CANCELED)

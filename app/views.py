@@ -11,7 +11,7 @@ from app.deps import ServicesDep
 from app.errors import problems
 from app.files import file_response
 from app.sound import succeeded
-from clipsynth.storage import peaks_key, spectrogram_key
+from clipsynth.views import get_peaks, get_spectrogram
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 
@@ -60,7 +60,7 @@ def spectrogram(
 ) -> Response:
     """Return the mel spectrogram of output n as a PNG: 10 ms per pixel, 0 to 8 kHz from the bottom, 80 dB from black to bright."""
     generation = succeeded(services, generation_id, caller, n=n)
-    data = services.storage.get(spectrogram_key(generation.id, n))
+    data = get_spectrogram(services.storage, generation.id, n)
     name = f'inline; filename="{generation.id}-{n}.png"'
     return file_response(request, data, media_type="image/png", disposition=name)
 
@@ -70,6 +70,6 @@ def spectrogram(
 def peaks(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
     """Return the peaks of output n's waveform, in up to 1,000 stretches, for a player to draw."""
     generation = succeeded(services, generation_id, caller, n=n)
-    data = services.storage.get(peaks_key(generation.id, n))
+    data = get_peaks(services.storage, generation.id, n)
     name = f'inline; filename="{generation.id}-{n}.json"'
     return file_response(request, data, media_type="application/json", disposition=name)

@@ -128,8 +128,12 @@ class State(ServedModels):
         for name, value in fields.items():
             values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
         keys = [record_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id, ENDED_KEY]
-        made = self._transition(keys=keys, args=values, client=pipeline)
-        return 0 if pipeline is not None else int(made)
+        if (
+            pipeline is not None
+        ):  # in full: before a pipeline with a registered script redis-py asks whether Redis has it
+            pipeline.eval(TRANSITION, len(keys), *keys, *values)
+            return 0
+        return int(self._transition(keys=keys, args=values))
 
     def start(self, generation_id: str, *, company: bool, pipeline: Pipeline | None = None) -> bool:
         """Move to processing; `company` is whether its worker runs other jobs meanwhile. False where the generation is final or gone."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Iterator
 
 import fsspec
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 CHECK_S = 10.0
 CHECK_BYTES = 65_536  # a file of a few bytes may fit on a disk that is full
 _ID = re.compile(r"gen_[0-9a-f]{26}")
-_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', *MEDIA_TYPES))})")
+_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', 'views', *MEDIA_TYPES))})")
 
 
 def image_key(generation_id: str, n: int = 0) -> str:
@@ -31,13 +32,18 @@ def audio_key(generation_id: str, n: int, output_format: str) -> str:
     return f"{generation_id}/{n}.{output_format}"
 
 
+def views_key(generation_id: str, n: int) -> str:
+    """Return the key of what can be seen of output n (clipsynth/views.py)."""
+    return f"{generation_id}/{n}.views"
+
+
 def spectrogram_key(generation_id: str, n: int) -> str:
-    """Return the key of the picture of output n."""
+    """Return the key of the picture of output n, where an earlier worker stored it by itself."""
     return f"{generation_id}/{n}.png"
 
 
 def peaks_key(generation_id: str, n: int) -> str:
-    """Return the key of the peaks of output n."""
+    """Return the key of the peaks of output n, where an earlier worker stored them by themselves."""
     return f"{generation_id}/{n}.json"
 
 
@@ -55,7 +61,9 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write too
-        self._renames = "file" in self._fs.protocol  # an object appears as a whole
+        self._renames = (
+            "file" in self._fs.protocol
+        )  # an object appears as a whole; local files are written without fsspec, at half its cost
         self._answered_at: float | None = None
 
     def put(self, key: str, data: bytes) -> None:
@@ -76,14 +84,17 @@ class Storage:
         if not self._renames:
             self._fs.pipe_file(path, data)
             return
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        temporary = f"{path}.{secrets.token_hex(8)}.tmp"
         try:
-            self._fs.pipe_file(temporary, data)
-            self._fs.mv(temporary, path)
+            try:
+                _write(temporary, data)
+            except FileNotFoundError:  # the first file of its folder
+                os.makedirs(path.rpartition("/")[0], exist_ok=True)
+                _write(temporary, data)
+            os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._fs.rm(temporary)
+                os.remove(temporary)
             raise
 
     def get(self, key: str) -> bytes:
@@ -118,7 +129,7 @@ class Storage:
         if self._answered_at is not None and time.monotonic() - self._answered_at < CHECK_S:
             return
         self._answered_at = None
-        path = f"{self._root}/check-{uuid.uuid4().hex}"
+        path = f"{self._root}/check-{secrets.token_hex(8)}"
         with _reaching("check"):
             self._put(path, bytes(CHECK_BYTES))
             self._fs.rm_file(path)
@@ -128,6 +139,11 @@ class Storage:
         if not _KEY.fullmatch(key):
             raise ValueError(f"not a storage key: {key!r}")
         return f"{self._root}/{key}"
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
 
 
 @contextlib.contextmanager

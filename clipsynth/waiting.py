@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -14,6 +13,20 @@ from clipsynth.schemas import JobPayload, ModelCost, ModelInfo
 
 SAMPLED = 32  # jobs ahead whose requests are read; the others are taken to be like them
 MIN_RATIOS = 20  # ended generations, until which an estimate is not corrected by them
+
+# KEYS: load, running jobs, ratios, workers; ARGV[1] what a record's key begins with, ARGV[2] the last of the ratios. Returns the load and the
+# owners' running work, each as pairs, the ratios, and how many workers there are. One round trip, and one number for each owner: every request asks.
+_FORECAST = """
+local load, owners, running = {}, {}, {}
+local values = redis.call('HGETALL', KEYS[1])
+for n = 1, #values, 2 do table.insert(load, {values[n], values[n + 1]}) end
+for _, execution in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  local of = redis.call('HMGET', ARGV[1] .. string.match(execution, '^[^:]*'), 'owner', 'work')
+  if of[1] and of[2] then owners[of[1]] = (owners[of[1]] or 0) + of[2] end
+end
+for owner, work in pairs(owners) do table.insert(running, {owner, string.format('%.6f', work)}) end
+return {load, running, redis.call('LRANGE', KEYS[3], 0, ARGV[2]), redis.call('SCARD', KEYS[4])}
+"""
 
 
 def workers_key(model: str) -> str:
@@ -64,22 +77,14 @@ def forecast(
 
     `counted` is whether room was taken for the request: then it is part of the queue's work. Without `corrected`, how long earlier ones took is not read.
     """
-    with redis.pipeline(transaction=False) as pipeline:
-        pipeline.hgetall(f"clipsynth:load:{payload.model}")
-        pipeline.zrange(f"rq:wip:clipsynth-{payload.model}", 0, -1)
-        pipeline.lrange(f"clipsynth:eta_ratios:{payload.model}", 0, -1 if corrected else 0)
-        pipeline.scard(workers_key(payload.model))
-        load, wip, ratios, workers = pipeline.execute()
-        load = {name.decode(): float(value) for name, value in load.items()}
-        unfinished = int(load.get("n", 0))
-        if cost is None:
-            return Forecast(unfinished, None)
-        for execution in wip:
-            pipeline.hmget(record_key(execution.decode().partition(":")[0]), ["owner", "work"])
-        running: defaultdict[str, float] = defaultdict(float)
-        for whose, passes_of_job in pipeline.execute():
-            if passes_of_job:
-                running[whose.decode()] += float(passes_of_job)
+    keys = [f"clipsynth:load:{payload.model}", f"rq:wip:clipsynth-{payload.model}"]
+    keys += [f"clipsynth:eta_ratios:{payload.model}", workers_key(payload.model)]
+    found = redis.register_script(_FORECAST)(keys=keys, args=[record_key(""), -1 if corrected else 0])
+    load, running = ({name.decode(): float(value) for name, value in pairs} for pairs in found[:2])
+    ratios, workers = found[2:]
+    unfinished = int(load.get("n", 0))
+    if cost is None:
+        return Forecast(unfinished, None)
     if counted:
         load[f"w:{owner}"] = max(0.0, load.get(f"w:{owner}", 0.0) - passes(payload, cost))
     ahead_s = _ahead(load, running, owner) * cost.audio_step_s / max(1, workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 FILE_NAME = "clipsynth.json"
@@ -40,7 +41,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     sha256: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Short hash that changes when any file of the bundle does."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]

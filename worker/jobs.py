@@ -30,7 +30,8 @@ from clipsynth.schemas import (
     output_seed,
 )
 from clipsynth.state import End, State
-from clipsynth.storage import Storage, audio_key, file_name, peaks_key, spectrogram_key
+from clipsynth.storage import Storage, audio_key, file_name
+from clipsynth.views import put_views
 from models.manifest import Manifest
 from models.sampler import Row
 from worker.cost import Cost
@@ -172,8 +173,13 @@ class Jobs:
     ) -> list[Output]:
         """Write output n in every format asked for, and what of it can be seen; `clip` is what it was retrieved from."""
         sample_rate = self.predictor.manifest.sample_rate
-        self.storage.put(spectrogram_key(generation_id, n), spectrogram_png(self.predictor.log_mel(waveform)))
-        self.storage.put(peaks_key(generation_id, n), peaks_json(waveform, sample_rate))
+        put_views(
+            self.storage,
+            generation_id,
+            n,
+            spectrogram=spectrogram_png(self.predictor.log_mel(waveform)),
+            peaks=peaks_json(waveform, sample_rate),
+        )
         recipe = self._recipe(payload, n)
         how = (
             f"retrieved by CLIPSynth from {clip.source} ({clip.licence})"

@@ -130,7 +130,7 @@ class BatchWorker(SimpleWorker):
         self._state = WorkerStatus.BUSY  # from here on a SIGTERM lets what is claimed end
         self._closed = False
         self._swap_if_idle()
-        self._try(lambda: self._take([job]))
+        self._try(lambda: self._take([(job, self.jobs.state.standings([job.id])[0])]))
         while self._held:
             self.settler.news.clear()
             self._every("duty", DUTY_S, self._do_duties)
@@ -182,16 +182,14 @@ class BatchWorker(SimpleWorker):
         if jobs := self.taking.take(max(1, fitting)):
             self._take(jobs)
 
-    def _take(self, jobs: list[Job]) -> None:
+    def _take(self, jobs: list[tuple[Job, Standing | None]]) -> None:
         """Claim jobs that were taken off the queue. One that must run alone closes the worker for others."""
         chosen: list[tuple[Job, JobPayload, float | None]] = []
-        for n, (job, standing) in enumerate(
-            zip(jobs, self.jobs.state.standings([job.id for job in jobs]), strict=True)
-        ):
+        for n, (job, standing) in enumerate(jobs):
             solo = standing is not None and standing.solo
             if self._closed or (solo and (self._held or chosen)):
                 self._closed = True
-                self.recovery.put_back([job.id for job in jobs[n:]])
+                self.recovery.put_back([job.id for job, _ in jobs[n:]])
                 break
             payload = self._read(job, standing)
             if payload is None:

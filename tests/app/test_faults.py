@@ -136,6 +136,38 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
         assert len(looks) == 2
 
 
+def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
+    redis_url, tmp_path, monkeypatch
+):
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path)
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+        state = State.from_settings(redis, settings)
+        missed, heard = (state.get(queued(redis, state, settings)) for _ in range(2))
+        state.change(missed.id, Status.CANCELED)
+        heard_since, looks = time.monotonic(), []
+        standings = state.standings
+        monkeypatch.setattr(state, "standings", lambda ids: (looks.append(ids), standings(ids))[1])
+
+        async def run():
+            shared = Events(redis_url, state)
+            listening = asyncio.create_task(shared.listen())
+            async with asyncio.timeout(5):  # less than PING_S, after which anybody looks again
+                while shared._listens_since > time.monotonic():
+                    await asyncio.sleep(0.01)
+                of_missed = await shared.wait(missed, 60, made_after=heard_since)
+                began = time.monotonic()
+                state.change(heard.id, Status.CANCELED)
+                while heard.id not in shared._ended:
+                    await asyncio.sleep(0.01)
+                of_heard = await shared.wait(heard, 60, made_after=began)
+            listening.cancel()
+            return of_missed.status, of_heard.status
+
+        assert asyncio.run(run()) == ("canceled", "canceled")
+        assert looks == [[missed.id]]
+
+
 @contextlib.contextmanager
 def full_disk():
     """No file of this process may grow beyond a few bytes: what is written is cut off, then fails."""

@@ -12,7 +12,7 @@ from clipsynth.errors import NotFound
 from clipsynth.janitor import sweep
 from clipsynth.recipe import Recipe
 from clipsynth.settings import Settings
-from clipsynth.storage import peaks_key, spectrogram_key
+from clipsynth.storage import peaks_key, spectrogram_key, views_key
 from tests.app.test_generations import SHORT, check_problem, serving
 
 
@@ -61,9 +61,17 @@ def test_they_are_retired_with_the_sound(service):
     done = service.finish(service.post({"prompt": "rain", **SHORT}))
     service.redis.zadd("clipsynth:expiry", {done["id"]: 1})
     assert sweep(service.state, service.storage) == 1
-    for key in (spectrogram_key(done["id"], 0), peaks_key(done["id"], 0)):
-        with pytest.raises(NotFound):
-            service.storage.get(key)
+    with pytest.raises(NotFound):
+        service.storage.get(views_key(done["id"], 0))
+
+
+def test_those_of_an_earlier_worker_are_two_files(service):
+    done = service.finish(service.post({"prompt": "rain", **SHORT}))
+    service.storage.delete(done["id"])
+    service.storage.put(spectrogram_key(done["id"], 0), b"PNG")
+    service.storage.put(peaks_key(done["id"], 0), b"{}")
+    assert service.client.get(done["outputs"][0]["spectrogram_url"]).content == b"PNG"
+    assert service.client.get(done["outputs"][0]["peaks_url"]).content == b"{}"
 
 
 def test_what_was_made_without_them_says_so(service):

@@ -52,7 +52,7 @@ def test_a_generation_lives_in_an_object_store(service):
     assert service.client.get("/readyz").status_code == 200
     done = service.finish(service.post(files={"image": ("x", picture("PNG"))}, data=SHORT))
     assert done["status"] == "succeeded"
-    names = ["0.json", "0.png", "0.wav", "in/0.png"]  # and nothing temporary
+    names = ["0.views", "0.wav", "in/0.png"]  # and nothing temporary
     assert [key.partition(done["id"] + "/")[2] for key in objects(service)] == names
     url = done["outputs"][0]["url"]
     whole = service.client.get(url)
