@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import time
 import wave
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -28,7 +30,11 @@ from benchmarks.scale.hosts import Host, network
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, REDIS = "localhost/clipsynth-base", "localhost/clipsynth-check-redis"
+REQUEST_ID = "check-1"  # of one request, through all logs
 RUN = ("secrets", "redis", "app", "worker", "janitor", "webhooks")
+TWO_STEPS = {"vocoder.steps": 2, "vocoder.finetune_steps": 0, "denoiser.steps": 2}
+TWO_STEPS |= {"vocoder.batch_size": 2, "denoiser.batch_size": 2}
+TRAINING_S = 900
 
 
 def make_base(suite: str) -> None:
@@ -75,6 +81,12 @@ def sizes() -> dict[str, str]:
     """Return how large each image is."""
     listed = json.loads(buildah("images", "--json"))
     return {name.removeprefix("localhost/"): i["size"] for i in listed for name in i.get("names") or ()}
+
+
+def print_sizes() -> None:
+    for name, value in sorted(sizes().items()):
+        if name.startswith("clipsynth-"):
+            print(f"{name}: {value}", flush=True)
 
 
 class Api:
@@ -154,8 +166,11 @@ def try_services(services: dict[str, Service], api: Api) -> None:
         {"prompt": "a dog barking", "seed": 7},
         "prefer: wait=60",
         "accept: audio/wav",
+        f"x-request-id: {REQUEST_ID}",
     )
     check("a prompt became a WAV", status == 200 and sounds(data))
+    jobs = partial(Service.logged, name="job_id", request_id=REQUEST_ID)
+    wait("API and worker log one job under the request's id", lambda: len(jobs(services["app"])) == 1 and jobs(services["app"]) == jobs(services["worker"]))  # fmt: skip
     scrape = services["worker"].execute("python", "-c", "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9100/metrics').read().decode())").stdout  # fmt: skip
     check("the worker's metrics count it", 'clipsynth_jobs_total{kind="text"' in scrape)
 
@@ -190,6 +205,25 @@ def try_services(services: dict[str, Service], api: Api) -> None:
         check(f"{name} wrote nothing outside its volumes and /tmp", services[name].written() == [])
 
 
+def try_training(train: Service) -> None:
+    """Prepare two videos and train two steps of each part, as `docker compose run --rm train …` does."""
+    folder = train.volume("/runs")
+    shutil.copy(ROOT / "docker/tiny_videos.py", folder)
+    steps = [f"--set={part}={n}" for part, n in TWO_STEPS.items()]
+    for what, words in {
+        "two videos were made with the image's codecs": ["python", "tiny_videos.py", "videos", "2"],
+        "prepare": ["clipsynth", "prepare", "videos", "data/demo", "--clip-seconds", "1"],
+        "train, two steps of each part": ["clipsynth", "train", "/app/recipes/demo.yaml", *steps],
+        "inspect": ["clipsynth", "inspect", "runs/demo/bundle"],
+    }.items():
+        started = time.monotonic()
+        train.start(words)
+        code = train.wait(TRAINING_S)
+        check(f"{what} ({time.monotonic() - started:.0f} s)", code == 0)
+    check("training left a bundle", (folder / "runs/demo/bundle/clipsynth.json").exists())
+    check("train wrote nothing outside its volumes and /tmp", train.written() == [])
+
+
 def statuses(api: Api, ids: list[str]) -> list[str]:
     return [api.get(f"/v1/generations/{i}")["status"] for i in ids]
 
@@ -203,6 +237,7 @@ def main() -> None:
         "--mount", action="append", default=[], help="path that builds see too, e.g. pip's configuration"
     )
     parser.add_argument("--build", nargs="*", default=["app", "worker", "train"], help="images to build")
+    parser.add_argument("--run", nargs="*", default=["services", "train"], help="what to try of them")
     arguments = parser.parse_args()
     known = sizes()
     if "clipsynth-base:latest" not in known:
@@ -211,21 +246,23 @@ def main() -> None:
         make_redis(arguments.mount)
     for role in arguments.build:
         build(role, arguments.mount)
+    print_sizes()
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     images = {"redis:7.2-bookworm": REDIS}
     with ExitStack() as stack:
-        hosts = stack.enter_context(network(*RUN))
+        hosts = stack.enter_context(network(*RUN, "train"))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        services = {
-            name: stack.enter_context(
-                Service(name, compose["services"][name], images=images, hosts=hosts, folder=folder, root=ROOT)
+
+        def service(name: str) -> Service:
+            spec = compose["services"][name]
+            return stack.enter_context(
+                Service(name, spec, images=images, hosts=hosts, folder=folder, root=ROOT)
             )
-            for name in RUN
-        }
-        try_services(services, Api(hosts["app"]))
-    for name, value in sorted(sizes().items()):
-        if name.startswith("clipsynth-"):
-            print(f"{name}: {value}")
+
+        if "train" in arguments.run:
+            try_training(service("train"))
+        if "services" in arguments.run:
+            try_services({name: service(name) for name in RUN}, Api(hosts["app"]))
     print("not covered without a container engine:", *NOT_COVERED, sep="\n  - ")
 
 

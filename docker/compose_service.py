@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,11 @@ class Service:
             "buildah", "run", "--isolation", "chroot", *self._options, self.container, "--", *words
         )
 
-    def start(self) -> None:
-        """Start the service's command in its own network namespace."""
-        command = ["buildah", "run", "--isolation", "chroot", *self._options, self.container, "--"]
+    def start(self, words: Sequence[str] = ()) -> None:
+        """Start the service's command, or another, in its own network namespace."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.host.command(*command, *self.spec["command"]),
+                self._command(*(words or self.spec["command"])),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -151,6 +151,21 @@ class Service:
         found = re.search(r"^Uid:\s+(\d+)", Path(f"/proc/{self._main_process()}/status").read_text(), re.M)
         assert found
         return int(found[1])
+
+    def logged(self, name: str, **where: object) -> set[str]:
+        """Return what the field `name` says in those lines of the JSON log that say `where`."""
+        found = set()
+        for line in self.log.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                said = json.loads(line)
+                if isinstance(said, dict) and where.items() <= said.items() and name in said:
+                    found.add(said[name])
+        return found
+
+    def volume(self, target: str) -> Path:
+        """Return the folder here that the service sees as `target`."""
+        [source] = {w.split(":")[0] for w in self._options if w.split(":")[1:2] == [target]}
+        return Path(source)
 
     def wait(self, timeout_s: float = 60) -> int:
         """Return the exit code, negative where a signal ended the process."""

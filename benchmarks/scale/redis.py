@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import random
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+import psutil
 from redis import Redis
 from rq import Queue
 from rq.executions import Execution
@@ -53,6 +56,7 @@ def simulate(redis: Redis, stop: Event, pool: ThreadPoolExecutor, *, batch: int,
     queue = get_queue(MANIFEST.name, redis)
     taking = Taking(queue, Job)
     name = f"simulated-{new_id()}"
+    stop.wait(random.uniform(0, job_s))  # not all at once
     while not stop.is_set():
         list(pool.map(lambda _: enqueue(redis, state, new_id(), payload(), settings), range(batch)))
         jobs = taking.take(batch)
@@ -112,6 +116,11 @@ def process(url: str, stop: Event, workers: int, options: dict[str, Any]) -> Non
         thread.join()
 
 
+def workers_cpu_s(processes: list[SpawnProcess]) -> float:
+    """Return the CPU seconds that they have taken until now."""
+    return sum(sum(psutil.Process(p.pid).cpu_times()[:2]) for p in processes)
+
+
 def milliseconds(action: Callable[[], object]) -> float:
     """Return how long it takes."""
     begun = time.monotonic()
@@ -119,10 +128,13 @@ def milliseconds(action: Callable[[], object]) -> float:
     return 1e3 * (time.monotonic() - begun)
 
 
-def measure(folder: Path, workers: int, *, seconds: float, batch: int, job_s: float) -> dict[str, float]:
-    """Return jobs per second, the share of what the workers could do, and the latency of a read and of a POST's writes in ms."""
+def measure(
+    folder: Path, workers: int, *, seconds: float, batch: int, job_s: float, fsync: str
+) -> dict[str, float]:
+    """Return jobs per second, the share of what the workers could do, and the latency of a read and of a POST's writes in ms, cores."""
     server = EmbeddedRedis(folder)
     redis = connect(server.url)
+    redis.config_set("appendfsync", fsync)
     state = State(redis, result_ttl_s=3600)
     state.announce(ModelInfo(**{k: getattr(MANIFEST, k) for k in ModelInfo.model_fields.keys() - {"cost"}}))
     context = multiprocessing.get_context("spawn")
@@ -135,6 +147,7 @@ def measure(folder: Path, workers: int, *, seconds: float, batch: int, job_s: fl
     try:
         warm = wait_until(lambda: sum(state.ended().values()) >= workers * batch, timeout_s=WARM_S)
         assert warm, "the simulated workers do not end their first jobs"
+        cpu_s = workers_cpu_s(processes)
         cpu, ended, started = redis.info("cpu"), sum(state.ended().values()), time.monotonic()
         reads, posts = [], []
         settings = Settings(redis_url="redis://unused")
@@ -146,6 +159,7 @@ def measure(folder: Path, workers: int, *, seconds: float, batch: int, job_s: fl
         took_s = time.monotonic() - started
         rate = (sum(state.ended().values()) - ended) / took_s
         used = redis.info("cpu")
+        cpu_s = workers_cpu_s(processes) - cpu_s
         busy = sum(used[k] - cpu[k] for k in ("used_cpu_sys", "used_cpu_user")) / took_s
     finally:
         stop.set()
@@ -161,6 +175,7 @@ def measure(folder: Path, workers: int, *, seconds: float, batch: int, job_s: fl
         "read_p95_ms": statistics.quantiles(reads, n=20)[-1],
         "post_p50_ms": statistics.median(posts),
         "post_p95_ms": statistics.quantiles(posts, n=20)[-1],
+        "workers_cpu": cpu_s / took_s,
         "redis_cpu": busy,
         "redis_ms": 1e3 * busy / rate,
     }
@@ -174,18 +189,18 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--job-s", type=float, default=2.0)
+    parser.add_argument("--fsync", choices=["always", "everysec", "no"], default="always")
     arguments = parser.parse_args()
     print(
-        f"| workers | jobs/s | of what they could | {' | '.join(LATENCIES)} | Redis' CPU | of it per job, ms |"
+        f"| workers | jobs/s | of what they could | {' | '.join(LATENCIES)} | cores: workers | Redis | of it per job, ms |"
     )
-    print("|---" * 9 + "|")
+    print("|---" * 10 + "|")
+    fixed = {name: value for name, value in vars(arguments).items() if name != "workers"}
     for count in arguments.workers:
         with tempfile.TemporaryDirectory() as name:
-            row = measure(
-                Path(name), count, seconds=arguments.seconds, batch=arguments.batch, job_s=arguments.job_s
-            )
+            row = measure(Path(name), count, **fixed)
         print(
             f"| {count} | {row['jobs_per_s']:.1f} | {row['of_ideal']:.2f} | {row['read_p50_ms']:.2f} | {row['read_p95_ms']:.2f} |"
-            f" {row['post_p50_ms']:.1f} | {row['post_p95_ms']:.1f} | {row['redis_cpu']:.2f} | {row['redis_ms']:.2f} |",
+            f" {row['post_p50_ms']:.1f} | {row['post_p95_ms']:.1f} | {row['workers_cpu']:.2f} | {row['redis_cpu']:.2f} | {row['redis_ms']:.2f} |",
             flush=True,
         )
