@@ -15,7 +15,7 @@ from clipsynth.commands.generate import generate
 from clipsynth.commands.inspect import inspect, models
 from clipsynth.commands.keys import keys
 from clipsynth.commands.services import api, janitor, openapi, serve, webhooks, worker
-from clipsynth.commands.training import export, prepare, train
+from clipsynth.commands.training import agreement, export, prepare, swap, train
 from clipsynth.errors import ClipSynthError, ModelUnusable
 from clipsynth.logs import set_up
 from clipsynth.settings import Settings
@@ -29,7 +29,7 @@ app = typer.Typer(
 PANELS = {
     "Sounds": (generate, models, inspect),
     "Service": (serve, doctor, api, worker, janitor, webhooks, openapi),
-    "Training and evaluation": (prepare, train, export, evaluate, listen),
+    "Training and evaluation": (prepare, agreement, swap, train, export, evaluate, listen),
 }
 for panel, commands in PANELS.items():
     for command in commands:

@@ -10,7 +10,14 @@ MAX_PROMPTS = 8
 MAX_PICTURES = 4
 MAX_TEXT = 1000
 MAX_WEIGHT, MIN_WEIGHT = 10.0, 0.01  # of its magnitude
-Composition = Literal["set"]  # the network sees the whole set at once
+Composition = Annotated[
+    Literal["set", "compose", "mix"],
+    Field(
+        description="how what is wanted comes together. set: the network sees all of it at once. compose: each thing guides the one sound, by its "
+        "weight. mix: each makes a sound of its own, and those are mixed, as loud as their weights. "
+        "The latter two cost more with each thing"
+    ),
+]
 
 _WEIGHT_SCHEMA = {"not": {"exclusiveMinimum": -MIN_WEIGHT, "exclusiveMaximum": MIN_WEIGHT}}
 Weight = Annotated[

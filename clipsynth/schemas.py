@@ -176,6 +176,13 @@ class JobPayload(BaseModel):
             image_sha256=self.image_sha256,
         )
 
+    @property
+    def branches(self) -> tuple[int, int]:
+        """Rows of the network that a step of one output takes: those with its conditions, and those that guidance adds while it is on."""
+        wanted = sum(condition.weight > 0 for condition in self.conditions)
+        unconditional = wanted if self.composition == "mix" else 1
+        return 1 if self.composition == "set" else wanted, unconditional if self.guidance_scale > 1 else 0
+
 
 class Problem(BaseModel):
     """Why a generation failed."""

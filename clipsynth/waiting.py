@@ -23,9 +23,9 @@ def workers_key(model: str) -> str:
 
 def passes(payload: JobPayload, cost: ModelCost | None) -> float:
     """Return a request's work: seconds of sound times passes of the network."""
-    guided_share = cost.guided_share if cost else 1.0
-    rows = payload.num_outputs * payload.num_inference_steps
-    return rows * payload.duration_s * (1 + guided_share if payload.guidance_scale > 1 else 1.0)
+    conditional, unconditional = payload.branches
+    passes_per_step = conditional + unconditional * (cost.guided_share if cost else 1.0)
+    return payload.num_outputs * payload.num_inference_steps * payload.duration_s * passes_per_step
 
 
 def work(payload: JobPayload, cost: ModelCost) -> float:

@@ -74,8 +74,7 @@ class Bundle:
         while rows and not rows[0].done:
             advance(rows, self.pipe.denoiser)
         return [
-            self.pipe.decode(row.latents[None], query.duration_s)[0]
-            for row, query in zip(rows, queries, strict=True)
+            self.pipe.decode([row], query.duration_s)[0] for row, query in zip(rows, queries, strict=True)
         ]
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
 
 from evaluation.clips import read_sound
 from evaluation.sound import fingerprint, fit
 from evaluation.systems import SAMPLE_RATE, Query, QueryKind, Sources, split_options
 from models.encoders import JointEncoder, load_encoder
+from models.index import Index
 from models.manifest import Manifest
 from models.shards import ShardReader
 
@@ -33,16 +32,13 @@ class Retriever:
         name: str,
         version: str,
         encoder: JointEncoder,
-        embeds: torch.Tensor,
-        clips: list[dict[str, Any]],
+        index: Index,
         *,
         videos: Path | None,
         prepared: Path | None,
     ) -> None:
-        if len(embeds) != len(clips) or not clips:
-            raise ValueError(f"retrieval index: {len(embeds)} embeddings of {len(clips)} clips")
         self.name, self.version = name, version
-        self.encoder, self.embeds, self.clips = encoder, embeds, clips
+        self.encoder, self.index = encoder, index
         self.videos, self.prepared = videos, prepared
         self._shards: dict[tuple[str, float], dict[str, Any]] = {}
         if videos is None:
@@ -64,14 +60,14 @@ class Retriever:
         place, options = split_options(argument, {"videos": Path})
         folder = Path(place)
         manifest = Manifest.read(folder)
-        if not (folder / "index.safetensors").is_file():
+        index = Index.read(folder)
+        if index is None:
             raise ValueError(f"{folder} has no retrieval index (index.safetensors)")
         return cls(
             name,
             fingerprint("retriever", manifest.sha256["index.safetensors"], manifest.sha256["index.jsonl"]),
             load_encoder(folder / "encoder"),
-            load_file(folder / "index.safetensors")["embeds"].float(),
-            [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()],
+            index,
             videos=options.get("videos"),
             prepared=sources.prepared,
         )
@@ -83,7 +79,7 @@ class Retriever:
             if query.prompt is not None
             else self.encoder.encode_image([query.image])  # type: ignore[list-item]
         )
-        return int((self.embeds @ embed[0].cpu()).argmax())
+        return int(self.index.nearest(embed)[0, 0])
 
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
         return [
@@ -93,7 +89,7 @@ class Retriever:
 
     def sound(self, i: int) -> np.ndarray:
         """Return the sound (T,) of clip `i` of the index, at its own level."""
-        clip = self.clips[i]
+        clip = self.index.clips[i]
         if self.videos is not None:
             start = round(clip["start_s"] * SAMPLE_RATE)
             whole = read_sound(self.videos / clip["video"])
@@ -101,5 +97,5 @@ class Retriever:
         line = self._shards.get((clip["video"], clip["start_s"]))
         if line is None:
             raise ValueError(f"{self.prepared} has no clip of {clip['video']} at {clip['start_s']} s")
-        waveform = self._reader.read(line["shard"], *line["arrays"]["waveform"])
+        waveform = self._reader.array(line, "waveform")
         return (waveform / 32767 / line["gain"]).astype(np.float32)

@@ -8,6 +8,7 @@ presented as what it is: an image embedding known only roughly.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +20,7 @@ from torch import nn
 
 Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+WAVES = 4  # cosines by which a scalar is told to the network, beside itself
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         bank_size: int = 0,
         bank_tau: float = 0.1,
         bank_share: float = 0.0,
+        scalars: Sequence[str] = (),
     ) -> None:
         """Build the encoder.
 
@@ -65,11 +68,15 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             bank_size: number of training pictures kept to project texts on (DeCap, Li et al. 2023).
             bank_tau: temperature of that projection's softmax over cosines.
             bank_share: share in [0, 1] of the projection in a text's embedding; 0 switches it off.
+            scalars: names of the scalars in 0..1 that may be told beside a set, such as the attributes of a sound: together they are one more token.
         """
         super().__init__()
         self.means = nn.Buffer(torch.zeros(len(KINDS), embed_dim))
         self.bank = nn.Buffer(torch.zeros(bank_size, embed_dim))  # centred image embeddings of unit norm
         self.sigma_projection = nn.Linear(2, embed_dim)
+        if scalars:
+            self.scalar_projection = nn.Parameter(torch.empty(len(scalars), 2 + WAVES, embed_dim))
+            nn.init.normal_(self.scalar_projection, std=0.5)
 
     def centre(self, embeddings: torch.Tensor, kind: Kind) -> torch.Tensor:
         """Return embeddings (N, D) less the mean of their kind, at unit norm; texts moved towards the bank of pictures by `bank_share`."""
@@ -82,21 +89,48 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return centred
 
     def forward(
-        self, centred: torch.Tensor, weights: torch.Tensor, sigmas: torch.Tensor, mask: torch.Tensor
+        self,
+        centred: torch.Tensor,
+        weights: torch.Tensor,
+        sigmas: torch.Tensor,
+        mask: torch.Tensor,
+        scalars: torch.Tensor | None = None,
     ) -> ConditionTokens:
-        """Return tokens for centred unit embeddings (B, K, D), weights (B, K), sigmas (B, K) and a boolean mask (B, K)."""
+        """Return tokens for centred unit embeddings (B, K, D), weights (B, K), sigmas (B, K) and a boolean mask (B, K).
+
+        Args:
+            scalars: (B, S) in 0..1, NaN where one is not told; with them there are K + 1 tokens.
+        """
         scaled = centred * math.sqrt(
             centred.shape[-1]
         )  # unit variance per value, as the network's other inputs
         level = torch.stack([sigmas, sigmas.square()], dim=-1).to(self.sigma_projection.weight.dtype)
         tokens = weights[..., None] * scaled.to(level.dtype) + self.sigma_projection(level)
-        return ConditionTokens(tokens, mask)
+        if scalars is None:
+            return ConditionTokens(tokens, mask)
+        told = ~scalars.isnan()
+        return ConditionTokens(
+            torch.cat([tokens, self._scalar_token(scalars, told).to(tokens.dtype)[:, None]], dim=1),
+            torch.cat([mask, told.any(-1, keepdim=True)], dim=1),
+        )
 
-    def encode(self, sets: list[list[Condition]]) -> ConditionTokens:
+    def _scalar_token(self, scalars: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        """Return (B, D): the sum over the scalars (B, S) that are told of a projection of each one's features."""
+        x = scalars.nan_to_num(0.0).float()[..., None]
+        waves = torch.arange(1, WAVES + 1, device=x.device) * math.pi
+        features = torch.cat([torch.ones_like(x), x, torch.cos(waves * x)], dim=-1) * told[..., None]
+        return torch.einsum("bsf,sfd->bd", features.to(self.scalar_projection.dtype), self.scalar_projection)
+
+    def encode(
+        self, sets: list[list[Condition]], scalars: list[Mapping[str, float]] | None = None
+    ) -> ConditionTokens:
         """Return the tokens of B condition sets, padded to the largest; an empty set is unconditional.
 
+        Args:
+            scalars: what is told beside each set, by name, in 0..1.
+
         Raises:
-            ValueError: more than `max_conditions`, or a weight that is not positive.
+            ValueError: more than `max_conditions`, a weight that is not positive, or a scalar that this encoder does not know.
         """
         size = max([len(conditions) for conditions in sets] + [1])
         if size > self.config.max_conditions:
@@ -113,4 +147,17 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
                 weights[b, k] = condition.weight
                 sigmas[b, k] = default_sigma[condition.kind] if condition.sigma is None else condition.sigma
                 mask[b, k] = True
-        return self(centred, weights, sigmas, mask)
+        return self(centred, weights, sigmas, mask, self._table(scalars or []))
+
+    def _table(self, scalars: list[Mapping[str, float]]) -> torch.Tensor | None:
+        """Return (B, S) with NaN for what is not told, or None where nothing is."""
+        if not any(scalars):
+            return None
+        known = self.config.scalars
+        table = torch.full((len(scalars), len(known)), math.nan, device=self.device)
+        for b, told in enumerate(scalars):
+            for name, value in told.items():
+                if name not in known:
+                    raise ValueError(f"this bundle knows no {name!r}, only {', '.join(known) or 'none'}")
+                table[b, known.index(name)] = value
+        return table

@@ -24,7 +24,8 @@ def file_sha256(path: Path) -> str:
 @dataclass(frozen=True)
 class Manifest:
     """Name, limits and defaults of a bundle. Durations in seconds; `output_gain` is the factor from the
-    vocoder's level to that of the training clips' sources; `sha256` by relative path covers every file but this one."""
+    vocoder's level to that of the training clips' sources; `attributes` are the quantiles of the training clips, as `models.attributes.Scales` keeps
+    them; `sha256` by relative path covers every file but this one."""
 
     name: str
     min_duration_s: float
@@ -35,6 +36,7 @@ class Manifest:
     guidance_interval: tuple[float, float] = (0.0, 0.65)
     sample_rate: int = 16000
     output_gain: float = 1.0
+    attributes: dict[str, list[float]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     sha256: dict[str, str] = field(default_factory=dict)
 

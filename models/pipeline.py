@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,14 +17,15 @@ from PIL import Image
 from transformers import SpeechT5HifiGan
 
 from models import parts
-from models.condition_encoder import Condition, ConditionEncoder, Kind
+from models.condition_encoder import Condition, ConditionEncoder, ConditionTokens, Kind
 from models.denoiser import Denoiser
 from models.encoders import JointEncoder
+from models.index import Index
 from models.manifest import BundleError, Manifest
 from models.mel import MelSpectrogram
-from models.prompts import Prompt, as_set
+from models.prompts import COMPOSITIONS, Composition, Prompt, as_set
 from models.sampler import Row, advance
-from models.vocoder import to_waveforms
+from models.vocoder import mix, to_waveforms
 
 PART_NAMES = ("encoder", "condition_encoder", "denoiser", "vocoder", "mel")
 
@@ -38,9 +39,13 @@ class ClipSynthOutput(BaseOutput):
 
 
 class ClipSynthPipeline(DiffusionPipeline):
-    """Text- and image-to-audio by a diffusion model that was trained on videos only (CLIPSynth, Dong et al. 2023)."""
+    """Text- and image-to-audio by a diffusion model that was trained on videos only (CLIPSynth, Dong et al. 2023).
+
+    `index`: the bundle's training clips, None where it lists none.
+    """
 
     manifest: Manifest
+    index: Index | None = None
 
     def __init__(
         self,
@@ -129,14 +134,16 @@ class ClipSynthPipeline(DiffusionPipeline):
             raise
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise BundleError(f"{folder} cannot be loaded: {error}") from error
-        pipe.manifest = manifest
+        pipe.manifest, pipe.index = manifest, Index.read(folder)
         for name in ("condition_encoder", "denoiser", "vocoder"):
             getattr(pipe, name).eval().requires_grad_(False)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the bundle: one folder per part, `model_index.json`, and `clipsynth.json` from `self.manifest`."""
+        """Write the bundle: one folder per part, `model_index.json`, the index, and `clipsynth.json` from `self.manifest`."""
         super().save_pretrained(save_directory, **kwargs)
+        if self.index is not None:
+            self.index.write(Path(save_directory))
         self.manifest = self.manifest.write(Path(save_directory))
 
     # ---------------------------------------------------------------------------------------------- generating
@@ -148,6 +155,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         image: Image.Image | None = None,
         *,
         negative_prompt: str | None = None,
+        composition: Composition = "set",
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         duration_s: float | None = None,
@@ -155,11 +163,12 @@ class ClipSynthPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback_on_step_end: Callable[[int, int], None] | None = None,
     ) -> ClipSynthOutput:
-        """Generate sounds for a prompt, a picture, or both as a set of two conditions.
+        """Generate sounds for a prompt, a picture, or both together.
 
         Args:
             prompt: a text, or a set of texts and pictures with weights, at least one of them positive.
             negative_prompt: takes the unconditional branch's place, as what has a negative weight does; needs guidance_scale > 1.
+            composition: how several texts and pictures come together; `prepare_rows` has what each means.
             num_inference_steps: denoising steps, 1 to 200; None for the bundle's default, as below.
             guidance_scale: classifier-free guidance weight; at most 1 is off.
             duration_s: seconds of each waveform, within the bundle's range.
@@ -183,6 +192,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         # 2. Encode the conditions and draw the noise.
         rows = self.prepare_rows(
             as_set(prompt, image, negative_prompt),
+            composition=composition,
             num_inference_steps=steps,
             guidance_scale=scale,
             duration_s=seconds,
@@ -196,9 +206,7 @@ class ClipSynthPipeline(DiffusionPipeline):
                 callback_on_step_end(rows[0].step, steps)
 
         # 4. Decode to waveforms of the asked length.
-        return ClipSynthOutput(
-            self.decode(torch.stack([row.latents for row in rows]), seconds), self.mel.config.sample_rate
-        )
+        return ClipSynthOutput(self.decode(rows, seconds), self.mel.config.sample_rate)
 
     @torch.inference_mode()
     def prepare_rows(
@@ -209,28 +217,59 @@ class ClipSynthPipeline(DiffusionPipeline):
         guidance_scale: float,
         duration_s: float,
         generators: Sequence[torch.Generator | None],
+        composition: Composition = "set",
     ) -> list[Row]:
         """Return a row per generator, at step 0, with noise drawn on the CPU; arguments as for a call.
+
+        In `set` all prompts of positive weight are tokens of one set, each scaled by its weight. In `compose` each guides the sound by itself, with
+        `guidance_scale` times its weight. In `mix` each is a voice, and its weight how loud that is; the first voice's noise is what the generator
+        gives first, each further one's what it gives next. With one positive prompt of weight 1 all three are equal to the byte.
 
         Raises:
             ValueError: an argument out of its range.
         """
-        self.check_inputs(prompts, num_inference_steps, guidance_scale, duration_s)
-        cond, uncond = (
-            self.condition_encoder.encode([self.encode_conditions(prompts, sign)]) for sign in (1, -1)
-        )
+        self.check_inputs(prompts, num_inference_steps, guidance_scale, duration_s, composition)
+        wanted, unwanted = (self.encode_conditions(prompts, sign) for sign in (1, -1))
+        conds, weights = self._compose(wanted, composition)
+        uncond = self.condition_encoder.encode([unwanted])
+        voices = len(conds) if composition == "mix" else 1
         shape = (self.num_tokens(duration_s), self.denoiser.token_dim)
         dtype, device = self.denoiser.dtype, self.denoiser.device
-        noise = [torch.randn(shape, generator=g).to(device, dtype) for g in generators]
+        noise = [
+            torch.stack([torch.randn(shape, generator=g) for _ in range(voices)]).to(device, dtype)
+            for g in generators
+        ]
         interval = self.manifest.guidance_interval
-        return [Row(x, cond, uncond, num_inference_steps, guidance_scale, interval) for x in noise]
+        return [Row(x, conds, uncond, num_inference_steps, guidance_scale, interval, weights) for x in noise]
+
+    def _compose(
+        self, wanted: Sequence[Condition], composition: Composition
+    ) -> tuple[list[ConditionTokens], tuple[float, ...]]:
+        """Return what each row of the network is led by, and its weight; a weight of `set` is in the tokens."""
+        if composition == "set":
+            return [self.condition_encoder.encode([list(wanted)])], (1.0,)
+        conds = [self.condition_encoder.encode([[replace(condition, weight=1.0)]]) for condition in wanted]
+        if composition == "mix" and len(wanted) == 1:
+            return conds, (1.0,)
+        return conds, tuple(condition.weight for condition in wanted)
 
     def check_inputs(
-        self, prompts: Sequence[Prompt], num_inference_steps: int, guidance_scale: float, duration_s: float
+        self,
+        prompts: Sequence[Prompt],
+        num_inference_steps: int,
+        guidance_scale: float,
+        duration_s: float,
+        composition: Composition = "set",
     ) -> None:
         """Raise ValueError for an argument that cannot be served."""
         m = self.manifest
-        if not any(prompt.weight > 0 for prompt in prompts):
+        if composition not in COMPOSITIONS:
+            raise ValueError(f"`composition` must be one of {', '.join(COMPOSITIONS)}, got {composition!r}")
+        positive = sum(prompt.weight > 0 for prompt in prompts)
+        most = self.condition_encoder.config.max_conditions
+        if positive > most:
+            raise ValueError(f"at most {most} prompts of positive weight, got {positive}")
+        if not positive:
             raise ValueError("a `prompt` of positive weight or an `image` is needed")
         if not 1 <= num_inference_steps <= 200:
             raise ValueError(f"`num_inference_steps` must be 1 to 200, got {num_inference_steps}")
@@ -263,11 +302,17 @@ class ClipSynthPipeline(DiffusionPipeline):
         frames = math.ceil(duration_s * self.mel.frame_rate)
         return math.ceil(frames / self.denoiser.config.frames_per_token)
 
-    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
-        """Return the waveforms (T,) of tokens (B, L, C); at the level of the training clips' sources.
+    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+        """Return the waveforms (T,) of rows with equally many voices and tokens; at the level of the training clips' sources.
 
-        A waveform that would clip is scaled down to a peak of 0.99.
+        Voices are mixed. A waveform that would clip is scaled down to a peak of 0.99.
         """
         size = round(duration_s * self.mel.config.sample_rate)
-        mel = self.denoiser.to_mel(latents)
-        return to_waveforms(self.vocoder, mel, gain=self.manifest.output_gain, size=size)
+        mel = self.denoiser.to_mel(torch.cat([row.latents for row in rows]))
+        waveforms = to_waveforms(self.vocoder, mel, gain=self.manifest.output_gain, size=size)
+        voices = rows[0].voices
+        if voices == 1:
+            return waveforms
+        return [
+            mix(np.stack(waveforms[n * voices : (n + 1) * voices]), row.weights) for n, row in enumerate(rows)
+        ]

@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from PIL import Image
+
+TEMPLATES = ("{}", "a photo of {}", "the sound of {}", "a video of {}")  # around what is asked for
+# set: the network sees all that is wanted at once. compose: each condition guides the one sound (Liu et al. 2022, eq. 11).
+# mix: each makes a sound of its own, and those are mixed.
+Composition = Literal["set", "compose", "mix"]
+COMPOSITIONS: tuple[Composition, ...] = get_args(Composition)
 
 
 @dataclass(frozen=True)
@@ -38,3 +45,12 @@ def as_set(
     prompts = [Prompt(prompt)] if isinstance(prompt, str) else list(prompt or [])
     prompts += [] if image is None else [Prompt(image)]
     return prompts + ([] if negative_prompt is None else [Prompt(negative_prompt, -1.0)])
+
+
+def templated(text: str) -> list[str]:
+    """Return `text` in each of `TEMPLATES`, after taking off the one that it is in already."""
+    heads = [template.removesuffix("{}") for template in TEMPLATES[1:]]
+    bare = next(
+        (text[len(h) :] for h in heads if text.lower().startswith(h) and text[len(h) :].strip()), text
+    )
+    return [template.format(bare) for template in TEMPLATES]

@@ -18,23 +18,45 @@ Velocity = Callable[[torch.Tensor, torch.Tensor, ConditionTokens, torch.Tensor |
 
 @dataclass
 class Row:
-    """State of one sound being generated.
+    """State of one sound being generated: in one voice, or in several that are mixed when they are done.
 
     Attributes:
-        latents: (L, C); noise at step 0, data after `num_inference_steps`.
-        cond: condition tokens (1, K, D). uncond: what guidance points away from: the empty set, or a negative prompt.
+        latents: (V, L, C), a voice each; noise at step 0, data after `num_inference_steps`.
+        conds: N condition tokens (1, K, D): those that lead the one voice together, or one for each of V = N voices.
+        uncond: what guidance points away from: the empty set, or a negative prompt.
         guidance_scale: w in uncond + w (cond - uncond) (Ho & Salimans 2022, eq. 6); at most 1 is off and costs no second pass.
         guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
+        weights: of the N conditions: with one voice in its guidance, with several in their mix (`models.vocoder.mix`).
+
+    Raises:
+        ValueError: the numbers of voices, conditions and weights do not fit.
     """
 
     latents: torch.Tensor
-    cond: ConditionTokens
+    conds: Sequence[ConditionTokens]
     uncond: ConditionTokens
     num_inference_steps: int
     guidance_scale: float
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    weights: tuple[float, ...] = (1.0,)
     step: int = 0
     previous_velocity: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.conds) or self.voices not in (1, len(self.conds)):
+            raise ValueError(
+                f"{self.voices} voices do not fit {len(self.conds)} conditions and {len(self.weights)} weights"
+            )
+
+    @property
+    def voices(self) -> int:
+        """V, how many sounds are sampled for it."""
+        return len(self.latents)
+
+    @property
+    def num_tokens(self) -> int:
+        """L, tokens of each voice."""
+        return self.latents.shape[1]
 
     @property
     def done(self) -> bool:
@@ -51,6 +73,11 @@ class Row:
         low, high = self.guidance_interval
         return self.guidance_scale > 1 and low <= self.t < high
 
+    @property
+    def passes(self) -> int:
+        """Rows of the network that the next step takes: one for each condition and, guided, one for each voice."""
+        return len(self.conds) + (self.voices if self.guided else 0)
+
 
 def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     """Take one step of every row, in place, with one call of the network; return the row-forwards spent. All rows take it or, on an error, none.
@@ -64,15 +91,13 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     if any(row.done for row in rows):
         raise ValueError("a finished row cannot take another step")
     guided = [row for row in rows if row.guided]
-    batch = [(row, row.cond) for row in rows] + [(row, row.uncond) for row in guided]
-    v = _forward(batch, velocity)
-    unconditional = {id(row): v[len(rows) + i] for i, row in enumerate(guided)}
+    batch = [(row, i % row.voices, cond) for row in rows for i, cond in enumerate(row.conds)]
+    batch += [(row, i, row.uncond) for row in guided for i in range(row.voices)]
+    parts = _forward(batch, velocity).split([len(row.conds) for row in rows] + [row.voices for row in guided])
+    unconditional = {id(row): v for row, v in zip(guided, parts[len(rows) :], strict=True)}
     stepped = []
-    for i, row in enumerate(rows):
-        v_row = v[i, : len(row.latents)]
-        if id(row) in unconditional:
-            v_uncond = unconditional[id(row)][: len(row.latents)]
-            v_row = v_uncond + row.guidance_scale * (v_row - v_uncond)
+    for row, v in zip(rows, parts[: len(rows)], strict=True):
+        v_row = _combine(row, v, unconditional.get(id(row)))
         slope = v_row if row.previous_velocity is None else 1.5 * v_row - 0.5 * row.previous_velocity
         stepped.append((row.latents + slope / row.num_inference_steps, v_row))
     for row, (latents, v_row) in zip(rows, stepped, strict=True):
@@ -81,21 +106,48 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     return len(batch)
 
 
-def _forward(batch: list[tuple[Row, ConditionTokens]], velocity: Velocity) -> torch.Tensor:
-    """Pad rows and condition sets to the longest and call the network once; return (N, L, C)."""
-    lengths = [len(row.latents) for row, _ in batch]
-    tokens = torch.nn.utils.rnn.pad_sequence([row.latents for row, _ in batch], batch_first=True)
-    mask = None
-    if min(lengths) != max(lengths):
+def _combine(row: Row, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.Tensor:
+    """Return the velocity (V, L, C) of a row's voices from those with its conditions (N, …, C) and, where guided, without them (V, …, C).
+
+    A voice that N conditions lead follows v_uncond + scale * sum_i w_i (v_i - v_uncond) (Liu et al. 2022, "Compositional Visual Generation with
+    Composable Diffusion Models", eq. 11, the conjunction). As there the w_i are not normalised: the distribution sampled is p(x) prod_i p(c_i | x)^(scale w_i), so
+    that one condition more does not take from the others. Where guidance is off there is no such product of theirs; it is the mean of the v_i by weight then.
+    """
+    v = v[:, : row.num_tokens]
+    together = row.voices == 1 and row.weights != (1.0,)
+    if v_uncond is None:
+        return _weighted(row, v) / sum(row.weights) if together else v
+    v_uncond = v_uncond[:, : row.num_tokens]
+    led = v - v_uncond
+    return v_uncond + row.guidance_scale * (_weighted(row, led) if together else led)
+
+
+def _weighted(row: Row, v: torch.Tensor) -> torch.Tensor:
+    """Return the sum (1, L, C) of v (N, L, C) by the row's weights."""
+    total = row.weights[0] * v[:1]
+    for i, weight in enumerate(row.weights[1:], 1):
+        total = total + weight * v[i : i + 1]
+    return total
+
+
+def _forward(batch: list[tuple[Row, int, ConditionTokens]], velocity: Velocity) -> torch.Tensor:
+    """Pad voices (row, number) and condition sets to the longest and call the network once; return (N, L, C)."""
+    voices = [row.latents[i] for row, i, _ in batch]
+    lengths = [len(voice) for voice in voices]
+    if min(lengths) == max(lengths):
+        tokens, mask = torch.stack(voices), None
+    else:
+        tokens = torch.nn.utils.rnn.pad_sequence(voices, batch_first=True)
         mask = (
             torch.arange(max(lengths), device=tokens.device)[None]
             < torch.tensor(lengths, device=tokens.device)[:, None]
         )
-    size = max(c.tokens.shape[1] for _, c in batch)
+    size = max(c.tokens.shape[1] for _, _, c in batch)
     conditions = ConditionTokens(
-        torch.cat([_pad(c.tokens, size) for _, c in batch]), torch.cat([_pad(c.mask, size) for _, c in batch])
+        torch.cat([_pad(c.tokens, size) for _, _, c in batch]),
+        torch.cat([_pad(c.mask, size) for _, _, c in batch]),
     )
-    t = torch.tensor([row.t for row, _ in batch], device=tokens.device, dtype=tokens.dtype)
+    t = torch.tensor([row.t for row, _, _ in batch], device=tokens.device, dtype=tokens.dtype)
     return velocity(tokens, t, conditions, mask)
 
 

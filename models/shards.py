@@ -67,6 +67,10 @@ class ShardReader:
         self.folder = folder
         self._files: dict[str, int] = {}
 
+    def array(self, line: Mapping[str, Any], name: str) -> np.ndarray:
+        """Return an array of a clip by its line of the index, which names the shard and, where an array lies in another, that one in `shards`."""
+        return self.read(line.get("shards", {}).get(name, line["shard"]), *line["arrays"][name])
+
     def read(self, shard: str, offset: int, size: int) -> np.ndarray:
         """Return an array by its place.
 

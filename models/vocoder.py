@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
@@ -13,6 +15,7 @@ UPSAMPLE_RATES = (8, 5, 4)
 UPSAMPLE_KERNEL_SIZES = (16, 11, 8)
 RESBLOCK_KERNEL_SIZES = (3, 7)
 RESBLOCK_DILATION_SIZES = ((1, 3), (1, 3))
+MAX_PEAK = 0.99  # a waveform that would clip is scaled down to it
 
 
 def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -> SpeechT5HifiGan:
@@ -32,7 +35,21 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
 
 
 def to_waveforms(vocoder: SpeechT5HifiGan, mel: torch.Tensor, *, gain: float, size: int) -> list[np.ndarray]:
-    """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; one that would clip is scaled down to a peak of 0.99."""
+    """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; none has a peak above 0.99."""
     waveforms = gain * vocoder(mel.to(vocoder.dtype)).float().reshape(len(mel), -1)[:, :size]
     peaks = waveforms.abs().amax(-1, keepdim=True)
-    return list((waveforms * (0.99 / peaks.clamp(min=0.99))).cpu().numpy())
+    return list((waveforms * (MAX_PEAK / peaks.clamp(min=MAX_PEAK))).cpu().numpy())
+
+
+def mix(voices: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Return voices (V, T) as one waveform (T,): each at the same RMS, summed by weight, the sum at the RMS of the loudest voice.
+
+    Its peak is at most 0.99. A silent voice stays silent.
+    """
+    levels = np.sqrt(np.square(voices, dtype=np.float64).mean(-1))
+    shares = np.divide(weights, levels, out=np.zeros_like(levels), where=levels != 0)
+    total = shares @ voices
+    loudness = np.sqrt(np.square(total).mean())
+    gain = min(levels.max() / loudness, MAX_PEAK / np.abs(total).max()) if loudness else 0.0
+    mixed: np.ndarray = (gain * total).astype(np.float32)
+    return mixed

@@ -10,21 +10,29 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from models.manifest import file_sha256
 from models.shards import ShardReader
 
 
 class Clips:
-    """One split of a prepared folder. Nothing but the index is in memory."""
+    """One split of a prepared folder. Nothing but the index is in memory, unless `keep` was called."""
 
     def __init__(self, reader: ShardReader, index: list[dict[str, Any]]) -> None:
         self._reader, self.index = reader, index
+        self._kept: dict[tuple[int, str], torch.Tensor] = {}
+
+    def keep(self) -> None:
+        """Read every clip into memory."""
+        for i, line in enumerate(self.index):
+            self._kept |= {(i, name): self._read(i, name) for name in line["arrays"]}
 
     def __len__(self) -> int:
         return len(self.index)
 
     def _read(self, i: int, name: str) -> torch.Tensor:
-        line = self.index[i]
-        return torch.from_numpy(self._reader.read(line["shard"], *line["arrays"][name]))
+        if (i, name) in self._kept:
+            return self._kept[i, name]
+        return torch.from_numpy(self._reader.array(self.index[i], name))
 
     def waveform(self, i: int) -> torch.Tensor:
         """Return clip i's sound (T,) in [-1, 1]."""
@@ -38,9 +46,18 @@ class Clips:
         """Return the embeddings (K, D) of clip i's frames."""
         return self._read(i, "embeds").float()
 
+    def pseudo_texts(self, i: int) -> torch.Tensor:
+        """Return the embeddings (P, D) of the phrases nearest to clip i's frames; only where `clipsynth prepare` was told to find some."""
+        return self._read(i, "pseudo_texts").float()
+
     def captions(self, i: int) -> torch.Tensor:
         """Return the embeddings (C, D) of clip i's captions; only where `prepare` was given some."""
         return self._read(i, "captions").float()
+
+    def agreement(self, i: int) -> float | None:
+        """Return how well clip i's sound and picture agree, as a quantile 0..1 among the training clips; None where nobody has scored it."""
+        quantile: float | None = self.index[i].get("agreement")
+        return quantile
 
 
 @dataclass(frozen=True)
@@ -65,16 +82,18 @@ class ClipSet:
         return int(2 * max(line["duration_s"] for line in self.train.index)) / 2
 
 
-def load_clips(folder: Path) -> ClipSet:
-    """Open what `prepare` wrote.
+def load_clips(folder: Path, *, agreement: bool = True) -> ClipSet:
+    """Open what `prepare` wrote, and with `agreement` what `clipsynth agreement` did, if it was there.
 
     Raises:
-        ValueError: `folder` is not a prepared folder.
+        ValueError: `folder` is not a prepared folder, or its `agreement.json` is of another index.
     """
     if not (folder / "index.jsonl").is_file():
         raise ValueError(f"{folder} holds no prepared clips; run: clipsynth prepare VIDEOS {folder}")
     with (folder / "index.jsonl").open() as f:
         index = [json.loads(line) for line in f]
+    if agreement and (folder / "agreement.json").is_file():
+        _add_agreement(index, folder)
     reader = ShardReader(folder / "shards")
     train, dev = ([line for line in index if line["dev"] is split] for split in (False, True))
     statistics = load_file(folder / "statistics.safetensors")
@@ -82,6 +101,18 @@ def load_clips(folder: Path) -> ClipSet:
     return ClipSet(
         Clips(reader, train or dev), Clips(reader, dev or train), output_gain=output_gain, **statistics
     )
+
+
+def _add_agreement(index: list[dict[str, Any]], folder: Path) -> None:
+    """Put each clip's quantile of agreement into its line, as `agreement`."""
+    record = json.loads((folder / "agreement.json").read_text())
+    if record["index"] != file_sha256(folder / "index.jsonl"):
+        raise ValueError(
+            f"{folder / 'agreement.json'} belongs to other clips; run: clipsynth agreement {folder}"
+        )
+    for line in index:
+        if line["key"] in record["clips"]:
+            line["agreement"] = record["clips"][line["key"]][1]
 
 
 def crop(x: torch.Tensor, length: int, start: int) -> torch.Tensor:

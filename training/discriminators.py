@@ -1,7 +1,7 @@
 """Discriminators and adversarial losses for the vocoder.
 
-Periods after HiFi-GAN (Kong et al. 2020, 2.2), resolutions after UnivNet (Jang et al. 2021, 2.2), both at 1/8 of the published width: the full ones
-would take forty times the generator's time.
+Periods after HiFi-GAN (Kong et al. 2020, 2.2), resolutions after UnivNet (Jang et al. 2021, 2.2), both by default at 1/8 of the published width: the full ones
+would take forty times the generator's time on a CPU.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class _Discriminator(nn.Module):
 class PeriodDiscriminator(_Discriminator):
     """Looks at samples `period` apart."""
 
-    def __init__(self, period: int) -> None:
-        channels = (1, *PERIOD_CHANNELS)
+    def __init__(self, period: int, width: int) -> None:
+        channels = (1, *(width * c for c in PERIOD_CHANNELS))
         strides = (3, 3, 3, 3, 1)
         layers = [
             weight_norm(nn.Conv2d(a, b, (5, 1), (stride, 1), (2, 0)))
@@ -62,8 +62,8 @@ class PeriodDiscriminator(_Discriminator):
 class ResolutionDiscriminator(_Discriminator):
     """Looks at the magnitude spectrogram of one resolution."""
 
-    def __init__(self, n_fft: int, hop: int, window: int) -> None:
-        c = RESOLUTION_CHANNELS
+    def __init__(self, n_fft: int, hop: int, window: int, width: int) -> None:
+        c = width * RESOLUTION_CHANNELS
         layers = [weight_norm(nn.Conv2d(1, c, (3, 9), padding=(1, 4)))]
         layers += [weight_norm(nn.Conv2d(c, c, (3, 9), (1, 2), (1, 4))) for _ in range(3)]
         layers += [weight_norm(nn.Conv2d(c, c, 3, padding=1)), weight_norm(nn.Conv2d(c, 1, 3, padding=1))]
@@ -79,12 +79,15 @@ class ResolutionDiscriminator(_Discriminator):
 
 
 class Discriminators(nn.Module):
-    """All of them; the judgement of each on a waveform (B, T)."""
+    """All of them, `width` times as wide as by default; the judgement of each on a waveform (B, T)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 1) -> None:
         super().__init__()
         self.members = nn.ModuleList(
-            [*map(PeriodDiscriminator, PERIODS), *(ResolutionDiscriminator(*r) for r in RESOLUTIONS)]
+            [
+                *(PeriodDiscriminator(period, width) for period in PERIODS),
+                *(ResolutionDiscriminator(*r, width) for r in RESOLUTIONS),
+            ]
         )
 
     def forward(self, waveform: torch.Tensor) -> list[Judgement]:

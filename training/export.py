@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
 from transformers import SpeechT5HifiGan
 
+from models.attributes import Scales, by_name
 from models.condition_encoder import ConditionEncoder
 from models.denoiser import Denoiser
 from models.encoders import load_encoder
+from models.index import Index
 from models.manifest import Manifest
 from models.mel import MelSpectrogram
 from models.pipeline import ClipSynthPipeline
@@ -25,7 +25,7 @@ from training.loop import load_state
 from training.recipe import Recipe
 
 NOT_STATED = "not stated"
-INDEX_FIELDS = ("video", "start_s", "duration_s")
+INDEX_FIELDS = ("video", "start_s", "duration_s", "attributes")
 
 
 def read_attribution(path: Path) -> dict[str, dict[str, str]]:
@@ -42,23 +42,14 @@ def read_attribution(path: Path) -> dict[str, dict[str, str]]:
     return {row["file"]: {name: row[name] or NOT_STATED for name in ("source", "licence")} for row in rows}
 
 
-def write_index(
-    folder: Path, clips: Clips, attribution: Mapping[str, Mapping[str, str]]
-) -> list[dict[str, Any]]:
-    """Write the retrieval index and return its lines.
-
-    `index.safetensors`: "embeds" (N, D) fp16 of unit norm, a clip's mean over frames. `index.jsonl`: what clip n is, its source and its licence.
-    """
-    embeds = F.normalize(torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))]), dim=-1)
+def build_index(clips: Clips, attribution: Mapping[str, Mapping[str, str]]) -> Index:
+    """Return the retrieval index of training clips, with their sources and licences."""
     unknown = {"source": NOT_STATED, "licence": NOT_STATED}
     lines = [
         {name: line[name] for name in INDEX_FIELDS} | dict(attribution.get(line["video"], unknown))
         for line in clips.index
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"embeds": embeds.half()}, folder / "index.safetensors")
-    (folder / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return lines
+    return Index(torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))]), lines)
 
 
 def export(
@@ -86,13 +77,14 @@ def export(
         min_duration_s=0.5,
         max_duration_s=clips.max_duration_s,
         output_gain=round(clips.output_gain, 4),
+        attributes=Scales.of(by_name(line["attributes"]) for line in clips.train.index).to_lists(),
         **recipe.requests.model_dump(),
     )
     for part in parts[:3]:
         part.half()
-    lines = write_index(folder, clips.train, known)
+    pipe.index = build_index(clips.train, known)
     pipe.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(recipe, pipe, lines, results))
+    (folder / "README.md").write_text(model_card(recipe, pipe, pipe.index.clips, results))
 
 
 def model_card(

@@ -38,7 +38,7 @@ class GeneratedClips:
             with torch.no_grad():
                 while running := [row for row in rows if not row.done]:
                     advance(running, denoiser)
-            self.mels += [denoiser.to_mel(row.latents[None])[0] for row in rows]
+            self.mels += [denoiser.to_mel(row.latents)[0] for row in rows]
 
     def _noised(
         self, i: int, condition_encoder: ConditionEncoder, denoiser: Denoiser, g: torch.Generator
@@ -51,7 +51,7 @@ class GeneratedClips:
         one = torch.ones(1, 1)
         condition = condition_encoder(centred[None], one, 0 * one, one.bool())
         latents = torch.lerp(torch.randn(data.shape, generator=g), data, step / STEPS)
-        return Row(latents, condition, condition, STEPS, guidance_scale=1.0, step=step)
+        return Row(latents[None], [condition], condition, STEPS, guidance_scale=1.0, step=step)
 
     def __len__(self) -> int:
         return len(self.mels)

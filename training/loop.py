@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from models.manifest import Manifest
@@ -83,7 +84,15 @@ def autocast(recipe: RunRecipe, device: torch.device) -> torch.autocast:
             torch.backends.cpu.get_cpu_capability().startswith("AVX512")
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and able)
+    # A cached weight in half precision must not outlive the recording of a CUDA graph.
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=recipe.bf16 and able, cache_enabled=device.type != "cuda"
+    )
+
+
+def graphs_wanted(recipe: RunRecipe, accelerator: Accelerator) -> bool:
+    """Return whether steps are to be recorded: as the recipe says, on one CUDA device."""
+    return recipe.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1
 
 
 def describe_environment() -> dict[str, Any]:
@@ -110,6 +119,14 @@ def one_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
                 yield ready.result()
         if coming is not None:
             yield coming.result()
+
+
+def arriving(items: Dataset[T], numbers: Sequence[int], workers: int) -> Iterator[T]:
+    """Yield the items of these numbers in order, made ahead by a thread or, for what takes longer than a step, by processes."""
+    if not workers:
+        return one_ahead(items.__getitem__, numbers)
+    loader = DataLoader(items, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4)
+    return iter(loader)
 
 
 class Run:
@@ -153,14 +170,16 @@ class Run:
         self,
         first: int,
         last: int,
-        step: Callable[[int], float],
+        step: Callable[[int], torch.Tensor],
         *,
         state: Callable[[int], Mapping[str, Any]],
         evaluate: Callable[[int], bool] | None = None,
         evaluate_every: int = 1,
         clips_per_step: int = 1,
     ) -> None:
-        """Call `step(n)` for n in [first, last), which returns a loss; save `state(steps done)` now and then and at the end.
+        """Call `step(n)` for n in [first, last), which returns a loss (); save `state(steps done)` now and then and at the end.
+
+        Losses are read every `LOG_EVERY` steps alone: to read one, the host must wait for the device.
 
         `evaluate(steps done)` runs on the main process and may say that it is time to stop. So may SIGTERM, after the step at hand.
         """
@@ -171,7 +190,8 @@ class Run:
             terminated = True
 
         previous = signal.signal(signal.SIGTERM, terminate)
-        saved_at, mean, n, stop = time.monotonic(), None, first, False
+        saved_at, n, stop = time.monotonic(), first, False
+        mean: torch.Tensor | None = None
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -183,13 +203,14 @@ class Run:
             with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
                 bar = progress.add_task(self.stage, total=last, completed=first, loss=math.nan, rate=math.nan)
                 while n < last and not stop:
-                    loss = step(n)
+                    loss = step(n).detach().float()
                     n += 1
                     mean = loss if mean is None else 0.98 * mean + 0.02 * loss
-                    rate = (progress.tasks[bar].speed or math.nan) * clips_per_step
-                    progress.update(bar, completed=n, loss=mean, rate=rate)
-                    if n % LOG_EVERY == 0:
-                        self.log("loss", n, mean)
+                    progress.update(bar, completed=n)
+                    if n % LOG_EVERY == 0 or n == last:
+                        rate = (progress.tasks[bar].speed or math.nan) * clips_per_step
+                        progress.update(bar, loss=float(mean), rate=rate)
+                        self.log("loss", n, float(mean))
                     stop = terminated
                     due = evaluate is not None and (n % evaluate_every == 0 or n == last)
                     if due and evaluate is not None and self.accelerator.is_main_process:

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from models.attributes import measure
 from models.encoders import JointEncoder, load_encoder
 from models.mel import MelSpectrogram
 from models.shards import ShardReader, member_offsets, write_shard
 from models.video import VideoError, decode
-from training.attributes import measure
 from training.cut import Window, cut, level
 from training.fingerprint import fingerprint, near_duplicates
 from training.pool import make_shards

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.attributes import CONDITIONS
 from models.manifest import Manifest
 
 
@@ -27,7 +28,8 @@ class _Section(BaseModel):
 class VocoderRecipe(_Section):
     """AdamW on mel and multi-resolution STFT distances; `segment_frames` mel frames per sample.
 
-    From step `adversarial_from` on discriminators play, with the spectral distances at `spectral_weight`. After `steps`, `finetune_steps` on mels
+    From step `adversarial_from` on discriminators play, `discriminator_width` times as wide as `training.discriminators` has them, with the spectral distances
+    at `spectral_weight`. After `steps`, `finetune_steps` on mels
     that the denoiser made of `finetune_clips` clips, without discriminators unless `finetune_adversarial`. The learning rate halves every `half_life_steps`.
     """
 
@@ -38,6 +40,7 @@ class VocoderRecipe(_Section):
     half_life_steps: PositiveInt = 3000
     upsample_initial_channel: PositiveInt = 192
     adversarial_from: NonNegativeInt = 10**9
+    discriminator_width: PositiveInt = 1
     spectral_weight: PositiveFloat = 5.0
     finetune_steps: NonNegativeInt = 0
     finetune_clips: PositiveInt = 256
@@ -46,13 +49,17 @@ class VocoderRecipe(_Section):
 
 
 class DenoiserRecipe(_Section):
-    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames, one length per batch.
+    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames in steps of `length_step` (0: of a token), one length per batch.
 
     `condition`: what the sound is generated from: frames ("image", CLIPSynth), captions ("text", CLIPSynth-Text) or either ("hybrid").
     The learning rate rises over `warmup_steps`, stays, and falls as a cosine to zero over the last `decay_share` of the steps, so that a
     run can be prolonged from any point before (Hägele et al. 2024); 1.0 is the plain cosine schedule. `batch_size` counts the rows of one
     step over all processes and micro-batches. `patience`: stop after so many evaluations without a better dev loss. `optimizer` "muon" updates the blocks' matrices by Muon (Jordan et al.
     2024) at AdamW's step size, and everything else by AdamW.
+
+    Of the rows a share `mix_share` are mixes of two clips, with a condition of each; the others are played at one of `speeds`. `scalars` are told beside a
+    condition: the names of `models.attributes.CONDITIONS`, and "agreement" of sound and picture, by which clips are drawn as well with
+    `agreement_weight`. In the place of a share `pseudo_text` of frames stands the phrase of a generic bank that is nearest.
     """
 
     steps: PositiveInt
@@ -64,6 +71,11 @@ class DenoiserRecipe(_Section):
     prediction: Literal["velocity", "data"] = "velocity"
     dropout: float = 0.0
     condition: Literal["image", "text", "hybrid"] = "image"
+    mix_share: float = 0.0
+    speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)
+    scalars: tuple[str, ...] = Field((), strict=False)
+    agreement_weight: bool = False
+    pseudo_text: float = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     gradient_accumulation_steps: PositiveInt = 1
     compile: bool = False
@@ -76,6 +88,7 @@ class DenoiserRecipe(_Section):
     max_sigma: float = 1.0
     min_frames: PositiveInt = 100
     max_frames: PositiveInt = 500
+    length_step: NonNegativeInt = 0
     evaluate_every: PositiveInt = 250
     patience: PositiveInt | None = None
 
@@ -83,6 +96,9 @@ class DenoiserRecipe(_Section):
     def _divides(self) -> DenoiserRecipe:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError("batch_size must be a multiple of gradient_accumulation_steps")
+        known = (*CONDITIONS, "agreement")
+        if unknown := set(self.scalars) - set(known):
+            raise ValueError(f"scalars must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
         return self
 
 
@@ -142,7 +158,8 @@ class TransformerRecipe(_Section):
 class RunRecipe(_Section):
     """What every run has: the prepared folder, the run folder, and how it is run. Relative paths count from the working directory.
 
-    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `bf16` where the device computes in it.
+    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `in_memory`: clips are read once (0.3 MB per 5 s); `cuda_graphs`: steps are
+    recorded and replayed, for small networks on one GPU (see `training.graphs`); `bf16` where the device computes in it.
     """
 
     name: str
@@ -152,6 +169,8 @@ class RunRecipe(_Section):
     save_every_s: PositiveFloat = 120.0
     threads: int = 0
     workers: int = 0
+    in_memory: bool = False
+    cuda_graphs: bool = False
     bf16: bool = True
     text_sigma: float = 0.5
     bank_share: float = 0.0

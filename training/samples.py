@@ -32,8 +32,8 @@ def samples(
     conditions = [model.condition_encoder(c[None, None], ones, 0 * ones, ones.bool()) for c in centred]
     states = [
         Row(
-            x,
-            c,
+            x[None],
+            [c],
             unconditional,
             requests.num_inference_steps,
             requests.guidance_scale,
@@ -43,7 +43,7 @@ def samples(
     ]
     while not states[0].done:
         advance(states, model.denoiser)
-    return model.denoiser.to_mel(torch.stack([row.latents for row in states])).float().cpu().nan_to_num()
+    return model.denoiser.to_mel(torch.cat([row.latents for row in states])).float().cpu().nan_to_num()
 
 
 def spectrograms(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,9 @@ def train(
     start = ClipSynthPipeline.from_pretrained(init) if init else None
     mel = MelSpectrogram()
     clips = load_clips(Path(recipe.clips))
+    if recipe.in_memory:
+        clips.train.keep()
+        clips.dev.keep()
     accelerator = build_accelerator()
 
     def vocoder(recipe: Recipe, generated: GeneratedClips | None = None):

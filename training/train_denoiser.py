@@ -7,6 +7,7 @@ Runs in one process or in many: accelerate launch --num_processes 2 -m clipsynth
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
 
 from models.condition_encoder import KINDS, ConditionEncoder
 from models.denoiser import Denoiser
+from models.mel import MelSpectrogram
 from training.batches import LOG_FLOOR, Batch, Batches
 from training.data import Clips, ClipSet, crop
-from training.loop import Run, autocast, load_state, load_weights, one_ahead
+from training.graphs import Graphed
+from training.loop import Run, arriving, autocast, graphs_wanted, load_state, load_weights
 from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
 
@@ -30,17 +32,22 @@ DEV_FRAMES = 400  # 4 s
 
 
 def build_condition_encoder(
-    recipe: RunRecipe, clips: ClipSet, means: torch.Tensor | None = None
+    recipe: RunRecipe,
+    clips: ClipSet,
+    means: torch.Tensor | None = None,
+    scalars: Sequence[str] = (),
 ) -> ConditionEncoder:
     """Return an untrained condition encoder with the statistics and the bank of the training clips.
 
     Args:
         means: (kinds, D) by which embeddings are centred, in place of the clips' own.
+        scalars: what may be told beside a condition.
     """
     stride = -(-len(clips.train) // recipe.max_bank_size)
     bank = torch.stack([clips.train.embeds(i).mean(0) for i in range(0, len(clips.train), stride)])
     condition_encoder = ConditionEncoder(
         embed_dim=len(clips.image_mean),
+        scalars=scalars,
         text_sigma=recipe.text_sigma,
         bank_size=len(bank),
         bank_share=recipe.bank_share,
@@ -82,11 +89,26 @@ class FlowMatching(nn.Module):
         image, text = (self.condition_encoder.centre(batch.embeds, kind) for kind in KINDS)
         centred = torch.where(batch.is_text[..., None], text, image)
         noised = F.normalize(centred + batch.sigma[..., None] * batch.condition_noise, dim=-1)
-        conditions = self.condition_encoder(noised, torch.ones_like(batch.sigma), batch.sigma, batch.mask)
+        scalars = batch.scalars if self.condition_encoder.config.scalars else None
+        conditions = self.condition_encoder(noised, batch.weights, batch.sigma, batch.mask, scalars)
         data = self.denoiser.to_tokens(batch.mel)
         noise = batch.noise.view_as(data)
         x_t = torch.lerp(noise, data, batch.t[:, None, None])
         return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), data - noise)
+
+
+class _Loss(nn.Module):
+    """The loss as a function of tensors alone, in the precision of training."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.recipe, self.device = model, recipe, device
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a `Batch` of these tensors."""
+        with autocast(self.recipe, self.device), attention(self.device):
+            loss: torch.Tensor = self.model(Batch(*tensors))
+        return loss
 
 
 def dev_batches(clips: Clips, recipe: Recipe) -> list[Batch]:
@@ -110,7 +132,9 @@ def dev_batches(clips: Clips, recipe: Recipe) -> list[Batch]:
                 is_text=ones.bool() if text else ~ones.bool(),
                 condition_noise=torch.zeros_like(embeds),
                 sigma=0 * ones,
+                weights=ones,
                 mask=ones.bool(),
+                scalars=torch.full((len(part), len(recipe.denoiser.scalars)), math.nan),
             )
             for k in range(1, 8)
         ]
@@ -174,18 +198,16 @@ def train_denoiser(
     torch.manual_seed(recipe.seed)
     d = recipe.denoiser
     folder = Path(recipe.run) / "denoiser"
-    condition_encoder = build_condition_encoder(recipe, clips, init[0].means if init else None)
+    condition_encoder = build_condition_encoder(recipe, clips, init[0].means if init else None, d.scalars)
     model = FlowMatching(condition_encoder, build_denoiser(recipe, clips))
     if init is not None:
-        load_weights(
-            "condition_encoder",
-            model.condition_encoder.sigma_projection,
-            init[0].sigma_projection.state_dict(),
-        )
+        learned = {name: p.data for name, p in init[0].named_parameters()}
+        ours = model.condition_encoder
+        load_weights("condition_encoder", ours, ours.state_dict() | learned)
         load_weights("denoiser", model.denoiser, init[1].state_dict())
     model.to(accelerator.device)
     optimizers = build_optimizers(recipe, model)
-    ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     first, best = 0, math.inf
     state = load_state(folder / "state.pt")
     if state is not None:
@@ -227,32 +249,23 @@ def _fit(
         clips.train, recipe, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     held_out = dev_batches(clips.dev, recipe) if accelerator.is_main_process else []
-    numbers = range(first * accumulate, d.steps * accumulate)
-    arriving = (
-        iter(
-            DataLoader(
-                batches, batch_size=None, sampler=numbers, num_workers=recipe.workers, prefetch_factor=4
-            )
-        )
-        if recipe.workers
-        else one_ahead(batches.__getitem__, numbers)
-    )
+    mel = MelSpectrogram().to(accelerator.device)
+    loss_of = Graphed(_Loss(wrapped, recipe, accelerator.device), on=graphs_wanted(recipe, accelerator))
+    coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
     stale = 0
 
-    def step(n: int) -> float:
+    def step(n: int) -> torch.Tensor:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(d, n)
         model.train()
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulate):
-            batch = next(arriving).to(accelerator.device)
-            with (
-                accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext(),
-                autocast(recipe, accelerator.device),
-                attention(accelerator.device),
-            ):
-                loss = wrapped(batch) / accumulate
+            batch, remade = next(coming)
+            batch = batch.to(accelerator.device)
+            remade.put_into(batch, mel)
+            with accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext():
+                loss = loss_of(*batch.tensors) / accumulate
             accelerator.backward(loss)
             total += loss.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -260,7 +273,7 @@ def _fit(
             optimizer.step()
         model.zero_grad(set_to_none=True)
         ema.step(model.parameters())
-        return float(total)
+        return total
 
     def evaluate(n: int) -> bool:
         """Measure the averaged weights on dev clips, keep them if they are the best; return whether to go on."""

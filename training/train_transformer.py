@@ -158,7 +158,7 @@ def _fit(
     held_out = dev_rows(clips.dev, dev_codes, columns)
     run = Run("transformer", Path(recipe.run) / "transformer", recipe, accelerator)
 
-    def step(n: int) -> float:
+    def step(n: int) -> torch.Tensor:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(t, n)
         model.train()
@@ -169,7 +169,7 @@ def _fit(
         accelerator.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     def evaluate(n: int) -> bool:
         """Measure on dev clips and keep the weights if they are the best."""

@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import SpeechT5HifiGan
 
 from models.mel import MelSpectrogram
 from models.vocoder import build_vocoder
 from training.data import Clips, ClipSet, crop, random_start
 from training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_distance
-from training.loop import Run, autocast, load_state, load_weights
+from training.graphs import Graphed
+from training.loop import Run, arriving, autocast, graphs_wanted, load_state, load_weights
 from training.recipe import Recipe, VocoderRecipe
 
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # n_fft, hop, window in samples
@@ -59,14 +61,16 @@ class Sounds(Protocol):
     def waveform(self, i: int) -> torch.Tensor: ...
 
 
-class Segments:
-    """Draws training segments; batch n depends on (seed, n) alone, so that a resumed run sees the same ones. Silent ones are passed over."""
+class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Training segments; item n is the batch of step n and depends on (seed, n) alone, so that a resumed run sees the same ones. Silent ones are
+    passed over.
+    """
 
     def __init__(self, sounds: Sounds, recipe: Recipe, hop: int, rank: int = 0, world_size: int = 1) -> None:
         self.sounds, self.recipe, self.hop = sounds, recipe, hop
         self.rank, self.world_size = rank, world_size
 
-    def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return this process's log-mels (B, segment_frames, M) and their waveforms (B, segment_frames * hop)."""
         v = self.recipe.vocoder
         length = v.segment_frames * self.hop
@@ -136,7 +140,7 @@ def train_vocoder(
     torch.manual_seed(recipe.seed)
     v = recipe.vocoder
     folder = recipe.vocoder_folder
-    vocoder, discriminators = untrained_vocoder(recipe, clips, mel), Discriminators()
+    vocoder, discriminators = untrained_vocoder(recipe, clips, mel), Discriminators(v.discriminator_width)
     vocoder.to(accelerator.device), discriminators.to(accelerator.device), mel.to(accelerator.device)
     parts = {"vocoder": vocoder, "discriminators": discriminators}
     optimizers = {
@@ -155,7 +159,15 @@ def train_vocoder(
     last = v.steps + (v.finetune_steps if generated is not None else 0)
     if first < last:
         run = Run("vocoder", folder, recipe, accelerator)
-        step = _Step(recipe, mel, accelerator, parts, optimizers, generated or clips.train)
+        step = _Step(recipe, mel, accelerator, parts, optimizers)
+        segments = Segments(
+            generated or clips.train,
+            recipe,
+            mel.config.hop_length,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        coming = arriving(segments, range(first, last), recipe.workers)
 
         def evaluate(n: int) -> bool:
             vocoder.eval()
@@ -174,7 +186,7 @@ def train_vocoder(
             run.steps(
                 first,
                 last,
-                step,
+                lambda n: step(n, *next(coming)),
                 state=state,
                 evaluate=evaluate,
                 evaluate_every=v.evaluate_every,
@@ -184,8 +196,44 @@ def train_vocoder(
     return vocoder.cpu().eval()
 
 
+class _GeneratorLoss(nn.Module):
+    """What the vocoder is trained on, of log-mels (B, F, M) and their waveforms (B, T); the discriminators are not."""
+
+    def __init__(
+        self, recipe: Recipe, mel: MelSpectrogram, vocoder: nn.Module, discriminators: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.recipe, self.mel = recipe, mel
+        self.vocoder, self.discriminators = vocoder, discriminators
+
+    def forward(self, mels: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the loss, its spectral part without weight, and what was made (B, T); the last two detached."""
+        with autocast(self.recipe, target.device):
+            made = self.vocoder(mels)[:, : target.shape[1]]
+        loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
+        spectral = loss.detach()
+        if self.discriminators is not None:
+            with torch.no_grad():
+                real = self.discriminators(target)
+            judged = self.discriminators(made)
+            loss = self.recipe.vocoder.spectral_weight * loss + adversarial_loss(judged)
+            loss = loss + 2 * feature_distance(real, judged)
+        return loss, spectral, made.detach()
+
+
+class _DiscriminatorLoss(nn.Module):
+    """What the discriminators are trained on, of waveforms (B, T): real ones and made ones."""
+
+    def __init__(self, discriminators: nn.Module) -> None:
+        super().__init__()
+        self.discriminators = discriminators
+
+    def forward(self, target: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        return discriminator_loss(self.discriminators(target), self.discriminators(made))
+
+
 class _Step:
-    """One step of the vocoder and, once they play, its discriminators."""
+    """One step of the vocoder and, once they play, its discriminators, which judge what the vocoder made before its own step."""
 
     def __init__(
         self,
@@ -194,44 +242,33 @@ class _Step:
         accelerator: Accelerator,
         parts: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.AdamW],
-        sounds: Sounds,
     ) -> None:
-        self.recipe, self.mel, self.accelerator, self.optimizers = recipe, mel, accelerator, optimizers
+        self.recipe, self.accelerator, self.optimizers = recipe, accelerator, optimizers
         self.vocoder, self.discriminators = (
             accelerator.prepare_model(parts[name]) for name in ("vocoder", "discriminators")
         )
-        self.segments = Segments(
-            sounds, recipe, mel.config.hop_length, accelerator.process_index, accelerator.num_processes
-        )
+        on = graphs_wanted(recipe, accelerator)
+        self.alone = Graphed(_GeneratorLoss(recipe, mel, self.vocoder, None), on=on)
+        self.judged = Graphed(_GeneratorLoss(recipe, mel, self.vocoder, self.discriminators), on=on)
+        self.judging = Graphed(_DiscriminatorLoss(self.discriminators), on=on)
 
-    def __call__(self, n: int) -> float:
+    def __call__(self, n: int, mels: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         v = self.recipe.vocoder
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(v, n)
-        mels, target = (x.to(self.accelerator.device) for x in self.segments.draw(n))
+        mels, target = mels.to(self.accelerator.device), target.to(self.accelerator.device)
         self.vocoder.train()
-        with autocast(self.recipe, self.accelerator.device):
-            made = self.vocoder(mels)[:, : target.shape[1]]
-        loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
-        spectral = loss.detach()
-        if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
-            loss = v.spectral_weight * loss + self._play(made, target)
-        self._update("vocoder", self.vocoder, loss)
-        return float(spectral)
-
-    def _play(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Take a step of the discriminators; return what they say of `made`."""
-        self.discriminators.requires_grad_(True)
-        loss = discriminator_loss(self.discriminators(target), self.discriminators(made.detach()))
-        self._update("discriminators", self.discriminators, loss)
+        playing = n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial)
         self.discriminators.requires_grad_(
             False
-        )  # the generator's gradient passes through, theirs is not needed
-        with torch.no_grad():
-            real = self.discriminators(target)
-        judged = self.discriminators(made)
-        return adversarial_loss(judged) + 2 * feature_distance(real, judged)
+        )  # the vocoder's gradient passes through, theirs is not needed
+        loss, spectral, made = (self.judged if playing else self.alone)(mels, target)
+        self._update("vocoder", self.vocoder, loss)
+        if playing:
+            self.discriminators.requires_grad_(True)
+            self._update("discriminators", self.discriminators, self.judging(target, made))
+        return spectral
 
     def _update(self, name: str, part: nn.Module, loss: torch.Tensor) -> None:
         self.optimizers[name].zero_grad(set_to_none=True)

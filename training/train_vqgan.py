@@ -157,7 +157,7 @@ class _Step:
             self.optimizers[name].load_state_dict(saved["optimizers"][name])
         self.unused_for = saved["unused_for"]
 
-    def __call__(self, n: int, mel: torch.Tensor) -> float:
+    def __call__(self, n: int, mel: torch.Tensor) -> torch.Tensor:
         v = self.recipe.vqgan
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -179,7 +179,7 @@ class _Step:
         self._update("codec", loss)
         self._count(latents)
         self._restart(latents, n)
-        return float(distance.detach())
+        return distance.detach()
 
     def _picture(self, patches: torch.Tensor) -> torch.Tensor:
         """Return the standardised mel (B, F, M) of patches."""

@@ -89,12 +89,12 @@ def measure_pipeline(pipeline: ClipSynthPipeline) -> Cost:
 
     num_tokens = pipeline.num_tokens(pipeline.manifest.duration_s)
     device, dtype = pipeline.denoiser.device, pipeline.denoiser.dtype
-    latents = torch.zeros(num_tokens, pipeline.denoiser.token_dim, device=device, dtype=dtype)
+    latents = torch.zeros(1, num_tokens, pipeline.denoiser.token_dim, device=device, dtype=dtype)
     with torch.inference_mode():
         empty: ConditionTokens = pipeline.condition_encoder.encode([[]])
 
     def step_s(rows: int) -> float:
-        batch = [Row(latents, empty, empty, 1, 1.0) for _ in range(rows)]
+        batch = [Row(latents, [empty], empty, 1, 1.0) for _ in range(rows)]
         started = time.perf_counter()
         with torch.inference_mode():
             advance(batch, pipeline.denoiser)

@@ -26,7 +26,7 @@ from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, stage, stepped
 
 logger = logging.getLogger(__name__)
 SIDE_THREADS = 2
-MAX_DECODED = 8  # rows decoded in one call
+MAX_DECODED = 8  # voices decoded in one call, of one row at least
 
 
 class Model(Protocol):
@@ -35,8 +35,8 @@ class Model(Protocol):
     @property
     def velocity(self) -> Velocity: ...
 
-    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
-        """Return the waveforms (T,) of tokens (B, L, C)."""
+    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+        """Return the waveforms (T,) of rows with equally many voices and tokens."""
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ class Ticket:
     Attributes:
         prepare: makes the job's rows; runs on a side thread.
         deliver: takes (index of the row, waveform (T,)) and returns that row's result; runs on a side thread.
-        num_rows, num_tokens, passes: rows of the job, tokens of each, and how often a step passes them through the network.
+        num_rows, num_tokens, passes: rows of the job, tokens of each, and how often a guided step passes those through the network.
         kind: what its sound follows, for the metrics.
         results: what `deliver` returned, by index of the row; complete where `error` is None and it was not canceled.
         error: what ended the job.
@@ -83,14 +83,14 @@ class Ticket:
         return self.passes * self.num_rows * self.num_tokens
 
     def load(self, ahead: int = 0) -> int:
-        """Return the tokens that a step passes through the network for this job after `ahead` more; 2 per token of a guided row.
+        """Return the tokens that a step passes through the network for this job after `ahead` more.
 
         A row that has not begun counts however few its steps are: it may wait for longer.
         """
         if not self.rows:
             return 0 if self.ended else self.full_load
         left = [row for row in self.rows if not row.step or row.step + ahead < row.num_inference_steps]
-        return self.num_tokens * sum(1 + row.guided for row in left)
+        return self.num_tokens * sum(row.passes for row in left)
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ class _Seat:
 
 def weight(rows: Sequence[Row]) -> int:
     """Return the tokens that one step of these rows passes through the network, padding included."""
-    return sum(1 + row.guided for row in rows) * max((len(row.latents) for row in rows), default=0)
+    return sum(row.passes for row in rows) * max((row.num_tokens for row in rows), default=0)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -228,8 +228,8 @@ class Engine:
         """Return the longest start of `seats` that the limit allows, one at least."""
         passes, longest = 0, 0
         for size, seat in enumerate(seats):
-            passes += 1 + seat.row.guided
-            longest = max(longest, len(seat.row.latents))
+            passes += seat.row.passes
+            longest = max(longest, seat.row.num_tokens)
             if size and passes * longest > self.limit:
                 return seats[:size]
         return seats
@@ -278,12 +278,14 @@ class Engine:
 
     def _send_to_decoder(self, done: list[_Seat]) -> None:
         """Decode rows of one length together: padding would change the end of a shorter one."""
-        groups: dict[tuple[int, float], list[_Seat]] = {}
+        groups: dict[tuple[int, int, float], list[_Seat]] = {}
         for seat in done:
-            groups.setdefault((len(seat.row.latents), seat.ticket.duration_s), []).append(seat)
-        for seats in groups.values():
-            for start in range(0, len(seats), MAX_DECODED):
-                self._decode(seats[start : start + MAX_DECODED])
+            row = seat.row
+            groups.setdefault((row.voices, row.num_tokens, seat.ticket.duration_s), []).append(seat)
+        for (voices, _, _), seats in groups.items():
+            size = max(1, MAX_DECODED // voices)
+            for start in range(0, len(seats), size):
+                self._decode(seats[start : start + size])
 
     def _decode(self, seats: list[_Seat]) -> None:
         """Decode on a side thread, and deliver each row on its own."""
@@ -307,8 +309,7 @@ class Engine:
     def _waveforms(self, seats: list[_Seat]) -> Iterator[np.ndarray | Exception]:
         try:
             with torch.inference_mode(), stage("vocode"):
-                latents = torch.stack([seat.row.latents for seat in seats])
-                waveforms = self.model.decode(latents, seats[0].ticket.duration_s)
+                waveforms = self.model.decode([seat.row for seat in seats], seats[0].ticket.duration_s)
         except Exception as error:
             if len(seats) == 1:
                 yield error

@@ -91,7 +91,7 @@ class Jobs:
             num_rows=payload.num_outputs,
             num_tokens=self.predictor.num_tokens(payload.duration_s),
             duration_s=payload.duration_s,
-            passes=2 if payload.guidance_scale > 1 else 1,
+            passes=sum(payload.branches),
             kind=kind(payload),
         )
 

@@ -92,7 +92,7 @@ def stage(name: str) -> Iterator[None]:
 
 def stepped(rows: Sequence[Row], seconds: float) -> None:
     """Note a call of the network."""
-    lengths = [len(row.latents) for row in rows]
+    lengths = [row.num_tokens for row in rows]
     BATCH_SIZE.observe(len(rows))
     BATCH_FILL.observe(sum(lengths) / (max(lengths) * len(lengths)))
     STEP_SECONDS.observe(seconds)

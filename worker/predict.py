@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
+from clipsynth.prompts import Composition
 from clipsynth.schemas import Format, JobPayload, output_seed
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Manifest, Prompt
@@ -75,6 +76,7 @@ class Predictor:
         num_inference_steps: int,
         guidance_scale: float,
         duration_s: float,
+        composition: Composition = "set",
         on_step: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """Return one waveform (T,). Raises ValueError on what the bundle cannot do."""
@@ -82,6 +84,7 @@ class Predictor:
             prompt,
             image,
             negative_prompt=negative_prompt,
+            composition=composition,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             duration_s=duration_s,
@@ -119,6 +122,7 @@ class Predictor:
                 Prompt(pictures[c.image_key] if c.image_key else c.text or "", c.weight)
                 for c in payload.conditions
             ],
+            composition=payload.composition,
             num_inference_steps=payload.num_inference_steps,
             guidance_scale=payload.guidance_scale,
             duration_s=payload.duration_s,
@@ -128,9 +132,9 @@ class Predictor:
             ],
         )
 
-    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
-        """Return the waveforms (T,) of tokens (B, L, C)."""
-        return self.pipeline.decode(latents, duration_s)
+    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+        """Return the waveforms (T,) of rows with equally many voices and tokens."""
+        return self.pipeline.decode(rows, duration_s)
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
         """Return the log-mel (F, M) of a waveform (T,), in nepers."""

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { choose } from "./compare.js";
 import { announce, copy, h } from "./dom.js";
+import { COMPOSITIONS } from "./mixture.js";
 import { Player, use } from "./player.js";
 import { curl, python, recipeLink } from "./snippets.js";
 
@@ -42,8 +43,9 @@ export class Card {
   }
 
   #meta() {
-    const { seed, duration_s, num_inference_steps, guidance_scale } = this.entry.body;
-    return `seed ${seed} · ${duration_s} s · ${num_inference_steps} steps · guidance ${guidance_scale}`;
+    const { composition, seed, duration_s, num_inference_steps, guidance_scale } = this.entry.body;
+    const how = composition ? `${COMPOSITIONS[composition]} · ` : "";
+    return `${how}seed ${seed} · ${duration_s} s · ${num_inference_steps} steps · guidance ${guidance_scale}`;
   }
 
   /** Follow the generation to its end. */

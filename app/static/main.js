@@ -51,9 +51,9 @@ async function start(name, wanted, ask) {
 
 /** Return the request that a generation was made of, for one which was not made here. */
 function settled({ input }) {
-  const { prompt, prompts, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
+  const { prompt, prompts, composition, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
   const texts = prompts?.filter((item) => item.text).map(({ text, weight }) => ({ text, weight }));
-  return { ...(prompt && { prompt }), ...(texts?.length && { prompts: texts }), seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats };
+  return { ...(prompt && { prompt }), ...(texts?.length && { prompts: texts }), ...(composition !== "set" && { composition }), seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats };
 }
 
 function complain(error) {
@@ -70,12 +70,19 @@ function estimateSoon() {
   estimateTimer = setTimeout(async () => {
     if (!settings.model) return;
     try {
-      const { p50_s: s } = await api.estimate({ ...settings.fields(), prompt: "any" }); // what is mixed does not change it
+      const { p50_s: s } = await api.estimate({ ...settings.fields(), ...sketch() });
       $("estimate").textContent = s === null ? "" : s < 1 ? "less than a second" : `about ${Math.round(s)} s`;
     } catch {
       $("estimate").textContent = ""; // a hint, no more
     }
   }, 400);
+}
+
+/** Return what a request costs by, without its texts and pictures: in a set nothing of them, else how many are to be heard. */
+function sketch() {
+  const { prompts, composition } = mixture.fields() ?? {};
+  if (!composition) return { prompt: "any" };
+  return { composition, prompts: prompts.filter((item) => item.weight > 0).map(() => ({ text: "any" })) };
 }
 
 // --- sounds ---
@@ -159,7 +166,7 @@ $("add-text").addEventListener("click", guarded(() => mixture.addText()));
 $("add-negative").addEventListener("click", guarded(() => mixture.addText("", -1)));
 $("add-picture").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", async ({ target }) => { await addPictures(target.files); target.value = ""; });
-$("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", onclick: () => { $("prompt").value = text; estimateSoon(); $("prompt").focus(); } }, text)));
+$("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", onclick: () => { $("prompt").value = text; mixture.onchange(); $("prompt").focus(); } }, text)));
 
 document.addEventListener("dragover", (event) => { event.preventDefault(); $("composer").classList.add("dropping"); });
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("composer").classList.remove("dropping"); });

@@ -6,6 +6,9 @@ const SIDE = 512; // px; the service makes pictures this small anyway
 const MAX_ITEMS = 8;
 const MAX_PICTURES = 4;
 
+/** How several things come together, in words; the first is what a request without it means. */
+export const COMPOSITIONS = { set: "together", compose: "guided by each", mix: "separately, then mixed" };
+
 /** Read a picture, however large, into a small JPEG in base64. */
 async function readPicture(file) {
   let bitmap;
@@ -28,10 +31,13 @@ const pictureBlob = (base64) => new Blob([Uint8Array.from(atob(base64), (c) => c
 export class Mixture {
   /** @param {() => void} onchange called when anything changes */
   constructor(onchange) {
-    this.onchange = onchange;
+    this.onchange = () => { $("composition-line").hidden = !this.#isSet(); onchange(); };
     this.items = []; // {text} or {image: base64, name}, each with weight
     this.prompt = $("prompt");
-    this.prompt.addEventListener("input", onchange);
+    this.prompt.addEventListener("input", this.onchange);
+    this.composition = $("composition");
+    this.composition.append(...Object.entries(COMPOSITIONS).map(([value, words]) => h("option", { value }, words)));
+    this.composition.addEventListener("change", this.onchange);
   }
 
   addText(text = "", weight = 1) {
@@ -83,24 +89,38 @@ export class Mixture {
     return chip;
   }
 
-  /** Return the fields of a request: a lone text or picture by itself, else a weighted set. Null if there is nothing. */
-  fields() {
+  /** Whether two things or more are to be heard: only then is there a choice of how. */
+  #isSet() {
+    return this.#filled().filter((item) => item.weight > 0).length > 1;
+  }
+
+  /** Return the items that say something, the prompt as the first. */
+  #filled() {
     const items = this.items.filter((item) => (item.image || item.text.trim()) && Math.abs(item.weight) >= 0.05);
     const prompt = this.prompt.value.trim();
-    if (prompt) items.unshift({ text: prompt, weight: 1 });
+    return prompt ? [{ text: prompt, weight: 1 }, ...items] : items;
+  }
+
+  /** Return the fields of a request: a lone text or picture by itself, else a weighted set. Null if there is nothing. */
+  fields() {
+    const items = this.#filled();
     if (!items.some((item) => item.weight > 0)) return null;
     const [only] = items;
     if (items.length === 1 && only.weight === 1) return only.image ? { image: only.image } : { prompt: only.text };
-    return { prompts: items.map(({ text, image, weight }) => ({ ...(image ? { image } : { text: text.trim() }), weight })) };
+    const prompts = items.map(({ text, image, weight }) => ({ ...(image ? { image } : { text: text.trim() }), weight }));
+    const composition = this.composition.value;
+    return { prompts, ...(this.#isSet() && composition !== "set" && { composition }) };
   }
 
   /** Show the fields of an earlier request. */
-  fill({ prompt, image, prompts }) {
+  fill({ prompt, image, prompts, composition }) {
     this.clear();
+    this.composition.value = composition ?? "set";
     const items = prompts ?? [...(prompt ? [{ text: prompt, weight: 1 }] : []), ...(image ? [{ image, weight: 1 }] : [])];
     const first = items.findIndex((item) => item.text && item.weight === 1);
     this.prompt.value = items[first]?.text ?? "";
     items.forEach((item, n) => n !== first && this.#add({ name: "picture", ...item }));
+    this.onchange();
   }
 
   clear() {

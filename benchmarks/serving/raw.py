@@ -34,7 +34,7 @@ def throughput(wanted: Iterator[Request], seconds: float) -> float:
     started = time.perf_counter()
     done = 0
     while (elapsed := time.perf_counter() - started) < seconds:
-        while sum(1 + row.guided for row in [*running, waiting]) <= ROWS:
+        while sum(row.passes for row in [*running, waiting]) <= ROWS:
             running.append(waiting)
             waiting = next(coming)
         advance(running, model.velocity)

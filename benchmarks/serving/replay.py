@@ -3,7 +3,7 @@
     python -m benchmarks.serving.replay                              # 200 recipes, a tiny model of the true classes
     python -m benchmarks.serving.replay --recipes 20 --model checkpoints/demo
 
-Jobs differ in prompt, negative prompt, steps, guidance, duration and number of outputs; the batch's limit is drawn anew for each round.
+Jobs differ in prompts and how those are composed, negative prompt, steps, guidance, duration and number of outputs; the batch's limit is drawn anew for each round.
 Prints the largest difference of two waveforms; ends with code 1 where it is above 1e-4, or where bytes differ that must not: a job alone
 twice, and rows of one padded shape whose neighbours differ.
 """
@@ -20,11 +20,13 @@ from typing import Any, cast
 import numpy as np
 
 from clipsynth.process import let_threads_sleep
+from clipsynth.prompts import StoredPrompt
 from clipsynth.recipe import Recipe
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
+from models.prompts import COMPOSITIONS
 from models.sampler import Row
 from worker.engine import Engine, Ticket
 from worker.jobs import Jobs
@@ -47,8 +49,11 @@ class Trial:
     def wish(self) -> JobPayload:
         """Return a random request."""
         guidance_scale = self.draw.choice([1.0, 1.0, 2.5, 8.0])
+        texts = self.draw.sample(PROMPTS, self.draw.choice([1, 1, 2, 3]))
         return self.payload(
-            prompt=self.draw.choice(PROMPTS),
+            prompt=None,
+            prompts=[StoredPrompt(text=text, weight=self.draw.choice([0.5, 1.0, 2.0])) for text in texts],
+            composition=self.draw.choice(COMPOSITIONS),
             negative_prompt="silence" if guidance_scale > 1 and self.draw.random() < 0.3 else None,
             seed=self.draw.randrange(2**32 - 8),
             num_inference_steps=self.draw.randint(2, 16),
@@ -96,7 +101,8 @@ class Trial:
 
         engine = Engine(self.predictor, limit=10**9)
         tokens = self.predictor.num_tokens(first.duration_s)
-        ticket = Ticket(rows, lambda _, waveform: waveform, 4, tokens, first.duration_s)
+        passes = sum(first.branches)
+        ticket = Ticket(rows, lambda _, waveform: waveform, 4, tokens, first.duration_s, passes)
         engine.submit(ticket)
         while not ticket.ended:
             engine.turn()

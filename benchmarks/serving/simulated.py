@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,9 @@ class Simulated:
 
     def rows(self, payload: JobPayload, _: object = None) -> list[Row]:
         condition = _CONDITIONS[payload.prompt == POISON]
-        latents = torch.zeros(self.num_tokens(payload.duration_s), 1)
+        latents = torch.zeros(1, self.num_tokens(payload.duration_s), 1)
         return [
-            Row(latents, condition, condition, payload.num_inference_steps, payload.guidance_scale)
+            Row(latents, [condition], condition, payload.num_inference_steps, payload.guidance_scale)
             for _ in range(payload.num_outputs)
         ]
 
@@ -57,8 +58,8 @@ class Simulated:
         time.sleep(call_s(len(tokens), self.step_s, BATCH))
         return tokens
 
-    def decode(self, latents: torch.Tensor, duration_s: float) -> list[np.ndarray]:
-        return list(np.zeros((len(latents), round(duration_s * SAMPLES_PER_S)), np.float32))
+    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+        return list(np.zeros((len(rows), round(duration_s * SAMPLES_PER_S)), np.float32))
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
         return np.zeros((len(waveform), 64), np.float32)

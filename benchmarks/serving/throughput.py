@@ -93,7 +93,7 @@ def plain_worker(redis_url: str, data_dir: Path, model: Any = None) -> None:
         while not ticket.rows[0].done:
             advance(ticket.rows, model.velocity)
         for n, row in enumerate(ticket.rows):
-            ticket.results[n] = ticket.deliver(n, model.decode(row.latents[None], wanted.duration_s)[0])
+            ticket.results[n] = ticket.deliver(n, model.decode([row], wanted.duration_s)[0])
         end = jobs.outcome(generation_id, ticket, None)
         state.change(generation_id, end.status, **end.fields)
 

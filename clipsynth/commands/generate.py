@@ -59,6 +59,12 @@ def generate(
         typer.Option(help="A picture to hear: with a prompt, one for both; without, each becomes a sound."),
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
+    composition: Annotated[
+        str,
+        typer.Option(
+            help="How prompt and picture come together: set, at once; compose, each guiding; mix, as two sounds."
+        ),
+    ] = "set",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=200, help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
@@ -89,6 +95,7 @@ def generate(
     paths = name_files(queries, output, num_outputs, output_format)
     fields = {
         "negative_prompt": negative_prompt,
+        "composition": composition,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "duration_s": duration,
@@ -180,7 +187,7 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
 
     predictor = Predictor.setup(settings)
     manifest = predictor.manifest
-    defaults = {name: getattr(manifest, name) for name in fields if name != "negative_prompt"}
+    defaults = {name: getattr(manifest, name) for name in fields if hasattr(manifest, name)}
     resolved = defaults | {name: value for name, value in fields.items() if value is not None}
 
     def make(query: Query, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:

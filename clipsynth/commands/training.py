@@ -1,4 +1,4 @@
-"""`clipsynth prepare`, `train` and `export`: from videos to a bundle."""
+"""`clipsynth prepare`, `agreement`, `swap`, `train` and `export`: from videos to a bundle."""
 
 from __future__ import annotations
 
@@ -50,6 +50,33 @@ def prepare(
         ):
             progress.update(bar, completed=done, total=total)
     print((out / "report.json").read_text())
+
+
+def agreement(
+    prepared: Path,
+    wav2clip: Annotated[
+        Path | None,
+        typer.Option(help="Wav2CLIP's weights, a local file: for clips embedded by CLIP ViT-B/32."),
+    ] = None,
+) -> None:
+    """Score how well each clip's sound and picture agree, learned from the clips themselves; writes PREPARED/agreement.json."""
+    from training.agreement import write_agreement
+
+    print(write_agreement(prepared, wav2clip))
+
+
+def swap(
+    prepared: Path,
+    out: Path,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the training clips.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Another seed swaps others.")] = 0,
+) -> None:
+    """Exchange the sounds of a share of the training clips among themselves, to see what finds them; OUT links PREPARED's shards."""
+    from training.swap import swap as run
+
+    print(
+        f"{len(run(prepared, out, share=share, seed=seed))} clips swapped, listed in {out / 'swapped.json'}"
+    )
 
 
 def train(

@@ -31,6 +31,23 @@ def test_an_estimate_counts_what_is_before(service):
     assert len(service.client.get("/v1/generations").json()["data"]) == 1
 
 
+@pytest.mark.parametrize(("composition", "passes"), [("set", 1.5), ("compose", 3.5), ("mix", 4.5)])
+def test_what_a_composition_costs_is_counted(service, composition, passes):
+    service.state.announce(INFO.model_copy(update={"cost": COST}))  # half of the steps are guided
+    body = {
+        "prompts": [{"text": t} for t in "abc"] + [{"text": "d", "weight": -1}],
+        "composition": composition,
+    }
+    costs_s = pytest.approx(REQUEST_S * passes / 1.5)
+    assert ask(service, body).json()["p50_s"] == costs_s
+    made = service.client.post("/v1/generations", json=body)
+    assert made.json()["eta_s"] == costs_s
+    assert ask(service, {"prompt": "a"}).json()["p50_s"] == pytest.approx(REQUEST_S * (passes / 1.5 + 1))
+    assert service.client.get(made.headers["location"]).json()["eta_s"] == costs_s
+    assert float(service.redis.hget("clipsynth:load:tiny", "w")) == pytest.approx(4 * 2 * passes)
+    assert float(service.redis.hget("clipsynth:turns:tiny", "anonymous")) == pytest.approx(4 * 2 * passes)
+
+
 def test_an_estimate_learns_from_how_long_it_took(service):
     service.state.announce(INFO.model_copy(update={"cost": COST}))
     for n in range(20):

@@ -126,6 +126,53 @@ def test_words_and_pictures_are_mixed_and_a_chip_can_be_removed(page):
     ).first.wait_for()
 
 
+def test_two_things_can_be_heard_in_three_ways(page):
+    how = page.get_by_label("How they sound")
+    page.get_by_label("What should it sound like?").fill("piano")
+    page.get_by_role("button", name="Leave out").click()
+    page.get_by_label("Words").fill("speech")
+    assert not how.is_visible()  # one thing alone is to be heard
+    page.get_by_role("button", name="Mix in words").click()
+    page.get_by_label("Words").last.fill("rain")
+    how.wait_for()
+    assert how.locator("option").all_text_contents() == [
+        "together",
+        "guided by each",
+        "separately, then mixed",
+    ]
+    asked = body_of(page, lambda: page.get_by_role("button", name="Generate").click())
+    assert "composition" not in asked
+    with page.expect_request(lambda r: r.url.endswith("/v1/estimate") and '"mix"' in r.post_data) as sketched:
+        how.select_option("separately, then mixed")
+    sketch = json.loads(sketched.value.post_data)
+    assert sketch["prompts"] == [{"text": "any"}] * 2
+    asked = body_of(page, lambda: page.get_by_role("button", name="Generate").click())
+    assert (asked["composition"], len(asked["prompts"])) == ("mix", 3)
+    card = page.get_by_role("article").first
+    card.locator(".player").first.wait_for()
+    card.get_by_text("separately, then mixed · seed").wait_for()
+    page.locator("#mixture").get_by_role("button", name="Remove").last.click()
+    how.wait_for(state="hidden")
+    page.get_by_role("article").first.get_by_role("button", name="Use these settings").click()
+    how.wait_for()
+    assert how.input_value() == "mix"
+
+
+def test_snippets_say_how_things_come_together(page):
+    page.get_by_label("What should it sound like?").fill("piano")
+    page.get_by_role("button", name="Mix in words").click()
+    page.get_by_label("Words").fill("rain")
+    page.get_by_label("How they sound").select_option("guided by each")
+    page.get_by_role("button", name="Generate").click()
+    card = page.get_by_role("article").first
+    card.locator(".player").first.wait_for()
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    for language in ("curl", "Python"):
+        card.get_by_role("button", name=f"Copy as {language}").click()
+        page.wait_for_function("window.copied.includes('v1/generations')")
+        assert '"composition":"compose"' in page.evaluate("window.copied")
+
+
 def test_a_dropped_picture_becomes_a_sound_by_itself(page):
     transfer = page.evaluate_handle(
         """(bytes) => {

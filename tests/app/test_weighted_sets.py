@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -18,10 +19,12 @@ from app.accept import resolve
 from app.bodies import validate
 from app.replay import KEPT, _prompt
 from clipsynth.errors import InvalidRequest
+from clipsynth.prompts import Composition
 from clipsynth.recipe import Recipe
 from clipsynth.schemas import GenerationRequest, JobPayload
 from clipsynth.settings import Settings
 from clipsynth.state import new_id
+from models.prompts import COMPOSITIONS
 from tests.app.test_generations import SHORT, check_problem, picture, serving
 from worker.jobs import Jobs
 from worker.main import model_info
@@ -33,6 +36,7 @@ def service(redis_url, tiny_pipeline, tmp_path):
     yield from serving(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
 
 
+COMPOSITION = get_args(Composition)[0]  # of its Annotated
 PNG = picture("PNG")
 DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 PIANO, RAIN, SPEECH = {"text": "piano"}, {"text": "rain", "weight": 0.5}, {"text": "speech", "weight": -0.5}
@@ -55,6 +59,38 @@ def test_a_set_is_echoed_as_it_came_and_its_weights_are_as_written(service):
     done = service.finish(service.post({"prompts": [SPEECH, PIANO], **SHORT}))
     assert [(p["text"], p["weight"]) for p in done["input"]["prompts"]] == [("speech", -0.5), ("piano", 1.0)]
     assert done["input"]["composition"] == "set"
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_each_composition_makes_another_sound_and_is_replayed_to_the_byte(service, guidance_scale):
+    sounds = {}
+    for composition in get_args(COMPOSITION):
+        body = {
+            "prompts": [PIANO, RAIN],
+            "composition": composition,
+            "guidance_scale": guidance_scale,
+            "seed": 3,
+        }
+        done = service.finish(service.post({**SHORT, **body}))
+        assert done["input"]["composition"] == composition
+        sounds[composition] = service.client.get(done["outputs"][0]["url"]).content
+        token = done["outputs"][0]["recipe"]
+        assert Recipe.read(token).composition == composition
+        assert service.wav(service.client.post("/v1/replay", json={"recipe": token})) == sounds[composition]
+    assert len(set(sounds.values())) == 3
+
+
+def test_a_prompt_and_a_picture_are_composed_too(service):
+    def sound(composition):
+        fields = {"prompt": "rain", "composition": composition, "seed": "1", **SHORT}
+        parts = [(name, (None, str(value))) for name, value in fields.items()]
+        return service.wav(service.post(files=[*parts, ("image", ("x", PNG))]))
+
+    assert len({sound(composition) for composition in get_args(COMPOSITION)}) == 3
+
+
+def test_every_floor_names_the_same_compositions():
+    assert get_args(COMPOSITION) == COMPOSITIONS
 
 
 def form(prompts, **files):
@@ -114,7 +150,7 @@ BAD_PNG = base64.b64encode(PNG[:200]).decode()
         ({"prompts": [PIANO, {"image": BAD_PNG}]}, 422, "/prompts/1/image"),
         ({"prompts": [PIANO, {"image": "YWJj"}]}, 415, "/prompts/1/image"),
         ({"prompts": [PIANO, {"image_url": "https://example.org/a.png"}]}, 422, "/prompts/1/image_url"),
-        ({"prompts": [PIANO], "composition": "mix"}, 422, "/composition"),
+        ({"prompts": [PIANO], "composition": "sum"}, 422, "/composition"),
         ({"prompts": [PIANO], "prompt": "a"}, 422, "/"),
         ({"image": DATA_URL, "image_url": "https://example.org/a.png"}, 422, "/"),
         ({"prompt": "a", "metadata": {"": "a"}}, 422, "/metadata//[key]"),
@@ -219,11 +255,11 @@ def identity(payload):
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(any_set(), st.randoms())
-def test_any_set_is_refused_by_name_or_survives_to_the_recipe_and_back(tiny_info, made, rng):
+@given(any_set(), st.sampled_from(COMPOSITIONS), st.randoms())
+def test_any_set_is_refused_by_name_or_survives_to_the_recipe_and_back(tiny_info, made, composition, rng):
     prompts, bad = made
     try:
-        wanted = validate(GenerationRequest, {"prompts": prompts}, strict=True)
+        wanted = validate(GenerationRequest, {"prompts": prompts, "composition": composition}, strict=True)
     except RequestValidationError as error:
         places = [tuple(e["loc"]) for e in error.errors()]
         assert bad or complaint(prompts)
@@ -240,14 +276,14 @@ def test_any_set_is_refused_by_name_or_survives_to_the_recipe_and_back(tiny_info
         (p.get("text"), p.get("weight", 1)) for p in prompts
     ]
     read = JobPayload.model_validate(json.loads(payload.model_dump_json()))
-    assert read == payload
+    assert (read, read.composition) == (payload, composition)
     recipe = Recipe.read(recipe_of(read).token())
     shuffled = read.model_copy(update={"prompts": rng.sample(read.prompts, len(read.prompts))})
     assert recipe_of(shuffled).token() == recipe.token()
     again = resolve(replayed(recipe), tiny_info, new_id())
     for item, old in zip(again.prompts, recipe.prompts, strict=True):
         item.image_sha256 = old.image_sha256
-    assert identity(again) == identity(payload)
+    assert (identity(again), again.composition) == (identity(payload), composition)
     assert recipe_of(again).id == recipe.id
 
 
@@ -282,14 +318,25 @@ SMALL = st.lists(
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(SMALL, st.randoms(), st.floats(0, 20))
-def test_the_rows_of_any_set_do_not_depend_on_its_order(tiny_pipeline, tiny_info, items, rng, scale):
+@given(SMALL, st.sampled_from(COMPOSITIONS), st.randoms(), st.floats(0, 20))
+def test_the_rows_of_any_set_do_not_depend_on_its_order(
+    tiny_pipeline, tiny_info, items, composition, rng, scale
+):
     prompts = [{"image": "part:x"} if text is None else {"text": text} for text, _ in items]
     prompts = [prompt | {"weight": weight} for prompt, (_, weight) in zip(prompts, items, strict=True)]
 
+    def resolved(order):
+        fields = {
+            "prompts": order,
+            "composition": composition,
+            "guidance_scale": scale,
+            "seed": 1,
+            **SHORT,
+        }
+        return resolve(validate(GenerationRequest, fields, strict=True), tiny_info, new_id())
+
     def rows(order):
-        fields = {"prompts": order, "guidance_scale": scale, "seed": 1, **SHORT}
-        payload = resolve(validate(GenerationRequest, fields, strict=True), tiny_info, new_id())
+        payload = resolved(order)
         pictures = {c.image_key: Image.new("RGB", (8, 8), "red") for c in payload.conditions if c.image_key}
         return Predictor(tiny_pipeline).rows(payload, pictures)[0]
 
@@ -298,8 +345,14 @@ def test_the_rows_of_any_set_do_not_depend_on_its_order(tiny_pipeline, tiny_info
             rows(prompts)
         return
     one, other = rows(prompts), rows(rng.sample(prompts, len(prompts)))
-    for a, b in ((one.cond, other.cond), (one.uncond, other.uncond)):
+    assert torch.equal(one.latents, other.latents)
+    assert one.weights == other.weights
+    for a, b in zip((*one.conds, one.uncond), (*other.conds, other.uncond), strict=True):
         assert torch.equal(a.tokens, b.tokens)
         assert torch.equal(a.mask, b.mask)
     positive, negative = (sum(sign * w > 0 for _, w in items) for sign in (1, -1))
-    assert (int(one.cond.mask.sum()), int(one.uncond.mask.sum())) == (positive, negative)
+    assert (sum(int(cond.mask.sum()) for cond in one.conds), int(one.uncond.mask.sum())) == (
+        positive,
+        negative,
+    )
+    assert one.passes == sum(resolved(prompts).branches)  # what is said before is what it takes

@@ -43,6 +43,14 @@ def test_a_picture_becomes_a_sound_in_another_format(client, tmp_path):
     assert (sounds[0].data[:4], flac[0].data[:4]) == (b"RIFF", b"fLaC")
 
 
+def test_a_set_is_composed_as_asked_for(client):
+    prompts = [{"text": "piano"}, {"text": "rain", "weight": 0.5}]
+    options = {"prompts": prompts, "duration_s": 0.5, "seed": 7}
+    sounds = [client.generate(composition=c, **options) for c in ("set", "compose", "mix")]
+    assert [s.generation.input.composition for s in sounds] == ["set", "compose", "mix"]
+    assert len({s[0].data for s in sounds}) == 3
+
+
 def test_the_async_client_generates_side_by_side(served):
     service, _ = served
 

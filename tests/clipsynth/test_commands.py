@@ -37,11 +37,12 @@ def test_a_file_of_prompts_becomes_a_folder(tiny_bundle, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
-def test_a_service_makes_the_same_sound_as_this_process(served, tiny_bundle, tmp_path):
+@pytest.mark.parametrize("composition", ["set", "compose", "mix"])
+def test_a_service_makes_the_same_sound_as_this_process(served, tiny_bundle, tmp_path, composition):
     service, _ = served
     service.wait_for_worker()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    query = ["--image", tmp_path / "red.png", "--seed", "7", *TINY]
+    query = ["a dog", "--image", tmp_path / "red.png", "--composition", composition, "--seed", "7", *TINY]
     run("generate", *query, "-o", tmp_path / "here.wav", "--model", tiny_bundle)
     run("generate", *query, "-o", tmp_path / "there.wav", "--server", service.url)
     # The service's file names its recipe, so only the sound itself is equal.

@@ -20,6 +20,7 @@ from evaluation.sound import check_sound, fit
 from evaluation.sounds import SoundStore
 from evaluation.systems import Query, Sources, split_options
 from models.encoders import PackagedEncoder
+from models.index import Index
 
 RED = Query("low", "0.mp4", image=Image.new("RGB", (64, 64), "red"), duration_s=1.0)
 DOG = Query("low", "0.mp4", prompt="a dog", duration_s=1.0)
@@ -47,7 +48,7 @@ def index():
     encoder = PackagedEncoder()
     colours = encoder.encode_image([Image.new("RGB", (64, 64), c) for c in ("red", "green", "blue", "white")])
     clips = [{"video": f"{n}.mp4", "start_s": 0.5, "duration_s": 1.0} for n in range(4)]
-    return encoder, colours, clips
+    return encoder, Index(colours, clips)
 
 
 def test_the_retriever_plays_the_clip_of_the_nearest_picture(index, videos):
@@ -59,19 +60,20 @@ def test_the_retriever_plays_the_clip_of_the_nearest_picture(index, videos):
 
 
 def test_the_retriever_reads_prepared_sounds_at_their_own_level(index, tmp_path):
-    encoder, colours, clips = index
+    encoder, whole = index
     shards = tmp_path / "shards"
     shards.mkdir()
     np.save(shards / "sound.npy", np.full(16000, 16384, np.int16))
-    line = clips[0] | {
+    line = whole.clips[0] | {
         "shard": "sound.npy",
         "arrays": {"waveform": [0, (shards / "sound.npy").stat().st_size]},
         "gain": 2.0,
     }
     (tmp_path / "index.jsonl").write_text(json.dumps(line) + "\n")
-    retriever = Retriever("retriever", "v", encoder, colours[:1], clips[:1], videos=None, prepared=tmp_path)
+    first = Index(whole.embeds[:1], whole.clips[:1])
+    retriever = Retriever("retriever", "v", encoder, first, videos=None, prepared=tmp_path)
     assert retriever.sound(0) == pytest.approx(np.full(16000, 0.25), abs=1e-4)
-    lacking = Retriever("retriever", "v", encoder, colours, clips, videos=None, prepared=tmp_path)
+    lacking = Retriever("retriever", "v", encoder, whole, videos=None, prepared=tmp_path)
     with pytest.raises(ValueError, match=r"no clip of 1\.mp4"):
         lacking.sound(1)
 
@@ -82,7 +84,7 @@ def test_a_retriever_without_sounds_or_index_is_refused(index, tiny_bundle, tmp_
     with pytest.raises(ValueError, match="no retrieval index"):
         Retriever.load("retriever", str(tiny_bundle), Sources(tmp_path))
     with pytest.raises(ValueError, match="3 embeddings of 4"):
-        Retriever("retriever", "v", index[0], index[1][:3], index[2], videos=tmp_path, prepared=None)
+        Index(index[1].embeds[:3], index[1].clips)
 
 
 def folder_of_sounds(path, files):

@@ -12,7 +12,7 @@ EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool
 
 
 def noise(length, seed):
-    return torch.randn(length, 256, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(1, length, 256, generator=torch.Generator().manual_seed(seed))
 
 
 def run(rows, velocity):
@@ -24,20 +24,20 @@ def run(rows, velocity):
 
 def test_first_step_is_the_euler_step_of_diffusers():
     start = noise(5, 0)
-    row = Row(start, EMPTY, EMPTY, 1, 1.0)
+    row = Row(start, [EMPTY], EMPTY, 1, 1.0)
     advance([row], lambda x, t, c, m: torch.sin(x))
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=[1.0])
     oracle = scheduler.step(
-        -torch.sin(start[None]), scheduler.timesteps[0], start[None]
+        -torch.sin(start), scheduler.timesteps[0], start
     ).prev_sample  # its v points to noise
-    torch.testing.assert_close(row.latents, oracle[0])
+    torch.testing.assert_close(row.latents, oracle)
 
 
 @pytest.mark.parametrize("steps", [20, 40])
 def test_error_falls_with_the_square_of_the_step(steps):
     def error(n):
-        row = Row(torch.ones(1, 1, dtype=torch.float64), EMPTY, EMPTY, n, 1.0)
+        row = Row(torch.ones(1, 1, 1, dtype=torch.float64), [EMPTY], EMPTY, n, 1.0)
         run([row], lambda x, t, c, m: 2 * t[:, None, None] * x)  # solution: x0 exp(t^2)
         return abs(float(row.latents) - math.e)
 
@@ -46,39 +46,101 @@ def test_error_falls_with_the_square_of_the_step(steps):
 
 def test_a_row_in_company_equals_the_row_alone(tiny_pipeline):
     pipe = tiny_pipeline
-    dog, cats = (
+    dog, cats, rain = (
         pipe.condition_encoder.encode([pipe.encode_conditions([Prompt(p)] * k, 1)])
-        for p, k in (("a dog", 1), ("a cat", 2))
+        for p, k in (("a dog", 1), ("a cat", 2), ("rain", 1))
     )
     empty = pipe.condition_encoder.encode([[]])
 
     def rows():
         return [
-            Row(noise(25, 1), dog, empty, 7, 4.0, (0.0, 0.6)),
-            Row(noise(40, 2), cats, empty, 9, 1.0),
-            Row(noise(13, 3), dog, empty, 3, 2.0),
+            Row(noise(25, 1), [dog], empty, 7, 4.0, (0.0, 0.6)),
+            Row(noise(40, 2), [cats], empty, 9, 1.0),
+            Row(noise(13, 3), [dog], empty, 3, 2.0),
+            Row(noise(31, 4), [dog, cats, rain], empty, 6, 3.0, (0.0, 0.6), weights=(1.0, 0.5, 2.0)),
+            Row(noise(18, 5), [dog, rain], empty, 4, 1.0, weights=(2.0, 1.0)),
+            Row(noise(22, 6).repeat(2, 1, 1), [rain, cats], empty, 5, 3.0, (0.0, 0.6), weights=(1.0, 0.3)),
         ]
 
-    alone, together = rows(), rows()
+    alone, together, again = rows(), rows(), rows()
     with torch.inference_mode():
-        for row in alone:
+        for row in (*alone, *again):
             run([row], pipe.denoiser)
         run(together[::-1], pipe.denoiser)
-    for a, b in zip(alone, together, strict=True):
+    for a, b, c in zip(alone, together, again, strict=True):
         torch.testing.assert_close(a.latents, b.latents, atol=1e-4, rtol=0)
+        assert torch.equal(a.latents, c.latents)
+
+
+def condition(value):
+    return ConditionTokens(torch.full((1, 1, 4), float(value)), torch.ones(1, 1, dtype=torch.bool))
+
+
+def by_condition(x, _t, c, _m):
+    """A velocity that depends on the voice and on the condition."""
+    return torch.sin(x) * c.tokens[:, :1, :1] + c.tokens[:, :1, :1].square()
+
+
+@pytest.mark.parametrize("scale", [3.0, 1.0])
+def test_one_voice_is_led_by_each_condition_as_composable_diffusion_has_it(scale):
+    start, weights = noise(5, 0), (1.0, 0.5, 2.0)
+    row = Row(start, [condition(n) for n in (1, 2, 3)], condition(-1), 1, scale, weights=weights)
+    assert run([row], by_condition) == (4 if scale > 1 else 3)
+    without, *v = (by_condition(start, None, condition(n), None) for n in (-1, 1, 2, 3))
+    expected = (
+        without + scale * sum(w * (x - without) for w, x in zip(weights, v, strict=True))
+        if scale > 1
+        else sum(w * x for w, x in zip(weights, v, strict=True)) / sum(weights)
+    )
+    torch.testing.assert_close(row.latents, start + expected)
+
+
+def test_voices_do_not_know_of_each_other():
+    starts = [noise(5, seed) for seed in (0, 1)]
+    row = Row(torch.cat(starts), [condition(1), condition(2)], EMPTY, 4, 3.0, (0.0, 0.5), weights=(1.0, 0.2))
+    assert run([row], by_condition) == 2 * 2 * 2 + 2 * 2
+    for n, start in enumerate(starts):
+        own = Row(start, [condition(n + 1)], EMPTY, 4, 3.0, (0.0, 0.5))
+        run([own], by_condition)
+        assert torch.equal(row.latents[n], own.latents[0])
+
+
+def test_an_error_of_the_network_leaves_every_row_where_it_was():
+    rows = [
+        Row(noise(5, 0), [condition(1)], EMPTY, 4, 3.0),
+        Row(noise(4, 1), [condition(1), condition(2)], EMPTY, 4, 3.0, weights=(1.0, 1.0)),
+        Row(noise(4, 2).repeat(2, 1, 1), [condition(1), condition(2)], EMPTY, 4, 3.0, weights=(1.0, 1.0)),
+    ]
+    before = [row.latents.clone() for row in rows]
+
+    def broken(*_):
+        raise RuntimeError("unlucky")
+
+    with pytest.raises(RuntimeError, match="unlucky"):
+        advance(rows, broken)
+    assert [row.step for row in rows] == [0, 0, 0]
+    assert all(torch.equal(row.latents, start) for row, start in zip(rows, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("voices", "conditions", "weights"), [(1, 2, (1.0,)), (2, 3, (1.0,) * 3), (2, 1, (1.0,))]
+)
+def test_voices_conditions_and_weights_must_fit(voices, conditions, weights):
+    with pytest.raises(ValueError, match="do not fit"):
+        Row(torch.zeros(voices, 3, 2), [EMPTY] * conditions, EMPTY, 1, 1.0, weights=weights)
 
 
 def test_default_request_costs_at_most_20_row_forwards(tiny_pipeline):
     m = tiny_pipeline.manifest
-    row = Row(noise(5, 0), EMPTY, EMPTY, m.num_inference_steps, m.guidance_scale, m.guidance_interval)
+    row = Row(noise(5, 0), [EMPTY], EMPTY, m.num_inference_steps, m.guidance_scale, m.guidance_interval)
     assert run([row], lambda x, t, c, m: x) <= 20
 
 
 def test_guidance_of_one_costs_no_second_pass():
-    assert run([Row(noise(5, 0), EMPTY, EMPTY, 6, 1.0)], lambda x, t, c, m: x) == 6
+    assert run([Row(noise(5, 0), [EMPTY], EMPTY, 6, 1.0)], lambda x, t, c, m: x) == 6
 
 
 def test_a_finished_row_is_refused():
-    row = Row(noise(5, 0), EMPTY, EMPTY, 1, 1.0, step=1)
+    row = Row(noise(5, 0), [EMPTY], EMPTY, 1, 1.0, step=1)
     with pytest.raises(ValueError, match="finished"):
         advance([row], lambda x, t, c, m: x)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import ClipSynthPipeline
-from training.batches import Batches
+from models.mel import MelSpectrogram
+from training.batches import Batch, Batches
 from training.data import load_clips
 from training.generated import GeneratedClips
 from training.loop import load_state
@@ -240,9 +242,60 @@ def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_process
     for epoch in range(3):
         seen = [i for n in range(len(clips) * 2) for i in whole.places(n)][epoch * len(clips) :][: len(clips)]
         assert sorted(seen) == list(range(len(clips)))
-    parts = [Batches(clips, made, rank=rank, world_size=2)[5] for rank in (0, 1)]
-    for field in ("mel", "noise", "t", "embeds", "condition_noise", "sigma", "mask"):
-        assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole[5], field))
+    parts = [Batches(clips, made, rank=rank, world_size=2)[5][0] for rank in (0, 1)]
+    for field in fields(Batch):
+        both = torch.cat([getattr(part, field.name) for part in parts])
+        assert torch.equal(both.nan_to_num(-1.0), getattr(whole[5][0], field.name).nan_to_num(-1.0))
+
+
+def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_path):
+    made = recipe(
+        prepared,
+        tmp_path,
+        1,
+        "denoiser.batch_size=200",
+        "denoiser.mix_share=0.3",
+        "denoiser.speeds=[1.0, 1.25]",
+        "denoiser.scalars=[brightness, pitch, agreement]",
+    )
+    batch, remade = Batches(load_clips(prepared).train, made)[0]
+    before = batch.mel.clone()
+    remade.put_into(batch, MelSpectrogram())
+    changed = (batch.mel != before).flatten(1).any(1)
+    assert changed[remade.rows].all()
+    assert changed.sum() == len(remade.rows)
+    assert changed.float().mean() == pytest.approx(0.65, abs=0.1)
+    assert batch.mel.isfinite().all()
+    mixes = batch.weights.min(1).values < 1
+    assert mixes.float().mean() == pytest.approx(0.3, abs=0.1)
+    assert (batch.weights.max(1).values == 1).all()
+    assert (batch.weights.min() >= 10**-0.5).item()
+    dropped = ~batch.mask.any(1)
+    assert batch.mask[mixes & ~dropped].all()
+    told = ~batch.scalars.isnan()
+    assert not told[mixes | dropped].any()
+    assert not told[:, 2].any()  # nobody measured agreement
+    assert told[~mixes & ~dropped, 0].float().mean() == pytest.approx(0.36, abs=0.15)
+    assert ((batch.scalars[told] >= 0) & (batch.scalars[told] <= 1)).all()
+
+
+def test_an_unknown_scalar_is_an_error(prepared, tmp_path):
+    with pytest.raises(ValueError, match=r"brightness.*got colour"):
+        recipe(prepared, tmp_path, 1, "denoiser.scalars=[colour]")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_in_memory_is_the_same_run(prepared, tmp_path, workers):
+    """And so is one whose clips other processes read."""
+    weights = []
+    for name, more in (("plain", ()), ("kept", ("in_memory=true", f"workers={workers}"))):
+        run = recipe(prepared, tmp_path / name, 3, "denoiser.mix_share=0.5", "vocoder.steps=3", *more)
+        train(run, stage="denoiser")
+        train(run, stage="vocoder")
+        states = [load_state(Path(run.run) / part / "state.pt") for part in ("denoiser", "vocoder")]
+        weights.append(flat({str(k): state["weights"] for k, state in enumerate(states)}))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize("condition", ["text", "hybrid"])
@@ -254,7 +307,9 @@ def test_captions_are_what_the_text_and_hybrid_variants_train_on(
     )
     list(prepare(videos, tmp_path / "clips", encoder, captions=tmp_path / "captions.csv"))
     made = recipe(tmp_path / "clips", tmp_path / "run", 1, f"denoiser.condition={condition}")
-    is_text = torch.cat([Batches(load_clips(tmp_path / "clips").train, made)[n].is_text for n in range(20)])
+    is_text = torch.cat(
+        [Batches(load_clips(tmp_path / "clips").train, made)[n][0].is_text for n in range(20)]
+    )
     assert is_text.float().mean() == pytest.approx(1.0 if condition == "text" else 0.5, abs=0.2)
     train(made, stage="denoiser")
     with pytest.raises(ValueError, match=r"captions.*\.mp4"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 
@@ -10,11 +11,15 @@ import pytest
 import torch
 
 from clipsynth.process import wait_until
+from clipsynth.prompts import StoredPrompt
 from clipsynth.schemas import JobPayload
+from models import Prompt
 from models.condition_encoder import ConditionTokens
+from models.prompts import COMPOSITIONS
 from models.sampler import Row
 from worker.cost import measure
 from worker.engine import Engine, Ticket, weight
+from worker.jobs import Jobs
 from worker.predict import Predictor
 
 TIMEOUT_S = 60
@@ -36,8 +41,8 @@ class Toy:
         self.calls.append(len(tokens))
         return self._velocity(tokens, t, conditions, mask)
 
-    def decode(self, latents, duration_s):
-        return list(latents.flatten(1).numpy())
+    def decode(self, rows, duration_s):
+        return [row.latents.flatten().numpy() for row in rows]
 
 
 def condition(value):
@@ -46,7 +51,9 @@ def condition(value):
 
 def ticket(value=1.0, *, rows=1, steps=2, tokens=3, guidance=1.0, prepare=None, deliver=None):
     def make():
-        return [Row(torch.zeros(tokens, 2), condition(value), EMPTY, steps, guidance) for _ in range(rows)]
+        return [
+            Row(torch.zeros(1, tokens, 2), [condition(value)], EMPTY, steps, guidance) for _ in range(rows)
+        ]
 
     return Ticket(prepare or make, deliver or (lambda n, wave: wave), rows, tokens, 1.0)
 
@@ -144,10 +151,10 @@ def test_a_row_that_alone_is_too_large_fails(engines):
 
 def test_out_of_memory_in_decoding_is_tried_row_by_row(engines):
     class Small(Toy):
-        def decode(self, latents, duration_s):
-            if len(latents) > 1:
+        def decode(self, rows, duration_s):
+            if len(rows) > 1:
                 raise torch.OutOfMemoryError("out of memory")
-            return super().decode(latents, duration_s)
+            return super().decode(rows, duration_s)
 
     each = ticket(3.0, rows=3)
     run(engines(Small()), each)
@@ -225,12 +232,12 @@ def test_a_canceled_job_ends_only_when_no_side_thread_is_at_it(engines):
 
 
 def test_load_is_what_the_next_step_costs():
-    rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, 4, g) for g in (1.0, 2.0)]
+    rows = [Row(torch.zeros(1, 3, 2), [EMPTY], EMPTY, 4, g) for g in (1.0, 2.0)]
     assert weight(rows) == 9
     assert weight([]) == 0
     each = ticket(rows=2, tokens=3)
     assert each.load() == 12
-    each.rows = [Row(torch.zeros(3, 2), EMPTY, EMPTY, steps, 2.0, step=1) for steps in (4, 6)]
+    each.rows = [Row(torch.zeros(1, 3, 2), [EMPTY], EMPTY, steps, 2.0, step=1) for steps in (4, 6)]
     assert [each.load(ahead) for ahead in (0, 3, 5)] == [12, 6, 0]
     each.rows[0].step = 0
     assert each.load(5) == 6
@@ -274,30 +281,38 @@ def payload(**fields):
 
 
 def job(predictor, wanted):
-    return Ticket(
-        lambda: predictor.rows(wanted, {}),
-        lambda n, wave: wave,
-        wanted.num_outputs,
-        predictor.num_tokens(wanted.duration_s),
-        wanted.duration_s,
-    )
+    made = Jobs(predictor, None, None, max_attempts=1).ticket("gen_0", wanted)
+    made.deliver = lambda n, wave: wave
+    return made
 
 
 def alone(predictor, wanted, n=0):
-    return predictor.predict(
-        image=None,
-        seed=wanted.seed + n,
-        **wanted.model_dump(
-            include={"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "duration_s"}
-        ),
-    )
+    fields = {"negative_prompt", "num_inference_steps", "guidance_scale", "duration_s", "composition"}
+    return predictor.pipeline(
+        [Prompt(item.text, item.weight) for item in wanted.prompts or ()] or wanted.prompt,
+        generator=torch.Generator().manual_seed(wanted.seed + n),
+        **wanted.model_dump(include=fields),
+    ).audios[0]
+
+
+def several(composition, *texts, **fields):
+    weights = (1.0, 0.5, 2.0)
+    items = [StoredPrompt(text=text, weight=w) for text, w in zip(texts, weights, strict=False)]
+    return payload(prompt=None, prompts=items, composition=composition, **fields)
+
+
+COMPOSED = [
+    several(composition, "rain", "a dog", "wind", seed=n, guidance_scale=scale, num_outputs=2)
+    for n, (composition, scale) in enumerate(itertools.product(COMPOSITIONS, (1.0, 3.0)))
+]
 
 
 def test_a_job_alone_is_equal_to_the_pipeline_to_the_byte(engines, tiny_pipeline):
     predictor = Predictor(tiny_pipeline)
     engine = engines(predictor)
     engine.start()
-    for wanted in (payload(), payload(seed=7, guidance_scale=1.0), payload(negative_prompt="wind")):
+    plain = [payload(), payload(seed=7, guidance_scale=1.0), payload(negative_prompt="wind")]
+    for wanted in (*plain, *(each.model_copy(update={"num_outputs": 1}) for each in COMPOSED)):
         each = job(predictor, wanted)
         engine.submit(each)
         assert engine.ended.get(timeout=TIMEOUT_S) is each
@@ -318,6 +333,7 @@ def test_a_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
         )
         for n in range(0, 80, 8)
     ]
+    wishes = [*COMPOSED[:3], *wishes, *COMPOSED[3:]]
     tickets = [job(predictor, wanted) for wanted in wishes]
     engine = engines(predictor, limit=predictor.num_tokens(1.3) * 6)
     for each in tickets[:4]:
@@ -331,3 +347,44 @@ def test_a_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
         assert each.error is None
         for n in range(wanted.num_outputs):
             np.testing.assert_allclose(each.results[n], alone(predictor, wanted, n), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "wanted", COMPOSED, ids=lambda wanted: f"{wanted.composition}-{wanted.guidance_scale}"
+)
+def test_a_job_that_is_not_prepared_counts_as_much_as_its_first_step_will(tiny_pipeline, wanted):
+    each = job(Predictor(tiny_pipeline), wanted)
+    before = each.load()
+    each.rows = each.prepare()
+    assert before == each.full_load == each.load() == weight(each.rows)
+
+
+def test_a_row_of_many_passes_takes_as_much_of_the_limit(engines):
+    model = Toy()
+
+    def make():
+        conds = [condition(n) for n in (1, 2, 3)]
+        return [Row(torch.zeros(1, 3, 2), conds, EMPTY, 2, 2.0, weights=(1.0, 1.0, 1.0)) for _ in range(3)]
+
+    each = ticket(rows=3, prepare=make)
+    run(engines(model, limit=2 * 4 * 3), each, ticket(5.0))
+    assert max(model.calls) == 8
+    assert each.results[2] == pytest.approx([12.0] * 6)
+
+
+def test_voices_are_decoded_a_few_at_a_time(engines):
+    decoded = []
+
+    class Counting(Toy):
+        def decode(self, rows, duration_s):
+            decoded.append(sum(row.voices for row in rows))
+            return super().decode(rows, duration_s)
+
+    def make():
+        conds = [condition(n) for n in (1, 2, 3)]
+        return [Row(torch.zeros(3, 4, 2), conds, EMPTY, 2, 1.0, weights=(1.0, 1.0, 1.0)) for _ in range(5)]
+
+    each = ticket(rows=5, prepare=make)
+    run(engines(Counting()), each, ticket(4.0, tokens=4))
+    assert sorted(decoded) == [1, 3, 6, 6]
+    assert each.results[4] == pytest.approx([1.0] * 8 + [2.0] * 8 + [3.0] * 8)

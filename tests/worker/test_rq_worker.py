@@ -55,9 +55,9 @@ class Toy:
             raise ValueError("not this one")
         value = self.prompts.setdefault(payload.prompt, float(len(self.prompts) + 1))
         cond = ConditionTokens(torch.full((1, 1, 1), value), torch.ones(1, 1, dtype=torch.bool))
-        shape = (self.num_tokens(payload.duration_s), 1)
+        shape = (1, self.num_tokens(payload.duration_s), 1)
         return [
-            Row(torch.zeros(shape), cond, NONE, payload.num_inference_steps, payload.guidance_scale)
+            Row(torch.zeros(shape), [cond], NONE, payload.num_inference_steps, payload.guidance_scale)
             for _ in range(payload.num_outputs)
         ]
 
@@ -72,8 +72,8 @@ class Toy:
             raise torch.OutOfMemoryError("secret")
         return conditions.tokens[:, :1].expand_as(tokens)
 
-    def decode(self, latents, _):
-        return list(latents.flatten(1).numpy())
+    def decode(self, rows, _):
+        return [row.latents.flatten().numpy() for row in rows]
 
     def log_mel(self, waveform):
         return waveform[:, None]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.signal import chirp
 
-from training.attributes import WINDOW, fundamentals, measure
+from models.attributes import WINDOW, Scales, by_name, fundamentals, measure
 
 RATE = 16000
 TIME = np.arange(3 * RATE) / RATE
@@ -46,3 +46,23 @@ def test_bursts_are_counted(per_s):
 def test_what_is_silent_or_shorter_than_a_window_is_measured_too():
     assert measure(np.zeros(RATE, np.float32), RATE)["loudness_dbfs"] == -120
     assert measure(NOISE[:500], RATE)["loudness_dbfs"] == pytest.approx(-26, abs=1)
+
+
+def test_a_hiss_has_no_pitch():
+    assert "pitch" not in by_name(measure(NOISE, RATE))
+
+
+def test_scales_turn_values_into_places_and_back():
+    scales = Scales.of({"brightness": float(n)} for n in range(101))
+    assert list(scales.grids) == ["brightness"]
+    assert scales.quantile("brightness", 25.0) == pytest.approx(0.25)
+    assert scales.quantile("brightness", 1000.0) == 1
+    assert scales.value("brightness", 0.75) == pytest.approx(75)
+    again = Scales(scales.to_lists())
+    assert again.quantiles({"brightness": 50.0, "pitch": 3.0}) == {"brightness": pytest.approx(0.5)}
+
+
+def test_a_value_that_many_clips_have_lies_in_the_middle_of_them():
+    scales = Scales.of({"density": value} for value in [0.0] * 50 + [1.0] * 50)
+    assert scales.quantile("density", 0.0) == pytest.approx(0.25, abs=0.02)
+    assert scales.quantile("density", 1.0) == pytest.approx(0.75, abs=0.02)

@@ -1,6 +1,9 @@
-"""Attributes of a sound that no picture shows, measured on the waveform alone. Stored per clip; no label, no text."""
+"""Attributes of a sound that no picture shows: measured on the waveform alone, and told to the denoiser as quantiles of the training clips."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
@@ -14,6 +17,12 @@ VOICED_FLATNESS = 0.05  # frames whose spectrum is peakier than this count as vo
 ONSET_BANDS = 32
 ONSET_DB = 1.5  # rise over 30 ms, mean over bands
 ONSET_GAP = 3  # frames between two onsets at least
+
+# What a request may ask for, in words. All but loudness are conditions of the denoiser; loudness is a gain after the vocoder.
+NAMES = ("loudness", "brightness", "pitch", "noisiness", "density")
+CONDITIONS = NAMES[1:]
+PITCHED = 0.25  # share of a sound that must be tonal for it to have a pitch
+GRID = 33  # quantiles that a scale is kept as
 
 
 def measure(waveform: np.ndarray, sample_rate: int) -> dict[str, float]:
@@ -75,3 +84,53 @@ def _onsets(power: np.ndarray) -> int:
     decibels = 10 * np.log10(np.maximum(bands, 1e-6 * bands.max()))
     rise = np.maximum(decibels[3:] - decibels[:-3], 0).mean(1)
     return len(find_peaks(np.pad(rise, 1), height=ONSET_DB, prominence=ONSET_DB, distance=ONSET_GAP)[0])
+
+
+def by_name(measured: Mapping[str, float]) -> dict[str, float]:
+    """Return what `measure` found under the names of requests; a sound that is hardly tonal has no pitch."""
+    named = {
+        "loudness": measured["loudness_dbfs"],
+        "brightness": math.log(max(measured["centroid_hz"], 1.0)),
+        "noisiness": measured["flatness"],
+        "density": measured["onsets_per_s"],
+    }
+    if measured["f0_hz"] > 0 and measured["voicing"] >= PITCHED:
+        named["pitch"] = math.log(measured["f0_hz"])
+    return named
+
+
+class Scales:
+    """For each attribute the distribution over training clips, as `GRID` of its quantiles: between a value and its place in 0..1."""
+
+    def __init__(self, grids: Mapping[str, Sequence[float]]) -> None:
+        self.grids = {name: np.asarray(grid, np.float64) for name, grid in grids.items()}
+
+    @classmethod
+    def of(cls, clips: Iterable[Mapping[str, float]]) -> Scales:
+        """Return the scales of clips' attributes as `by_name` gives them; an attribute that no clip has gets none."""
+        values: dict[str, list[float]] = {}
+        for clip in clips:
+            for name, value in clip.items():
+                values.setdefault(name, []).append(value)
+        places = np.linspace(0, 1, GRID)
+        return cls({name: np.quantile(values[name], places).tolist() for name in NAMES if name in values})
+
+    def quantile(self, name: str, value: float) -> float:
+        """Return the share of training clips, 0..1, that have less of an attribute than `value`; the middle of the share that has as much."""
+        grid, places = self.grids[name], np.linspace(0, 1, len(self.grids[name]))
+        below, above = np.searchsorted(grid, value, "left"), np.searchsorted(grid, value, "right")
+        if above > below:
+            return float((places[below] + places[above - 1]) / 2)
+        return float(np.interp(value, grid, places))
+
+    def value(self, name: str, quantile: float) -> float:
+        """Return the value that a share `quantile` of the training clips stay below."""
+        return float(np.interp(quantile, np.linspace(0, 1, len(self.grids[name])), self.grids[name]))
+
+    def quantiles(self, named: Mapping[str, float]) -> dict[str, float]:
+        """Return the place in 0..1 of each attribute that there is a scale for."""
+        return {name: self.quantile(name, value) for name, value in named.items() if name in self.grids}
+
+    def to_lists(self) -> dict[str, list[float]]:
+        """Return the grids as they are kept in a bundle's manifest."""
+        return {name: [round(float(x), 6) for x in grid] for name, grid in self.grids.items()}

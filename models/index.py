@@ -1,0 +1,66 @@
+"""The retrieval index of a bundle: the training clips' embeddings, and what each clip is. It holds no recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from models.attributes import by_name
+from models.manifest import BundleError
+
+TENSORS, LINES = "index.safetensors", "index.jsonl"
+
+
+class Index:
+    """Training clips of a bundle.
+
+    Attributes:
+        embeds: (N, D) of unit norm, each the mean over a clip's frames, as encoded.
+        clips: what clip n is: `video`, `start_s`, `duration_s`, `source`, `licence` and `attributes` as `models.attributes.measure` gives them.
+    """
+
+    def __init__(self, embeds: torch.Tensor, clips: Sequence[dict[str, Any]]) -> None:
+        """Join them.
+
+        Raises:
+            BundleError: not as many embeddings as clips, or none.
+        """
+        if len(embeds) != len(clips) or not len(clips):
+            raise BundleError(f"retrieval index: {len(embeds)} embeddings of {len(clips)} clips")
+        self.embeds, self.clips = embeds, list(clips)
+
+    @classmethod
+    def read(cls, folder: Path) -> Index | None:
+        """Return the index of a bundle folder, or None where it has none.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        if not (folder / TENSORS).is_file():
+            return None
+        try:
+            clips = [json.loads(line) for line in (folder / LINES).read_text().splitlines()]
+            return cls(load_file(folder / TENSORS)["embeds"].float(), clips)
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise BundleError(f"retrieval index of {folder} cannot be read: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write the index; embeddings in half precision."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"embeds": F.normalize(self.embeds, dim=-1).half()}, folder / TENSORS)
+        (folder / LINES).write_text("".join(json.dumps(clip) + "\n" for clip in self.clips))
+
+    def nearest(self, embeds: torch.Tensor, k: int = 1) -> torch.Tensor:
+        """Return the numbers (B, k) of the clips nearest to embeddings (B, D) by cosine, nearest first; k is cut to the number of clips."""
+        cosines = F.normalize(embeds.float().cpu(), dim=-1) @ self.embeds.T
+        return cosines.topk(min(k, len(self.clips)), dim=-1).indices
+
+    def attributes(self, numbers: Sequence[int]) -> list[dict[str, float]]:
+        """Return the attributes, by the names of requests, of those of the clips that were measured."""
+        return [by_name(self.clips[n]["attributes"]) for n in numbers if "attributes" in self.clips[n]]

@@ -1,0 +1,111 @@
+"""Phrases of a generic list as texts of frames."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.phrases import PhraseBank
+from models.prompts import TEMPLATES, templated
+from training.data import load_clips
+from training.pseudo_text import FILE, load_bank, of_clips, pseudo_texts
+
+D, NAMES = 16, 1000
+
+
+class Words:
+    """An encoder without weights: a name is a fixed random direction, a template a small offset, and all texts share a cone far from the pictures'."""
+
+    def __init__(self):
+        g = torch.Generator().manual_seed(0)
+        self.directions = F.normalize(torch.randn(NAMES, D, generator=g), dim=-1)
+        self.calls = 0
+
+    def encode_text(self, texts):
+        from torchvision.models._meta import _IMAGENET_CATEGORIES as names
+
+        self.calls += 1
+        rows = []
+        for text in texts:
+            template = max((t for t in TEMPLATES if text.startswith(t.removesuffix("{}"))), key=len)
+            name = text.removeprefix(template.removesuffix("{}"))
+            offset = torch.full((D,), 0.02 * TEMPLATES.index(template))
+            rows.append(self.directions[names.index(name)] + offset + 3 * torch.eye(D)[0])
+        return F.normalize(torch.stack(rows), dim=-1)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return Words()
+
+
+@pytest.fixture(scope="module")
+def bank(words):
+    return PhraseBank.build(words, -2 * torch.eye(D)[1])
+
+
+def picture(words, name):
+    """What lies in the pictures' cone where `name` lies in the texts'."""
+    return words.directions[[name]] - 2 * torch.eye(D)[1]
+
+
+def test_a_picture_finds_its_name_across_the_cones(words, bank):
+    for name in (0, 7, 999):
+        assert bank.similar(picture(words, name), 1)[1].tolist() == [[name]]
+
+
+def test_texts_are_rows_of_the_bank_in_every_template(words, bank):
+    texts = bank.texts(picture(words, 7).expand(len(TEMPLATES), D), 2)
+    assert texts.shape == (len(TEMPLATES), 2, D)
+    torch.testing.assert_close(texts[:, 0], bank.phrases[:, 7])
+
+
+def test_a_draw_is_keyed_by_its_generator_and_seldom_far_off(words, bank):
+    def draws(seed):
+        g = torch.Generator().manual_seed(seed)
+        return torch.stack([bank.draw(picture(words, 7)[0], 5, g) for _ in range(50)])
+
+    assert torch.equal(draws(0), draws(0))
+    assert not torch.equal(draws(0), draws(1))
+    hit = (torch.cdist(draws(0), bank.phrases[:, 7]).amin(1) < 1e-3).float().mean()
+    assert hit > 0.5
+
+
+def test_a_wrong_k_is_refused(words, bank):
+    for k in (0, NAMES + 1):
+        with pytest.raises(ValueError, match=f"k must be 1 to 1000, got {k}"):
+            bank.similar(picture(words, 0), k)
+
+
+def test_frames_alone_are_centred_by_their_own_mean(words):
+    embeds = torch.cat([picture(words, n) for n in range(0, 1000, 10)])
+    got = pseudo_texts(words, embeds, 3)
+    assert got.shape == (100, 3, D)
+    torch.testing.assert_close(got.norm(dim=-1), torch.ones(100, 3))
+
+
+def test_the_bank_of_a_prepared_folder_is_made_once(words, prepared, monkeypatch, tmp_path):
+    clips = load_clips(prepared)
+    monkeypatch.setattr("training.pseudo_text.load_encoder", lambda _: words)
+    monkeypatch.setattr(words, "calls", 0)
+    small = type(clips)(**(vars(clips) | {"image_mean": torch.zeros(D)}))
+    first, second = load_bank(tmp_path, small), load_bank(tmp_path, small)
+    assert (tmp_path / FILE).is_file()
+    assert words.calls == 10 * len(TEMPLATES)
+    assert torch.equal(first.phrases, second.phrases)
+
+
+def test_every_frame_of_every_clip_gets_its_names(prepared):
+    clips = load_clips(prepared)
+    dim = len(clips.image_mean)
+    g = torch.Generator().manual_seed(0)
+    bank = PhraseBank(F.normalize(torch.randn(2, 20, dim, generator=g), dim=-1), clips.image_mean)
+    found = of_clips(clips.train, bank, 4)
+    assert [f.shape for f in found] == [(len(clips.train.embeds(i)), 4) for i in range(len(clips.train))]
+
+
+def test_templates_take_off_the_one_that_is_there():
+    wanted = [t.format("a dog") for t in TEMPLATES]
+    assert templated("a dog") == templated("a photo of a dog") == templated("The sound of a dog") == wanted
+    assert templated("a photo of ")[1] == "a photo of a photo of "

@@ -1,0 +1,172 @@
+"""Which sounds and pictures belong together, learned from the pairs themselves: a network on frozen features, and honest scores for its own training clips.
+
+Two small networks bring a sound's features and a picture's embedding to one space, where a clip's two sides should be nearer than two clips'
+(symmetric InfoNCE, van den Oord et al. 2018, within batches). No label has a way in, nor does it know which pairs are wrong. A clip is scored by networks that were
+trained without its video (cross-fitting), or a wrong pair would be learned by heart and look right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class MatchingOptions:
+    """How the networks are trained. `noise` is in standard deviations of a feature."""
+
+    folds: int = 5
+    repeats: int = 2  # cross-fits with folds and weights of their own, of which the mean is taken
+    hidden: int = 256
+    dim: int = 64
+    temperature: float = 0.2
+    epochs: int = 24
+    max_steps: int = 4000  # of one network, however many clips there are
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    dropout: float = 0.3
+    noise: float = 1.0
+    bank: int = 4096  # clips that a score compares with
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clips as two standardised tables: `sounds` (N, S) and `pictures` (N, D), row i of clip i, and `videos` (N,) int, which video each is from."""
+
+    sounds: torch.Tensor
+    pictures: torch.Tensor
+    videos: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def at(self, rows: torch.Tensor) -> Pairs:
+        return Pairs(self.sounds[rows], self.pictures[rows], self.videos[rows])
+
+
+class Matcher(nn.Module):
+    """Sound features (N, S) and picture embeddings (N, D) to unit vectors (N, dim) of one space."""
+
+    def __init__(self, sound_size: int, picture_size: int, options: MatchingOptions) -> None:
+        super().__init__()
+        self.noise, self.temperature = options.noise, options.temperature
+        self.sound, self.picture = (
+            nn.Sequential(
+                nn.Dropout(options.dropout),
+                nn.Linear(size, options.hidden),
+                nn.GELU(),
+                nn.Dropout(options.dropout),
+                nn.Linear(options.hidden, options.dim),
+            )
+            for size in (sound_size, picture_size)
+        )
+
+    def forward(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        tables = [pairs.sounds, pairs.pictures]
+        if self.training:
+            tables = [table + self.noise * torch.randn_like(table) for table in tables]
+        sounds, pictures = self.sound(tables[0]), self.picture(tables[1])
+        return F.normalize(sounds, dim=-1), F.normalize(pictures, dim=-1)
+
+    def loss(self, pairs: Pairs) -> torch.Tensor:
+        """Return symmetric InfoNCE; clips of one video are no negatives of each other."""
+        sounds, pictures = self(pairs)
+        logits = sounds @ pictures.T / self.temperature
+        same = pairs.videos[:, None] == pairs.videos
+        logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
+        own = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    @torch.inference_mode()
+    def score(self, pairs: Pairs, bank: Pairs) -> torch.Tensor:
+        """Return (N,): how much nearer the two sides of a clip are than either is to the other sides in `bank` (log of a soft mean)."""
+        (sounds, pictures), (all_sounds, all_pictures) = self(pairs), self(bank)
+        others = torch.logsumexp(sounds @ all_pictures.T / self.temperature, 1)
+        others = others + torch.logsumexp(pictures @ all_sounds.T / self.temperature, 1)
+        return (sounds * pictures).sum(1) / self.temperature - others / 2
+
+
+def train_matcher(
+    pairs: Pairs, options: MatchingOptions, generator: torch.Generator
+) -> tuple[Matcher, float]:
+    """Train on nine tenths of the videos; return the network of the epoch with the least InfoNCE on the last tenth, and that loss.
+
+    The loss is given as the difference to chance: 0 has learned nothing, below is better.
+    """
+    held_out = _fold_of(pairs.videos, 10, generator) == 0
+    train, check = pairs.at((~held_out).nonzero()[:, 0]), pairs.at(held_out.nonzero()[:, 0])
+    check = check.at(torch.arange(min(len(check), 1024)))
+    matcher = Matcher(pairs.sounds.shape[1], pairs.pictures.shape[1], options)
+    size = min(options.batch_size, len(train))
+    steps = min(options.max_steps, options.epochs * (len(train) // size))
+    optimizer = torch.optim.AdamW(
+        matcher.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=steps + 1, pct_start=0.1
+    )
+    best, weights = torch.inf, matcher.state_dict()
+    every = max(1, steps // options.epochs)
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(1, steps + 1):
+        if len(order) < size:
+            order = torch.randperm(len(train), generator=generator)
+        rows, order = order[:size], order[size:]
+        optimizer.zero_grad()
+        matcher.train().loss(train.at(rows)).backward()
+        optimizer.step()
+        schedule.step()
+        if step % every == 0:
+            with torch.inference_mode():
+                loss = float(matcher.eval().loss(check)) - torch.tensor(float(len(check))).log().item()
+            if loss < best:
+                best, weights = loss, {name: value.clone() for name, value in matcher.state_dict().items()}
+    matcher.load_state_dict(weights)
+    return matcher.eval(), best
+
+
+def cross_fit(
+    pairs: Pairs, others: Pairs, options: MatchingOptions
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return scores of `pairs` (N,), each by networks that never saw its video, scores of `others` (M,) by all networks, and the mean
+    held-out InfoNCE less chance.
+
+    Each fold's scores are brought to mean 0 and deviation 1, for two networks' scales differ.
+
+    Raises:
+        ValueError: fewer than four videos per fold.
+    """
+    num_videos = len(pairs.videos.unique())
+    if num_videos < 4 * options.folds:
+        raise ValueError(
+            f"agreement is learned from at least {4 * options.folds} videos, here are {num_videos}; with so few use Wav2CLIP"
+        )
+    ours, theirs, losses = torch.zeros(len(pairs)), torch.zeros(len(others)), []
+    networks = options.folds * options.repeats
+    for repeat in range(options.repeats):
+        generator = torch.Generator().manual_seed(options.seed * 1009 + repeat)
+        folds = _fold_of(pairs.videos, options.folds, generator)
+        for fold in range(options.folds):
+            held_out, rest = (folds == fold).nonzero()[:, 0], (folds != fold).nonzero()[:, 0]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                matcher, loss = train_matcher(pairs.at(rest), options, generator)
+            bank = pairs.at(torch.randperm(len(pairs), generator=generator)[: options.bank])
+            scores = matcher.score(pairs.at(held_out), bank)
+            mean, std = scores.mean(), scores.std().clamp(min=1e-6)
+            ours[held_out] += (scores - mean) / std / options.repeats
+            theirs += (matcher.score(others, bank) - mean) / std / networks
+            losses.append(loss)
+    return ours, theirs, sum(losses) / len(losses)
+
+
+def _fold_of(videos: torch.Tensor, folds: int, generator: torch.Generator) -> torch.Tensor:
+    """Return (N,) which of `folds` parts of equally many videos, at random, a clip is in."""
+    _, numbers = videos.unique(return_inverse=True)
+    places = torch.randperm(int(numbers.max()) + 1, generator=generator)
+    return places[numbers] % folds
