@@ -18,7 +18,7 @@ NOT_COVERED = (
     "published ports, the internal network's missing way out, and names by DNS (here: /etc/hosts)",
     "read_only, cap_drop, no-new-privileges, init and restart (instead: nothing was written outside volumes and /tmp)",
     "a fresh volume's contents and owner coming from the image (here: set by this script)",
-    "--scale and depends_on (here: one of each, in order), GPUs, the profiles metrics and train",
+    "--scale and depends_on (here: one of each, in order), GPUs, the profile metrics",
     "the images python:3.11-slim-bookworm and redis:7.2-bookworm themselves (here: Debian's Python and Redis)",
 )
 
