@@ -223,10 +223,12 @@ def try_training(train: Service) -> None:
     """Prepare two videos and train two steps of each part, as `docker compose run --rm train …` does."""
     folder = train.volume("/runs")
     shutil.copy(ROOT / "docker/tiny_videos.py", folder)
+    train.start(["python", "tiny_videos.py", "videos", "2"])
+    check("two videos were made with the image's codecs", train.wait() == 0)
+    shutil.copytree(folder / "videos", train.volume("/videos"), dirs_exist_ok=True)
     steps = [f"--set={part}={n}" for part, n in TWO_STEPS.items()]
     for what, words in {
-        "two videos were made with the image's codecs": ["python", "tiny_videos.py", "videos", "2"],
-        "prepare": ["clipsynth", "prepare", "videos", "data/demo", "--clip-seconds", "1"],
+        "prepare": ["clipsynth", "prepare", "/videos", "data/demo", "--clip-seconds", "1"],
         "train, two steps of each part": ["clipsynth", "train", "/app/recipes/demo.yaml", *steps],
         "inspect": ["clipsynth", "inspect", "runs/demo/bundle"],
     }.items():
@@ -266,17 +268,30 @@ def main() -> None:
     with ExitStack() as stack:
         hosts = stack.enter_context(network(*RUN, "train"))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (videos := folder / "videos").mkdir()
 
         def service(name: str) -> Service:
-            spec = compose["services"][name]
             return stack.enter_context(
-                Service(name, spec, images=images, hosts=hosts, folder=folder, root=ROOT)
+                Service(
+                    name,
+                    compose["services"][name],
+                    images=images,
+                    hosts=hosts,
+                    folder=folder,
+                    root=ROOT,
+                    variables={"VIDEOS": str(videos)},
+                )
             )
 
-        if "train" in arguments.run:
-            try_training(service("train"))
-        if "services" in arguments.run:
-            try_services({name: service(name) for name in RUN}, Api(hosts["app"]))
+        try:
+            if "train" in arguments.run:
+                try_training(service("train"))
+            if "services" in arguments.run:
+                try_services({name: service(name) for name in RUN}, Api(hosts["app"]))
+        except SystemExit:
+            for log in sorted(folder.glob("*.log")):
+                print(f"----- {log.name}", *log.read_text().splitlines()[-20:], sep="\n", flush=True)
+            raise
     print("not covered without a container engine:", *NOT_COVERED, sep="\n  - ")
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,10 @@ class Service:
         hosts: dict[str, Host],
         folder: Path,
         root: Path,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
+        """`variables` are compose's; for others its defaults count."""
+        self._variables = variables or {}
         self.name, self.spec, self.host = name, spec, hosts[name]
         image = images.get(spec["image"], spec["image"])
         names = [word for host in hosts for word in ("--add-host", f"{host}:{hosts[host].address}")]
@@ -60,7 +63,7 @@ class Service:
         self._options = ["--user", self._user, *self._volumes(folder, root)]
         self._environment = dict(pair.split("=", 1) for pair in config["Env"] or ())
         for key, value in spec.get("environment", {}).items():
-            self._environment[key] = _substituted(str(value))
+            self._environment[key] = self._substituted(str(value))
             self._options += ["--env", f"{key}={self._environment[key]}"]
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / f"{name}.log"
@@ -68,8 +71,8 @@ class Service:
     def _volumes(self, folder: Path, root: Path) -> list[str]:
         options = ["--volume", f"{_folder(folder / f'tmp-{self.name}', 0o1777)}:/tmp"]
         for volume in self.spec.get("volumes", ()):
-            source, target, *mode = volume.split(":")
-            if source.startswith("."):
+            source, target, *mode = self._substituted(volume).split(":")
+            if source.startswith((".", "/")):
                 source = str((root / source).resolve())
             else:
                 path = folder / source
@@ -80,6 +83,10 @@ class Service:
                 source = str(path)
             options += ["--volume", ":".join([source, target, *mode])]
         return options
+
+    def _substituted(self, value: str) -> str:
+        """Return a value of compose's with `${NAME:-default}` replaced."""
+        return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: self._variables.get(m[1], m[2]), value)
 
     def __enter__(self) -> Service:
         return self
@@ -189,8 +196,3 @@ def _folder(path: Path, mode: int) -> Path:
     path.mkdir(exist_ok=True)
     path.chmod(mode)
     return path
-
-
-def _substituted(value: str) -> str:
-    """Return a value with compose's `${NAME:-default}` as where no variable is set."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
