@@ -1,6 +1,6 @@
 """Build the images for real, run docker-compose.yml's services from them, and try what an installation has to do.
 
-    sudo PYTHONPATH=. python docker/check.py            # needs buildah, debootstrap, iproute2, PyYAML; no container engine
+    sudo PYTHONPATH=. python docker/check.py            # needs buildah, debootstrap, iproute2, curl, PyYAML; no container engine
 
 Each service runs its compose command in its image (buildah, chroot isolation) on a network namespace of its own, with compose's names,
 ports, users, volumes, environment and health checks. What this cannot cover is printed at the end.
@@ -24,69 +24,17 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from compose_service import NOT_COVERED, Service, buildah, run
+from compose_service import NOT_COVERED, Service, run
+from images import REDIS, build, make_base, make_redis, sizes, unpinned
 
 from benchmarks.scale.hosts import Host, network
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE, REDIS = "localhost/clipsynth-base", "localhost/clipsynth-check-redis"
 REQUEST_ID = "check-1"  # of one request, through all logs
 RUN = ("secrets", "redis", "app", "worker", "janitor", "webhooks")
 TWO_STEPS = {"vocoder.steps": 2, "vocoder.finetune_steps": 0, "denoiser.steps": 2}
 TWO_STEPS |= {"vocoder.batch_size": 2, "denoiser.batch_size": 2}
 TRAINING_S = 900
-
-
-def make_base(suite: str) -> None:
-    """Make an image of Debian and its Python, in the place of python:3.11-slim-bookworm."""
-    with tempfile.TemporaryDirectory() as folder:
-        run(
-            "debootstrap",
-            "--variant=minbase",
-            "--include=ca-certificates,python3,python3-venv",
-            suite,
-            folder,
-        )
-        for pattern in ("var/lib/apt/lists/*", "var/cache/apt/*", "usr/share/doc/*", "usr/share/man/*"):
-            for path in Path(folder).glob(pattern):
-                run("rm", "-rf", str(path))
-        container = buildah("from", "scratch")
-        buildah("add", "--quiet", container, folder, "/")
-        buildah("commit", "--quiet", "--rm", container, BASE)
-
-
-def make_redis(mounts: list[str]) -> None:
-    """Make an image with Debian's Redis, in the place of redis:7.2-bookworm."""
-    container = buildah("from", *volumes(mounts), BASE)
-    install = "apt-get update -q && apt-get install -qy --no-install-recommends redis-server && install -d -o 999 /data"
-    buildah("run", "--isolation", "chroot", container, "--", "sh", "-c", install)
-    buildah("commit", "--quiet", "--rm", container, REDIS)
-
-
-def volumes(mounts: list[str]) -> list[str]:
-    return [word for mount in mounts for word in ("--volume", f"{mount}:{mount}:ro")]
-
-
-def build(role: str, mounts: list[str]) -> None:
-    started = time.monotonic()
-    buildah(
-        "bud", "--isolation", "chroot", "--layers", "--format", "docker", *volumes(mounts),
-        "--build-arg", f"BASE={BASE}", "--file", f"docker/{role}.Dockerfile", "--tag", f"clipsynth-{role}", ".",
-        cwd=ROOT,
-    )  # fmt: skip
-    print(f"built clipsynth-{role} in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def sizes() -> dict[str, str]:
-    """Return how large each image is."""
-    listed = json.loads(buildah("images", "--json"))
-    return {name.removeprefix("localhost/"): i["size"] for i in listed for name in i.get("names") or ()}
-
-
-def print_sizes() -> None:
-    for name, value in sorted(sizes().items()):
-        if name.startswith("clipsynth-"):
-            print(f"{name}: {value}", flush=True)
 
 
 class Api:
@@ -261,8 +209,11 @@ def main() -> None:
     if "clipsynth-check-redis:latest" not in known:
         make_redis(arguments.mount)
     for role in arguments.build:
-        build(role, arguments.mount)
-    print_sizes()
+        print(f"built clipsynth-{role} in {build(role, arguments.mount):.0f} s", flush=True)
+        check(f"all packages in clipsynth-{role} are pinned", unpinned(role) == set())
+    for name, value in sorted(sizes().items()):
+        if name.startswith("clipsynth-"):
+            print(f"{name}: {value}", flush=True)
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     images = {"redis:7.2-bookworm": REDIS}
     with ExitStack() as stack:
