@@ -15,6 +15,7 @@ from app.deps import Services
 from app.pictures import Picture, read_pictures
 from clipsynth import idempotency
 from clipsynth.admission import Hold, admit, release_hold
+from clipsynth.attributes import settle
 from clipsynth.errors import DeadlineUnreachable, InvalidRequest, NotFound, NotReady
 from clipsynth.keys import ApiKey
 from clipsynth.outbound import Refused, check_url
@@ -154,9 +155,11 @@ def _made_meanwhile(services: Services, caller: ApiKey, generation_id: str) -> G
 def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> JobPayload:
     """Fill in the bundle's defaults, a seed and where pictures will lie, and hold the bundle's limits."""
     lone_picture = wanted.image is not None or wanted.image_url is not None
+    asked = None if wanted.attributes is None else wanted.attributes.given()
+    prompt, attributes = settle(wanted.prompt, asked, model.attributes, model=model.name)
     payload = JobPayload(
         model=model.name,
-        prompt=wanted.prompt,
+        prompt=prompt,
         prompts=wanted.prompts
         and [
             StoredPrompt(
@@ -169,6 +172,7 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
         composition=wanted.composition,
         image_key=image_key(generation_id) if lone_picture else None,
         negative_prompt=wanted.negative_prompt,
+        attributes=attributes,
         seed=secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,
         num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,

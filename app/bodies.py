@@ -16,7 +16,7 @@ from clipsynth.prompts import MAX_PICTURES
 from clipsynth.schemas import GenerationRequest
 
 LISTS = frozenset({"output_formats", "webhook_events"})  # fields that a form repeats
-JSON_FIELDS = frozenset({"prompts", "metadata"})  # fields that a form carries as JSON text
+JSON_FIELDS = frozenset({"prompts", "attributes", "metadata"})  # fields that a form carries as JSON text
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -36,6 +36,7 @@ def request_body() -> dict[str, Any]:
     fields["image"] = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
     examples = {
         "prompts": [{"image": "part:beach"}, {"text": "piano", "weight": 0.5}],
+        "attributes": {"pitch": 0.85},
         "metadata": {"project": "demo"},
     }
     for name in sorted(JSON_FIELDS):

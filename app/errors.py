@@ -25,6 +25,7 @@ STATUS = {
     "forbidden": 403,
     "invalid_request": 422,
     "model_not_found": 422,
+    "attribute_unavailable": 422,
     "idempotency_mismatch": 422,
     "deadline_unreachable": 422,
     "image_undecodable": 422,

@@ -25,6 +25,7 @@ router = APIRouter(tags=["generations"])
     responses=problems(
         "invalid_body",
         "model_not_found",
+        "attribute_unavailable",
         "payload_too_large",
         "receive_timeout",
         "unsupported_media",

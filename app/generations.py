@@ -48,6 +48,7 @@ PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
         **problems(
             "invalid_body",
             "model_not_found",
+            "attribute_unavailable",
             "idempotency_mismatch",
             "image_undecodable",
             "image_not_fetched",

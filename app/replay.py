@@ -27,6 +27,7 @@ KEPT = {
     "prompt",
     "composition",
     "negative_prompt",
+    "attributes",  # where there are none, {}: words of the prompt were not read as such then
     "seed",
     "num_inference_steps",
     "guidance_scale",
@@ -84,6 +85,7 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
     responses=problems(
         "invalid_body",
         "model_not_found",
+        "attribute_unavailable",
         "payload_too_large",
         "receive_timeout",
         "unsupported_media",

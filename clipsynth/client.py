@@ -101,7 +101,7 @@ class AsyncClient:
         Args:
             prompts: a weighted set: `[{"text": "piano"}, {"image": Path("x.jpg"), "weight": 0.5}]`.
             on_progress: called with the generation at each change.
-            options: further fields of the request: `seed`, `duration_s`, `num_outputs`, `negative_prompt`, `composition`, …
+            options: further fields of the request: `seed`, `duration_s`, `num_outputs`, `negative_prompt`, `composition`, `attributes={"pitch": 0.8}`, …
 
         Raises:
             ServiceError: it was refused, or ended without a sound; `code` says how.

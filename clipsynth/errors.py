@@ -20,6 +20,12 @@ class InvalidRequest(ClipSynthError):
     code = "invalid_request"
 
 
+class AttributeUnavailable(ClipSynthError):
+    """The model was not told of an attribute that is asked for."""
+
+    code = "attribute_unavailable"
+
+
 class Unauthorized(ClipSynthError):
     code = "unauthorized"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
@@ -27,6 +27,7 @@ class Recipe(BaseModel):
     image_key: str | None
     image_sha256: str | None
     negative_prompt: str | None
+    attributes: dict[str, float] = {}
     seed: int
     num_inference_steps: int
     guidance_scale: float
@@ -47,7 +48,10 @@ class Recipe(BaseModel):
     @property
     def id(self) -> str:
         """16 hex digits: the same for the same sound, wherever its picture is stored."""
-        said = self.model_dump_json(exclude={"image_key": True, "prompts": {"__all__": {"image_key"}}})
+        unsaid: dict[str, Any] = {"image_key": True, "prompts": {"__all__": {"image_key"}}}
+        if not self.attributes:
+            unsaid["attributes"] = True  # the id is what it was before there were any
+        said = self.model_dump_json(exclude=unsaid)
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     @classmethod

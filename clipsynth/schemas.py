@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from clipsynth.attributes import Attributes
 from clipsynth.prompts import (
     IMAGE,
     MAX_PROMPTS,
@@ -72,6 +73,7 @@ class GenerationRequest(BaseModel):
                     ],
                     "metadata": {"project": "demo"},
                 },
+                {"prompt": "a dog barking", "attributes": {"pitch": 0.85, "loudness": 0.3}},
             ]
         },
     )
@@ -88,6 +90,10 @@ class GenerationRequest(BaseModel):
     composition: Composition = "set"
     negative_prompt: str | None = Field(
         default=None, max_length=MAX_TEXT, description="what to lead away from; as in prompts with weight -1"
+    )
+    attributes: Attributes | None = Field(
+        default=None,
+        description="what the sound is to be like; what they leave open is read from words of `prompt` (a loud dog), unless they are {}",
     )
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     num_inference_steps: int | None = Field(default=None, ge=1, le=200)
@@ -145,7 +151,7 @@ class GenerationRequest(BaseModel):
 
 
 class JobPayload(BaseModel):
-    """The resolved request on the queue. `image_key` names a picture in storage."""
+    """The resolved request on the queue. `image_key` names a picture in storage; `attributes` are those asked for, and those that words of the prompt said, which it then has no more."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,6 +163,7 @@ class JobPayload(BaseModel):
     image_key: str | None
     image_sha256: str | None = None
     negative_prompt: str | None
+    attributes: dict[str, float] = {}
     seed: int = Field(ge=0, lt=2**32)
     num_inference_steps: int = Field(ge=1, le=200)
     guidance_scale: float
@@ -296,6 +303,7 @@ class ModelInfo(BaseModel):
     duration_s: float
     num_inference_steps: int
     guidance_scale: float
+    attributes: list[str] = Field(default=[], description="those that a request may ask for")
     cost: ModelCost | None = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
@@ -97,6 +97,11 @@ def by_name(measured: Mapping[str, float]) -> dict[str, float]:
     if measured["f0_hz"] > 0 and measured["voicing"] >= PITCHED:
         named["pitch"] = math.log(measured["f0_hz"])
     return named
+
+
+def taken(grids: Collection[str], scalars: Collection[str]) -> tuple[str, ...]:
+    """Return the attributes that may be asked of a bundle: there is a scale for each, and all but loudness are told to its condition encoder."""
+    return tuple(name for name in NAMES if name in grids and (name not in CONDITIONS or name in scalars))
 
 
 class Scales:

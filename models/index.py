@@ -56,9 +56,18 @@ class Index:
         save_file({"embeds": F.normalize(self.embeds, dim=-1).half()}, folder / TENSORS)
         (folder / LINES).write_text("".join(json.dumps(clip) + "\n" for clip in self.clips))
 
-    def nearest(self, embeds: torch.Tensor, k: int = 1) -> torch.Tensor:
-        """Return the numbers (B, k) of the clips nearest to embeddings (B, D) by cosine, nearest first; k is cut to the number of clips."""
-        cosines = F.normalize(embeds.float().cpu(), dim=-1) @ self.embeds.T
+    def nearest(self, embeds: torch.Tensor, k: int = 1, *, mean: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the numbers (B, k) of the clips nearest to embeddings (B, D) by cosine, nearest first; k is cut to the number of clips.
+
+        Args:
+            mean: (D,), what the clips' embeddings are centred by where `embeds` are centred.
+        """
+        queries = F.normalize(embeds.float().cpu(), dim=-1)
+        cosines = queries @ self.embeds.T
+        if mean is not None:  # (e - m) q / |e - m|, without a centred copy of the whole index
+            mean = mean.float().cpu()
+            lengths = self.embeds.square().sum(-1) - 2 * self.embeds @ mean + mean.square().sum()
+            cosines = (cosines - (queries @ mean)[:, None]) / lengths.clamp(min=1e-12).sqrt()
         return cosines.topk(min(k, len(self.clips)), dim=-1).indices
 
     def attributes(self, numbers: Sequence[int]) -> list[dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import SpeechT5HifiGan
 
-from models import parts
+from models import character, parts
+from models.attributes import Scales, taken
 from models.condition_encoder import Condition, ConditionEncoder, ConditionTokens, Kind
 from models.denoiser import Denoiser
 from models.encoders import JointEncoder
@@ -159,6 +160,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         duration_s: float | None = None,
+        attributes: Mapping[str, float] | None = None,
         num_waveforms_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback_on_step_end: Callable[[int, int], None] | None = None,
@@ -172,6 +174,8 @@ class ClipSynthPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps, 1 to 200; None for the bundle's default, as below.
             guidance_scale: classifier-free guidance weight; at most 1 is off.
             duration_s: seconds of each waveform, within the bundle's range.
+            attributes: of the sound by name, those among `self.attributes`: each a quantile in 0..1 among the training clips nearest to what is asked
+                for, so 0.85 of "pitch" is a high-pitched one of its kind. Loudness is one of all training clips, and a gain.
             generator: CPU generator, or one per waveform; None draws from torch's global one.
             callback_on_step_end: called as (steps done, steps in all); what it raises ends the call.
 
@@ -197,6 +201,7 @@ class ClipSynthPipeline(DiffusionPipeline):
             guidance_scale=scale,
             duration_s=seconds,
             generators=generators,
+            attributes=attributes,
         )
 
         # 3. Denoise.
@@ -218,6 +223,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         duration_s: float,
         generators: Sequence[torch.Generator | None],
         composition: Composition = "set",
+        attributes: Mapping[str, float] | None = None,
     ) -> list[Row]:
         """Return a row per generator, at step 0, with noise drawn on the CPU; arguments as for a call.
 
@@ -225,13 +231,20 @@ class ClipSynthPipeline(DiffusionPipeline):
         `guidance_scale` times its weight. In `mix` each is a voice, and its weight how loud that is; the first voice's noise is what the generator
         gives first, each further one's what it gives next. With one positive prompt of weight 1 all three are equal to the byte.
 
+        Attributes are told to the conditional branches alone, so that guidance leads towards them.
+
         Raises:
             ValueError: an argument out of its range.
         """
         self.check_inputs(prompts, num_inference_steps, guidance_scale, duration_s, composition)
+        asked = dict(attributes or {})
+        character.check(asked, self.attributes)
+        scales = Scales(self.manifest.attributes)
         wanted, unwanted = (self.encode_conditions(prompts, sign) for sign in (1, -1))
-        conds, weights = self._compose(wanted, composition)
+        told = character.tell(asked, wanted, self.condition_encoder, scales, self.index)
+        conds, weights = self._compose(wanted, composition, told)
         uncond = self.condition_encoder.encode([unwanted])
+        loudness = scales.value("loudness", asked["loudness"]) if "loudness" in asked else None
         voices = len(conds) if composition == "mix" else 1
         shape = (self.num_tokens(duration_s), self.denoiser.token_dim)
         dtype, device = self.denoiser.dtype, self.denoiser.device
@@ -240,18 +253,37 @@ class ClipSynthPipeline(DiffusionPipeline):
             for g in generators
         ]
         interval = self.manifest.guidance_interval
-        return [Row(x, conds, uncond, num_inference_steps, guidance_scale, interval, weights) for x in noise]
+        return [
+            Row(
+                x,
+                conds,
+                uncond,
+                num_inference_steps,
+                guidance_scale,
+                interval,
+                weights,
+                loudness_dbfs=loudness,
+            )
+            for x in noise
+        ]
 
     def _compose(
-        self, wanted: Sequence[Condition], composition: Composition
+        self, wanted: Sequence[Condition], composition: Composition, told: Mapping[str, float]
     ) -> tuple[list[ConditionTokens], tuple[float, ...]]:
         """Return what each row of the network is led by, and its weight; a weight of `set` is in the tokens."""
         if composition == "set":
-            return [self.condition_encoder.encode([list(wanted)])], (1.0,)
-        conds = [self.condition_encoder.encode([[replace(condition, weight=1.0)]]) for condition in wanted]
+            return [self.condition_encoder.encode([list(wanted)], [told])], (1.0,)
+        conds = [
+            self.condition_encoder.encode([[replace(condition, weight=1.0)]], [told]) for condition in wanted
+        ]
         if composition == "mix" and len(wanted) == 1:
             return conds, (1.0,)
         return conds, tuple(condition.weight for condition in wanted)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes that may be asked of this bundle."""
+        return taken(self.manifest.attributes, self.condition_encoder.config.scalars)
 
     def check_inputs(
         self,
@@ -305,14 +337,15 @@ class ClipSynthPipeline(DiffusionPipeline):
     def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
         """Return the waveforms (T,) of rows with equally many voices and tokens; at the level of the training clips' sources.
 
-        Voices are mixed. A waveform that would clip is scaled down to a peak of 0.99.
+        Voices are mixed, and a row that has a loudness is brought to it. A waveform that would clip is scaled down to a peak of 0.99.
         """
         size = round(duration_s * self.mel.config.sample_rate)
         mel = self.denoiser.to_mel(torch.cat([row.latents for row in rows]))
         waveforms = to_waveforms(self.vocoder, mel, gain=self.manifest.output_gain, size=size)
         voices = rows[0].voices
-        if voices == 1:
-            return waveforms
+        if voices > 1:
+            parts_of = (np.stack(waveforms[n : n + voices]) for n in range(0, len(waveforms), voices))
+            waveforms = [mix(part, row.weights) for part, row in zip(parts_of, rows, strict=True)]
         return [
-            mix(np.stack(waveforms[n * voices : (n + 1) * voices]), row.weights) for n, row in enumerate(rows)
+            character.at_loudness(wave, row.loudness_dbfs) for wave, row in zip(waveforms, rows, strict=True)
         ]

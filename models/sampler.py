@@ -27,6 +27,7 @@ class Row:
         guidance_scale: w in uncond + w (cond - uncond) (Ho & Salimans 2022, eq. 6); at most 1 is off and costs no second pass.
         guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
         weights: of the N conditions: with one voice in its guidance, with several in their mix (`models.vocoder.mix`).
+        loudness_dbfs: what its waveform is brought to (`models.character.at_loudness`), None for the level that it comes out at.
 
     Raises:
         ValueError: the numbers of voices, conditions and weights do not fit.
@@ -40,6 +41,7 @@ class Row:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     weights: tuple[float, ...] = (1.0,)
     step: int = 0
+    loudness_dbfs: float | None = None
     previous_velocity: torch.Tensor | None = None
 
     def __post_init__(self) -> None:

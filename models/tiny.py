@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
+from models.attributes import CONDITIONS, GRID, NAMES
 from models.condition_encoder import ConditionEncoder
 from models.denoiser import Denoiser
 from models.encoders import JointEncoder, PackagedEncoder
@@ -12,14 +16,30 @@ from models.mel import MelSpectrogram
 from models.pipeline import ClipSynthPipeline
 from models.vocoder import build_vocoder
 
+# As if of training clips: dB of full scale, and for what is a logarithm of Hz 100 to 8,000 Hz.
+RANGES = {
+    "loudness": (-40.0, -10.0),
+    "brightness": (4.6, 9.0),
+    "pitch": (4.6, 7.0),
+    "noisiness": (0, 1),
+    "density": (0, 10),
+}
 
-def build_tiny_pipeline(seed: int = 0, *, encoder: JointEncoder | None = None) -> ClipSynthPipeline:
-    """Return a pipeline that runs in well under a second for a short sound; `encoder` defaults to the packaged one."""
+
+def build_tiny_pipeline(
+    seed: int = 0, *, encoder: JointEncoder | None = None, scalars: Sequence[str] = CONDITIONS
+) -> ClipSynthPipeline:
+    """Return a pipeline that runs in well under a second for a short sound, and takes all attributes.
+
+    Args:
+        encoder: the packaged one by default.
+        scalars: what the condition encoder may be told.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = PackagedEncoder() if encoder is None else encoder
         mel = MelSpectrogram()
-        condition_encoder = ConditionEncoder(embed_dim=encoder.embed_dim)
+        condition_encoder = ConditionEncoder(embed_dim=encoder.embed_dim, scalars=list(scalars))
         denoiser = Denoiser(dim=32, depth=2, heads=2, condition_dim=encoder.embed_dim)
         # Zero-initialised output layers would hide every input from the tests.
         for layer in (
@@ -34,5 +54,6 @@ def build_tiny_pipeline(seed: int = 0, *, encoder: JointEncoder | None = None) -
         ):  # as initialised, the generator is silent
             torch.nn.init.kaiming_normal_(weight)
     pipe = ClipSynthPipeline(encoder, condition_encoder, denoiser.eval(), vocoder.eval(), mel)
-    pipe.manifest = Manifest(name="tiny", min_duration_s=0.5, max_duration_s=5.0)
+    grids = {name: np.linspace(*RANGES[name], GRID).tolist() for name in NAMES}
+    pipe.manifest = Manifest(name="tiny", min_duration_s=0.5, max_duration_s=5.0, attributes=grids)
     return pipe

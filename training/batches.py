@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from models.attributes import Scales, by_name
 from models.mel import MelSpectrogram
+from models.phrases import PhraseBank
 from training.data import Clips, crop, random_start
 from training.recipe import Recipe
 from training.variants import TAPS, at_speed, mixed, sped_up
@@ -24,6 +25,7 @@ CLEAN_SHARE, SET_SHARE = (
     0.2,
 )  # of samples: without noise on the condition, and with two frames of one clip
 TOLD_SHARE, EACH_TOLD_SHARE = 0.6, 0.6  # of samples: with scalars at all, and with each one then
+NEAREST_PHRASES = 5  # of which one stands for a frame
 MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first
 
 
@@ -90,8 +92,16 @@ class Batches(Dataset[tuple[Batch, Remade]]):
     Those are many times the work of the rest, and left to the device.
     """
 
-    def __init__(self, clips: Clips, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> None:
-        """Check that the clips have what the recipe's `condition` needs.
+    def __init__(
+        self,
+        clips: Clips,
+        recipe: Recipe,
+        bank: PhraseBank | None = None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Check that the clips have what the recipe's `condition` needs; `bank` has the phrases of `pseudo_text`.
 
         Raises:
             ValueError: a condition on text, and a clip without captions.
@@ -99,6 +109,7 @@ class Batches(Dataset[tuple[Batch, Remade]]):
         self.clips, self.recipe, self.rank, self.world_size = clips, recipe, rank, world_size
         d = recipe.denoiser
         self.size = d.batch_size // d.gradient_accumulation_steps
+        self.bank = bank
         self.hop = MelSpectrogram().config.hop_length
         self.named = [by_name(line["attributes"]) if d.scalars else {} for line in clips.index]
         self.scales = Scales.of(self.named)
@@ -221,7 +232,7 @@ class Batches(Dataset[tuple[Batch, Remade]]):
         is_text = torch.rand(MAX_SET, generator=g) < text
         chosen = []
         for kind in is_text.tolist():
-            texts = self.clips.pseudo_texts if d.condition == "image" else self.clips.captions
-            embeds = texts(clip) if kind else self.clips.embeds(clip)
-            chosen.append(embeds[int(torch.randint(len(embeds), (), generator=g))])
+            embeds = self.clips.captions(clip) if kind and self.bank is None else self.clips.embeds(clip)
+            one = embeds[int(torch.randint(len(embeds), (), generator=g))]
+            chosen.append(self.bank.draw(one, NEAREST_PHRASES, g) if kind and self.bank is not None else one)
         return torch.stack(chosen), is_text

@@ -46,10 +46,6 @@ class Clips:
         """Return the embeddings (K, D) of clip i's frames."""
         return self._read(i, "embeds").float()
 
-    def pseudo_texts(self, i: int) -> torch.Tensor:
-        """Return the embeddings (P, D) of the phrases nearest to clip i's frames; only where `clipsynth prepare` was told to find some."""
-        return self._read(i, "pseudo_texts").float()
-
     def captions(self, i: int) -> torch.Tensor:
         """Return the embeddings (C, D) of clip i's captions; only where `prepare` was given some."""
         return self._read(i, "captions").float()

@@ -18,7 +18,7 @@ STEPS = Manifest.num_inference_steps
 
 
 class GeneratedClips:
-    """The first clips of a split with mels made by a denoiser, in memory: 100 kB per 4 s clip."""
+    """The first clips of a split with mels made by a denoiser, where that is, in memory: 100 kB per 4 s clip."""
 
     def __init__(
         self,
@@ -38,19 +38,20 @@ class GeneratedClips:
             with torch.no_grad():
                 while running := [row for row in rows if not row.done]:
                     advance(running, denoiser)
-            self.mels += [denoiser.to_mel(row.latents)[0] for row in rows]
+            self.mels += [denoiser.to_mel(row.latents)[0].cpu() for row in rows]
 
     def _noised(
         self, i: int, condition_encoder: ConditionEncoder, denoiser: Denoiser, g: torch.Generator
     ) -> Row:
         """Return clip i part of the way through denoising, at a step with t in [0.5, 0.9]."""
-        data = denoiser.to_tokens(self.clips.mel(i)[None])[0]
+        device = denoiser.device
+        data = denoiser.to_tokens(self.clips.mel(i)[None].to(device))[0]
         step = int(torch.randint(-(-STEPS // 2), int(0.9 * STEPS) + 1, (), generator=g))
         embeds = self.clips.embeds(i)
-        centred = condition_encoder.centre(embeds[len(embeds) // 2][None], "image")
-        one = torch.ones(1, 1)
+        centred = condition_encoder.centre(embeds[len(embeds) // 2][None].to(device), "image")
+        one = torch.ones(1, 1, device=device)
         condition = condition_encoder(centred[None], one, 0 * one, one.bool())
-        latents = torch.lerp(torch.randn(data.shape, generator=g), data, step / STEPS)
+        latents = torch.lerp(torch.randn(data.shape, generator=g).to(device), data, step / STEPS)
         return Row(latents[None], [condition], condition, STEPS, guidance_scale=1.0, step=step)
 
     def __len__(self) -> int:

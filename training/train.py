@@ -78,7 +78,9 @@ def train(
     if stage in ("finetune", "all") and own_vocoder and recipe.vocoder.finetune_steps:
         _require(recipe, "vocoder", "denoiser")
         limit = recipe.vocoder.finetune_clips
-        vocoder(recipe, GeneratedClips(clips.train, *denoiser(done), limit=limit, seed=recipe.seed))
+        condition_encoder, network = (part.to(accelerator.device) for part in denoiser(done))
+        made = GeneratedClips(clips.train, condition_encoder, network, limit=limit, seed=recipe.seed)
+        vocoder(recipe, made)
     if stage not in ("export", "all"):
         return None
     _require(recipe, "vocoder", "denoiser")

@@ -25,6 +25,7 @@ from training.batches import LOG_FLOOR, Batch, Batches
 from training.data import Clips, ClipSet, crop
 from training.graphs import Graphed
 from training.loop import Run, arriving, autocast, graphs_wanted, load_state, load_weights
+from training.pseudo_text import load_bank
 from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
 
@@ -245,8 +246,9 @@ def _fit(
     if d.compile:
         model.denoiser.transformer.compile(dynamic=True)
     wrapped = accelerator.prepare_model(model)
+    bank = load_bank(Path(recipe.clips), clips) if d.condition == "image" and d.pseudo_text else None
     batches = Batches(
-        clips.train, recipe, rank=accelerator.process_index, world_size=accelerator.num_processes
+        clips.train, recipe, bank, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     held_out = dev_batches(clips.dev, recipe) if accelerator.is_main_process else []
     mel = MelSpectrogram().to(accelerator.device)

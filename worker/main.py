@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -20,6 +22,7 @@ from clipsynth.served import MODEL_TTL_S
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
+from models.attributes import taken
 from models.manifest import Manifest
 from worker import metrics
 
@@ -43,7 +46,7 @@ def main(settings: Settings) -> None:
     """
     let_threads_sleep()
     try:
-        info = model_info(Manifest.read(settings.model))
+        info = model_info(Manifest.read(settings.model), read_scalars(settings.model))
     except (OSError, ValueError) as error:
         raise ModelUnusable(str(error)) from error
     run(settings, info, load)
@@ -98,10 +101,18 @@ def beats(worker: BatchWorker) -> bool:
     return time.monotonic() - worker.recovery.beat_at < BEAT_TIMEOUT_S and not worker.engine.crashed
 
 
-def model_info(manifest: Manifest) -> ModelInfo:
-    """Return what the API is to know of a bundle before it is loaded."""
-    fields = ModelInfo.model_fields.keys() - {"cost"}
-    return ModelInfo(**{name: getattr(manifest, name) for name in fields})
+def read_scalars(folder: Path) -> list[str]:
+    """Return what a bundle's condition encoder may be told beside embeddings; nothing where none is there."""
+    file = folder / "condition_encoder" / "config.json"
+    scalars: list[str] = json.loads(file.read_text()).get("scalars", []) if file.is_file() else []
+    return scalars
+
+
+def model_info(manifest: Manifest, scalars: Sequence[str] = ()) -> ModelInfo:
+    """Return what the API is to know of a bundle before it is loaded; `scalars` are what its condition encoder may be told."""
+    fields = ModelInfo.model_fields.keys() - {"attributes", "cost"}
+    offered = list(taken(manifest.attributes, scalars))
+    return ModelInfo(**{name: getattr(manifest, name) for name in fields}, attributes=offered)
 
 
 def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
@@ -139,7 +150,7 @@ class Served:
         with self._loading:
             try:
                 predictor = self.load(self.settings)
-                info = model_info(predictor.manifest)
+                info = model_info(predictor.manifest, read_scalars(self.settings.model))
                 if info.name != self.info.name:
                     raise ValueError(f"it is named {info.name!r}, and this worker serves {self.info.name!r}")
                 cost = predictor.measure()

@@ -77,6 +77,7 @@ class Predictor:
         guidance_scale: float,
         duration_s: float,
         composition: Composition = "set",
+        attributes: Mapping[str, float] | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """Return one waveform (T,). Raises ValueError on what the bundle cannot do."""
@@ -88,6 +89,7 @@ class Predictor:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             duration_s=duration_s,
+            attributes=attributes,
             generator=torch.Generator("cpu").manual_seed(seed),
             callback_on_step_end=on_step,
         ).audios[0]
@@ -126,6 +128,7 @@ class Predictor:
             num_inference_steps=payload.num_inference_steps,
             guidance_scale=payload.guidance_scale,
             duration_s=payload.duration_s,
+            attributes=payload.attributes,
             generators=[
                 torch.Generator("cpu").manual_seed(output_seed(payload.seed, n))
                 for n in range(payload.num_outputs)

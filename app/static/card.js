@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { choose } from "./compare.js";
+import { inWords } from "./character.js";
 import { announce, copy, h } from "./dom.js";
 import { COMPOSITIONS } from "./mixture.js";
 import { Player, use } from "./player.js";
@@ -43,9 +44,9 @@ export class Card {
   }
 
   #meta() {
-    const { composition, seed, duration_s, num_inference_steps, guidance_scale } = this.entry.body;
+    const { composition, seed, duration_s, num_inference_steps, guidance_scale, attributes } = this.entry.body;
     const how = composition ? `${COMPOSITIONS[composition]} · ` : "";
-    return `${how}seed ${seed} · ${duration_s} s · ${num_inference_steps} steps · guidance ${guidance_scale}`;
+    return `${how}seed ${seed} · ${duration_s} s · ${num_inference_steps} steps · guidance ${guidance_scale}${inWords(attributes)}`;
   }
 
   /** Follow the generation to its end. */

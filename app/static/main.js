@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { Card, title } from "./card.js";
+import { Character } from "./character.js";
 import { $, announce, h } from "./dom.js";
 import * as history from "./history.js";
 import { Mixture } from "./mixture.js";
@@ -12,13 +13,14 @@ const EXAMPLES = ["somebody plays the drums", "an acoustic guitar", "a cat meowi
 const NO_MODEL_RETRY_MS = 2000;
 
 const mixture = new Mixture(() => estimateSoon());
-const settings = new SettingsForm(() => estimateSoon());
+const character = new Character();
+const settings = new SettingsForm(() => estimateSoon(), (model) => character.offer(model.attributes));
 
 // --- asking ---
 
 function body() {
   const conditions = mixture.fields();
-  return conditions && { ...conditions, ...settings.fields() };
+  return conditions && { ...conditions, ...character.fields(), ...settings.fields() };
 }
 
 async function generate() {
@@ -51,9 +53,9 @@ async function start(name, wanted, ask) {
 
 /** Return the request that a generation was made of, for one which was not made here. */
 function settled({ input }) {
-  const { prompt, prompts, composition, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
+  const { prompt, prompts, composition, attributes, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
   const texts = prompts?.filter((item) => item.text).map(({ text, weight }) => ({ text, weight }));
-  return { ...(prompt && { prompt }), ...(texts?.length && { prompts: texts }), ...(composition !== "set" && { composition }), seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats };
+  return { ...(prompt && { prompt }), ...(texts?.length && { prompts: texts }), ...(composition !== "set" && { composition }), attributes, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats };
 }
 
 function complain(error) {
@@ -97,6 +99,7 @@ function addCard(entry, where) {
 function reuse(earlier) {
   mixture.fill(earlier);
   settings.fill(earlier);
+  character.fill(earlier.attributes);
   $("prompt").focus();
   announce("The settings are filled in");
 }

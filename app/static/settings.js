@@ -5,7 +5,9 @@ import { $, h } from "./dom.js";
 const FORMATS = ["wav", "flac", "ogg", "mp3"];
 
 export class SettingsForm {
-  constructor(onchange) {
+  /** @param onchange called when anything changes  @param onmodel called with a model when it is chosen */
+  constructor(onchange, onmodel) {
+    this.onmodel = onmodel;
     for (const slider of document.querySelectorAll("#settings input[type=range]")) {
       slider.addEventListener("input", () => { show(slider); onchange(); });
     }
@@ -34,6 +36,7 @@ export class SettingsForm {
     set("steps", model.num_inference_steps);
     set("guidance", model.guidance_scale);
     show($("count"));
+    this.onmodel(model);
   }
 
   roll() {
@@ -55,7 +58,10 @@ export class SettingsForm {
 
   /** Show the settings of an earlier request, and keep its seed. */
   fill(body) {
-    if (body.model) $("model").value = body.model;
+    if (body.model) {
+      $("model").value = body.model;
+      if (this.model) this.onmodel(this.model);
+    }
     set("duration", body.duration_s);
     set("steps", body.num_inference_steps);
     set("guidance", body.guidance_scale);

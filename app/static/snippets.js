@@ -1,5 +1,7 @@
 /** A request as others would write it. */
 
+const JSON_TEXTS = new Set(["prompts", "attributes"]); // fields that a form carries as JSON
+const formText = ([name, value]) => [name, JSON_TEXTS.has(name) ? JSON.stringify(value) : value];
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** Return the request with pictures as names of parts, and those names. */
@@ -19,7 +21,7 @@ export function curl(body) {
   const { named, parts } = withParts(body);
   const start = `curl ${location.origin}/v1/generations -H 'prefer: wait=60' -H 'accept: audio/wav' -o sound.wav`;
   if (!parts.length) return `${start} \\\n  -H 'content-type: application/json' -d ${quote(JSON.stringify(named))}`;
-  const fields = Object.entries(named).map(([name, value]) => `-F ${quote(`${name}=${name === "prompts" ? JSON.stringify(value) : value}`)}`);
+  const fields = Object.entries(named).map(formText).map(([name, text]) => `-F ${quote(`${name}=${text}`)}`);
   return [start, ...fields, ...parts.map((name) => `-F ${name}=@${name}.jpg`)].join(" \\\n  ");
 }
 
@@ -45,7 +47,7 @@ Path("sound.wav").write_bytes(response.content)
 }
 
 const literal = (value) => JSON.stringify(value); // texts, numbers and lists: JSON is Python here
-const formFields = ({ prompts, ...rest }) => ({ ...rest, ...(prompts && { prompts: JSON.stringify(prompts) }) });
+const formFields = (named) => Object.fromEntries(Object.entries(named).map(formText));
 
 /** Return a link that offers to make a sound again. */
 export const recipeLink = (token) => `${location.origin}${location.pathname}#replay=${token}`;

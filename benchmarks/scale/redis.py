@@ -136,7 +136,9 @@ def measure(
     redis = connect(server.url)
     redis.config_set("appendfsync", fsync)
     state = State(redis, result_ttl_s=3600)
-    state.announce(ModelInfo(**{k: getattr(MANIFEST, k) for k in ModelInfo.model_fields.keys() - {"cost"}}))
+    state.announce(
+        ModelInfo(**{k: getattr(MANIFEST, k) for k in ModelInfo.model_fields.keys() - {"attributes", "cost"}})
+    )
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     options = {"batch": batch, "job_s": job_s}

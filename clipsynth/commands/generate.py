@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
+from clipsynth.attributes import NAMES, Attributes, settle
 from clipsynth.commands.options import Bundle, Device, settings_with
 from clipsynth.schemas import output_seed
 from clipsynth.settings import Settings
@@ -65,6 +67,13 @@ def generate(
             help="How prompt and picture come together: set, at once; compose, each guiding; mix, as two sounds."
         ),
     ] = "set",
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it is to be like, such as pitch=0.8: 0 to 1 of loudness, brightness, pitch, noisiness or density. "
+            "Words of a prompt (a loud dog) say so too; with --attribute none they do not."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=200, help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
@@ -99,6 +108,7 @@ def generate(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "duration_s": duration,
+        "attributes": read_attributes(attribute),
     }
     with ExitStack() as stack:
         if server:
@@ -131,6 +141,26 @@ def read_queries(prompts: list[str], from_file: Path | None, images: list[Path])
     if texts:
         return [Query(text, images[0] if images else None) for text in texts]
     return [Query(None, path) for path in images]
+
+
+def read_attributes(options: list[str] | None) -> dict[str, float] | None:
+    """Return the attributes of a command line; none at all where it says nothing, {} where it says "none".
+
+    Raises:
+        ValueError: one is not of the form NAME=0..1, or is not known.
+    """
+    if options == ["none"]:
+        return {}
+    found: dict[str, object] = {}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if name not in NAMES or not equals:
+            raise ValueError(f"--attribute {option}: write NAME=0..1 with a NAME of {', '.join(NAMES)}")
+        found[name] = value
+    try:
+        return Attributes.model_validate(found).given() if found else None
+    except ValidationError as error:
+        raise ValueError(f"--attribute {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
 
 
 def name_files(
@@ -187,17 +217,25 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
 
     predictor = Predictor.setup(settings)
     manifest = predictor.manifest
-    defaults = {name: getattr(manifest, name) for name in fields if hasattr(manifest, name)}
-    resolved = defaults | {name: value for name, value in fields.items() if value is not None}
+    taken = predictor.pipeline.attributes
+    own = fields.keys() - {"attributes"}
+    defaults = {name: getattr(manifest, name) for name in own if hasattr(manifest, name)}
+    resolved = defaults | {name: fields[name] for name in own if fields[name] is not None}
 
     def make(query: Query, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
         try:
             picture = Image.open(query.image).convert("RGB") if query.image else None
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{query.image} cannot be read as a picture: {error}") from None
-        request = {"negative_prompt": None, **resolved, "prompt": query.prompt, "image": picture}
+        prompt, attributes = settle(query.prompt, fields["attributes"], taken, model=manifest.name)
+        request = {
+            **resolved,
+            "negative_prompt": fields["negative_prompt"],
+            "prompt": prompt,
+            "image": picture,
+        }
         waves = [
-            predictor.predict(**request, seed=output_seed(seed, n), on_step=on_step)
+            predictor.predict(**request, attributes=attributes, seed=output_seed(seed, n), on_step=on_step)
             for n in range(num_outputs)
         ]
         return [predictor.encode_response(wave, output_format) for wave in waves]  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ class Service:
         self.worker = BatchWorker(
             self.queue, redis_url=settings.redis_url, lease_s=15, beat_s=5, jobs=jobs, engine=self.engine
         )
-        self.info = model_info(pipeline.manifest)
+        self.info = model_info(pipeline.manifest, pipeline.condition_encoder.config.scalars)
         self.state.announce(self.info)
 
     def close(self):

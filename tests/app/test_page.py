@@ -269,6 +269,85 @@ def test_two_sounds_are_compared_in_turn(page):
     bar.wait_for(state="hidden")
 
 
+def test_sliders_ask_for_attributes_and_are_open_until_moved(page):
+    assert page.get_by_role("slider", name="Brightness").count() == 0  # folded away
+    page.get_by_text("Character", exact=True).click()
+    brightness, pitch = (page.get_by_role("slider", name=name) for name in ("Brightness", "Pitch"))
+    assert brightness.get_attribute("aria-valuetext") == "left open"
+    page.get_by_text("dull", exact=False).first.wait_for()
+    page.get_by_label("What should it sound like?").fill("a dog")
+    assert "attributes" not in body_of(page, lambda: page.keyboard.press("Control+Enter"))
+
+    brightness.press("ArrowRight")
+    assert brightness.get_attribute("aria-valuetext") == "55 %, bright"
+    pitch.press("Home")
+    assert pitch.get_attribute("aria-valuetext") == "0 %, low"
+    asked = body_of(page, lambda: page.keyboard.press("Control+Enter"))
+    assert asked["attributes"] == {"brightness": 0.55, "pitch": 0}
+    card = page.get_by_role("article").first
+    card.get_by_text("brightness 55 % · pitch 0 %").wait_for()
+    card.locator(".player").first.wait_for()
+
+    page.get_by_role("button", name="Leave pitch open").click()
+    assert pitch.get_attribute("aria-valuetext") == "left open"
+    assert page.evaluate("document.activeElement.id") == "pitch"
+    asked = body_of(page, lambda: page.keyboard.press("Control+Enter"))
+    assert asked["attributes"] == {"brightness": 0.55}
+
+
+def test_attributes_come_back_with_an_earlier_sound_and_go_into_its_snippets(page, tmp_path, monkeypatch):
+    page.get_by_text("Character", exact=True).click()
+    page.get_by_role("slider", name="Loudness").press("End")
+    set_slider(page, "Variations", 1)
+    generate(page, "a dog").locator(".player").first.wait_for()
+    page.reload()
+    card = page.get_by_role("article", name="a dog")
+    card.locator(".player").first.wait_for()
+    loudness = page.locator("#loudness")
+    loudness.wait_for(state="attached")
+    assert loudness.get_attribute("aria-valuetext") == "left open"
+    card.get_by_role("button", name="Use these settings").click()
+    page.get_by_role("slider", name="Loudness").wait_for()
+    assert loudness.get_attribute("aria-valuetext") == "100 %, loud"
+
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    card.get_by_role("button", name="Copy as Python").click()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(page.evaluate("window.copied"), "snippet", "exec"), {})
+    made, _ = soundfile.read("sound.wav")
+    assert 20 * np.log10(np.sqrt(np.mean(made**2))) == pytest.approx(-10, abs=0.1)
+    card.get_by_role("button", name="Copied").wait_for()
+    card.get_by_role("button", name="Copy as curl").click()
+    page.wait_for_function("window.copied.startsWith('curl')")
+    assert '"attributes":{"loudness":1}' in page.evaluate("window.copied")
+
+
+def test_a_snippet_with_a_picture_sends_attributes_as_json_in_a_form(page):
+    page.get_by_text("Character", exact=True).click()
+    page.get_by_role("slider", name="Pitch").press("End")
+    page.locator("#file").set_input_files(picture("red"))
+    page.get_by_role("img", name="Picture: red.png").wait_for()
+    page.get_by_role("button", name="Generate").click()
+    card = page.get_by_role("article").first
+    card.locator(".player").first.wait_for()
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    card.get_by_role("button", name="Copy as curl").click()
+    page.wait_for_function("window.copied")
+    assert """-F 'attributes={"pitch":1}'""" in page.evaluate("window.copied")
+
+
+@pytest.mark.parametrize(("taken", "shown"), [([], []), (["pitch", "timbre"], ["pitch"])])
+def test_only_what_the_model_takes_has_a_slider(page, taken, shown):
+    models = page.evaluate("fetch('v1/models').then((r) => r.json())")
+    page.route("**/v1/models", lambda route: route.fulfill(json=[{**models[0], "attributes": taken}]))
+    page.reload()
+    page.get_by_text("tiny · ready").wait_for()
+    page.wait_for_function("document.getElementById('duration').value === '4'")
+    found = page.locator("#character-rows input").evaluate_all("(sliders) => sliders.map((s) => s.id)")
+    assert found == shown
+    assert page.locator("#character").is_visible() == bool(shown)
+
+
 def test_markup_in_a_prompt_is_shown_as_text(page):
     card = generate(page, "<img src=x onerror=alert(1)><b>bold</b>")
     card.get_by_role("heading", name="<img src=x onerror=alert(1)><b>bold</b>").wait_for()
@@ -279,6 +358,7 @@ def test_markup_in_a_prompt_is_shown_as_text(page):
 def test_nothing_is_wider_than_a_phone(page, width):
     page.set_viewport_size({"width": width, "height": 800})
     page.get_by_role("button", name="Mix in words").click()
+    page.get_by_text("Character", exact=True).click()
     generate(page, "a" * 80).locator(".player").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert (
@@ -297,6 +377,8 @@ def test_axe_finds_nothing_serious(page, theme):
     card = generate(page, "a dog")
     card.locator(".player").nth(1).wait_for()
     page.get_by_role("button", name="Mix in words").click()
+    page.get_by_text("Character", exact=True).click()
+    page.get_by_role("slider", name="Pitch").press("End")
     page.locator("#file").set_input_files(picture("red"))
     page.get_by_role("img", name="Picture: red.png").wait_for()
     card.get_by_role("button", name="Compare as A").first.click()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import socket
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -51,6 +53,31 @@ def test_a_service_makes_the_same_sound_as_this_process(served, tiny_bundle, tmp
     samples = here[start + 8 : start + 8 + int.from_bytes(here[start + 4 : start + 8], "little")]
     assert len(samples) == 16_000
     assert samples in there
+
+
+def test_attributes_are_asked_for_by_option_or_in_words(served, tiny_bundle, tmp_path):
+    service, _ = served
+    service.wait_for_worker()
+    there = ["--server", service.url]
+    for name, query in {
+        "asked": ["a dog", "--attribute", "loudness=0.15", "--attribute", "pitch=0.85"],
+        "said": ["a quiet, high-pitched dog"],
+        "sent": ["a quiet, high-pitched dog", *there],
+        "literal": ["a quiet, high-pitched dog", "--attribute", "none"],
+        "literal_sent": ["a quiet, high-pitched dog", "--attribute", "none", *there],
+    }.items():
+        where = [] if "sent" in name else ["--model", tiny_bundle]
+        run("generate", *query, "-o", tmp_path / f"{name}.wav", *where, *TINY)
+    heard = {path.stem: soundfile.read(path)[0] for path in tmp_path.glob("*.wav")}
+    for one, other in (("said", "asked"), ("sent", "said"), ("literal_sent", "literal")):
+        np.testing.assert_array_equal(heard[one], heard[other])
+    assert np.abs(heard["said"] - heard["literal"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("option", ["pitch", "warmth=0.5", "pitch=high", "pitch=2"])
+def test_what_is_no_attribute_is_said(option, tiny_bundle):
+    with pytest.raises(ValueError, match=f"--attribute {option.partition('=')[0]}"):
+        run("generate", "a dog", "--attribute", option, "--model", tiny_bundle)
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,14 @@ def job(predictor, wanted):
 
 
 def alone(predictor, wanted, n=0):
-    fields = {"negative_prompt", "num_inference_steps", "guidance_scale", "duration_s", "composition"}
+    fields = {
+        "negative_prompt",
+        "attributes",
+        "num_inference_steps",
+        "guidance_scale",
+        "duration_s",
+        "composition",
+    }
     return predictor.pipeline(
         [Prompt(item.text, item.weight) for item in wanted.prompts or ()] or wanted.prompt,
         generator=torch.Generator().manual_seed(wanted.seed + n),
@@ -311,7 +318,12 @@ def test_a_job_alone_is_equal_to_the_pipeline_to_the_byte(engines, tiny_pipeline
     predictor = Predictor(tiny_pipeline)
     engine = engines(predictor)
     engine.start()
-    plain = [payload(), payload(seed=7, guidance_scale=1.0), payload(negative_prompt="wind")]
+    plain = [
+        payload(),
+        payload(seed=7, guidance_scale=1.0),
+        payload(negative_prompt="wind"),
+        payload(attributes={"loudness": 0.3}),
+    ]
     for wanted in (*plain, *(each.model_copy(update={"num_outputs": 1}) for each in COMPOSED)):
         each = job(predictor, wanted)
         engine.submit(each)
@@ -329,6 +341,7 @@ def test_a_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
             num_inference_steps=draw.randint(1, 9),
             guidance_scale=draw.choice([1.0, 2.5]),
             duration_s=draw.choice([0.5, 0.7, 1.3]),
+            attributes=draw.choice([{}, {"loudness": 0.3}, {"pitch": 0.9, "loudness": 0.8}]),
             num_outputs=draw.randint(1, 3),
         )
         for n in range(0, 80, 8)
