@@ -1,6 +1,6 @@
 """Build the images for real, run docker-compose.yml's services from them, and try what an installation has to do.
 
-    sudo PYTHONPATH=. python docker/check.py            # needs buildah, debootstrap, iproute2, PyYAML; no container engine
+    sudo PYTHONPATH=. python docker/check.py            # needs buildah, debootstrap, iproute2, curl, PyYAML; no container engine
 
 Each service runs its compose command in its image (buildah, chroot isolation) on a network namespace of its own, with compose's names,
 ports, users, volumes, environment and health checks. What this cannot cover is printed at the end.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,62 +20,21 @@ import time
 import wave
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import yaml
-from compose_service import NOT_COVERED, Service, buildah, run
+from compose_service import NOT_COVERED, Service, run
+from images import REDIS, build, make_base, make_redis, sizes, unpinned
 
 from benchmarks.scale.hosts import Host, network
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE, REDIS = "localhost/clipsynth-base", "localhost/clipsynth-check-redis"
+REQUEST_ID = "check-1"  # of one request, through all logs
 RUN = ("secrets", "redis", "app", "worker", "janitor", "webhooks")
-
-
-def make_base(suite: str) -> None:
-    """Make an image of Debian and its Python, in the place of python:3.11-slim-bookworm."""
-    with tempfile.TemporaryDirectory() as folder:
-        run(
-            "debootstrap",
-            "--variant=minbase",
-            "--include=ca-certificates,python3,python3-venv",
-            suite,
-            folder,
-        )
-        for pattern in ("var/lib/apt/lists/*", "var/cache/apt/*", "usr/share/doc/*", "usr/share/man/*"):
-            for path in Path(folder).glob(pattern):
-                run("rm", "-rf", str(path))
-        container = buildah("from", "scratch")
-        buildah("add", "--quiet", container, folder, "/")
-        buildah("commit", "--quiet", "--rm", container, BASE)
-
-
-def make_redis(mounts: list[str]) -> None:
-    """Make an image with Debian's Redis, in the place of redis:7.2-bookworm."""
-    container = buildah("from", *volumes(mounts), BASE)
-    install = "apt-get update -q && apt-get install -qy --no-install-recommends redis-server && install -d -o 999 /data"
-    buildah("run", "--isolation", "chroot", container, "--", "sh", "-c", install)
-    buildah("commit", "--quiet", "--rm", container, REDIS)
-
-
-def volumes(mounts: list[str]) -> list[str]:
-    return [word for mount in mounts for word in ("--volume", f"{mount}:{mount}:ro")]
-
-
-def build(role: str, mounts: list[str]) -> None:
-    started = time.monotonic()
-    buildah(
-        "bud", "--isolation", "chroot", "--layers", "--format", "docker", *volumes(mounts),
-        "--build-arg", f"BASE={BASE}", "--file", f"docker/{role}.Dockerfile", "--tag", f"clipsynth-{role}", ".",
-        cwd=ROOT,
-    )  # fmt: skip
-    print(f"built clipsynth-{role} in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def sizes() -> dict[str, str]:
-    """Return how large each image is."""
-    listed = json.loads(buildah("images", "--json"))
-    return {name.removeprefix("localhost/"): i["size"] for i in listed for name in i.get("names") or ()}
+TWO_STEPS = {"vocoder.steps": 2, "vocoder.finetune_steps": 0, "denoiser.steps": 2}
+TWO_STEPS |= {"vocoder.batch_size": 2, "denoiser.batch_size": 2}
+TRAINING_S = 900
 
 
 class Api:
@@ -154,8 +114,11 @@ def try_services(services: dict[str, Service], api: Api) -> None:
         {"prompt": "a dog barking", "seed": 7},
         "prefer: wait=60",
         "accept: audio/wav",
+        f"x-request-id: {REQUEST_ID}",
     )
     check("a prompt became a WAV", status == 200 and sounds(data))
+    jobs = partial(Service.logged, name="job_id", request_id=REQUEST_ID)
+    wait("API and worker log one job under the request's id", lambda: len(jobs(services["app"])) == 1 and jobs(services["app"]) == jobs(services["worker"]))  # fmt: skip
     scrape = services["worker"].execute("python", "-c", "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9100/metrics').read().decode())").stdout  # fmt: skip
     check("the worker's metrics count it", 'clipsynth_jobs_total{kind="text"' in scrape)
 
@@ -170,10 +133,8 @@ def try_services(services: dict[str, Service], api: Api) -> None:
     services["worker"].start()
     wait("the next worker makes the rest", lambda: set(statuses(api, ids)) == {"succeeded"})
 
-    services["redis"].signal(signal.SIGTERM)
-    services["redis"].wait()
-    services["redis"].start()
-    wait("redis comes back with what it knew", lambda: services["redis"].healthy() and set(statuses(api, ids)) == {"succeeded"})  # fmt: skip
+    restart_from_backup(services["redis"])
+    wait("redis comes back from a backup with what it knew", lambda: services["redis"].healthy() and set(statuses(api, ids)) == {"succeeded"})  # fmt: skip
     token = services["app"].execute("clipsynth", "keys", "create", "check").stdout.split()[0]
     check("after the first key others are refused", api.ask("GET", "/v1/generations")[0] == 401)
     check(
@@ -190,6 +151,43 @@ def try_services(services: dict[str, Service], api: Api) -> None:
         check(f"{name} wrote nothing outside its volumes and /tmp", services[name].written() == [])
 
 
+def restart_from_backup(redis: Service) -> None:
+    """Copy Redis' folder while it runs, and start it on the copy, as docs/operations.md says."""
+    cli = 'REDISCLI_AUTH=$(cat /run/secrets/clipsynth_redis_password) redis-cli "$@"'
+    data = redis.volume("/data")
+    for percentage in ("0", "100"):
+        said = redis.execute("sh", "-c", cli, "-", "config", "set", "auto-aof-rewrite-percentage", percentage)
+        check(f"Redis rewrites its file at {percentage} % (0: never)", said.stdout.strip() == "OK")
+        if percentage == "0":
+            run("tar", "-C", str(data), "-cf", str(data.parent / "redis.tar"), "appendonlydir")
+    redis.signal(signal.SIGTERM)
+    redis.wait()
+    shutil.rmtree(data / "appendonlydir")
+    run("tar", "-C", str(data), "-xf", str(data.parent / "redis.tar"))
+    redis.start()
+
+
+def try_training(train: Service) -> None:
+    """Prepare two videos and train two steps of each part, as `docker compose run --rm train …` does."""
+    folder = train.volume("/runs")
+    shutil.copy(ROOT / "docker/tiny_videos.py", folder)
+    train.start(["python", "tiny_videos.py", "videos", "2"])
+    check("two videos were made with the image's codecs", train.wait() == 0)
+    shutil.copytree(folder / "videos", train.volume("/videos"), dirs_exist_ok=True)
+    steps = [f"--set={part}={n}" for part, n in TWO_STEPS.items()]
+    for what, words in {
+        "prepare": ["clipsynth", "prepare", "/videos", "data/demo", "--clip-seconds", "1"],
+        "train, two steps of each part": ["clipsynth", "train", "/app/recipes/demo.yaml", *steps],
+        "inspect": ["clipsynth", "inspect", "runs/demo/bundle"],
+    }.items():
+        started = time.monotonic()
+        train.start(words)
+        code = train.wait(TRAINING_S)
+        check(f"{what} ({time.monotonic() - started:.0f} s)", code == 0)
+    check("training left a bundle", (folder / "runs/demo/bundle/clipsynth.json").exists())
+    check("train wrote nothing outside its volumes and /tmp", train.written() == [])
+
+
 def statuses(api: Api, ids: list[str]) -> list[str]:
     return [api.get(f"/v1/generations/{i}")["status"] for i in ids]
 
@@ -203,6 +201,7 @@ def main() -> None:
         "--mount", action="append", default=[], help="path that builds see too, e.g. pip's configuration"
     )
     parser.add_argument("--build", nargs="*", default=["app", "worker", "train"], help="images to build")
+    parser.add_argument("--run", nargs="*", default=["services", "train"], help="what to try of them")
     arguments = parser.parse_args()
     known = sizes()
     if "clipsynth-base:latest" not in known:
@@ -210,22 +209,40 @@ def main() -> None:
     if "clipsynth-check-redis:latest" not in known:
         make_redis(arguments.mount)
     for role in arguments.build:
-        build(role, arguments.mount)
+        print(f"built clipsynth-{role} in {build(role, arguments.mount):.0f} s", flush=True)
+        check(f"all packages in clipsynth-{role} are pinned", unpinned(role) == set())
+    for name, value in sorted(sizes().items()):
+        if name.startswith("clipsynth-"):
+            print(f"{name}: {value}", flush=True)
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     images = {"redis:7.2-bookworm": REDIS}
     with ExitStack() as stack:
-        hosts = stack.enter_context(network(*RUN))
+        hosts = stack.enter_context(network(*RUN, "train"))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        services = {
-            name: stack.enter_context(
-                Service(name, compose["services"][name], images=images, hosts=hosts, folder=folder, root=ROOT)
+        (videos := folder / "videos").mkdir()
+
+        def service(name: str) -> Service:
+            return stack.enter_context(
+                Service(
+                    name,
+                    compose["services"][name],
+                    images=images,
+                    hosts=hosts,
+                    folder=folder,
+                    root=ROOT,
+                    variables={"VIDEOS": str(videos)},
+                )
             )
-            for name in RUN
-        }
-        try_services(services, Api(hosts["app"]))
-    for name, value in sorted(sizes().items()):
-        if name.startswith("clipsynth-"):
-            print(f"{name}: {value}")
+
+        try:
+            if "train" in arguments.run:
+                try_training(service("train"))
+            if "services" in arguments.run:
+                try_services({name: service(name) for name in RUN}, Api(hosts["app"]))
+        except SystemExit:
+            for log in sorted(folder.glob("*.log")):
+                print(f"----- {log.name}", *log.read_text().splitlines()[-20:], sep="\n", flush=True)
+            raise
     print("not covered without a container engine:", *NOT_COVERED, sep="\n  - ")
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ NOT_COVERED = (
     "published ports, the internal network's missing way out, and names by DNS (here: /etc/hosts)",
     "read_only, cap_drop, no-new-privileges, init and restart (instead: nothing was written outside volumes and /tmp)",
     "a fresh volume's contents and owner coming from the image (here: set by this script)",
-    "--scale and depends_on (here: one of each, in order), GPUs, the profiles metrics and train",
+    "--scale and depends_on (here: one of each, in order), GPUs, the profile metrics",
     "the images python:3.11-slim-bookworm and redis:7.2-bookworm themselves (here: Debian's Python and Redis)",
 )
 
@@ -46,7 +47,10 @@ class Service:
         hosts: dict[str, Host],
         folder: Path,
         root: Path,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
+        """`variables` are compose's; for others its defaults count."""
+        self._variables = variables or {}
         self.name, self.spec, self.host = name, spec, hosts[name]
         image = images.get(spec["image"], spec["image"])
         names = [word for host in hosts for word in ("--add-host", f"{host}:{hosts[host].address}")]
@@ -59,7 +63,7 @@ class Service:
         self._options = ["--user", self._user, *self._volumes(folder, root)]
         self._environment = dict(pair.split("=", 1) for pair in config["Env"] or ())
         for key, value in spec.get("environment", {}).items():
-            self._environment[key] = _substituted(str(value))
+            self._environment[key] = self._substituted(str(value))
             self._options += ["--env", f"{key}={self._environment[key]}"]
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / f"{name}.log"
@@ -67,8 +71,8 @@ class Service:
     def _volumes(self, folder: Path, root: Path) -> list[str]:
         options = ["--volume", f"{_folder(folder / f'tmp-{self.name}', 0o1777)}:/tmp"]
         for volume in self.spec.get("volumes", ()):
-            source, target, *mode = volume.split(":")
-            if source.startswith("."):
+            source, target, *mode = self._substituted(volume).split(":")
+            if source.startswith((".", "/")):
                 source = str((root / source).resolve())
             else:
                 path = folder / source
@@ -79,6 +83,10 @@ class Service:
                 source = str(path)
             options += ["--volume", ":".join([source, target, *mode])]
         return options
+
+    def _substituted(self, value: str) -> str:
+        """Return a value of compose's with `${NAME:-default}` replaced."""
+        return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: self._variables.get(m[1], m[2]), value)
 
     def __enter__(self) -> Service:
         return self
@@ -98,12 +106,11 @@ class Service:
             "buildah", "run", "--isolation", "chroot", *self._options, self.container, "--", *words
         )
 
-    def start(self) -> None:
-        """Start the service's command in its own network namespace."""
-        command = ["buildah", "run", "--isolation", "chroot", *self._options, self.container, "--"]
+    def start(self, words: Sequence[str] = ()) -> None:
+        """Start the service's command, or another, in its own network namespace."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.host.command(*command, *self.spec["command"]),
+                self._command(*(words or self.spec["command"])),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -152,6 +159,21 @@ class Service:
         assert found
         return int(found[1])
 
+    def logged(self, name: str, **where: object) -> set[str]:
+        """Return what the field `name` says in those lines of the JSON log that say `where`."""
+        found = set()
+        for line in self.log.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                said = json.loads(line)
+                if isinstance(said, dict) and where.items() <= said.items() and name in said:
+                    found.add(said[name])
+        return found
+
+    def volume(self, target: str) -> Path:
+        """Return the folder here that the service sees as `target`."""
+        [source] = {w.split(":")[0] for w in self._options if w.split(":")[1:2] == [target]}
+        return Path(source)
+
     def wait(self, timeout_s: float = 60) -> int:
         """Return the exit code, negative where a signal ended the process."""
         assert self.process
@@ -174,8 +196,3 @@ def _folder(path: Path, mode: int) -> Path:
     path.mkdir(exist_ok=True)
     path.chmod(mode)
     return path
-
-
-def _substituted(value: str) -> str:
-    """Return a value with compose's `${NAME:-default}` as where no variable is set."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)

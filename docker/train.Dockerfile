@@ -12,13 +12,19 @@ RUN python3 -m venv /venv
 COPY . .
 RUN /venv/bin/pip install --no-deps --target /app .
 
+FROM ${BASE} AS pins
+WORKDIR /build
+COPY constraints.txt docker/torch_pins.py ./
+RUN python3 torch_pins.py constraints.txt > torch.txt
+
 FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /venv
-# The CUDA build of PyTorch unless TORCH_INDEX_URL names an index of another: that runs without a GPU too.
+# The CUDA build of PyTorch, which runs without a GPU too, unless TORCH_INDEX_URL names an index of another: 2.0+cpu goes before 2.0.
+# This layer is made anew only when PyTorch's own pins change.
 ARG TORCH_INDEX_URL=""
-COPY constraints.txt /requirements/
-RUN /venv/bin/pip install --constraint /requirements/constraints.txt ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} \
+COPY --from=pins /build/torch.txt /requirements/
+RUN /venv/bin/pip install --constraint /requirements/torch.txt ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} \
     torch torchvision
 ARG EXTRAS=""
 COPY pyproject.toml constraints.txt docker/requirements.py /requirements/

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -33,6 +34,7 @@ class Serve:
             "CLIPSYNTH_BEAT_S": "1",
             "CLIPSYNTH_RESULT_TTL_S": str(result_ttl_s),
             "CLIPSYNTH_JANITOR_INTERVAL_S": "0.5",
+            "CLIPSYNTH_LOG_FORMAT": "json",
             "OMP_NUM_THREADS": "1",
         }
         environment.pop("CLIPSYNTH_REDIS_URL", None)
@@ -75,6 +77,11 @@ class Serve:
             timeout_s=TIMEOUT_S,
         )
         return self.http.get(location).json()["status"]
+
+    def logged(self, **where):
+        """The lines of the JSON log that say so."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if where.items() <= line.items()]
 
     def children(self):
         """Command lines by process id, after the program's name: a long path must not hide it."""

@@ -95,13 +95,20 @@ def graphs_wanted(recipe: RunRecipe, accelerator: Accelerator) -> bool:
     return recipe.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1
 
 
+def git_commit() -> str | None:
+    """Return the commit of this code; None where it is not in a repository, or there is no git, as in the image."""
+    command, root = ["git", "rev-parse", "HEAD"], Path(__file__).resolve().parent
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def describe_environment() -> dict[str, Any]:
     """Return what a run depended on besides its recipe."""
-    root = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     packages = ("torch", "diffusers", "transformers", "accelerate", "numpy")
     return {
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": git_commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),

@@ -4,23 +4,27 @@
 
 A worker here is a thread of a few processes that does to Redis what worker/rq_worker.py does for a job, through the same code (claim, lease, progress,
 final state), and nothing else: it stands for a worker on a machine of its own whose jobs take `--job-s` seconds, `--batch` at a time. The queue is
-kept full, so the rate is limited by the workers until Redis bends it. Latency is that of a client's read of a generation meanwhile.
+kept full, so the rate is limited by the workers until Redis bends it. Latency is what one more client meets meanwhile: that of a read of a generation, and
+that of putting one on the queue, which is what a POST waits for.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import random
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+import psutil
 from redis import Redis
 from rq import Queue
 from rq.executions import Execution
@@ -28,13 +32,21 @@ from rq.job import Job
 
 from benchmarks.serving.load import MANIFEST, payload
 from clipsynth.embedded_redis import EmbeddedRedis
+from clipsynth.process import wait_until
 from clipsynth.queue import connect, enqueue, get_queue
-from clipsynth.schemas import ModelInfo, Output, Progress
+from clipsynth.schemas import ModelInfo, Output, Progress, Status
 from clipsynth.settings import Settings
-from clipsynth.state import State, new_id
+from clipsynth.state import End, State, new_id
+from worker.taking import Taking
 
 PROCESSES = 4
 LEASE_S = 15
+WARM_S = 60
+QUARTERS = (
+    4  # of a job, after each of which the worker looks whether it is still wanted, and tells how far it is
+)
+POST_EVERY = 4  # reads
+LATENCIES = ("read p50, ms", "read p95", "POST's writes p50, ms", "p95")
 
 
 def simulate(redis: Redis, stop: Event, pool: ThreadPoolExecutor, *, batch: int, job_s: float) -> None:
@@ -42,52 +54,52 @@ def simulate(redis: Redis, stop: Event, pool: ThreadPoolExecutor, *, batch: int,
     settings = Settings(redis_url="redis://unused")
     state = State(redis, result_ttl_s=3600)
     queue = get_queue(MANIFEST.name, redis)
+    taking = Taking(queue, Job)
     name = f"simulated-{new_id()}"
+    stop.wait(random.uniform(0, job_s))  # not all at once
     while not stop.is_set():
         list(pool.map(lambda _: enqueue(redis, state, new_id(), payload(), settings), range(batch)))
-        with redis.pipeline(transaction=False) as pipeline:
-            for _ in range(batch):
-                pipeline.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
-            ids = [i.decode() for i in pipeline.execute() if i]
-            for generation_id in ids:
-                pipeline.hgetall(Job.key_for(generation_id))
-            records = pipeline.execute()
-        jobs = []
-        for generation_id, record in zip(ids, records, strict=True):
-            job = Job(generation_id, connection=redis, serializer=queue.serializer)
-            job.restore(record)
-            jobs.append(job)
+        jobs = taking.take(batch)
+        ids = [job.id for job in jobs]
         state.standings(ids)
-        executions = []
-        with redis.pipeline() as pipeline:
-            for job in jobs:
-                job.origin = queue.name
-                executions.append(Execution.create(job, LEASE_S, pipeline, worker_name=name))
-                job.prepare_for_execution(name, pipeline)
-                pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-                state.start(job.id, company=True, pipeline=pipeline)
-            pipeline.execute()
-        for _ in range(
-            4
-        ):  # quarters of a job: the worker looks whether it is still wanted, and tells how far it is
-            if stop.wait(job_s / 4):
+        executions = begin(redis, state, queue, jobs, name)
+        for _ in range(QUARTERS):
+            if stop.wait(job_s / QUARTERS):
                 break
             state.standings(ids)
             state.set_progress({i: Progress(step=2, num_steps=8) for i in ids})
-        list(pool.map(partial(settle, redis, state, queue), jobs, executions))
+        settle(redis, state, jobs, executions, name)
 
 
-def settle(redis: Redis, state: State, queue: Queue, job: Job, execution: Execution) -> None:
-    """Write what the end of a job writes."""
-    output = Output(
-        index=0, url=f"/v1/generations/{job.id}/audio/0", media_type="audio/wav", format="wav",
-        filename="x.wav", duration_s=1.0, sample_rate=16000, seed=0, recipe="x" * 300,
-    )  # fmt: skip
-    state.succeed(job.id, [output])
+def begin(redis: Redis, state: State, queue: Queue, jobs: list[Job], name: str) -> list[Execution]:
+    """Lease jobs, as BatchWorker._begin does."""
+    executions = []
     with redis.pipeline() as pipeline:
-        execution.delete(job=job, pipeline=pipeline)
-        pipeline.zrem(f"rq:wip:{queue.name}", f"{job.id}:{execution.id}")
-        pipeline.delete(job.key)
+        for job in jobs:
+            job.origin = queue.name
+            executions.append(Execution.create(job, LEASE_S, pipeline, worker_name=name))
+            job.prepare_for_execution(name, pipeline)
+            pipeline.persist(job.key)
+            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
+            state.start(job.id, company=True, pipeline=pipeline)
+        pipeline.execute()
+    return executions
+
+
+def settle(redis: Redis, state: State, jobs: list[Job], executions: list[Execution], name: str) -> None:
+    """Write what the end of jobs writes, as Settler and BatchWorker._record do: one transaction for all."""
+    with redis.pipeline() as pipeline:
+        for job in jobs:
+            output = Output(
+                index=0, url=f"/v1/generations/{job.id}/audio/0", media_type="audio/wav", format="wav",
+                filename="x.wav", duration_s=1.0, sample_rate=16000, seed=0, recipe="x" * 300,
+            )  # fmt: skip
+            state.end(End(job.id, Status.SUCCEEDED, {"outputs": [output.model_dump()]}), pipeline)
+        for job, execution in zip(jobs, executions, strict=True):
+            pipeline.hincrby(f"rq:worker:{name}", "successful_job_count", 1)
+            pipeline.hincrbyfloat(f"rq:worker:{name}", "total_working_time", 1.0)
+            pipeline.delete(job.key)
+            execution.delete(job=job, pipeline=pipeline)
         pipeline.execute()
 
 
@@ -104,10 +116,25 @@ def process(url: str, stop: Event, workers: int, options: dict[str, Any]) -> Non
         thread.join()
 
 
-def measure(folder: Path, workers: int, *, seconds: float, batch: int, job_s: float) -> dict[str, float]:
-    """Return jobs per second, the share of what the workers could do, and the latency of a read in ms."""
+def workers_cpu_s(processes: list[SpawnProcess]) -> float:
+    """Return the CPU seconds that they have taken until now."""
+    return sum(sum(psutil.Process(p.pid).cpu_times()[:2]) for p in processes)
+
+
+def milliseconds(action: Callable[[], object]) -> float:
+    """Return how long it takes."""
+    begun = time.monotonic()
+    action()
+    return 1e3 * (time.monotonic() - begun)
+
+
+def measure(
+    folder: Path, workers: int, *, seconds: float, batch: int, job_s: float, fsync: str
+) -> dict[str, float]:
+    """Return jobs per second, the share of what the workers could do, and the latency of a read and of a POST's writes in ms, cores."""
     server = EmbeddedRedis(folder)
     redis = connect(server.url)
+    redis.config_set("appendfsync", fsync)
     state = State(redis, result_ttl_s=3600)
     state.announce(
         ModelInfo(**{k: getattr(MANIFEST, k) for k in ModelInfo.model_fields.keys() - {"attributes", "cost"}})
@@ -120,18 +147,21 @@ def measure(folder: Path, workers: int, *, seconds: float, batch: int, job_s: fl
     for p in processes:
         p.start()
     try:
-        while sum(state.ended().values()) < workers * batch:
-            time.sleep(0.05)
+        warm = wait_until(lambda: sum(state.ended().values()) >= workers * batch, timeout_s=WARM_S)
+        assert warm, "the simulated workers do not end their first jobs"
+        cpu_s = workers_cpu_s(processes)
         cpu, ended, started = redis.info("cpu"), sum(state.ended().values()), time.monotonic()
-        reads = []
+        reads, posts = [], []
+        settings = Settings(redis_url="redis://unused")
         while time.monotonic() - started < seconds:
-            begun = time.monotonic()
-            redis.hgetall("clipsynth:gen:none")
-            reads.append(1e3 * (time.monotonic() - begun))
+            reads.append(milliseconds(lambda: redis.hgetall("clipsynth:gen:none")))
+            if len(reads) % POST_EVERY == 0:
+                posts.append(milliseconds(lambda: enqueue(redis, state, new_id(), payload(), settings)))
             time.sleep(0.02)
         took_s = time.monotonic() - started
         rate = (sum(state.ended().values()) - ended) / took_s
         used = redis.info("cpu")
+        cpu_s = workers_cpu_s(processes) - cpu_s
         busy = sum(used[k] - cpu[k] for k in ("used_cpu_sys", "used_cpu_user")) / took_s
     finally:
         stop.set()
@@ -145,6 +175,9 @@ def measure(folder: Path, workers: int, *, seconds: float, batch: int, job_s: fl
         "of_ideal": rate / (workers * batch / job_s),
         "read_p50_ms": statistics.median(reads),
         "read_p95_ms": statistics.quantiles(reads, n=20)[-1],
+        "post_p50_ms": statistics.median(posts),
+        "post_p95_ms": statistics.quantiles(posts, n=20)[-1],
+        "workers_cpu": cpu_s / took_s,
         "redis_cpu": busy,
         "redis_ms": 1e3 * busy / rate,
     }
@@ -158,17 +191,18 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--job-s", type=float, default=2.0)
+    parser.add_argument("--fsync", choices=["always", "everysec", "no"], default="always")
     arguments = parser.parse_args()
     print(
-        "| workers | jobs/s | of what they could | read p50, ms | p95 | Redis' CPU |\n|---|---|---|---|---|---|"
+        f"| workers | jobs/s | of what they could | {' | '.join(LATENCIES)} | cores: workers | Redis | of it per job, ms |"
     )
+    print("|---" * 10 + "|")
+    fixed = {name: value for name, value in vars(arguments).items() if name != "workers"}
     for count in arguments.workers:
         with tempfile.TemporaryDirectory() as name:
-            row = measure(
-                Path(name), count, seconds=arguments.seconds, batch=arguments.batch, job_s=arguments.job_s
-            )
+            row = measure(Path(name), count, **fixed)
         print(
-            f"| {count} | {row['jobs_per_s']:.1f} | {row['of_ideal']:.2f} | {row['read_p50_ms']:.2f} |"
-            f" {row['read_p95_ms']:.2f} | {row['redis_cpu']:.2f} | {row['redis_ms']:.2f} |",
+            f"| {count} | {row['jobs_per_s']:.1f} | {row['of_ideal']:.2f} | {row['read_p50_ms']:.2f} | {row['read_p95_ms']:.2f} |"
+            f" {row['post_p50_ms']:.1f} | {row['post_p95_ms']:.1f} | {row['workers_cpu']:.2f} | {row['redis_cpu']:.2f} | {row['redis_ms']:.2f} |",
             flush=True,
         )

@@ -36,6 +36,7 @@ defaults
   timeout connect 2s
   timeout client 70s
   timeout server 70s
+  timeout check 5s           # an API that is busy is not down
   option http-server-close   # a request never goes out on a connection that its API is about to close
   option redispatch 1
   retries 5

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes of a live API and worker, and that dashboard and alerts ask for nothing else."""
+"""What Prometheus scrapes of a live API and worker, and that dashboard, alerts and scaling ask for nothing else."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ def asked_for():
     expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     dashboard = json.loads((DOCKER / "grafana/dashboards/clipsynth.json").read_text())
     expressions += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    expressions.append((DOCKER / "kubernetes/scaling.yaml").read_text())
     return {name for e in expressions for name in re.findall(r"\b(?:clipsynth|http)_\w+", e)}
 
 
-def test_dashboard_and_alerts_ask_for_what_is_scraped(service, worker_url):
+def test_dashboard_alerts_and_scaling_ask_for_what_is_scraped(service, worker_url):
     service.finish(service.post({"prompt": "rain", **SHORT}))
     scraped = names(service.client.get("/metrics").text) | names(fetch(f"{worker_url}/metrics"))
     asked = asked_for()

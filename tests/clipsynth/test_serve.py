@@ -31,6 +31,23 @@ def test_serve_makes_a_sound(served):
     assert service.http.get(f"{location}/audio/0").content[:4] == b"RIFF"
 
 
+def test_the_logs_of_api_and_worker_have_the_same_request_id(served):
+    service, _ = served
+    body = {"prompt": "a dog", "duration_s": 0.5}
+    made = service.http.post("/v1/generations", json=body, headers={"X-Request-Id": "mine-1"})
+    generation_id = made.json()["id"]
+    service.wait_for_end(made.headers["location"])
+
+    def of(package):
+        return [line for line in service.logged(job_id=generation_id) if line["logger"].startswith(package)]
+
+    assert wait_until(lambda: of("app.") and of("worker."), timeout_s=TIMEOUT_S)
+    assert {line["request_id"] for line in of("app.") + of("worker.")} == {"mine-1"}
+    assert [line["route"] for line in service.logged(request_id="mine-1", logger="clipsynth.access")] == [
+        "/v1/generations"
+    ]
+
+
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

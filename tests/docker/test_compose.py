@@ -13,6 +13,7 @@ from compose_spec import PyCompose
 from clipsynth.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
+KNOWN = {f"CLIPSYNTH_{name.upper()}" for name in Settings.model_fields}
 OURS = ("app", "worker", "janitor", "webhooks")
 
 
@@ -29,6 +30,25 @@ SERVICES = COMPOSE["services"]
 @pytest.mark.parametrize("name", ["docker-compose.yml", "compose.gpu.yaml"])
 def test_it_is_as_the_specification_has_it(name):
     PyCompose.from_json(json.dumps(read(name)))
+
+
+SNIPPETS = re.findall(
+    r"^    services:\n(?:     .*\n)+", (ROOT / "docs/operations.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_what_the_operator_is_told_to_add_is_too(snippet):
+    """Compose files in the documentation: after the specification, with settings and services that exist."""
+    added = yaml.safe_load(snippet)
+    PyCompose.from_json(json.dumps(added))
+    for name, service in added["services"].items():
+        assert service.get("extends", {}).get("service", name) in SERVICES
+        assert set(service["environment"]) <= KNOWN
+
+
+def test_the_operator_is_told_what_to_add():
+    assert len(SNIPPETS) == 2
 
 
 def test_commands_are_those_of_the_images():
@@ -69,9 +89,8 @@ def test_a_worker_may_end_what_it_runs():
 
 
 def test_every_setting_of_ours_exists():
-    known = {f"CLIPSYNTH_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
-        assert set(SERVICES[name]["environment"]) <= known
+        assert set(SERVICES[name]["environment"]) <= KNOWN
 
 
 def test_the_check_runs_what_compose_starts():

@@ -1,4 +1,4 @@
-"""The manifests: by Kubernetes' schemas, and by each other. KEDA's and kustomize's kinds have no schema here."""
+"""The manifests: by Kubernetes' schemas, by models of KEDA's kinds, and by each other. Kustomize's kind has no schema here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from cloudcoil.models.keda import v1alpha1 as keda
+from pydantic import ValidationError
 
 from clipsynth.settings import Settings
 
@@ -17,6 +19,9 @@ VERSION = "1.34"
 LISTED = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
 FILES = {path.name: list(yaml.safe_load_all(path.read_text())) for path in FOLDER.glob("*.yaml")}
 FOREIGN = ("keda.sh/", "kustomize.config.k8s.io/")
+SCALING = [
+    o for objects in FILES.values() for o in objects if o["apiVersion"] == "keda.sh/v1alpha1"
+]  # of both files
 OBJECTS = [o for name in LISTED for o in FILES[name]]
 PODS = [o for o in OBJECTS if o["kind"] in ("Deployment", "StatefulSet")]
 
@@ -36,6 +41,70 @@ def test_a_wrong_manifest_would_be_found():
     deployment = next(o for o in OBJECTS if o["kind"] == "Deployment")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment | {"spec": {"replicas": "two"}}, VERSION, strict=True)
+
+
+def as_keda_has_it(manifest):
+    """Return what KEDA 2.16 reads of a manifest; what it does not know is left out."""
+    read = getattr(keda, manifest["kind"]).model_validate(manifest)
+    return json.loads(read.model_dump_json(by_alias=True, exclude_unset=True))
+
+
+@pytest.mark.parametrize("manifest", SCALING, ids=lambda m: m["kind"])
+def test_scaling_is_as_keda_has_it(manifest):
+    assert as_keda_has_it(manifest) == manifest
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"minReplicas": 1},
+        {"maxReplicaCount": "many"},
+        {"triggers": [{"type": "redis"}]},
+        {"fallback": {"failureThreshold": 5}},
+    ],
+    ids=str,
+)
+def test_wrong_scaling_would_be_found(wrong):
+    manifest = next(o for o in SCALING if o["kind"] == "ScaledObject")
+    manifest = manifest | {"spec": manifest["spec"] | wrong}
+    with pytest.raises((ValidationError, AssertionError)):
+        assert as_keda_has_it(manifest) == manifest
+
+
+# KEDA's own schema leaves a trigger's metadata open: these are the fields that its documentation has (2.16), the required ones first.
+TRIGGERS = {
+    "prometheus": (
+        {"serverAddress", "query", "threshold"},
+        {"activationThreshold", "namespace", "customHeaders", "ignoreNullValues", "queryParameters"}
+        | {"unsafeSsl", "authModes", "timeout"},
+    ),
+    "redis": (
+        {"address", "listName", "listLength"},
+        {"activationListLength", "enableTLS", "unsafeSsl", "databaseIndex", "usernameFromEnv"}
+        | {"passwordFromEnv"},
+    ),
+}
+
+
+def test_triggers_have_the_fields_that_keda_documents():
+    for scaled in (o for o in SCALING if o["kind"] == "ScaledObject"):
+        for trigger in scaled["spec"]["triggers"]:
+            required, optional = TRIGGERS[trigger["type"]]
+            assert required <= trigger["metadata"].keys() <= required | optional
+            assert all(isinstance(value, str) for value in trigger["metadata"].values())
+
+
+def test_keda_scales_and_asks_what_is_there():
+    deployments = {o["metadata"]["name"] for o in OBJECTS if o["kind"] == "Deployment"}
+    for scaled in (o for o in SCALING if o["kind"] == "ScaledObject"):
+        assert scaled["spec"]["scaleTargetRef"]["name"] in deployments
+    authentications = {o["metadata"]["name"] for o in SCALING if o["kind"] == "TriggerAuthentication"}
+    assert {
+        t["authenticationRef"]["name"]
+        for o in SCALING
+        for t in o["spec"].get("triggers", ())
+        if "authenticationRef" in t
+    } == authentications
 
 
 def test_selectors_find_their_pods():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,3 +43,39 @@ def test_an_extra_adds_to_a_role():
 def test_every_requirement_is_pinned(role):
     pinned = {name(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert wanted(role, "s3").keys() <= pinned
+
+
+CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def torch_pins(lines, folder):
+    (folder / "constraints.txt").write_text("\n".join(lines))
+    command = [sys.executable, "docker/torch_pins.py", folder / "constraints.txt"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def required(*roots):
+    """The names of packages and of what they require, extras left out."""
+    found, left = set(), list(roots)
+    while left:
+        package = left.pop()
+        if package not in found:
+            found.add(package)
+            needs = map(Requirement, requires(package) or ())
+            left += [name(n.name) for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_torch_is_installed_by_the_pins_of_what_it_requires(tmp_path):
+    printed = torch_pins(CONSTRAINTS, tmp_path).split()
+    pinned = {name(line) for line in CONSTRAINTS}
+    assert {name(line) for line in printed} == required("torch", "torchvision") & pinned
+    assert set(printed) <= set(CONSTRAINTS)
+
+
+def test_torch_is_installed_again_only_when_its_own_pins_change(tmp_path):
+    """The layer is made anew when what is printed changes."""
+    before = torch_pins(CONSTRAINTS, tmp_path)
+    others = [line if line in before.split() else line + ".1" for line in CONSTRAINTS]
+    assert torch_pins([*others[::-1], "another==1"], tmp_path) == before
+    assert torch_pins([line.replace("torch==", "torch==9") for line in CONSTRAINTS], tmp_path) != before

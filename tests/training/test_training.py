@@ -15,7 +15,7 @@ from models.mel import MelSpectrogram
 from training.batches import Batch, Batches
 from training.data import load_clips
 from training.generated import GeneratedClips
-from training.loop import load_state
+from training.loop import describe_environment, git_commit, load_state
 from training.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
 from training.train import train
@@ -182,6 +182,12 @@ def test_variants_share_the_vocoder_of_another_run(prepared, tmp_path):
     assert not (tmp_path / "second" / "vocoder").exists()
     one, two = (load_file(folder / "vocoder" / "model.safetensors") for folder in (first, second))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_machine_without_git_trains_too(monkeypatch):
+    assert (git_commit() is not None) == (ROOT / ".git").exists()
+    monkeypatch.setenv("PATH", "")
+    assert describe_environment()["git_commit"] is None
 
 
 def test_a_run_keeps_its_recipe_environment_and_logs(prepared, tmp_path):
