@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import librosa
@@ -17,7 +18,7 @@ from transformers import SpeechT5HifiGan
 
 from models.mel import MelSpectrogram
 from models.video import VIDEO_SUFFIXES, read_video
-from models.vocoder import build_vocoder
+from models.vocoder import build_vocoder, vocode
 from training.cut import level
 from training.loop import load_state
 from training.train_vocoder import mel_distance, stft_distance
@@ -76,13 +77,15 @@ def main() -> None:
     systems: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         f"Griffin-Lim, {arguments.iterations} iterations": griffin_lim(mel, arguments.iterations)
     }
-    systems |= {str(path): load_vocoder(path, mel) for path in arguments.vocoders}
+    for path in arguments.vocoders:
+        alone = load_vocoder(path, mel)
+        systems |= {f"{path}, not fitted": alone, f"{path}": partial(vocode, alone, mel=mel)}
     print(
         "| vocoder | STFT distance | 95 % interval | mel distance | seconds per clip |\n|---|---:|---|---:|---:|"
     )
-    for name, vocode in systems.items():
+    for name, invert in systems.items():
         stfts, mels, started = [], [], time.perf_counter()
-        made = [vocode(mel(target)) for target in targets]
+        made = [invert(mel(target)) for target in targets]
         seconds = (time.perf_counter() - started) / len(targets)
         for wave, target in zip(made, targets, strict=True):
             length = min(wave.shape[1], target.shape[1])

@@ -14,6 +14,7 @@ from evaluation.systems import SAMPLE_RATE, Query, QueryKind, Sources, split_opt
 from models.pipeline import ClipSynthPipeline
 from models.prompts import as_set
 from models.sampler import advance
+from models.vocoder import vocode
 from models.waveform import level
 
 
@@ -115,6 +116,6 @@ class Reconstruction:
     def _reconstruct(self, query: Query, sound: np.ndarray) -> np.ndarray:
         wanted = fit(sound, query.duration_s)
         levelled, gain = level(wanted)
-        mel = self.pipe.mel(torch.from_numpy(levelled)[None])
-        heard = self.pipe.vocoder(mel).reshape(-1).numpy()
+        log_mel = self.pipe.mel(torch.from_numpy(levelled)[None])
+        heard = vocode(self.pipe.vocoder, log_mel, self.pipe.mel)[0].numpy()
         return fit(np.clip(heard / gain, -1, 1).astype(np.float32), query.duration_s)

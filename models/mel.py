@@ -54,11 +54,19 @@ class MelSpectrogram(ConfigOnlyPart):
         Raises:
             ValueError: not (B, T), or too short for one window with reflect padding.
         """
+        return self.log_bands(self.spectrum(waveform).abs()).transpose(1, 2)
+
+    def spectrum(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Return the complex spectrum (B, n_fft // 2 + 1, F) of a waveform (B, T).
+
+        Raises:
+            ValueError: as for a call.
+        """
         pad = (self.config.n_fft - self.config.hop_length) // 2
         if waveform.ndim != 2 or waveform.shape[-1] <= pad:
             raise ValueError(f"`waveform` must be (B, T) with T > {pad} samples, got {tuple(waveform.shape)}")
         padded = F.pad(waveform.float()[:, None], (pad, pad), mode="reflect")[:, 0]
-        spectrum = torch.stft(
+        spectrum: torch.Tensor = torch.stft(
             padded,
             self.config.n_fft,
             hop_length=self.config.hop_length,
@@ -67,5 +75,9 @@ class MelSpectrogram(ConfigOnlyPart):
             center=False,
             return_complex=True,
         )
-        mel = torch.einsum("bkf,km->bfm", spectrum.abs(), self.filters.float())
-        return torch.log(mel.clamp(min=self.config.log_floor))
+        return spectrum
+
+    def log_bands(self, magnitudes: torch.Tensor) -> torch.Tensor:
+        """Return log-mels (B, n_mels, F) of magnitudes (B, n_fft // 2 + 1, F)."""
+        bands = torch.einsum("bkf,km->bmf", magnitudes, self.filters.float())
+        return torch.log(bands.clamp(min=self.config.log_floor))

@@ -343,8 +343,8 @@ class ClipSynthPipeline(DiffusionPipeline):
         Voices are mixed, and a row that has a loudness is brought to it. A waveform that would clip is scaled down to a peak of 0.99.
         """
         size = round(duration_s * self.mel.config.sample_rate)
-        mel = self.denoiser.to_mel(torch.cat([row.latents for row in rows]))
-        waveforms = to_waveforms(self.vocoder, mel, gain=self.manifest.output_gain, size=size)
+        log_mel = self.denoiser.to_mel(torch.cat([row.latents for row in rows]))
+        waveforms = to_waveforms(self.vocoder, log_mel, self.mel, gain=self.manifest.output_gain, size=size)
         voices = rows[0].voices
         if voices > 1:
             parts_of = (np.stack(waveforms[n : n + voices]) for n in range(0, len(waveforms), voices))

@@ -167,6 +167,7 @@ class SpecVqganPipeline(DiffusionPipeline):
         waveforms = to_waveforms(
             self.vocoder,
             self.codec.decode(codes),
+            self.mel,
             gain=self.config.output_gain,
             size=round(duration_s * rate),
         )

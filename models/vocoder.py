@@ -9,6 +9,7 @@ import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from models.mel import MelSpectrogram
+from models.mel_fit import fit_to_mel
 
 # 8 * 5 * 4 = 160 samples per mel frame; rates and kernels for which the length is exactly 160 per frame.
 UPSAMPLE_RATES = (8, 5, 4)
@@ -34,9 +35,17 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
     )
 
 
-def to_waveforms(vocoder: SpeechT5HifiGan, mel: torch.Tensor, *, gain: float, size: int) -> list[np.ndarray]:
+def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+    """Return waveforms (B, T) of log-mels (B, F, M) in float32, fitted to them."""
+    waveforms = vocoder(log_mel.to(vocoder.dtype)).float().reshape(len(log_mel), -1)
+    return fit_to_mel(waveforms, log_mel, mel)
+
+
+def to_waveforms(
+    vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram, *, gain: float, size: int
+) -> list[np.ndarray]:
     """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; none has a peak above 0.99."""
-    waveforms = gain * vocoder(mel.to(vocoder.dtype)).float().reshape(len(mel), -1)[:, :size]
+    waveforms = gain * vocode(vocoder, log_mel, mel)[:, :size]
     peaks = waveforms.abs().amax(-1, keepdim=True)
     return list((waveforms * (MAX_PEAK / peaks.clamp(min=MAX_PEAK))).cpu().numpy())
 

@@ -10,6 +10,7 @@ from models.condition_encoder import Kind
 from models.mel import MelSpectrogram
 from models.sampler import Row, advance
 from models.vocoder import build_vocoder
+from models.vocoder import vocode as to_sound
 from training.batches import LOG_FLOOR, Batch
 from training.loop import load_state, load_weights
 from training.recipe import Recipe, RequestDefaults
@@ -58,9 +59,7 @@ def vocode(recipe: Recipe, mels: torch.Tensor) -> torch.Tensor | None:
     state = load_state(recipe.vocoder_folder / "state.pt")
     if state is None:
         return None
-    vocoder = build_vocoder(
-        MelSpectrogram(), upsample_initial_channel=recipe.vocoder.upsample_initial_channel
-    )
+    mel = MelSpectrogram()
+    vocoder = build_vocoder(mel, upsample_initial_channel=recipe.vocoder.upsample_initial_channel)
     load_weights("vocoder", vocoder, state["weights"]["vocoder"])
-    sounds: torch.Tensor = vocoder.eval()(mels)
-    return sounds.flatten().clamp(-1, 1)
+    return to_sound(vocoder.eval(), mels, mel).flatten().clamp(-1, 1)
