@@ -55,13 +55,8 @@ class Batch:
     mask: torch.Tensor
     scalars: torch.Tensor
 
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of it, in the order above."""
-        return tuple(getattr(self, f.name) for f in fields(self))
-
     def to(self, device: torch.device) -> Self:
-        return type(self)(*(x.to(device) for x in self.tensors))
+        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -153,10 +148,9 @@ class Batches(Dataset[tuple[Batch, Remade]]):
     def __getitem__(self, n: int) -> tuple[Batch, Remade]:
         d = self.recipe.denoiser
         g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
-        unit = d.length_step or d.frames_per_token
-        frames = unit * int(torch.randint(d.min_frames // unit, d.max_frames // unit + 1, (), generator=g))
+        shortest, longest = d.min_frames // d.frames_per_token, d.max_frames // d.frames_per_token
+        frames = d.frames_per_token * int(torch.randint(shortest, longest + 1, (), generator=g))
         seeds = torch.randint(2**62, (self.size,), generator=g).tolist()
-        frames -= frames % d.frames_per_token
         size = math.ceil(frames * self.hop * max(d.speeds)) + TAPS
         remade: list[tuple[int, torch.Tensor, float, float]] = []
         rows: list[Batch] = []

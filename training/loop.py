@@ -84,15 +84,7 @@ def autocast(recipe: RunRecipe, device: torch.device) -> torch.autocast:
             torch.backends.cpu.get_cpu_capability().startswith("AVX512")
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
-    # A cached weight in half precision must not outlive the recording of a CUDA graph.
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=recipe.bf16 and able, cache_enabled=device.type != "cuda"
-    )
-
-
-def graphs_wanted(recipe: RunRecipe, accelerator: Accelerator) -> bool:
-    """Return whether steps are to be recorded: as the recipe says, on one CUDA device."""
-    return recipe.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and able)
 
 
 def git_commit() -> str | None:

@@ -49,7 +49,7 @@ class VocoderRecipe(_Section):
 
 
 class DenoiserRecipe(_Section):
-    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames in steps of `length_step` (0: of a token), one length per batch.
+    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames, one length per batch.
 
     `condition`: what the sound is generated from: frames ("image", CLIPSynth), captions ("text", CLIPSynth-Text) or either ("hybrid").
     The learning rate rises over `warmup_steps`, stays, and falls as a cosine to zero over the last `decay_share` of the steps, so that a
@@ -88,7 +88,6 @@ class DenoiserRecipe(_Section):
     max_sigma: float = 1.0
     min_frames: PositiveInt = 100
     max_frames: PositiveInt = 500
-    length_step: NonNegativeInt = 0
     evaluate_every: PositiveInt = 250
     patience: PositiveInt | None = None
 
@@ -158,8 +157,7 @@ class TransformerRecipe(_Section):
 class RunRecipe(_Section):
     """What every run has: the prepared folder, the run folder, and how it is run. Relative paths count from the working directory.
 
-    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `in_memory`: clips are read once (0.3 MB per 5 s); `cuda_graphs`: steps are
-    recorded and replayed, for small networks on one GPU (see `training.graphs`); `bf16` where the device computes in it.
+    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `in_memory`: clips are read once (0.3 MB per 5 s); `bf16` where the device computes in it.
     """
 
     name: str
@@ -170,7 +168,6 @@ class RunRecipe(_Section):
     threads: int = 0
     workers: int = 0
     in_memory: bool = False
-    cuda_graphs: bool = False
     bf16: bool = True
     text_sigma: float = 0.5
     bank_share: float = 0.0

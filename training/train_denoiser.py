@@ -23,8 +23,7 @@ from models.denoiser import Denoiser
 from models.mel import MelSpectrogram
 from training.batches import LOG_FLOOR, Batch, Batches
 from training.data import Clips, ClipSet, crop
-from training.graphs import Graphed
-from training.loop import Run, arriving, autocast, graphs_wanted, load_state, load_weights
+from training.loop import Run, arriving, autocast, load_state, load_weights
 from training.pseudo_text import load_bank
 from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
@@ -96,20 +95,6 @@ class FlowMatching(nn.Module):
         noise = batch.noise.view_as(data)
         x_t = torch.lerp(noise, data, batch.t[:, None, None])
         return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), data - noise)
-
-
-class _Loss(nn.Module):
-    """The loss as a function of tensors alone, in the precision of training."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
-        super().__init__()
-        self.model, self.recipe, self.device = model, recipe, device
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """Return the loss of a `Batch` of these tensors."""
-        with autocast(self.recipe, self.device), attention(self.device):
-            loss: torch.Tensor = self.model(Batch(*tensors))
-        return loss
 
 
 def dev_batches(clips: Clips, recipe: Recipe) -> list[Batch]:
@@ -252,7 +237,6 @@ def _fit(
     )
     held_out = dev_batches(clips.dev, recipe) if accelerator.is_main_process else []
     mel = MelSpectrogram().to(accelerator.device)
-    loss_of = Graphed(_Loss(wrapped, recipe, accelerator.device), on=graphs_wanted(recipe, accelerator))
     coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
     stale = 0
 
@@ -266,8 +250,12 @@ def _fit(
             batch, remade = next(coming)
             batch = batch.to(accelerator.device)
             remade.put_into(batch, mel)
-            with accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext():
-                loss = loss_of(*batch.tensors) / accumulate
+            with (
+                accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext(),
+                autocast(recipe, accelerator.device),
+                attention(accelerator.device),
+            ):
+                loss = wrapped(batch) / accumulate
             accelerator.backward(loss)
             total += loss.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -19,8 +19,7 @@ from models.mel import MelSpectrogram
 from models.vocoder import build_vocoder
 from training.data import Clips, ClipSet, crop, random_start
 from training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_distance
-from training.graphs import Graphed
-from training.loop import Run, arriving, autocast, graphs_wanted, load_state, load_weights
+from training.loop import Run, arriving, autocast, load_state, load_weights
 from training.recipe import Recipe, VocoderRecipe
 
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # n_fft, hop, window in samples
@@ -196,44 +195,8 @@ def train_vocoder(
     return vocoder.cpu().eval()
 
 
-class _GeneratorLoss(nn.Module):
-    """What the vocoder is trained on, of log-mels (B, F, M) and their waveforms (B, T); the discriminators are not."""
-
-    def __init__(
-        self, recipe: Recipe, mel: MelSpectrogram, vocoder: nn.Module, discriminators: nn.Module | None
-    ) -> None:
-        super().__init__()
-        self.recipe, self.mel = recipe, mel
-        self.vocoder, self.discriminators = vocoder, discriminators
-
-    def forward(self, mels: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the loss, its spectral part without weight, and what was made (B, T); the last two detached."""
-        with autocast(self.recipe, target.device):
-            made = self.vocoder(mels)[:, : target.shape[1]]
-        loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
-        spectral = loss.detach()
-        if self.discriminators is not None:
-            with torch.no_grad():
-                real = self.discriminators(target)
-            judged = self.discriminators(made)
-            loss = self.recipe.vocoder.spectral_weight * loss + adversarial_loss(judged)
-            loss = loss + 2 * feature_distance(real, judged)
-        return loss, spectral, made.detach()
-
-
-class _DiscriminatorLoss(nn.Module):
-    """What the discriminators are trained on, of waveforms (B, T): real ones and made ones."""
-
-    def __init__(self, discriminators: nn.Module) -> None:
-        super().__init__()
-        self.discriminators = discriminators
-
-    def forward(self, target: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-        return discriminator_loss(self.discriminators(target), self.discriminators(made))
-
-
 class _Step:
-    """One step of the vocoder and, once they play, its discriminators, which judge what the vocoder made before its own step."""
+    """One step of the vocoder and, once they play, its discriminators."""
 
     def __init__(
         self,
@@ -243,14 +206,10 @@ class _Step:
         parts: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.AdamW],
     ) -> None:
-        self.recipe, self.accelerator, self.optimizers = recipe, accelerator, optimizers
+        self.recipe, self.mel, self.accelerator, self.optimizers = recipe, mel, accelerator, optimizers
         self.vocoder, self.discriminators = (
             accelerator.prepare_model(parts[name]) for name in ("vocoder", "discriminators")
         )
-        on = graphs_wanted(recipe, accelerator)
-        self.alone = Graphed(_GeneratorLoss(recipe, mel, self.vocoder, None), on=on)
-        self.judged = Graphed(_GeneratorLoss(recipe, mel, self.vocoder, self.discriminators), on=on)
-        self.judging = Graphed(_DiscriminatorLoss(self.discriminators), on=on)
 
     def __call__(self, n: int, mels: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         v = self.recipe.vocoder
@@ -259,16 +218,27 @@ class _Step:
                 group["lr"] = learning_rate(v, n)
         mels, target = mels.to(self.accelerator.device), target.to(self.accelerator.device)
         self.vocoder.train()
-        playing = n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial)
+        with autocast(self.recipe, self.accelerator.device):
+            made = self.vocoder(mels)[:, : target.shape[1]]
+        loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
+        spectral = loss.detach()
+        if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
+            loss = v.spectral_weight * loss + self._play(made, target)
+        self._update("vocoder", self.vocoder, loss)
+        return spectral
+
+    def _play(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Take a step of the discriminators; return what they say of `made`."""
+        self.discriminators.requires_grad_(True)
+        loss = discriminator_loss(self.discriminators(target), self.discriminators(made.detach()))
+        self._update("discriminators", self.discriminators, loss)
         self.discriminators.requires_grad_(
             False
-        )  # the vocoder's gradient passes through, theirs is not needed
-        loss, spectral, made = (self.judged if playing else self.alone)(mels, target)
-        self._update("vocoder", self.vocoder, loss)
-        if playing:
-            self.discriminators.requires_grad_(True)
-            self._update("discriminators", self.discriminators, self.judging(target, made))
-        return spectral
+        )  # the generator's gradient passes through, theirs is not needed
+        with torch.no_grad():
+            real = self.discriminators(target)
+        judged = self.discriminators(made)
+        return adversarial_loss(judged) + 2 * feature_distance(real, judged)
 
     def _update(self, name: str, part: nn.Module, loss: torch.Tensor) -> None:
         self.optimizers[name].zero_grad(set_to_none=True)
