@@ -34,7 +34,7 @@ from benchmarks.serving.load import MANIFEST, payload
 from clipsynth.embedded_redis import EmbeddedRedis
 from clipsynth.process import wait_until
 from clipsynth.queue import connect, enqueue, get_queue
-from clipsynth.schemas import ModelInfo, Output, Progress, Status
+from clipsynth.schemas import Output, Progress, Status
 from clipsynth.settings import Settings
 from clipsynth.state import End, State, new_id
 from worker.taking import Taking
@@ -59,9 +59,8 @@ def simulate(redis: Redis, stop: Event, pool: ThreadPoolExecutor, *, batch: int,
     stop.wait(random.uniform(0, job_s))  # not all at once
     while not stop.is_set():
         list(pool.map(lambda _: enqueue(redis, state, new_id(), payload(), settings), range(batch)))
-        jobs = taking.take(batch)
+        jobs = [job for job, _ in taking.take(batch)]
         ids = [job.id for job in jobs]
-        state.standings(ids)
         executions = begin(redis, state, queue, jobs, name)
         for _ in range(QUARTERS):
             if stop.wait(job_s / QUARTERS):
@@ -132,13 +131,13 @@ def measure(
     folder: Path, workers: int, *, seconds: float, batch: int, job_s: float, fsync: str
 ) -> dict[str, float]:
     """Return jobs per second, the share of what the workers could do, and the latency of a read and of a POST's writes in ms, cores."""
+    from worker.main import model_info  # here, for it loads torch, which the workers' processes do without
+
     server = EmbeddedRedis(folder)
     redis = connect(server.url)
     redis.config_set("appendfsync", fsync)
     state = State(redis, result_ttl_s=3600)
-    state.announce(
-        ModelInfo(**{k: getattr(MANIFEST, k) for k in ModelInfo.model_fields.keys() - {"attributes", "cost"}})
-    )
+    state.announce(model_info(MANIFEST))
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     options = {"batch": batch, "job_s": job_s}

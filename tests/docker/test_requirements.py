@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,27 @@ def test_torch_is_installed_again_only_when_its_own_pins_change(tmp_path):
     others = [line if line in before.split() else line + ".1" for line in CONSTRAINTS]
     assert torch_pins([*others[::-1], "another==1"], tmp_path) == before
     assert torch_pins([line.replace("torch==", "torch==9") for line in CONSTRAINTS], tmp_path) != before
+
+
+def imports_of(file):
+    """The top-level names that a module of ours imports when it is loaded itself."""
+    for node in ast.parse(Path(file).read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+MODULES = {"app": "app.main", "worker": "worker.main, worker.predict"}
+
+
+@pytest.mark.parametrize("role", MODULES)
+def test_what_a_role_imports_it_requires(role):
+    code = f"import sys, {MODULES[role]}; print(*{{getattr(m, '__file__', None) for m in list(sys.modules.values())}})"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    ours = [f for f in loaded if f.startswith(str(ROOT)) and "site-packages" not in Path(f).parts]
+    packages = packages_distributions()
+    imported = {name(packages[module][0]) for f in ours for module in imports_of(f) if module in packages}
+    assert "pydantic" in imported
+    assert imported - required(*wanted(role)) <= {"clipsynth"}
