@@ -36,7 +36,9 @@ def fit_to_mel(
         spectrum = mel.spectrum(waveforms)[:, :, :frames]  # (B, K, F)
         missing = log_mel.transpose(1, 2) - mel.log_bands(spectrum.abs())
         gains = torch.einsum("km,bmf->bkf", shares, missing.clamp(-LARGEST, LARGEST)).exp()
-        scaled = spectrum * gains.where(heard[:, None], 0.0)  # no band hears a constant or half the sample rate
+        scaled = spectrum * gains.where(
+            heard[:, None], 0.0
+        )  # no band hears a constant or half the sample rate
         pieces = torch.fft.irfft(scaled, config.n_fft, dim=1) * window[:, None]
         joined = (_add(pieces, config.hop_length) / overlap)[:, pad : pad + waveforms.shape[1]]
         waveforms = F.pad(joined, (0, waveforms.shape[1] - joined.shape[1]))

@@ -5,6 +5,7 @@ over processes, sees the very samples of one that was not.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -27,6 +28,12 @@ CLEAN_SHARE, SET_SHARE = (
 TOLD_SHARE, EACH_TOLD_SHARE = 0.6, 0.6  # of samples: with scalars at all, and with each one then
 NEAREST_PHRASES = 5  # of which one stands for a frame
 MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first
+
+
+def told_scalars(recipe: Recipe, clips: Clips) -> tuple[str, ...]:
+    """Return the recipe's scalars; "agreement" only where it was measured, for what was never told means nothing to a network that is told it."""
+    measured = any(clips.agreement(i) is not None for i in range(len(clips)))
+    return tuple(name for name in recipe.denoiser.scalars if name != "agreement" or measured)
 
 
 def sampling_weights(scores: torch.Tensor, *, temperature: float = 0.1) -> torch.Tensor:
@@ -93,10 +100,12 @@ class Batches(Dataset[tuple[Batch, Remade]]):
         recipe: Recipe,
         bank: PhraseBank | None = None,
         *,
+        scalars: Sequence[str] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Check that the clips have what the recipe's `condition` needs; `bank` has the phrases of `pseudo_text`.
+        """Check that the clips have what the recipe's `condition` needs; `bank` has the phrases of `pseudo_text`, `scalars` are what
+        the network can be told, by default `told_scalars`.
 
         Raises:
             ValueError: a condition on text, and a clip without captions.
@@ -106,7 +115,8 @@ class Batches(Dataset[tuple[Batch, Remade]]):
         self.size = d.batch_size // d.gradient_accumulation_steps
         self.bank = bank
         self.hop = MelSpectrogram().config.hop_length
-        self.named = [by_name(line["attributes"]) if d.scalars else {} for line in clips.index]
+        self.names = told_scalars(recipe, clips) if scalars is None else tuple(scalars)
+        self.named = [by_name(line["attributes"]) if self.names else {} for line in clips.index]
         self.scales = Scales.of(self.named)
         self.weights = self._agreement_weights() if d.agreement_weight else None
         if d.condition != "image":
@@ -202,18 +212,17 @@ class Batches(Dataset[tuple[Batch, Remade]]):
             sigma=sigma,
             weights=weights,
             mask=torch.tensor([kept, kept and (two or mixing)]),
-            scalars=self._scalars(clip, speed, g) if told else torch.full((len(d.scalars),), math.nan),
+            scalars=self._scalars(clip, speed, g) if told else torch.full((len(self.names),), math.nan),
         )
         return row, (waves, speed, gain) if mixing or speed != 1.0 else None
 
     def _scalars(self, clip: int, speed: float, g: torch.Generator) -> torch.Tensor:
         """Return what is told of a clip's sound (S,): each scalar or NaN."""
-        names = self.recipe.denoiser.scalars
         told = self.scales.quantiles(sped_up(self.named[clip], speed))
-        if "agreement" in names and (agreement := self.clips.agreement(clip)) is not None:
+        if "agreement" in self.names and (agreement := self.clips.agreement(clip)) is not None:
             told["agreement"] = agreement
-        values = torch.tensor([told.get(name, math.nan) for name in names])
-        some, *each = torch.rand(1 + len(names), generator=g).tolist()
+        values = torch.tensor([told.get(name, math.nan) for name in self.names])
+        some, *each = torch.rand(1 + len(self.names), generator=g).tolist()
         hidden = torch.tensor([some >= TOLD_SHARE or x >= EACH_TOLD_SHARE for x in each], dtype=torch.bool)
         return values.masked_fill(hidden, math.nan)
 

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from models.condition_encoder import KINDS, ConditionEncoder
 from models.denoiser import Denoiser
 from models.mel import MelSpectrogram
-from training.batches import LOG_FLOOR, Batch, Batches
+from training.batches import LOG_FLOOR, Batch, Batches, told_scalars
 from training.data import Clips, ClipSet, crop
 from training.loop import Run, arriving, autocast, load_state, load_weights
 from training.pseudo_text import load_bank
@@ -97,8 +97,8 @@ class FlowMatching(nn.Module):
         return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), data - noise)
 
 
-def dev_batches(clips: Clips, recipe: Recipe) -> list[Batch]:
-    """Return held-out clips at a fixed grid of (t, noise): 4 s, middle frame or first caption, t in {1/8 … 7/8}."""
+def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batch]:
+    """Return held-out clips, of which no scalar is told, at a fixed grid of (t, noise): 4 s, middle frame or first caption, t in {1/8 … 7/8}."""
     g = torch.Generator().manual_seed(0)
     text = recipe.denoiser.condition == "text"
     batches = []
@@ -120,7 +120,7 @@ def dev_batches(clips: Clips, recipe: Recipe) -> list[Batch]:
                 sigma=0 * ones,
                 weights=ones,
                 mask=ones.bool(),
-                scalars=torch.full((len(part), len(recipe.denoiser.scalars)), math.nan),
+                scalars=torch.full((len(part), num_scalars), math.nan),
             )
             for k in range(1, 8)
         ]
@@ -176,7 +176,7 @@ def train_denoiser(
 
     Args:
         init: trained parts to start from where there is no state to resume. The statistics of mels and embeddings stay theirs, for in that
-            space the denoiser has learned; the bank that texts are projected on is made of the new clips.
+            space the denoiser has learned, and so do the scalars that they were told, if any; the bank that texts are projected on is made of the new clips.
 
     Raises:
         ValueError: `init` is of another shape than the recipe's, or the clips lack the captions that it needs.
@@ -184,7 +184,8 @@ def train_denoiser(
     torch.manual_seed(recipe.seed)
     d = recipe.denoiser
     folder = Path(recipe.run) / "denoiser"
-    condition_encoder = build_condition_encoder(recipe, clips, init[0].means if init else None, d.scalars)
+    scalars = (init and init[0].config.scalars) or told_scalars(recipe, clips.train)
+    condition_encoder = build_condition_encoder(recipe, clips, init[0].means if init else None, scalars)
     model = FlowMatching(condition_encoder, build_denoiser(recipe, clips))
     if init is not None:
         learned = {name: p.data for name, p in init[0].named_parameters()}
@@ -232,10 +233,16 @@ def _fit(
         model.denoiser.transformer.compile(dynamic=True)
     wrapped = accelerator.prepare_model(model)
     bank = load_bank(Path(recipe.clips), clips) if d.condition == "image" and d.pseudo_text else None
+    scalars = model.condition_encoder.config.scalars
     batches = Batches(
-        clips.train, recipe, bank, rank=accelerator.process_index, world_size=accelerator.num_processes
+        clips.train,
+        recipe,
+        bank,
+        scalars=scalars,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
     )
-    held_out = dev_batches(clips.dev, recipe) if accelerator.is_main_process else []
+    held_out = dev_batches(clips.dev, recipe, len(scalars)) if accelerator.is_main_process else []
     mel = MelSpectrogram().to(accelerator.device)
     coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
     stale = 0

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import ClipSynthPipeline
+from models.condition_encoder import ConditionEncoder
 from models.mel import MelSpectrogram
 from training.batches import Batch, Batches
 from training.data import load_clips
@@ -19,6 +20,7 @@ from training.loop import describe_environment, git_commit, load_state
 from training.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
 from training.train import train
+from training.train_denoiser import build_denoiser, train_denoiser
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "recipes" / "demo.yaml"
@@ -283,9 +285,23 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
     assert batch.mask[mixes & ~dropped].all()
     told = ~batch.scalars.isnan()
     assert not told[mixes | dropped].any()
-    assert not told[:, 2].any()  # nobody measured agreement
+    assert told.shape[1] == 2  # nobody measured agreement
     assert told[~mixes & ~dropped, 0].float().mean() == pytest.approx(0.36, abs=0.15)
     assert ((batch.scalars[told] >= 0) & (batch.scalars[told] <= 1)).all()
+
+
+def test_what_a_bundle_was_told_it_can_be_told_after_fine_tuning(prepared, tmp_path):
+    """Though nobody measured agreement here."""
+    names = ("denoiser.scalars=[brightness, agreement]",)
+    clips = load_clips(prepared)
+    told = ConditionEncoder(embed_dim=len(clips.image_mean), scalars=["brightness", "agreement"])
+    start = (told, build_denoiser(recipe(prepared, tmp_path, 1), clips))
+    made = recipe(prepared, tmp_path / "tuned", 1, *names)
+    encoder, _ = train_denoiser(made, clips, build_accelerator(), start)
+    assert list(encoder.config.scalars) == ["brightness", "agreement"]
+    fresh = recipe(prepared, tmp_path / "fresh", 1, *names)
+    encoder, _ = train_denoiser(fresh, clips, build_accelerator())
+    assert list(encoder.config.scalars) == ["brightness"]
 
 
 def test_an_unknown_scalar_is_an_error(prepared, tmp_path):
