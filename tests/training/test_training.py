@@ -16,7 +16,7 @@ from models.mel import MelSpectrogram
 from training.batches import Batch, Batches
 from training.data import load_clips
 from training.generated import GeneratedClips
-from training.loop import describe_environment, git_commit, load_state
+from training.loop import build_accelerator, describe_environment, git_commit, load_state
 from training.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
 from training.train import train
