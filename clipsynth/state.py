@@ -104,7 +104,10 @@ class State(ServedModels):
     def change(
         self, generation_id: str, status: Status, *, of: Collection[Status] = UNFINISHED, **fields: object
     ) -> bool:
-        """Move to `status` if the present one is among `of`; return whether the change was made."""
+        """Move to `status` if the present one is among `of`; return whether the change was made.
+
+        An end whose cancel was accepted before it is not made: the generation ends canceled instead.
+        """
         return self._change(generation_id, status, of, fields) >= 0
 
     def _change(
