@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clipsynth.admission import RELEASE
 
+UNFINISHED_KEY = "clipsynth:unfinished"  # hash: the model of each generation that has not ended, by id
+
 # KEYS[1] hash, KEYS[2] expiry, KEYS[3] channel, KEYS[4] counts; ARGV[1] new status, ARGV[2] allowed old ones (comma-separated), ARGV[3] expiry time or '',
 # ARGV[4] what to add to `lost`, ARGV[5] id, ARGV[6…] further fields. The value of `lost` where the change was made, else -1;
 # what is no hash counts as no record. An end whose cancel came first is not made: the generation ends canceled here and now, with nothing of that
@@ -36,6 +38,7 @@ if ARGV[3] ~= '' then
   tell('completed')
   redis.call('ZADD', KEYS[2], ARGV[3], ARGV[5])
   redis.call('HINCRBY', KEYS[4], status, 1)
+  redis.call('HDEL', 'clipsynth:unfinished', ARGV[5])
   local of = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'eta_s', 'created_at', 'finished_at')
   if of[3] then release(of[1], of[2], of[3]) end
   if of[4] and status == 'succeeded' then
