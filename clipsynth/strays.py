@@ -10,7 +10,7 @@ from redis.exceptions import WatchError
 
 from clipsynth.queue import at_hand, put_back
 from clipsynth.record import record_key
-from clipsynth.schemas import JobPayload, Problem, Status
+from clipsynth.schemas import TERMINAL, JobPayload, Problem, Status
 from clipsynth.settings import Settings
 from clipsynth.state import End, State
 from clipsynth.transition import UNFINISHED_KEY
@@ -56,6 +56,9 @@ class Strays:
             if generation_id not in self._find():
                 return False
             standing = self.state.standings([generation_id])[0]
+            if standing and standing.status in TERMINAL:  # it ended by the script of an earlier version
+                redis.hdel(UNFINISHED_KEY, generation_id)
+                return False
             payload = self._payload(key) if standing else None
             pipeline.multi()
             pipeline.incr(STRAYS_KEY)

@@ -162,6 +162,13 @@ def test_a_record_that_somebody_removed_is_not_looked_for_again(place):
     assert place.state.unfinished() == {}
 
 
+def test_what_ended_by_an_earlier_version_is_struck_off(place):
+    place.lose("status", "succeeded")
+    assert [place.strays.look() for _ in range(2)] == [0, 0]
+    assert place.status() == "succeeded"
+    assert (place.state.unfinished(), place.queue.count) == ({}, 0)
+
+
 def test_what_ended_or_was_forgotten_is_not_unfinished(place):
     place.post()
     place.post(OTHER)
