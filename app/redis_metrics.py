@@ -15,6 +15,7 @@ from clipsynth.queue import get_queue
 from clipsynth.record import record_key
 from clipsynth.schemas import ServedModel
 from clipsynth.state import State
+from clipsynth.strays import strays_found
 from clipsynth.webhooks import counts
 
 
@@ -80,7 +81,12 @@ class RedisCollector(Collector):
         )
         for outcome, count in told.items():
             tellings.add_metric([outcome], count)
-        return [ended, webhooks, tellings]
+        strays = CounterMetricFamily(
+            "clipsynth_strays",
+            "Unfinished generations that were on no queue, and were seen to. Any is a fault.",
+            strays_found(self._state),
+        )
+        return [ended, webhooks, tellings, strays]
 
     def _server(self) -> list[Metric]:
         info = cast(dict[str, object], self._state.redis.info())

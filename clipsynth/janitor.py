@@ -1,4 +1,4 @@
-"""`clipsynth janitor`: ends what waits beyond its deadline, and removes files and records whose time is over. Any number of them may run."""
+"""`clipsynth janitor`: ends what waits beyond its deadline, removes files and records whose time is over, looks for strays. Any number may run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from clipsynth.schemas import Status
 from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
+from clipsynth.strays import Strays
 
 logger = logging.getLogger(__name__)
 DEADLINE_INTERVAL_S = 1.0
+STRAY_INTERVAL_S = 15.0
 
 
 def sweep(state: State, storage: Storage) -> int:
@@ -51,7 +53,7 @@ def expire(state: State) -> int:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Sweep once per `janitor_interval_s`, and look for deadlines at least every second, until `stop` is set.
+    """Sweep once per `janitor_interval_s`, look for deadlines at least every second and for strays every 15 s, until `stop` is set.
 
     Raises:
         ServeError: no Redis URL.
@@ -60,11 +62,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
         raise ServeError("the janitor needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     state = State.from_settings(connect(settings.redis_url), settings)
     storage = Storage(settings.results_url)
-    next_sweep = time.monotonic()
+    strays = Strays(state, settings)
+    next_sweep = next_look = time.monotonic()
     while not stop.is_set():
         try:
             if ended := expire(state):
                 logger.info("%d generations expired before their turn", ended)
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + STRAY_INTERVAL_S
+                strays.look()
             if time.monotonic() >= next_sweep:
                 next_sweep = time.monotonic() + settings.janitor_interval_s
                 if cut_off := release_stale(state.redis):

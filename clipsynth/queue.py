@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import cast
 
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue, Retry
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -51,17 +53,7 @@ def enqueue(
     RQ tries again as often as it likes: how often a job may be lost with its worker is decided by the public state.
     """
     queue = get_queue(payload.model, redis)
-    job = queue.create_job(
-        FUNC_NAME,
-        args=(generation_id, payload.model_dump(mode="json")),
-        description=FUNC_NAME,  # by default RQ's description shows the arguments, and with them the prompt
-        job_id=generation_id,
-        timeout=settings.job_timeout_s,
-        result_ttl=RQ_TTL_S,
-        failure_ttl=RQ_TTL_S,
-        meta={"request_id": request_id} if (request_id := REQUEST_ID.get()) else None,
-        retry=Retry(max=RQ_RETRIES),
-    )
+    job = _job(queue, generation_id, payload, settings)
     with redis.pipeline() as pipeline:
         queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
         notes = client_notes(webhook, metadata)
@@ -72,6 +64,40 @@ def enqueue(
         generation.queue_position = pipeline.execute()[-1]
     generation.eta_s = hold.eta_s if hold else None
     return generation
+
+
+def _job(queue: Queue, generation_id: str, payload: JobPayload, settings: Settings) -> Job:
+    return queue.create_job(
+        FUNC_NAME,
+        args=(generation_id, payload.model_dump(mode="json")),
+        description=FUNC_NAME,  # by default RQ's description shows the arguments, and with them the prompt
+        job_id=generation_id,
+        timeout=settings.job_timeout_s,
+        result_ttl=RQ_TTL_S,
+        failure_ttl=RQ_TTL_S,
+        meta={"request_id": request_id} if (request_id := REQUEST_ID.get()) else None,
+        retry=Retry(max=RQ_RETRIES),
+    )
+
+
+def put_back(
+    state: State, generation_id: str, payload: JobPayload, settings: Settings, pipeline: Pipeline
+) -> None:
+    """Queue the commands that make a job anew, first on its queue, for a generation that has none. The pipeline has to be in its MULTI."""
+    queue = get_queue(payload.model, state.redis)
+    queue.enqueue_job(_job(queue, generation_id, payload, settings), pipeline=pipeline, at_front=True)
+    state.put_back(generation_id, pipeline)
+
+
+def at_hand(redis: Redis, models: Collection[str]) -> set[str]:
+    """Return the ids of all jobs that these models' queues know of at one moment: those that wait, were taken, or are leased."""
+    with redis.pipeline() as pipeline:
+        for queue in (get_queue(model, redis) for model in models):
+            pipeline.lrange(queue.key, 0, -1)
+            pipeline.lrange(queue.intermediate_queue_key, 0, -1)
+            pipeline.zrange(f"rq:wip:{queue.name}", 0, -1)
+        found = cast(list[list[bytes]], pipeline.execute())
+    return {entry.decode().partition(":")[0] for entries in found for entry in entries}
 
 
 def withdraw(redis: Redis, generation_id: str, model: str) -> None:

@@ -27,7 +27,7 @@ from clipsynth.schemas import (
 )
 from clipsynth.served import ServedModels
 from clipsynth.settings import Settings
-from clipsynth.transition import RELEASE_UNFINISHED, TRANSITION, UNWANTED
+from clipsynth.transition import RELEASE_UNFINISHED, TRANSITION, UNFINISHED_KEY, UNWANTED
 from clipsynth.waiting import place
 
 PROGRESS_TTL_S = 60
@@ -98,13 +98,17 @@ class State(ServedModels):
             pipeline.zadd(DEADLINES_KEY, {generation_id: now + payload.deadline_s})
         pipeline.zadd(INDEX_PREFIX + owner, {generation_id: now})
         pipeline.hset(record_key(generation_id), mapping=cast(Any, fields))
+        pipeline.hset(UNFINISHED_KEY, generation_id, payload.model)
         pipeline.zrem(EXPIRY_KEY, generation_id)
         return resource(generation_id, {name: str(value) for name, value in fields.items()})
 
     def change(
         self, generation_id: str, status: Status, *, of: Collection[Status] = UNFINISHED, **fields: object
     ) -> bool:
-        """Move to `status` if the present one is among `of`; return whether the change was made."""
+        """Move to `status` if the present one is among `of`; return whether the change was made.
+
+        An end whose cancel was accepted before it is not made: the generation ends canceled instead.
+        """
         return self._change(generation_id, status, of, fields) >= 0
 
     def _change(
@@ -154,6 +158,10 @@ class State(ServedModels):
         add_lost = 0 if company else 1
         return self._change(generation_id, Status.QUEUED, [Status.PROCESSING], {"solo": 1}, add_lost=add_lost)
 
+    def put_back(self, generation_id: str, pipeline: Pipeline) -> None:
+        """Queue the command that puts back to queued what was lost nobody knows how; it counts as lost alone, so that it does not happen for ever."""
+        self._change(generation_id, Status.QUEUED, UNFINISHED, {"solo": 1}, add_lost=1, pipeline=pipeline)
+
     def cancel(self, generation_id: str, *, owner: str | None = None) -> Status:
         """Cancel what is queued, ask the worker to cancel what it processes; return the status that results.
 
@@ -199,6 +207,11 @@ class State(ServedModels):
 
     # -------------------------------------------------------------------------------------------------- the end
 
+    def unfinished(self) -> dict[str, str]:
+        """Return the model of each generation that has not ended, by id."""
+        found = cast(dict[bytes, bytes], self.redis.hgetall(UNFINISHED_KEY))
+        return {generation_id.decode(): model.decode() for generation_id, model in found.items()}
+
     def expired(self, *, limit: int = 100) -> list[str]:
         """Return the ids of generations whose time is over, the oldest first."""
         ids = self.redis.zrangebyscore(EXPIRY_KEY, 0, time.time(), start=0, num=limit)
@@ -218,6 +231,7 @@ class State(ServedModels):
         with self.redis.pipeline() as pipeline:
             self._release(keys=[record_key(generation_id)], client=pipeline)
             pipeline.delete(record_key(generation_id), f"clipsynth:progress:{generation_id}")
+            pipeline.hdel(UNFINISHED_KEY, generation_id)
             if owner is not None:
                 pipeline.zrem(INDEX_PREFIX + owner.decode(), generation_id)
                 pipeline.set(f"clipsynth:gone:{generation_id}", owner, ex=self.tombstone_ttl_s)

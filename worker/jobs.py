@@ -238,7 +238,7 @@ class Jobs:
         return End(generation_id, Status.SUCCEEDED, {"outputs": outputs})
 
     def confirm(self, end: End, *, made: bool) -> None:
-        """See to what follows an end. It was not made where its cancel came first, or another worker that took this one for lost."""
+        """See to what follows an end. It was not made where its cancel came first, which ended it, or another worker that took this one for lost."""
         if not made or end.status is Status.CANCELED:
             self._cancel(end.generation_id)
         if made:

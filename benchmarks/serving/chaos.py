@@ -201,6 +201,7 @@ class Chaos:
         figures["results that are not whole"] = sum(not self.whole(i, expected[i]) for i in statuses)
         queue = get_queue(MANIFEST.name, self.redis)
         figures["left on the queue"] = queue.count
+        figures["ended and still noted as unfinished"] = len(self.state.unfinished()) - figures["stuck"]
         return dict(figures)
 
     def whole(self, generation_id: str, expected: Status) -> bool:

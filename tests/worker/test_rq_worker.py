@@ -14,11 +14,13 @@ from rq.command import send_stop_execution_command, send_stop_job_command
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from clipsynth.errors import NotFound
+from clipsynth.janitor import sweep
 from clipsynth.process import wait_until
 from clipsynth.queue import connect, enqueue, get_queue
 from clipsynth.schemas import JobPayload
 from clipsynth.settings import Settings
-from clipsynth.state import State
+from clipsynth.state import EXPIRY_KEY, State
 from clipsynth.storage import Storage, audio_key
 from models.condition_encoder import ConditionTokens
 from models.manifest import Manifest
@@ -238,6 +240,25 @@ def test_a_cancel_that_was_accepted_is_kept_though_the_sound_is_made(place):
     place.work()
     assert place.statuses(unwanted) == ["canceled"]
     assert place.nothing_left()
+
+
+@pytest.mark.parametrize("prompt", ["rain", "broken"])
+def test_a_cancel_that_was_accepted_is_kept_though_the_worker_dies_as_it_settles(place, prompt):
+    unwanted = place.post(prompt)
+    place.toy.before_step = lambda _: place.state.change(unwanted, "processing", cancel_requested=1)
+    place.worker.jobs.confirm = lambda *_, **__: None  # the transaction is all that it lived to do
+    place.work()
+    for _ in range(2):
+        place.new_worker().recovery.recover()
+    assert place.statuses(unwanted) == ["canceled"]
+    generation = place.state.get(unwanted)
+    assert (generation.outputs, generation.error) == ([], None)
+    assert place.nothing_left()
+    assert place.state.ended() == {"canceled": 1}
+    assert place.redis.zadd(EXPIRY_KEY, {unwanted: 1}) == 0  # it is to go by itself; now
+    assert sweep(place.state, place.storage) == 1
+    with pytest.raises(NotFound):
+        place.storage.get(audio_key(unwanted, 0, "wav"))
 
 
 def test_what_is_overdue_expires_at_the_claim_and_between_steps(place):

@@ -1,0 +1,202 @@
+"""Unfinished generations that are on no list of their queue are seen to, and no others."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+from rq.job import Job
+
+from app.redis_metrics import RedisCollector
+from clipsynth.janitor import run
+from clipsynth.queue import enqueue, get_queue
+from clipsynth.record import record_key
+from clipsynth.schemas import JobPayload
+from clipsynth.settings import Settings
+from clipsynth.state import End, State
+from clipsynth.strays import Strays, strays_found
+
+ID, OTHER = f"gen_{1:026x}", f"gen_{2:026x}"
+EVERY_END = [("succeeded", {"outputs": ["x"]}), ("failed", {"error": "{}"}), ("expired", {})]
+
+
+class Place:
+    """A queue without a worker, and a janitor's look at it."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.redis = Redis.from_url(settings.redis_url)
+        self.redis.flushall()
+        self.state = State.from_settings(self.redis, settings)
+        self.queue = get_queue("tiny", self.redis)
+        self.strays = Strays(self.state, settings)
+
+    def post(self, generation_id=ID):
+        payload = JobPayload(
+            model="tiny",
+            prompt="rain",
+            image_key=None,
+            negative_prompt=None,
+            seed=0,
+            output_formats=["wav"],
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            duration_s=1.0,
+            num_outputs=1,
+        )
+        enqueue(self.redis, self.state, generation_id, payload, self.settings)
+
+    def lose(self, *fields):
+        """Post, start, and have the job vanish from RQ."""
+        self.post()
+        self.state.start(ID, company=False)
+        if fields:
+            self.redis.hset(record_key(ID), *fields)
+        self.redis.delete(self.queue.key, Job.key_for(ID))
+
+    def status(self):
+        return self.state.get(ID).status
+
+
+@pytest.fixture
+def place(redis_url, tmp_path):
+    place = Place(Settings(redis_url=redis_url, data_dir=tmp_path))
+    yield place
+    place.redis.close()
+
+
+@pytest.mark.parametrize(("end", "fields"), EVERY_END)
+def test_an_end_gives_way_to_a_cancel_that_came_first(place, end, fields):
+    place.post()
+    place.state.start(ID, company=False)
+    place.state.cancel(ID)
+    with place.redis.pubsub(ignore_subscribe_messages=True) as events:
+        events.subscribe(f"clipsynth:events:{ID}")
+        events.get_message(timeout=5)
+        assert not place.state.change(ID, end, **fields)
+        assert events.get_message(timeout=5)["data"] == b"canceled"
+    generation = place.state.get(ID)
+    assert (generation.status, generation.outputs, generation.error) == ("canceled", [], None)
+    assert generation.expires_at == pytest.approx(generation.finished_at + place.state.result_ttl_s)
+    assert place.state.ended() == {"canceled": 1}
+    assert not place.state.change(ID, end, **fields)
+    assert place.state.ended() == {"canceled": 1}
+
+
+@pytest.mark.parametrize("wherever", ["waits", "taken", "leased"])
+def test_what_is_on_a_list_is_left_alone(place, wherever):
+    place.post()
+    if wherever != "waits":
+        place.redis.lpop(place.queue.key)
+    if wherever == "taken":
+        place.redis.rpush(place.queue.intermediate_queue_key, ID)
+    if wherever == "leased":
+        place.redis.zadd("rq:wip:clipsynth-tiny", {f"{ID}:an-execution": 1})
+    assert [place.strays.look() for _ in range(3)] == [0, 0, 0]
+    assert place.status() == "queued"
+
+
+def test_a_stray_is_put_back_first_in_its_queue_at_the_second_look(place):
+    place.lose()
+    place.post(OTHER)
+    assert place.strays.look() == 0
+    assert place.status() == "processing"
+    assert place.strays.look() == 1
+    assert place.status() == "queued"
+    assert place.queue.job_ids == [ID, OTHER]
+    job = place.queue.fetch_job(ID)
+    assert job.args[1]["prompt"] == "rain"
+    assert place.state.standings([ID])[0].lost == 1  # or it could be lost for ever
+    assert [place.strays.look() for _ in range(2)] == [0, 0]
+    assert strays_found(place.state) == 1
+
+
+def test_a_stray_that_was_queued_is_put_back_too(place):
+    place.post()
+    place.redis.delete(place.queue.key)
+    place.strays.look()
+    assert place.strays.look() == 1
+    assert place.queue.job_ids == [ID]
+
+
+def test_of_two_janitors_one_sees_to_a_stray(place):
+    place.lose()
+    other = Strays(place.state, place.settings)
+    assert (place.strays.look(), other.look()) == (0, 0)
+    assert (place.strays.look(), other.look()) == (1, 0)
+    assert place.queue.job_ids == [ID]
+
+
+def test_a_stray_that_changes_while_it_is_looked_at_is_left_alone(place, monkeypatch):
+    place.lose()
+    place.strays.look()
+    standings = place.state.standings
+
+    def read_and_change(ids):
+        found = standings(ids)
+        place.state.start(ID, company=False)  # as a worker that has it, or another janitor
+        return found
+
+    monkeypatch.setattr(place.state, "standings", read_and_change)
+    assert place.strays.look() == 0
+    assert place.status() == "processing"
+    assert place.queue.count == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [(("cancel_requested", 1), "canceled"), (("input", "{}"), "failed"), (("lost", "x"), "failed")],
+)
+def test_a_stray_that_cannot_be_put_back_ends(place, fields, status):
+    place.lose(*fields)
+    place.strays.look()
+    assert place.strays.look() == 1
+    assert place.redis.hget(record_key(ID), "status").decode() == status
+    assert place.queue.count == 0
+    assert place.state.unfinished() == {}
+
+
+def test_a_record_that_somebody_removed_is_not_looked_for_again(place):
+    place.lose()
+    place.redis.delete(record_key(ID))
+    assert [place.strays.look() for _ in range(3)] == [0, 1, 0]
+    assert place.state.unfinished() == {}
+
+
+def test_what_ended_by_an_earlier_version_is_struck_off(place):
+    place.lose("status", "succeeded")
+    assert [place.strays.look() for _ in range(2)] == [0, 0]
+    assert place.status() == "succeeded"
+    assert (place.state.unfinished(), place.queue.count) == ({}, 0)
+
+
+def test_what_ended_or_was_forgotten_is_not_unfinished(place):
+    place.post()
+    place.post(OTHER)
+    assert place.state.unfinished() == {ID: "tiny", OTHER: "tiny"}
+    with place.redis.pipeline() as pipeline:
+        place.state.end(End(ID, "succeeded", {"outputs": []}), pipeline)
+        pipeline.execute()
+    place.state.forget(OTHER)
+    assert place.state.unfinished() == {}
+
+
+def test_the_janitor_looks_for_strays_and_prometheus_is_told(place, monkeypatch):
+    place.lose()
+    monkeypatch.setattr("clipsynth.janitor.STRAY_INTERVAL_S", 0.0)
+
+    class Twice:
+        """Set at the third pass."""
+
+        passes = 0
+
+        def is_set(self):
+            self.passes += 1
+            return self.passes > 2
+
+        def wait(self, _):
+            pass
+
+    run(place.settings, Twice())
+    assert place.queue.job_ids == [ID]
+    found = {metric.name: metric for metric in RedisCollector(place.state).collect()}
+    assert found["clipsynth_strays"].samples[0].value == 1
