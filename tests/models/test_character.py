@@ -139,7 +139,7 @@ def sound(pipe, attributes=None, **arguments):
 def test_every_attribute_changes_the_sound_and_none_leaves_it_as_it_was(tiny_pipeline):
     plain = sound(tiny_pipeline)
     np.testing.assert_array_equal(plain, sound(tiny_pipeline, {}))
-    made = [sound(tiny_pipeline, {name: quantile}) for name in NAMES for quantile in (0.1, 0.9)]
+    made = [sound(tiny_pipeline, {name: quantile}) for name in NAMES for quantile in (0.1, 0.5)]
     assert all(np.abs(a - b).max() > 1e-5 for n, a in enumerate([*made, plain]) for b in made[:n])
 
 
