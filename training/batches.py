@@ -186,11 +186,14 @@ class Batches(Dataset[tuple[Batch, Remade]]):
         shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
         mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
         speed = d.speeds[int(torch.randint(len(d.speeds), (), generator=g))]
-        waves, gain = torch.zeros(MAX_SET, size), 0.0
         mel = self.clips.mel(clip)
         start = random_start(int(len(mel) / speed), frames, g)
+        waves, gain = [], 0.0
         if mixing or speed != 1.0:
-            waves[0] = crop(self.clips.waveform(clip), size, round(start * speed * self.hop))
+            waves = [
+                crop(self.clips.waveform(clip), size, round(start * speed * self.hop)),
+                torch.zeros(size),
+            ]
         if mixing:
             other = int(torch.randint(len(self.clips), (), generator=g))
             wave = self.clips.waveform(other)
@@ -214,7 +217,7 @@ class Batches(Dataset[tuple[Batch, Remade]]):
             mask=torch.tensor([kept, kept and (two or mixing)]),
             scalars=self._scalars(clip, speed, g) if told else torch.full((len(self.names),), math.nan),
         )
-        return row, (waves, speed, gain) if mixing or speed != 1.0 else None
+        return row, (torch.stack(waves), speed, gain) if waves else None
 
     def _scalars(self, clip: int, speed: float, g: torch.Generator) -> torch.Tensor:
         """Return what is told of a clip's sound (S,): each scalar or NaN."""
