@@ -19,7 +19,7 @@ from transformers import SpeechT5HifiGan
 from models.mel import MelSpectrogram
 from models.video import VIDEO_SUFFIXES, read_video
 from models.vocoder import build_vocoder, vocode
-from training.cut import level
+from models.waveform import level
 from training.loop import load_state
 from training.train_vocoder import mel_distance, stft_distance
 

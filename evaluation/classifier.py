@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.mel import MelSpectrogram
+from models.waveform import PEAK
 
-PEAK = 0.5
 FRAMES = 400  # 4 s
 FLOOR = -8.0  # log-mel; about 75 dB below a clip's loudest bands
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from models.attributes import CONDITIONS, Scales
 from models.condition_encoder import KINDS, Condition, ConditionEncoder
 from models.index import Index
+from models.waveform import MAX_PEAK
 
 NEIGHBOURS = 32  # training clips that a query is compared with
 FEWEST = 4  # of them that must have an attribute; else it is asked for among all training clips
 AGREEMENT = "agreement"
 ASKED_AGREEMENT = 1.0  # of sound and picture, where the bundle was told it in training: a sound that fits is what everybody wants
-MAX_PEAK = 0.99
 
 
 def check(asked: Mapping[str, float], taken: Sequence[str]) -> None:
@@ -56,9 +55,8 @@ def tell(
 
 def _nearest(conditions: Sequence[Condition], encoder: ConditionEncoder, index: Index) -> list[int]:
     """Return the numbers of the training clips nearest to a set: to the mean of its centred embeddings by weight."""
-    centred = [c.weight * encoder.centre(c.embedding.to(encoder.device)[None], c.kind) for c in conditions]
     mean = encoder.means[KINDS.index("image")]
-    numbers: list[int] = index.nearest(torch.stack(centred).sum(0), NEIGHBOURS, mean=mean)[0].tolist()
+    numbers: list[int] = index.nearest(encoder.total(conditions)[None], NEIGHBOURS, mean=mean)[0].tolist()
     return numbers
 
 

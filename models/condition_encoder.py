@@ -131,6 +131,14 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             centred = F.normalize(torch.lerp(centred, projected, self.config.bank_share), dim=-1)
         return centred
 
+    def total(self, conditions: Sequence[Condition]) -> torch.Tensor:
+        """Return the sum (D,) of a set's centred embeddings by weight; zeros for an empty set."""
+        total = torch.zeros(self.config.embed_dim, device=self.device)
+        for condition in conditions:
+            embedding = condition.embedding.to(self.device)[None]
+            total = total + condition.weight * self.centre(embedding, condition.kind)[0]
+        return total
+
     def forward(
         self,
         centred: torch.Tensor,

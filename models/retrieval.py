@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from models.clip_audio import ClipAudio
+from models.condition_encoder import KINDS
 from models.index import Index
 from models.pipeline import ClipSynthPipeline
 from models.prompts import Prompt
@@ -29,13 +30,6 @@ class Retrieval:
         if (video := audio.missing(index)) is not None:
             raise ValueError(f"the sound of {video}, which the retrieval index names, is not there")
         self.pipeline, self.index, self.audio = pipeline, index, audio
-        self._centred = self._centre(index.embeds, "image")
-
-    def _centre(self, embeds: torch.Tensor, kind: str) -> torch.Tensor:
-        encoder = self.pipeline.condition_encoder
-        with torch.inference_mode():
-            centred: torch.Tensor = encoder.centre(embeds.to(encoder.device), kind).float().cpu()
-        return centred
 
     def nearest(self, prompts: Sequence[Prompt], k: int) -> list[int]:
         """Return the numbers of the k clips nearest by cosine to the weighted sum of a set's centred embeddings, nearest first; negative weights subtract.
@@ -47,13 +41,14 @@ class Retrieval:
             raise ValueError("a `prompt` of positive weight or an `image` is needed")
         if k > len(self.index.clips):
             raise ValueError(f"there are {len(self.index.clips)} training clips, asked for the {k} nearest")
-        wanted = torch.zeros(self._centred.shape[1])
+        encoder = self.pipeline.condition_encoder
         with torch.inference_mode():
-            for sign in (1, -1):
-                for condition in self.pipeline.encode_conditions(prompts, sign):
-                    centred = self._centre(condition.embedding[None], condition.kind)[0]
-                    wanted = wanted + sign * condition.weight * centred
-        return [int(n) for n in (self._centred @ wanted).topk(k).indices]
+            wanted, unwanted = (
+                encoder.total(self.pipeline.encode_conditions(prompts, sign)) for sign in (1, -1)
+            )
+            mean = encoder.means[KINDS.index("image")]
+            numbers: list[int] = self.index.nearest((wanted - unwanted)[None], k, mean=mean)[0].tolist()
+        return numbers
 
     def sound(self, number: int, duration_s: float) -> np.ndarray:
         """Return the first `duration_s` seconds (T,) of a clip, with silence after its end.

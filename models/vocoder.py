@@ -10,13 +10,13 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from models.mel import MelSpectrogram
 from models.mel_fit import fit_to_mel
+from models.waveform import MAX_PEAK
 
 # 8 * 5 * 4 = 160 samples per mel frame; rates and kernels for which the length is exactly 160 per frame.
 UPSAMPLE_RATES = (8, 5, 4)
 UPSAMPLE_KERNEL_SIZES = (16, 11, 8)
 RESBLOCK_KERNEL_SIZES = (3, 7)
 RESBLOCK_DILATION_SIZES = ((1, 3), (1, 3))
-MAX_PEAK = 0.99  # a waveform that would clip is scaled down to it
 
 
 def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -> SpeechT5HifiGan:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-PEAK = 0.5  # as `prepare` levels training clips
+PEAK = 0.5  # as `prepare` levels training clips, and AudioLDM's did
+MAX_PEAK = 0.99  # what would clip is scaled down to it
 SILENT_PEAK = 1e-4  # -80 dB of full scale
 
 

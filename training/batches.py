@@ -21,10 +21,8 @@ from training.variants import TAPS, at_speed, mixed, sped_up
 
 LOG_FLOOR = math.log(1e-5)  # the mel of digital silence
 MAX_SET = 2  # conditions of one sample in training
-CLEAN_SHARE, SET_SHARE = (
-    0.25,
-    0.2,
-)  # of samples: without noise on the condition, and with two frames of one clip
+CLEAN_SHARE = 0.25  # of samples: without noise on the condition
+SET_SHARE = 0.2  # of samples: with two frames of one clip
 TOLD_SHARE, EACH_TOLD_SHARE = 0.6, 0.6  # of samples: with scalars at all, and with each one then
 NEAREST_PHRASES = 5  # of which one stands for a frame
 MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first

@@ -9,7 +9,6 @@ import numpy as np
 
 from models.video import MIN_DURATION_S, Frame, Sound, VideoError
 
-PEAK = 0.5  # AudioLDM's level: every clip's largest sample
 SILENCE_RMS = 10 ** (-60 / 20)  # a window below -60 dB of full scale is silence
 
 
@@ -20,13 +19,6 @@ class Window:
     start_s: float
     waveform: np.ndarray
     frames: list[Frame]
-
-
-def level(waveform: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the waveform without DC at a peak of `PEAK`, and the gain that was applied."""
-    centred = waveform - waveform.mean()
-    gain = PEAK / float(np.abs(centred).max())
-    return centred * gain, gain
 
 
 def cut(items: Iterable[Sound | Frame], *, sample_rate: int, clip_s: float) -> Iterator[Window]:

@@ -28,7 +28,8 @@ from models.encoders import JointEncoder, load_encoder
 from models.mel import MelSpectrogram
 from models.shards import ShardReader, member_offsets, write_shard
 from models.video import VideoError, decode
-from training.cut import Window, cut, level
+from models.waveform import level
+from training.cut import Window, cut
 from training.fingerprint import fingerprint, near_duplicates
 from training.pool import make_shards
 from training.sources import PrepareError, Source, find_sources

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from training.cut import PEAK
+from models.waveform import PEAK
 
 TAPS = 16  # of the windowed sinc by which a waveform is read between its samples
 QUIET = 1e-4  # RMS below which a sound is not brought to the level of another
