@@ -75,14 +75,12 @@ def distance(made, teacher, student, clips, scale=8.0):
 def test_a_student_comes_nearer_to_its_teacher_with_guidance_and_stays_it_without(
     prepared, tmp_path, teacher
 ):
-    made, clips = recipe(prepared, tmp_path, steps=60), load_clips(prepared)
+    made, clips = recipe(prepared, tmp_path, "denoiser.batch_size=16", steps=60), load_clips(prepared)
     start = build_student(made, made.distil, teacher)
     trained = FlowMatching(*distil(made, clips, teacher, build_accelerator()))
-    for scale in (8.0, 4.0):
-        before, after = (distance(made, teacher, s, clips, scale) for s in (start, trained))
-        assert 0 < after < 0.5 * before
-    plain = distance(made, teacher, trained, clips, 1.0)
-    assert plain < 0.1 * distance(made, teacher, start, clips)
+    before, after = (distance(made, teacher, student, clips) for student in (start, trained))
+    assert after < 0.5 * before
+    assert distance(made, teacher, trained, clips, 1.0) < 0.2 * before
     assert trained.condition_encoder.takes_guidance(8.0, (0.0, 0.65))
 
 
@@ -90,8 +88,9 @@ def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, 
     made, clips = recipe(prepared, tmp_path), load_clips(prepared)
     student = build_student(made, made.distil, teacher)
     assert list(student.condition_encoder.config.scalars) == [*teacher[0].config.scalars, GUIDANCE]
-    assert distance(made, teacher, student, clips, 1.0) == 0
+    assert distance(made, teacher, student, clips, 1.0) == pytest.approx(0, abs=1e-12)
     batch, _ = Batches(clips.train, made)[0]
+    assert not batch.scalars.isnan().all(1).all()
     told, untold = (
         student.conditions(
             batch, torch.cat([batch.scalars, torch.full((len(batch.t), 1), value)], dim=1)
@@ -124,12 +123,12 @@ def test_the_loss_of_rows_without_guidance_is_the_distance_to_the_plain_teacher(
     model = guided(made, teacher, student)
     batch, _ = Batches(clips.train, made, scalars=student.condition_encoder.config.scalars)[0]
     late = replace(batch, t=torch.full_like(batch.t, 0.8))
-    assert model(late).item() == 0
-    assert model(replace(batch, t=torch.full_like(batch.t, 0.3))).item() > 0
+    assert model(late).item() == pytest.approx(0, abs=1e-12)
+    assert model(replace(batch, t=torch.full_like(batch.t, 0.3))).item() > 1e-3
     dropped = replace(
         batch, mask=torch.zeros_like(batch.mask), scalars=torch.full_like(batch.scalars, math.nan)
     )
-    assert model(dropped).item() == 0
+    assert model(dropped).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_the_stage_goes_on_where_it_was(prepared, tmp_path, teacher):
