@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,15 @@ Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # own: a text less the texts' mean. shift: moved by the difference of the means, then as a picture. image: as if it were a picture.
 TextCentring = Literal["own", "shift", "image"]
+GUIDANCE = "guidance"  # the scalar of a denoiser that has learned what guidance does (`training.distil`): its weight, as `told_guidance` has it
+MAX_GUIDANCE = 20.0  # the weight that is told as 1
+Weight = TypeVar("Weight", float, torch.Tensor)
 WAVES = 4  # cosines by which a scalar is told to the network, beside itself
+
+
+def told_guidance(scale: Weight) -> Weight:
+    """Return what is told of weights of guidance in 1..`MAX_GUIDANCE`: 0..1."""
+    return (scale - 1) / (MAX_GUIDANCE - 1)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         text_templates: bool = False,
         prior_dim: int = 0,
         prior_share: float = 1.0,
+        guidance_scales: Sequence[float] = (),
+        guidance_times: Sequence[float] = (0.0, 1.0),
     ) -> None:
         """Build the encoder.
 
@@ -79,6 +89,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             text_templates: whether the pipeline embeds a text as the mean over `models.prompts.TEMPLATES`.
             prior_dim: width of a learned step from a text to a picture of it (`training.prior`); 0 for none.
             prior_share: share in [0, 1] of that step's end in a text's embedding.
+            guidance_scales: lowest and highest weight of guidance that may be told, where `GUIDANCE` is among the scalars; none for a denoiser
+                that takes guidance as a pass of its own.
+            guidance_times: between which it may be told.
 
         Raises:
             ValueError: an unknown `text_centring`.
@@ -100,10 +113,16 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             )
 
     def changed(self, **settings: Any) -> ConditionEncoder:
-        """Return a copy with other settings (arguments of the constructor) and the same weights; those that this one lacks are as initialised."""
+        """Return a copy with other settings (arguments of the constructor) and the same weights; those that this one lacks are as initialised, but a
+        scalar that is new here starts as nothing.
+        """
         own = {name: value for name, value in self.config.items() if not name.startswith("_")}
         other = ConditionEncoder(**(own | settings))
         fresh, weights = other.state_dict(), self.state_dict()
+        if "scalar_projection" in fresh:
+            rows = dict(zip(self.config.scalars, weights.pop("scalar_projection", ()), strict=True))
+            nothing = torch.zeros_like(fresh["scalar_projection"][0])
+            fresh["scalar_projection"] = torch.stack([rows.get(s, nothing) for s in other.config.scalars])
         other.load_state_dict({name: weights.get(name, value) for name, value in fresh.items()})
         nn.Module.to(other, self.device, self.dtype)
         return other.eval().requires_grad_(False)
@@ -130,6 +149,14 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
                 projected = F.normalize((centred @ bank.T / self.config.bank_tau).softmax(-1) @ bank, dim=-1)
             centred = F.normalize(torch.lerp(centred, projected, self.config.bank_share), dim=-1)
         return centred
+
+    def takes_guidance(self, scale: float, times: tuple[float, float]) -> bool:
+        """Return whether a weight of guidance may be told at these times, so that a guided step needs no pass without conditions."""
+        if not self.config.guidance_scales:
+            return False
+        lowest, highest = self.config.guidance_scales
+        first, last = self.config.guidance_times
+        return bool(lowest <= scale <= highest and first <= times[0] and times[1] <= last)
 
     def total(self, conditions: Sequence[Condition]) -> torch.Tensor:
         """Return the sum (D,) of a set's centred embeddings by weight; zeros for an empty set."""

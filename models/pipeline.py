@@ -19,7 +19,14 @@ from transformers import SpeechT5HifiGan
 
 from models import character, parts
 from models.attributes import Scales, taken
-from models.condition_encoder import Condition, ConditionEncoder, ConditionTokens, Kind
+from models.condition_encoder import (
+    GUIDANCE,
+    Condition,
+    ConditionEncoder,
+    ConditionTokens,
+    Kind,
+    told_guidance,
+)
 from models.denoiser import Denoiser
 from models.encoders import JointEncoder
 from models.index import Index
@@ -232,7 +239,9 @@ class ClipSynthPipeline(DiffusionPipeline):
         `guidance_scale` times its weight. In `mix` each is a voice, and its weight how loud that is; the first voice's noise is what the generator
         gives first, each further one's what it gives next. With one positive prompt of weight 1 all three are equal to the byte.
 
-        Attributes are told to the conditional branches alone, so that guidance leads towards them.
+        Attributes are told to the conditional branches alone, so that guidance leads towards them. Where the bundle has learned guidance
+        (`ConditionEncoder.takes_guidance`), its weight is told as well, and nothing is to be pointed away from nor are several to be composed, there is no pass without
+        conditions.
 
         Raises:
             ValueError: an argument out of its range.
@@ -244,6 +253,12 @@ class ClipSynthPipeline(DiffusionPipeline):
         wanted, unwanted = (self.encode_conditions(prompts, sign) for sign in (1, -1))
         told = character.tell(asked, wanted, self.condition_encoder, scales, self.index)
         conds, weights = self._compose(wanted, composition, told)
+        interval = self.manifest.guidance_interval
+        guided_conds: list[ConditionTokens] = []
+        alone = composition != "compose" or weights == (1.0,)
+        if alone and not unwanted and self.condition_encoder.takes_guidance(guidance_scale, interval):
+            told[GUIDANCE] = told_guidance(guidance_scale)
+            guided_conds, _ = self._compose(wanted, composition, told)
         uncond = self.condition_encoder.encode([unwanted])
         loudness = scales.value("loudness", asked["loudness"]) if "loudness" in asked else None
         voices = len(conds) if composition == "mix" else 1
@@ -253,7 +268,6 @@ class ClipSynthPipeline(DiffusionPipeline):
             torch.stack([torch.randn(shape, generator=g) for _ in range(voices)]).to(device, dtype)
             for g in generators
         ]
-        interval = self.manifest.guidance_interval
         return [
             Row(
                 x,
@@ -264,6 +278,7 @@ class ClipSynthPipeline(DiffusionPipeline):
                 interval,
                 weights,
                 loudness_dbfs=loudness,
+                guided_conds=guided_conds,
             )
             for x in noise
         ]
@@ -285,6 +300,13 @@ class ClipSynthPipeline(DiffusionPipeline):
     def attributes(self) -> tuple[str, ...]:
         """Names of the attributes that may be asked of this bundle."""
         return taken(self.manifest.attributes, self.condition_encoder.config.scalars)
+
+    @property
+    def told_guidance(self) -> tuple[float, ...]:
+        """Lowest and highest weight of guidance that takes no pass of its own; empty where the bundle has not learned that."""
+        encoder, times = self.condition_encoder, self.manifest.guidance_interval
+        scales = tuple(encoder.config.guidance_scales)
+        return scales if scales and encoder.takes_guidance(scales[0], times) else ()
 
     def check_inputs(
         self,

@@ -28,7 +28,10 @@ class Row:
         guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
         weights: of the N conditions: with one voice in its guidance, with several in their mix (`models.vocoder.mix`).
         loudness_dbfs: what its waveform is brought to (`models.character.at_loudness`), None for the level that it comes out at.
-        guidance_rescale: share in [0, 1] by which a guided velocity is brought to the deviation of the one without guidance.
+        guided_conds: the conditions as a network takes them that was told the weight of guidance with them (`training.distil`): with these there is no
+            second pass. Empty for one that was not.
+        guidance_rescale: share in [0, 1] by which a guided velocity is brought to the deviation of the one without guidance; takes
+            the second pass.
 
     Raises:
         ValueError: the numbers of voices, conditions and weights do not fit.
@@ -45,11 +48,16 @@ class Row:
     loudness_dbfs: float | None = None
     previous_velocity: torch.Tensor | None = None
     guidance_rescale: float = 0.0
+    guided_conds: Sequence[ConditionTokens] = ()
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.conds) or self.voices not in (1, len(self.conds)):
             raise ValueError(
                 f"{self.voices} voices do not fit {len(self.conds)} conditions and {len(self.weights)} weights"
+            )
+        if self.guided_conds and not len(self.guided_conds) == len(self.conds) == self.voices:
+            raise ValueError(
+                f"{len(self.guided_conds)} guided conditions do not fit {self.voices} voices and {len(self.conds)} conditions"
             )
 
     @property
@@ -73,14 +81,24 @@ class Row:
 
     @property
     def guided(self) -> bool:
-        """Whether the next step needs the unconditional pass."""
+        """Whether guidance is on in the next step."""
         low, high = self.guidance_interval
         return self.guidance_scale > 1 and low <= self.t < high
 
     @property
+    def doubled(self) -> bool:
+        """Whether the next step needs the unconditional pass."""
+        return self.guided and not (self.guided_conds and self.guidance_rescale == 0)
+
+    @property
+    def led_by(self) -> Sequence[ConditionTokens]:
+        """The conditions of the next step."""
+        return self.guided_conds if self.guided and not self.doubled else self.conds
+
+    @property
     def passes(self) -> int:
-        """Rows of the network that the next step takes: one for each condition and, guided, one for each voice."""
-        return len(self.conds) + (self.voices if self.guided else 0)
+        """Rows of the network that the next step takes: one for each condition and, doubled, one for each voice."""
+        return len(self.conds) + (self.voices if self.doubled else 0)
 
 
 def advance(rows: Sequence[Row], velocity: Velocity) -> int:
@@ -94,11 +112,13 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     """
     if any(row.done for row in rows):
         raise ValueError("a finished row cannot take another step")
-    guided = [row for row in rows if row.guided]
-    batch = [(row, i % row.voices, cond) for row in rows for i, cond in enumerate(row.conds)]
-    batch += [(row, i, row.uncond) for row in guided for i in range(row.voices)]
-    parts = _forward(batch, velocity).split([len(row.conds) for row in rows] + [row.voices for row in guided])
-    unconditional = {id(row): v for row, v in zip(guided, parts[len(rows) :], strict=True)}
+    doubled = [row for row in rows if row.doubled]
+    batch = [(row, i % row.voices, cond) for row in rows for i, cond in enumerate(row.led_by)]
+    batch += [(row, i, row.uncond) for row in doubled for i in range(row.voices)]
+    parts = _forward(batch, velocity).split(
+        [len(row.conds) for row in rows] + [row.voices for row in doubled]
+    )
+    unconditional = {id(row): v for row, v in zip(doubled, parts[len(rows) :], strict=True)}
     stepped = []
     for row, v in zip(rows, parts[: len(rows)], strict=True):
         v_row = _combine(row, v, unconditional.get(id(row)))
@@ -111,7 +131,7 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
 
 
 def _combine(row: Row, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.Tensor:
-    """Return the velocity (V, L, C) of a row's voices from those with its conditions (N, …, C) and, where guided, without them (V, …, C).
+    """Return the velocity (V, L, C) of a row's voices from those with its conditions (N, …, C) and, where doubled, without them (V, …, C).
 
     A voice that N conditions lead follows v_uncond + scale * sum_i w_i (v_i - v_uncond) (Liu et al. 2022, "Compositional Visual Generation with
     Composable Diffusion Models", eq. 11, the conjunction). As there the w_i are not normalised: the distribution sampled is p(x) prod_i p(c_i | x)^(scale w_i), so

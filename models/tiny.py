@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from models.attributes import CONDITIONS, GRID, NAMES
-from models.condition_encoder import ConditionEncoder
+from models.condition_encoder import GUIDANCE, ConditionEncoder
 from models.denoiser import Denoiser
 from models.encoders import JointEncoder, PackagedEncoder
 from models.manifest import Manifest
@@ -27,19 +27,28 @@ RANGES = {
 
 
 def build_tiny_pipeline(
-    seed: int = 0, *, encoder: JointEncoder | None = None, scalars: Sequence[str] = CONDITIONS
+    seed: int = 0,
+    *,
+    encoder: JointEncoder | None = None,
+    scalars: Sequence[str] = CONDITIONS,
+    guidance_scales: Sequence[float] = (),
 ) -> ClipSynthPipeline:
     """Return a pipeline that runs in well under a second for a short sound, and takes all attributes.
 
     Args:
         encoder: the packaged one by default.
         scalars: what the condition encoder may be told.
+        guidance_scales: the lowest and the highest weight of guidance that it may be told beside, in the place of a pass of its own.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = PackagedEncoder() if encoder is None else encoder
         mel = MelSpectrogram()
-        condition_encoder = ConditionEncoder(embed_dim=encoder.embed_dim, scalars=list(scalars))
+        condition_encoder = ConditionEncoder(
+            embed_dim=encoder.embed_dim,
+            scalars=[*scalars, *([GUIDANCE] if guidance_scales else [])],
+            guidance_scales=list(guidance_scales),
+        )
         denoiser = Denoiser(dim=32, depth=2, heads=2, condition_dim=encoder.embed_dim)
         # Zero-initialised output layers would hide every input from the tests.
         for layer in (

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from models.attributes import CONDITIONS
+from models.condition_encoder import MAX_GUIDANCE
 from models.manifest import Manifest
 
 
@@ -106,6 +107,18 @@ class DenoiserRecipe(_Section):
         return self
 
 
+class DistilRecipe(_Section):
+    """`steps` on top of the trained denoiser, after which a guided step needs one pass of it; weights of guidance are drawn from `lowest` to `highest`.
+
+    The rest is that of `DenoiserRecipe`.
+    """
+
+    steps: PositiveInt
+    learning_rate: PositiveFloat = 3e-4
+    lowest: float = Field(1.0, ge=1, le=MAX_GUIDANCE)
+    highest: float = Field(10.0, ge=1, le=MAX_GUIDANCE)
+
+
 class RequestDefaults(_Section):
     """What a request to the bundle gets where it does not say."""
 
@@ -185,7 +198,8 @@ class RunRecipe(_Section):
 class Recipe(RunRecipe):
     """CLIPSynth: vocoder, denoiser and the bundle's defaults.
 
-    `vocoder_run`: another run's folder, whose vocoder this one shares. `requests`: the bundle's defaults.
+    `vocoder_run`: another run's folder, whose vocoder this one shares. `requests`: the bundle's defaults. `distil`: none for a denoiser that takes
+    guidance as a pass of its own.
     """
 
     model: Literal["clipsynth"] = "clipsynth"
@@ -193,6 +207,16 @@ class Recipe(RunRecipe):
     requests: RequestDefaults = RequestDefaults()
     vocoder: VocoderRecipe
     denoiser: DenoiserRecipe
+    distil: DistilRecipe | None = None
+
+    @model_validator(mode="after")
+    def _learns_its_default(self) -> Recipe:
+        asked, d = self.requests.guidance_scale, self.distil
+        if d is not None and not d.lowest <= asked <= d.highest:
+            raise ValueError(
+                f"distil must learn requests.guidance_scale: {d.lowest:g} to {d.highest:g}, got {asked:g}"
+            )
+        return self
 
     @property
     def vocoder_folder(self) -> Path:

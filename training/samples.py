@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.condition_encoder import Kind
+from models.condition_encoder import GUIDANCE, Condition, Kind, told_guidance
 from models.mel import MelSpectrogram
 from models.sampler import Row, advance
 from models.vocoder import build_vocoder
@@ -26,22 +26,23 @@ def samples(
 ) -> torch.Tensor:
     """Return log-mels (rows, F, M) generated from the conditions of the first dev clips, as the bundle will by default."""
     batch, rows = batch.to(device), min(rows, len(batch.mel))
-    ones = torch.ones(1, 1, device=device)
-    unconditional = model.condition_encoder.encode([[]])
+    encoder, scale = model.condition_encoder, requests.guidance_scale
+    unconditional = encoder.encode([[]])
     noise = batch.noise[:rows].reshape(rows, -1, model.denoiser.token_dim)
     kind: Kind = "text" if batch.is_text[0, 0] else "image"
-    centred = model.condition_encoder.centre(batch.embeds[:rows, 0], kind)
-    conditions = [model.condition_encoder(c[None, None], ones, 0 * ones, ones.bool()) for c in centred]
+    sets = [[Condition(embed, kind, sigma=0.0)] for embed in batch.embeds[:rows, 0]]
+    told = encoder.takes_guidance(scale, requests.guidance_interval)
     states = [
         Row(
             x[None],
-            [c],
+            [encoder.encode([c])],
             unconditional,
             requests.num_inference_steps,
-            requests.guidance_scale,
+            scale,
             requests.guidance_interval,
+            guided_conds=[encoder.encode([c], [{GUIDANCE: told_guidance(scale)}])] if told else [],
         )
-        for x, c in zip(noise, conditions, strict=True)
+        for x, c in zip(noise, sets, strict=True)
     ]
     while not states[0].done:
         advance(states, model.denoiser)

@@ -1,6 +1,6 @@
-"""`clipsynth train`: vocoder, denoiser, the vocoder's last part, then the bundle; or the stages of the baseline SpecVQGAN. Each resumes where it was.
+"""`clipsynth train`: vocoder, denoiser, where the recipe says so guidance in one pass, the vocoder's last part, then the bundle; or the stages of the baseline SpecVQGAN. Each resumes where it was.
 
-Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage vocoder|denoiser|finetune|export] [--init BUNDLE]
+Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage vocoder|denoiser|distil|finetune|export] [--init BUNDLE]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from models.mel import MelSpectrogram
 from models.pipeline import ClipSynthPipeline
 from training.data import load_clips
+from training.distil import distil
 from training.export import export
 from training.generated import GeneratedClips
 from training.loop import build_accelerator
@@ -21,7 +22,7 @@ from training.specvqgan import train_specvqgan
 from training.train_denoiser import train_denoiser
 from training.train_vocoder import train_vocoder
 
-Stage = Literal["all", "vocoder", "denoiser", "finetune", "export"]
+Stage = Literal["all", "vocoder", "denoiser", "distil", "finetune", "export"]
 
 
 def train(
@@ -35,7 +36,7 @@ def train(
 ) -> Path | None:
     """Run one stage of a recipe, or all; return the bundle's folder where one was made.
 
-    "finetune" is the vocoder's last part, on mels that the denoiser made. "export" makes a bundle of what there is.
+    "distil" teaches the trained denoiser guidance in one pass, and from there on it is the denoiser. "finetune" is the vocoder's last part, on mels that the denoiser made. "export" makes a bundle of what there is.
 
     Args:
         init: a bundle whose weights a stage starts from where it has no state of its own.
@@ -69,24 +70,36 @@ def train(
         parts = (start.condition_encoder, start.denoiser) if start else None
         return train_denoiser(recipe, clips, accelerator, parts)
 
+    def network(recipe: Recipe, *, begin: bool = False):
+        """Return the denoiser's parts, after "distil" where that was begun."""
+        parts = denoiser(_without_training(recipe))
+        begun = begin or _has(recipe, "distil")
+        return distil(recipe, clips, parts, accelerator) if recipe.distil and begun else parts
+
     own_vocoder = recipe.vocoder_run is None
     if stage in ("vocoder", "all") and own_vocoder:
         vocoder(recipe)
     if stage in ("denoiser", "all"):
         denoiser(recipe)
+    if stage == "distil" and recipe.distil is None:
+        raise ValueError("the recipe has no section distil")
+    if stage in ("distil", "all") and recipe.distil:
+        if start is None:
+            _require(recipe, "denoiser")
+        network(recipe, begin=True)
     done = _without_training(recipe)
     if stage in ("finetune", "all") and own_vocoder and recipe.vocoder.finetune_steps:
         _require(recipe, "vocoder", "denoiser")
         limit = recipe.vocoder.finetune_clips
-        condition_encoder, network = (part.to(accelerator.device) for part in denoiser(done))
-        made = GeneratedClips(clips.train, condition_encoder, network, limit=limit, seed=recipe.seed)
+        condition_encoder, trained = (part.to(accelerator.device) for part in network(done))
+        made = GeneratedClips(clips.train, condition_encoder, trained, limit=limit, seed=recipe.seed)
         vocoder(recipe, made)
     if stage not in ("export", "all"):
         return None
     _require(recipe, "vocoder", "denoiser")
     folder = out or Path(recipe.run) / "bundle"
     if accelerator.is_main_process:
-        parts = (*denoiser(done), vocoder(done), mel)
+        parts = (*network(done), vocoder(done), mel)
         export(recipe, clips, parts, folder, attribution=attribution, results=results)
     accelerator.wait_for_everyone()
     return folder
@@ -99,11 +112,19 @@ def _require(recipe: Recipe, *stages: str) -> None:
         ValueError: one has not.
     """
     for stage in stages:
-        folder = recipe.vocoder_folder if stage == "vocoder" else Path(recipe.run) / stage
-        if not (folder / "state.pt").is_file():
+        if not _has(recipe, stage):
             raise ValueError(
-                f"{folder.parent} has no trained {stage} yet; run: clipsynth train … --stage {stage}"
+                f"{_folder(recipe, stage).parent} has no trained {stage} yet; run: clipsynth train … --stage {stage}"
             )
+
+
+def _folder(recipe: Recipe, stage: str) -> Path:
+    return recipe.vocoder_folder if stage == "vocoder" else Path(recipe.run) / stage
+
+
+def _has(recipe: Recipe, stage: str) -> bool:
+    """Return whether a stage has been trained, be it in part."""
+    return (_folder(recipe, stage) / "state.pt").is_file()
 
 
 def _without_training(recipe: Recipe) -> Recipe:
@@ -111,5 +132,6 @@ def _without_training(recipe: Recipe) -> Recipe:
     still = {
         "vocoder": recipe.vocoder.model_copy(update={"steps": 0, "finetune_steps": 0}),
         "denoiser": recipe.denoiser.model_copy(update={"steps": 0}),
+        "distil": recipe.distil and recipe.distil.model_copy(update={"steps": 0}),
     }
     return recipe.model_copy(update=still)

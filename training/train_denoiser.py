@@ -7,8 +7,9 @@ Runs in one process or in many: accelerate launch --num_processes 2 -m clipsynth
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.condition_encoder import KINDS, ConditionEncoder
+from models.condition_encoder import GUIDANCE, KINDS, ConditionEncoder, ConditionTokens
 from models.denoiser import Denoiser
 from models.mel import MelSpectrogram
 from training.batches import Batch, Batches, told_scalars
@@ -89,15 +90,23 @@ class FlowMatching(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the mean squared error of the velocity, averaged over rows, tokens and values."""
+        conditions = self.conditions(batch, batch.scalars)
+        x_t, v = self.path(batch)
+        return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), v)
+
+    def conditions(self, batch: Batch, scalars: torch.Tensor) -> ConditionTokens:
+        """Return the tokens of a batch's conditions, which are told scalars (B, S), NaN where one is not."""
         image, text = (self.condition_encoder.centre(batch.embeds, kind) for kind in KINDS)
         centred = torch.where(batch.is_text[..., None], text, image)
         noised = F.normalize(centred + batch.sigma[..., None] * batch.condition_noise, dim=-1)
-        scalars = batch.scalars if self.condition_encoder.config.scalars else None
-        conditions = self.condition_encoder(noised, batch.weights, batch.sigma, batch.mask, scalars)
+        told = scalars if self.condition_encoder.config.scalars else None
+        return self.condition_encoder(noised, batch.weights, batch.sigma, batch.mask, told)
+
+    def path(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where a batch's rows are at their times (B, L, C), and the velocity of the straight way through there."""
         data = self.denoiser.to_tokens(batch.mel)
         noise = batch.noise.view_as(data)
-        x_t = torch.lerp(noise, data, batch.t[:, None, None])
-        return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), data - noise)
+        return torch.lerp(noise, data, batch.t[:, None, None]), data - noise
 
 
 def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batch]:
@@ -131,9 +140,9 @@ def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batc
 
 
 @torch.no_grad()  # not inference mode: the network caches its rotary table, which training then needs
-def dev_loss(model: FlowMatching, batches: list[Batch], device: torch.device) -> float:
-    """Return the flow loss over `dev_batches`, each row counted once."""
-    losses = [model(batch.to(device)).item() * len(batch.t) for batch in batches]
+def dev_loss(loss: Callable[[Batch], torch.Tensor], batches: list[Batch], device: torch.device) -> float:
+    """Return a loss over `dev_batches`, each row counted once."""
+    losses = [loss(batch.to(device)).item() * len(batch.t) for batch in batches]
     return sum(losses) / sum(len(batch.t) for batch in batches)
 
 
@@ -172,6 +181,20 @@ def learning_rate(d: DenoiserRecipe | VqganRecipe | TransformerRecipe, n: int) -
     return d.learning_rate * min(1.0, (n + 1) / d.warmup_steps) * decay
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a stage of the denoiser's training is after.
+
+    `stage`: its name, and its folder in the run. `loss`: the module that takes a `Batch` to the loss (); the parts that are trained are within it. `dev`: the same
+    for a batch of those that `held_out` makes, by which the best weights are told.
+    """
+
+    stage: str
+    loss: nn.Module
+    dev: Callable[[Batch], torch.Tensor]
+    held_out: Callable[[], list[Batch]]
+
+
 def train_denoiser(
     recipe: Recipe,
     clips: ClipSet,
@@ -188,8 +211,8 @@ def train_denoiser(
         ValueError: `init` is of another shape than the recipe's, or the clips lack the captions that it needs.
     """
     torch.manual_seed(recipe.seed)
-    d = recipe.denoiser
-    folder = Path(recipe.run) / "denoiser"
+    if init is not None:
+        init = (_without_guidance(init[0]), init[1])
     scalars = (init and init[0].config.scalars) or told_scalars(recipe, clips.train)
     condition_encoder = build_condition_encoder(recipe, clips, init[0].means if init else None, scalars)
     model = FlowMatching(condition_encoder, build_denoiser(recipe, clips))
@@ -198,13 +221,38 @@ def train_denoiser(
         ours = model.condition_encoder
         load_weights("condition_encoder", ours, ours.state_dict() | learned)
         load_weights("denoiser", model.denoiser, init[1].state_dict())
-    model.to(accelerator.device)
+
+    def held_out() -> list[Batch]:
+        return dev_batches(clips.dev, recipe, len(scalars))
+
+    return train_parts(recipe, clips, model, Objective("denoiser", model, model, held_out), accelerator)
+
+
+def _without_guidance(encoder: ConditionEncoder) -> ConditionEncoder:
+    """Return an encoder without the scalar that is learned after this stage, as the denoiser is a plain one where that is not told."""
+    known = encoder.config.scalars
+    if GUIDANCE not in known:
+        return encoder
+    return encoder.changed(scalars=[name for name in known if name != GUIDANCE], guidance_scales=[])
+
+
+def train_parts(
+    recipe: Recipe, clips: ClipSet, model: FlowMatching, objective: Objective, accelerator: Accelerator
+) -> tuple[ConditionEncoder, Denoiser]:
+    """Train a stage's parts, or resume it, by the settings of `recipe.denoiser`; return them with averaged weights (EMA), those of the lowest dev loss.
+
+    Raises:
+        ValueError: the saved state is of another shape than `model`.
+    """
+    d = recipe.denoiser
+    folder = Path(recipe.run) / objective.stage
+    objective.loss.to(accelerator.device)
     optimizers = build_optimizers(recipe, model)
     ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     first, best = 0, math.inf
     state = load_state(folder / "state.pt")
     if state is not None:
-        load_weights("denoiser", model, state["weights"])
+        load_weights(objective.stage, model, state["weights"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         ema.load_state_dict(state["ema"])
@@ -212,7 +260,7 @@ def train_denoiser(
         first, best = state["step"], state["best"]
     ema.to(accelerator.device)
     if first < d.steps:
-        _fit(recipe, clips, model, optimizers, ema, accelerator, first, best)
+        _fit(recipe, clips, model, objective, optimizers, ema, accelerator, first, best)
     averaged = load_state(folder / "best.pt")
     if averaged is None:
         ema.copy_to(model.parameters())
@@ -226,6 +274,7 @@ def _fit(
     recipe: Recipe,
     clips: ClipSet,
     model: FlowMatching,
+    objective: Objective,
     optimizers: list[torch.optim.Optimizer],
     ema: EMAModel,
     accelerator: Accelerator,
@@ -234,22 +283,23 @@ def _fit(
 ) -> None:
     """Take the steps from `first` on, in place."""
     d, accumulate = recipe.denoiser, recipe.denoiser.gradient_accumulation_steps
-    folder = Path(recipe.run) / "denoiser"
+    folder = Path(recipe.run) / objective.stage
     if d.compile:
-        model.denoiser.transformer.compile(dynamic=True)
-    wrapped = accelerator.prepare_model(model)
+        for part in objective.loss.modules():
+            if isinstance(part, Denoiser):
+                part.transformer.compile(dynamic=True)
+    wrapped = accelerator.prepare_model(objective.loss)
     bank = load_bank(Path(recipe.clips), clips) if d.condition == "image" and d.pseudo_text else None
-    scalars = model.condition_encoder.config.scalars
     batches = Batches(
         clips.train,
         recipe,
         bank,
-        scalars=scalars,
+        scalars=model.condition_encoder.config.scalars,
         keep=recipe.in_memory,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    held_out = dev_batches(clips.dev, recipe, len(scalars)) if accelerator.is_main_process else []
+    held_out = objective.held_out() if accelerator.is_main_process else []
     mel = MelSpectrogram().to(accelerator.device)
     tilt = Tilt(mel).to(accelerator.device)
     kept = None
@@ -257,7 +307,7 @@ def _fit(
         kept = Sounds.of(clips.train, range(len(clips.train))).to(accelerator.device)
     recorded = None
     if recordable(recipe, accelerator):
-        recorded = Recorded(model, lambda: autocast(recipe, accelerator.device))
+        recorded = Recorded(objective.loss, lambda: autocast(recipe, accelerator.device))
     model.train()
     coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
     stale = 0
@@ -293,7 +343,7 @@ def _fit(
         ema.store(model.parameters())
         ema.copy_to(model.parameters())
         model.eval()
-        loss = dev_loss(model, held_out, accelerator.device)
+        loss = dev_loss(objective.dev, held_out, accelerator.device)
         run.log("dev", n, loss)
         made = samples(model, held_out[0], accelerator.device, recipe.requests)
         run.show(n, spectrograms(held_out[0].mel.cpu(), made))
@@ -317,7 +367,7 @@ def _fit(
             "rng": torch.get_rng_state(),
         }
 
-    run = Run("denoiser", folder, recipe, accelerator)
+    run = Run(objective.stage, folder, recipe, accelerator)
     run.steps(
         first,
         d.steps,

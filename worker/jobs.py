@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
@@ -75,6 +75,14 @@ class Retrieves(Protocol):
 
 
 @runtime_checkable
+class Guides(Protocol):
+    """A predictor that may have learned guidance."""
+
+    @property
+    def told_guidance(self) -> Sequence[float]: ...
+
+
+@runtime_checkable
 class Compares(Protocol):
     """A predictor that compares its sounds with its training clips."""
 
@@ -133,6 +141,7 @@ class Jobs:
 
     def ticket(self, generation_id: str, payload: JobPayload) -> Ticket:
         shortcut = partial(self._retrieve, generation_id, payload)
+        told = self.predictor.told_guidance if isinstance(self.predictor, Guides) else ()
         return Ticket(
             shortcut=shortcut if payload.method == "retrieval" else None,
             prepare=partial(self._prepare, payload),
@@ -140,7 +149,7 @@ class Jobs:
             num_rows=payload.num_outputs,
             num_tokens=self.predictor.num_tokens(payload.duration_s),
             duration_s=payload.duration_s,
-            passes=sum(payload.branches),
+            passes=sum(payload.branches(told)),
             kind=kind(payload),
         )
 

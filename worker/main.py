@@ -129,6 +129,8 @@ def model_info(
 
 def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
     """Add what was measured to what the API is to know."""
+    from worker.jobs import Guides
+
     low, high = predictor.manifest.guidance_interval
     return info.model_copy(
         update={
@@ -136,6 +138,7 @@ def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
                 audio_step_s=cost.step_s * predictor.num_tokens(1.0) / cost.limit,
                 step_s=cost.step_s,
                 guided_share=min(high, 1.0) - max(low, 0.0),
+                told_guidance=list(predictor.told_guidance) if isinstance(predictor, Guides) else [],
             )
         }
     )

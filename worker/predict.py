@@ -110,6 +110,11 @@ class Predictor:
         return self.pipeline.manifest
 
     @property
+    def told_guidance(self) -> Sequence[float]:
+        """Lowest and highest weight of guidance that takes no pass of its own; empty where the bundle has not learned that."""
+        return self.pipeline.told_guidance
+
+    @property
     def velocity(self) -> Velocity:
         denoiser: Velocity = self.pipeline.denoiser
         return denoiser

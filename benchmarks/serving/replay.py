@@ -101,7 +101,7 @@ class Trial:
 
         engine = Engine(self.predictor, limit=10**9)
         tokens = self.predictor.num_tokens(first.duration_s)
-        passes = sum(first.branches)
+        passes = sum(first.branches(self.predictor.told_guidance))
         ticket = Ticket(rows, lambda _, waveform: waveform, 4, tokens, first.duration_s, passes)
         engine.submit(ticket)
         while not ticket.ended:

@@ -85,7 +85,7 @@ def train(
     stage: Annotated[
         str,
         typer.Option(
-            help="all, vocoder, denoiser, finetune or export; of SpecVQGAN all, vqgan, transformer or export."
+            help="all, vocoder, denoiser, distil, finetune or export; of SpecVQGAN all, vqgan, transformer or export."
         ),
     ] = "all",
     init: Annotated[Path | None, typer.Option(help="Bundle to start from.")] = None,

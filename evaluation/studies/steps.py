@@ -19,10 +19,10 @@ TOLERANCE = 0.05
 ASKED: tuple[QueryKind, ...] = ("text", "image")
 
 
-def row_forwards(steps: int, guidance: float, interval: tuple[float, float]) -> int:
-    """Return how often the network sees one sound: once a step, twice where guidance is on."""
+def row_forwards(steps: int, guidance: float, interval: tuple[float, float], *, told: bool = False) -> int:
+    """Return how often the network sees one sound: once a step, twice where guidance is on and the network not told of it."""
     low, high = interval
-    return steps + (sum(low <= n / steps < high for n in range(steps)) if guidance > 1 else 0)
+    return steps + (sum(low <= n / steps < high for n in range(steps)) if guidance > 1 and not told else 0)
 
 
 def as_good(few: Mapping[str, Figure], many: Mapping[str, Figure]) -> bool:
@@ -62,6 +62,7 @@ def steps(
     for guidance, interval, rescale in product(
         guidances or [m.guidance_scale], intervals or [m.guidance_interval], rescales or [0.0]
     ):
+        told = rescale == 0 and pipe.condition_encoder.takes_guidance(guidance, interval)
         by_steps: dict[int, dict[str, dict[str, Figure]]] = {}
         for n in sorted(set(counts)):
             system = Bundle(
@@ -70,7 +71,7 @@ def steps(
             by_steps[n] = {kind: setting.figures(system, kind) for kind in ASKED}
             rows.append(
                 {"steps": n, "guidance": guidance, "interval": interval, "rescale": rescale, **by_steps[n]}
-                | {"row_forwards": row_forwards(n, guidance, interval)}
+                | {"row_forwards": row_forwards(n, guidance, interval, told=told)}
             )
         verdicts.append(
             f"Guidance {guidance:g} in {interval[0]:g}–{interval[1]:g}, rescaled by {rescale:g}: {fewest(by_steps)} steps are the fewest with FAD and agreement within "

@@ -31,6 +31,22 @@ def test_an_estimate_counts_what_is_before(service):
     assert len(service.client.get("/v1/generations").json()["data"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [
+        ({"guidance_scale": 10}, 1),
+        ({"guidance_scale": 10.5}, 1.5),
+        ({"guidance_scale": 1}, 1),
+        ({"guidance_scale": 8, "negative_prompt": "b"}, 1.5),
+        ({"guidance_scale": 8, "composition": "mix"}, 1),
+    ],
+)
+def test_guidance_that_a_model_has_learned_costs_nothing(service, body, passes):
+    cost = COST.model_copy(update={"told_guidance": [1.0, 10.0]})
+    service.state.announce(INFO.model_copy(update={"cost": cost}))
+    assert ask(service, {"prompt": "a", **body}).json()["p50_s"] == pytest.approx(REQUEST_S * passes / 1.5)
+
+
 @pytest.mark.parametrize(("composition", "passes"), [("set", 1.5), ("compose", 3.5), ("mix", 4.5)])
 def test_what_a_composition_costs_is_counted(service, composition, passes):
     service.state.announce(INFO.model_copy(update={"cost": COST}))  # half of the steps are guided

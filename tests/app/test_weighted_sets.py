@@ -355,4 +355,4 @@ def test_the_rows_of_any_set_do_not_depend_on_its_order(
         positive,
         negative,
     )
-    assert one.passes == sum(resolved(prompts).branches)  # what is said before is what it takes
+    assert one.passes == sum(resolved(prompts).branches())  # what is said before is what it takes

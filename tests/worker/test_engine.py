@@ -17,6 +17,7 @@ from models import Prompt
 from models.condition_encoder import ConditionTokens
 from models.prompts import COMPOSITIONS
 from models.sampler import Row
+from models.tiny import build_tiny_pipeline
 from worker.cost import measure
 from worker.engine import Engine, Ticket, weight
 from worker.jobs import Jobs
@@ -376,11 +377,27 @@ def test_a_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
             np.testing.assert_allclose(each.results[n], alone(predictor, wanted, n), atol=1e-4, rtol=0)
 
 
+@pytest.fixture(scope="module", params=[(), (1.0, 10.0), (4.0, 10.0)], ids=str)
+def predictor(request):
+    """Of a bundle by the weights of guidance that it has learned."""
+    return Predictor(build_tiny_pipeline(guidance_scales=request.param))
+
+
 @pytest.mark.parametrize(
-    "wanted", COMPOSED, ids=lambda wanted: f"{wanted.composition}-{wanted.guidance_scale}"
+    "wanted",
+    [
+        *COMPOSED,
+        payload(),
+        payload(negative_prompt="wind"),
+        payload(guidance_scale=10.0),
+        payload(guidance_scale=10.5),
+        several("compose", "rain"),
+        several("mix", "rain", "a dog", negative_prompt="wind"),
+    ],
+    ids=lambda wanted: f"{wanted.composition}-{wanted.guidance_scale}",
 )
-def test_a_job_that_is_not_prepared_counts_as_much_as_its_first_step_will(tiny_pipeline, wanted):
-    each = job(Predictor(tiny_pipeline), wanted)
+def test_a_job_that_is_not_prepared_counts_as_much_as_its_first_step_will(predictor, wanted):
+    each = job(predictor, wanted)
     before = each.load()
     each.rows = each.prepare()
     assert before == each.full_load == each.load() == weight(each.rows)
