@@ -74,5 +74,6 @@ class Recorded:
     def _passes(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
         with self.context():
             loss = self.model(batch)
-        # Not backward(): what adds to `.grad` belongs to the stream on which a parameter was first used.
-        return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        # Not backward(): what adds to `.grad` belongs to the stream on which a parameter was first used. It also sees to the strides, as fused optimizers need.
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return loss.detach(), tuple(g if g is None else g.contiguous() for g in gradients)
