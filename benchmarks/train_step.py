@@ -27,6 +27,7 @@ from training.train_denoiser import (
     build_denoiser,
     build_optimizers,
 )
+from training.variants import Tilt
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
@@ -73,19 +74,19 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
         ema.step(model.parameters())
 
+    mel = MelSpectrogram()
+    tilt = Tilt(mel)
     for n in range(3):
-        step(batches[n][0])
+        step(batches[n].batch(mel, tilt, None, device))
     flops, busy, waiting = 0, 0.0, 0.0
     sgemm, bf16 = [], []
-    mel = MelSpectrogram()
     arriving = one_ahead(batches.__getitem__, range(3, 3 + arguments.steps))
     for n in range(3, 3 + arguments.steps):
         if n % 10 == 3:
             sgemm.append(gemm_rate(torch.float32))
             bf16.append(gemm_rate(torch.bfloat16))
         started = time.perf_counter()
-        batch, remade = next(arriving)
-        remade.put_into(batch, mel)
+        batch = next(arriving).batch(mel, tilt, None, device)
         waiting += time.perf_counter() - started
         busy += timed(lambda batch=batch: step(batch))
         with FlopCounterMode(display=False) as counter:

@@ -1,12 +1,14 @@
 """Batches for the denoiser. Every random choice is keyed by (seed, step, place in the batch), so a run that was resumed, or that is spread
 over processes, sees the very samples of one that was not.
+
+What is small is drawn on the CPU, ahead of its step (`Draw`); sounds are read, varied and made to mels where the network is (`Draw.batch`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -15,15 +17,15 @@ from torch.utils.data import Dataset
 from models.attributes import Scales, by_name
 from models.mel import MelSpectrogram
 from models.phrases import PhraseBank
-from training.data import Clips, crop, random_start
+from training.data import Clips, random_start
 from training.recipe import Recipe
-from training.variants import TAPS, at_speed, mixed, sped_up
+from training.sounds import Sounds, Sources
+from training.variants import Tilt, sped_up
 
-LOG_FLOOR = math.log(1e-5)  # the mel of digital silence
 MAX_SET = 2  # conditions of one sample in training
 CLEAN_SHARE = 0.25  # of samples: without noise on the condition
 SET_SHARE = 0.2  # of samples: with two frames of one clip
-TOLD_SHARE, EACH_TOLD_SHARE = 0.6, 0.6  # of samples: with scalars at all, and with each one then
+TOLD_SHARE, EACH_TOLD_SHARE = 0.8, 0.6  # of samples: with scalars at all, and with each one then
 NEAREST_PHRASES = 5  # of which one stands for a frame
 MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first
 
@@ -60,37 +62,48 @@ class Batch:
     mask: torch.Tensor
     scalars: torch.Tensor
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of it, in the order above."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
     def to(self, device: torch.device) -> Self:
-        return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return type(self)(*(x.to(device, non_blocking=True) for x in self.tensors))
 
 
 @dataclass(frozen=True)
-class Remade:
-    """What the mels of some rows of a batch are to be made of: `rows` (N,) of it; `waves` (N, 2, T), `speeds` (N,) of the first, `gains` (N,) of the second, 0
-    where there is none.
+class Draw:
+    """One process's part of a micro-step of `size` rows, before its sounds are made: rows `rank`, `rank` + `world_size`, … of it, of `frames` each.
+
+    `small` is all of the batch but `mel` and `noise`, by name. `sounds` are those of its own clips, None where all are kept on the device.
     """
 
-    rows: torch.Tensor
-    waves: torch.Tensor
-    speeds: torch.Tensor
-    gains: torch.Tensor
+    frames: int
+    sources: Sources
+    small: Mapping[str, torch.Tensor]
+    noise_seed: int
+    size: int
+    rank: int = 0
+    world_size: int = 1
+    sounds: Sounds | None = None
 
-    def put_into(self, batch: Batch, mel: MelSpectrogram) -> None:
-        """Make the mels, where the batch is."""
-        if not len(self.rows):
-            return
-        waves, speeds, gains = (x.to(batch.mel.device) for x in (self.waves, self.speeds, self.gains))
-        size = batch.mel.shape[1] * mel.config.hop_length
-        first = at_speed(waves[:, 0], speeds, size)
-        both = torch.where(gains[:, None] > 0, mixed(first, waves[:, 1, :size], gains), first)
-        batch.mel[self.rows.to(batch.mel.device)] = mel(both)
+    def batch(self, mel: MelSpectrogram, tilt: Tilt, kept: Sounds | None, device: torch.device) -> Batch:
+        """Return the batch on a device, where `mel`, `tilt` and the `kept` sounds are."""
+        sounds = kept if self.sounds is None else self.sounds.to(device)
+        if sounds is None:
+            raise ValueError("neither are sounds kept, nor has the draw its own")
+        # All rows' noise is drawn wherever the step is taken, for a row's must not depend on how many processes share it.
+        g = torch.Generator(device).manual_seed(self.noise_seed)
+        noise = torch.randn(self.size, self.frames, mel.config.n_mels, generator=g, device=device)
+        return Batch(
+            mel=self.sources.mels(sounds, mel, tilt, self.frames),
+            noise=noise[self.rank :: self.world_size].contiguous(),
+            **{name: x.to(device, non_blocking=True) for name, x in self.small.items()},
+        )
 
 
-class Batches(Dataset[tuple[Batch, Remade]]):
-    """Item n is this process's part of the batch of micro-step n: rows rank, rank + world_size, … of it, and those of its mels that are still to be made.
-
-    Those are many times the work of the rest, and left to the device.
-    """
+class Batches(Dataset[Draw]):
+    """Item n is this process's part of the batch of micro-step n. With `keep` a draw holds no sounds: whoever makes the batch has those of all clips."""
 
     def __init__(
         self,
@@ -99,6 +112,7 @@ class Batches(Dataset[tuple[Batch, Remade]]):
         bank: PhraseBank | None = None,
         *,
         scalars: Sequence[str] | None = None,
+        keep: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -108,11 +122,14 @@ class Batches(Dataset[tuple[Batch, Remade]]):
         Raises:
             ValueError: a condition on text, and a clip without captions.
         """
-        self.clips, self.recipe, self.rank, self.world_size = clips, recipe, rank, world_size
+        self.clips, self.recipe, self.keep = clips, recipe, keep
+        self.rank, self.world_size = rank, world_size
         d = recipe.denoiser
         self.size = d.batch_size // d.gradient_accumulation_steps
         self.bank = bank
-        self.hop = MelSpectrogram().config.hop_length
+        mel = MelSpectrogram()
+        self.sample_rate, self.hop, self.tilt = mel.config.sample_rate, mel.config.hop_length, Tilt(mel)
+        self._power: dict[int, torch.Tensor] = {}
         self.names = told_scalars(recipe, clips) if scalars is None else tuple(scalars)
         self.named = [by_name(line["attributes"]) if self.names else {} for line in clips.index]
         self.scales = Scales.of(self.named)
@@ -153,79 +170,105 @@ class Batches(Dataset[tuple[Batch, Remade]]):
             epoch, offset = epoch + 1, 0
         return chosen
 
-    def __getitem__(self, n: int) -> tuple[Batch, Remade]:
+    def __getitem__(self, n: int) -> Draw:
         d = self.recipe.denoiser
-        g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
-        shortest, longest = d.min_frames // d.frames_per_token, d.max_frames // d.frames_per_token
-        frames = d.frames_per_token * int(torch.randint(shortest, longest + 1, (), generator=g))
+        seed = self.recipe.seed * 1_000_003 + n
+        g = torch.Generator().manual_seed(seed)
+        unit = d.length_step or d.frames_per_token
+        frames = unit * int(torch.randint(d.min_frames // unit, d.max_frames // unit + 1, (), generator=g))
+        frames -= frames % d.frames_per_token
         seeds = torch.randint(2**62, (self.size,), generator=g).tolist()
-        size = math.ceil(frames * self.hop * max(d.speeds)) + TAPS
-        remade: list[tuple[int, torch.Tensor, float, float]] = []
-        rows: list[Batch] = []
-        for clip, seed in list(zip(self.places(n), seeds, strict=True))[self.rank :: self.world_size]:
-            row, recipe = self._row(clip, frames, size, torch.Generator().manual_seed(seed))
-            if recipe is not None:
-                remade.append((len(rows), *recipe))
-            rows.append(row)
-        batch = Batch(**{f.name: torch.stack([getattr(row, f.name) for row in rows]) for f in fields(Batch)})
-        waves = torch.stack([waves for _, waves, _, _ in remade]) if remade else torch.zeros(0, 2, size)
-        speeds, gains = (torch.tensor([made[k] for made in remade], dtype=torch.float32) for k in (2, 3))
-        return batch, Remade(
-            torch.tensor([made[0] for made in remade], dtype=torch.long), waves, speeds, gains
+        mine = list(zip(self.places(n), seeds, strict=True))[self.rank :: self.world_size]
+        rows = [self._row(clip, frames, torch.Generator().manual_seed(row_seed)) for clip, row_seed in mine]
+        sources = Sources(
+            **{f.name: torch.tensor([made[f.name] for made, _ in rows]) for f in fields(Sources)}
         )
+        sounds = None
+        if not self.keep:
+            used, places = torch.cat([sources.clips, sources.others]).unique(return_inverse=True)
+            sounds = Sounds.of(self.clips, used.tolist())
+            sources = replace(sources, clips=places[: len(mine)], others=places[len(mine) :])
+        small = {name: torch.stack([row[name] for _, row in rows]) for name in rows[0][1]}
+        return Draw(frames, sources, small, seed, self.size, self.rank, self.world_size, sounds)
 
     def _row(
-        self, clip: int, frames: int, size: int, g: torch.Generator
-    ) -> tuple[Batch, tuple[torch.Tensor, float, float] | None]:
-        """Return one row, without the batch dimension, and where its mel is to be made: two waveforms (2, size), the speed of the first and the gain of the second."""
+        self, clip: int, frames: int, g: torch.Generator
+    ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        """Return one row: what its sound is made of, by the names of `Sources`, and the rest of it, by those of `Batch`."""
         d = self.recipe.denoiser
-        embeds, is_text = self._conditions(clip, g)
-        weights = torch.ones(MAX_SET)
         shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
         mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
-        speed = d.speeds[int(torch.randint(len(d.speeds), (), generator=g))]
-        mel = self.clips.mel(clip)
-        start = random_start(int(len(mel) / speed), frames, g)
-        waves, gain = [], 0.0
-        if mixing or speed != 1.0:
-            waves = [
-                crop(self.clips.waveform(clip), size, round(start * speed * self.hop)),
-                torch.zeros(size),
-            ]
+        told = self._told(g) if kept and not mixing else set()
+        speed, tilt = self._variant(told, g)
+        size = round(frames * self.hop * speed)
+        made: dict[str, float] = {
+            "clips": clip,
+            "starts": random_start(self._samples(clip), size, g),
+            "speeds": speed,
+            "tilts": tilt,
+            "others": clip,
+            "other_starts": 0,
+            "gains": 0.0,
+        }
+        embeds, is_text = self._conditions(clip, g)
+        weights = torch.ones(MAX_SET)
         if mixing:
             other = int(torch.randint(len(self.clips), (), generator=g))
-            wave = self.clips.waveform(other)
-            waves[1] = crop(wave, size, random_start(len(wave), size, g))
             gain = 10 ** (MIX_DB * float(2 * torch.rand((), generator=g) - 1) / 20)
+            start = random_start(self._samples(other), size, g)
+            made |= {"others": other, "other_starts": start, "gains": gain}
             weights = torch.tensor([min(1.0, 1 / gain), min(1.0, gain)])
             embeds[1], is_text[1] = (x[0] for x in self._conditions(other, g))
-        told = kept and not mixing
-        noise = torch.randn(embeds.shape, generator=g) / embeds.shape[-1] ** 0.5
         sigma = d.max_sigma * torch.rand(MAX_SET, generator=g)
         sigma[torch.rand(MAX_SET, generator=g) < CLEAN_SHARE] = 0.0
-        row = Batch(
-            mel=crop(mel - LOG_FLOOR, frames, start) + LOG_FLOOR,  # silence after its end
-            noise=torch.randn(frames, mel.shape[1], generator=g),
-            t=torch.sigmoid(torch.randn((), generator=g)),
-            embeds=embeds,
-            is_text=is_text,
-            condition_noise=noise,
-            sigma=sigma,
-            weights=weights,
-            mask=torch.tensor([kept, kept and (two or mixing)]),
-            scalars=self._scalars(clip, speed, g) if told else torch.full((len(self.names),), math.nan),
-        )
-        return row, (torch.stack(waves), speed, gain) if waves else None
+        return made, {
+            "t": torch.sigmoid(torch.randn((), generator=g)),
+            "embeds": embeds,
+            "is_text": is_text,
+            "condition_noise": torch.randn(embeds.shape, generator=g) / embeds.shape[-1] ** 0.5,
+            "sigma": sigma,
+            "weights": weights,
+            "mask": torch.tensor([kept, kept and (two or mixing)]),
+            "scalars": self._scalars(clip, told, speed, tilt),
+        }
 
-    def _scalars(self, clip: int, speed: float, g: torch.Generator) -> torch.Tensor:
-        """Return what is told of a clip's sound (S,): each scalar or NaN."""
-        told = self.scales.quantiles(sped_up(self.named[clip], speed))
-        if "agreement" in self.names and (agreement := self.clips.agreement(clip)) is not None:
-            told["agreement"] = agreement
-        values = torch.tensor([told.get(name, math.nan) for name in self.names])
+    def _samples(self, clip: int) -> int:
+        """Return how long a clip is, in samples."""
+        return round(self.clips.index[clip]["duration_s"] * self.sample_rate)
+
+    def _told(self, g: torch.Generator) -> set[str]:
+        """Return which scalars a row is told."""
         some, *each = torch.rand(1 + len(self.names), generator=g).tolist()
-        hidden = torch.tensor([some >= TOLD_SHARE or x >= EACH_TOLD_SHARE for x in each], dtype=torch.bool)
-        return values.masked_fill(hidden, math.nan)
+        return {
+            name
+            for name, x in zip(self.names, each, strict=True)
+            if some < TOLD_SHARE and x < EACH_TOLD_SHARE
+        }
+
+    def _variant(self, told: set[str], g: torch.Generator) -> tuple[float, float]:
+        """Return a row's speed and its tilt in dB per octave: beyond what is usual only where it is told what they do."""
+        d = self.recipe.denoiser
+        speed = d.speeds[int(torch.randint(len(d.speeds), (), generator=g))]
+        semitones, tilt = (
+            (torch.rand(2, generator=g) * 2 - 1) * torch.tensor([d.told_semitones, d.told_tilt])
+        ).tolist()
+        if "pitch" in told and d.told_semitones:
+            speed = 2 ** (semitones / 12)
+        return speed, tilt if "brightness" in told else 0.0
+
+    def _scalars(self, clip: int, told: set[str], speed: float, tilt: float) -> torch.Tensor:
+        """Return what is told of a clip's sound (S,): each scalar, or NaN where it is not told or the clip has none."""
+        if not told:
+            return torch.full((len(self.names),), math.nan)
+        named = sped_up(self.named[clip], speed)
+        if tilt:
+            if clip not in self._power:
+                self._power[clip] = self.tilt.power(self.clips.mel(clip))
+            named["brightness"] += self.tilt.brightness(self._power[clip], tilt)
+        places = self.scales.quantiles({name: x for name, x in named.items() if name in told})
+        if "agreement" in told and (agreement := self.clips.agreement(clip)) is not None:
+            places["agreement"] = agreement
+        return torch.tensor([places.get(name, math.nan) for name in self.names])
 
     def _conditions(self, clip: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two embeddings (2, D) of frames, captions, or for "hybrid" either, and which are texts (2,); of a share `pseudo_text` of frames the

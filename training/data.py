@@ -34,9 +34,13 @@ class Clips:
             return self._kept[i, name]
         return torch.from_numpy(self._reader.array(self.index[i], name))
 
+    def pcm(self, i: int) -> torch.Tensor:
+        """Return clip i's sound (T,) as int16."""
+        return self._read(i, "waveform")
+
     def waveform(self, i: int) -> torch.Tensor:
         """Return clip i's sound (T,) in [-1, 1]."""
-        return self._read(i, "waveform").float() / 32767
+        return self.pcm(i).float() / 32767
 
     def mel(self, i: int) -> torch.Tensor:
         """Return clip i's log-mel (F, n_mels)."""

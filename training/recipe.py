@@ -50,7 +50,7 @@ class VocoderRecipe(_Section):
 
 
 class DenoiserRecipe(_Section):
-    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames, one length per batch.
+    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames in steps of `length_step` (0: of a token), one length per batch.
 
     `condition`: what the sound is generated from: frames ("image", CLIPSynth), captions ("text", CLIPSynth-Text) or either ("hybrid").
     The learning rate rises over `warmup_steps`, stays, and falls as a cosine to zero over the last `decay_share` of the steps, so that a
@@ -60,7 +60,9 @@ class DenoiserRecipe(_Section):
 
     Of the rows a share `mix_share` are mixes of two clips, with a condition of each; the others are played at one of `speeds`. `scalars` are told beside a
     condition: the names of `models.attributes.CONDITIONS`, and "agreement" of sound and picture, by which clips are drawn as well with
-    `agreement_weight`. In the place of a share `pseudo_text` of frames stands the phrase of a generic bank that is nearest.
+    `agreement_weight`. A row that is told its pitch is moved by up to `told_semitones` either way, and one that is told its brightness tilted by up to `told_tilt`
+    dB per octave: told of it, the network learns what they do, and nothing of that leaks into sounds of which nothing is told (Karras et al. 2022, appendix F.2).
+    In the place of a share `pseudo_text` of frames stands the phrase of a generic bank that is nearest.
     """
 
     steps: PositiveInt
@@ -76,6 +78,8 @@ class DenoiserRecipe(_Section):
     speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)
     scalars: tuple[str, ...] = Field((), strict=False)
     agreement_weight: bool = False
+    told_semitones: float = 0.0
+    told_tilt: float = 0.0
     pseudo_text: float = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     gradient_accumulation_steps: PositiveInt = 1
@@ -89,6 +93,7 @@ class DenoiserRecipe(_Section):
     max_sigma: float = 1.0
     min_frames: PositiveInt = 100
     max_frames: PositiveInt = 500
+    length_step: NonNegativeInt = 0
     evaluate_every: PositiveInt = 250
     patience: PositiveInt | None = None
 
@@ -170,7 +175,8 @@ class TransformerRecipe(_Section):
 class RunRecipe(_Section):
     """What every run has: the prepared folder, the run folder, and how it is run. Relative paths count from the working directory.
 
-    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `in_memory`: clips are read once (0.3 MB per 5 s); `bf16` where the device computes in it.
+    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `in_memory`: clips are read once (0.3 MB per 5 s); `cuda_graphs`: the denoiser's passes are
+    recorded and replayed, for small networks on one GPU (`training.graphs`); `bf16` where the device computes in it.
     """
 
     name: str
@@ -181,6 +187,7 @@ class RunRecipe(_Section):
     threads: int = 0
     workers: int = 0
     in_memory: bool = False
+    cuda_graphs: bool = False
     bf16: bool = True
     text_sigma: float = 0.5
     bank_share: float = 0.0

@@ -22,12 +22,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from models.condition_encoder import GUIDANCE, KINDS, ConditionEncoder, ConditionTokens
 from models.denoiser import Denoiser
 from models.mel import MelSpectrogram
-from training.batches import LOG_FLOOR, Batch, Batches, told_scalars
+from training.batches import Batch, Batches, told_scalars
 from training.data import Clips, ClipSet, crop
+from training.graphs import Recorded, recordable
 from training.loop import Run, arriving, autocast, load_state, load_weights
 from training.pseudo_text import load_bank
 from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
+from training.sounds import Sounds
+from training.variants import LOG_FLOOR, Tilt
 
 DEV_FRAMES = 400  # 4 s
 
@@ -151,8 +154,11 @@ def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Op
         matrices = [p for p in model.denoiser.transformer.blocks.parameters() if p.ndim == 2]
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
+    fused = rest[0].is_cuda or None
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay)
+        torch.optim.AdamW(
+            rest, lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay, fused=fused
+        )
     ]
     if matrices:
         optimizers.append(
@@ -289,11 +295,20 @@ def _fit(
         recipe,
         bank,
         scalars=model.condition_encoder.config.scalars,
+        keep=recipe.in_memory,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
     held_out = objective.held_out() if accelerator.is_main_process else []
     mel = MelSpectrogram().to(accelerator.device)
+    tilt = Tilt(mel).to(accelerator.device)
+    kept = None
+    if recipe.in_memory:
+        kept = Sounds.of(clips.train, range(len(clips.train))).to(accelerator.device)
+    recorded = None
+    if recordable(recipe, accelerator):
+        recorded = Recorded(objective.loss, lambda: autocast(recipe, accelerator.device))
+    model.train()
     coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
     stale = 0
 
@@ -301,12 +316,12 @@ def _fit(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(d, n)
-        model.train()
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulate):
-            batch, remade = next(coming)
-            batch = batch.to(accelerator.device)
-            remade.put_into(batch, mel)
+            batch = next(coming).batch(mel, tilt, kept, accelerator.device)
+            if recorded is not None:
+                total = recorded(batch)
+                continue
             with (
                 accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext(),
                 autocast(recipe, accelerator.device),
@@ -339,6 +354,7 @@ def _fit(
             best = loss
             run.save({"step": n, "dev": loss, "weights": model.state_dict()}, "best.pt")
         ema.restore(model.parameters())
+        model.train()
         return d.patience is None or stale < d.patience
 
     def state(n: int) -> dict[str, object]:

@@ -11,6 +11,7 @@ import torch
 
 from models import ClipSynthPipeline
 from models.condition_encoder import GUIDANCE
+from models.mel import MelSpectrogram
 from models.tiny import build_tiny_pipeline
 from training.batches import Batches
 from training.data import load_clips
@@ -19,6 +20,7 @@ from training.loop import build_accelerator, load_state
 from training.recipe import load_recipe
 from training.train import train
 from training.train_denoiser import FlowMatching, dev_batches, dev_loss, train_denoiser
+from training.variants import Tilt
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 CPU = torch.device("cpu")
@@ -65,6 +67,12 @@ def guided(made, teacher, student):
     )
 
 
+def drawn(clips, made, scalars=None):
+    """Return the first batch."""
+    mel = MelSpectrogram()
+    return Batches(clips.train, made, scalars=scalars)[0].batch(mel, Tilt(mel), None, CPU)
+
+
 def distance(made, teacher, student, clips, scale=8.0):
     """Return how far a student is from its teacher with guidance, on dev clips at t = 1/8."""
     model = guided(made, teacher, student.eval())
@@ -89,7 +97,7 @@ def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, 
     student = build_student(made, made.distil, teacher)
     assert list(student.condition_encoder.config.scalars) == [*teacher[0].config.scalars, GUIDANCE]
     assert distance(made, teacher, student, clips, 1.0) == pytest.approx(0, abs=1e-12)
-    batch, _ = Batches(clips.train, made)[0]
+    batch = drawn(clips, made)
     assert not batch.scalars.isnan().all(1).all()
     told, untold = (
         student.conditions(
@@ -104,7 +112,7 @@ def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, 
 def test_weights_are_told_where_guidance_is_on(prepared, tmp_path, teacher):
     made, clips = recipe(prepared, tmp_path, "denoiser.batch_size=400"), load_clips(prepared)
     model = guided(made, teacher, build_student(made, made.distil, teacher))
-    batch, _ = Batches(clips.train, made)[0]
+    batch = drawn(clips, made)
     scale = model.drawn(batch)
     assert torch.equal(scale, model.drawn(batch))
     assert ((scale >= 1) & (scale <= 10)).all()
@@ -121,7 +129,7 @@ def test_the_loss_of_rows_without_guidance_is_the_distance_to_the_plain_teacher(
     made, clips = recipe(prepared, tmp_path, "denoiser.mix_share=0.5"), load_clips(prepared)
     student = build_student(made, made.distil, teacher).eval()
     model = guided(made, teacher, student)
-    batch, _ = Batches(clips.train, made, scalars=student.condition_encoder.config.scalars)[0]
+    batch = drawn(clips, made, student.condition_encoder.config.scalars)
     late = replace(batch, t=torch.full_like(batch.t, 0.8))
     assert model(late).item() == pytest.approx(0, abs=1e-12)
     assert model(replace(batch, t=torch.full_like(batch.t, 0.3))).item() > 1e-3

@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from models import ClipSynthPipeline
 from models.condition_encoder import ConditionEncoder
 from models.mel import MelSpectrogram
-from training.batches import Batch, Batches
+from training.batches import Batches
 from training.data import load_clips
 from training.generated import GeneratedClips
 from training.loop import build_accelerator, describe_environment, git_commit, load_state
 from training.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
+from training.sounds import Sounds
 from training.train import train
 from training.train_denoiser import build_denoiser, train_denoiser
+from training.variants import Tilt
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "recipes" / "demo.yaml"
@@ -253,10 +255,15 @@ def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_process
     for epoch in range(3):
         seen = [i for n in range(len(clips) * 2) for i in whole.places(n)][epoch * len(clips) :][: len(clips)]
         assert sorted(seen) == list(range(len(clips)))
-    parts = [Batches(clips, made, rank=rank, world_size=2)[5][0] for rank in (0, 1)]
-    for field in fields(Batch):
-        both = torch.cat([getattr(part, field.name) for part in parts])
-        assert torch.equal(both.nan_to_num(-1.0), getattr(whole[5][0], field.name).nan_to_num(-1.0))
+    mel = MelSpectrogram()
+    tilt, cpu = Tilt(mel), torch.device("cpu")
+    kept = Sounds.of(clips, range(len(clips)))
+    parts = [Batches(clips, made, rank=rank, world_size=2)[5] for rank in (0, 1)]
+    parts = [part.batch(mel, tilt, None, cpu).tensors for part in parts]
+    all_rows = Batches(clips, made, keep=True)[5].batch(mel, tilt, kept, cpu).tensors
+    for *halves, full in zip(*parts, all_rows, strict=True):
+        both = torch.stack(halves, dim=1).flatten(0, 1)
+        torch.testing.assert_close(both, full, equal_nan=True, rtol=0, atol=1e-5)
 
 
 def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_path):
@@ -269,14 +276,13 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
         "denoiser.speeds=[1.0, 1.25]",
         "denoiser.scalars=[brightness, pitch, agreement]",
     )
-    batch, remade = Batches(load_clips(prepared).train, made)[0]
-    before = batch.mel.clone()
-    remade.put_into(batch, MelSpectrogram())
-    changed = (batch.mel != before).flatten(1).any(1)
-    assert changed[remade.rows].all()
-    assert changed.sum() == len(remade.rows)
+    mel = MelSpectrogram()
+    draw = Batches(load_clips(prepared).train, made)[0]
+    batch = draw.batch(mel, Tilt(mel), None, torch.device("cpu"))
+    changed = (draw.sources.speeds != 1) | (draw.sources.gains > 0)
     assert changed.float().mean() == pytest.approx(0.65, abs=0.1)
     assert batch.mel.isfinite().all()
+    assert batch.mel.shape == batch.noise.shape == (200, draw.frames, 64)
     mixes = batch.weights.min(1).values < 1
     assert mixes.float().mean() == pytest.approx(0.3, abs=0.1)
     assert (batch.weights.max(1).values == 1).all()
@@ -288,6 +294,38 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
     assert told.shape[1] == 2  # nobody measured agreement
     assert told[~mixes & ~dropped, 0].float().mean() == pytest.approx(0.36, abs=0.15)
     assert ((batch.scalars[told] >= 0) & (batch.scalars[told] <= 1)).all()
+
+
+def test_a_row_is_moved_or_tilted_only_where_it_is_told_so(prepared, tmp_path):
+    made = recipe(
+        prepared,
+        tmp_path,
+        1,
+        "denoiser.batch_size=300",
+        "denoiser.scalars=[brightness, pitch]",
+        "denoiser.told_semitones=4",
+        "denoiser.told_tilt=5",
+    )
+    batches = Batches(load_clips(prepared).train, made)
+    draw = batches[0]
+    brightness, pitch = draw.small["scalars"].T
+    tilted, moved = draw.sources.tilts != 0, draw.sources.speeds != 1
+    assert 0.1 < tilted.float().mean() < 0.45
+    assert torch.equal(tilted, ~brightness.isnan())
+    assert moved[~pitch.isnan()].all()
+    assert draw.sources.speeds.log2().abs().max() <= 4 / 12
+    # What is told of a tilt is what it does to the mel's centroid.
+    mel = MelSpectrogram()
+    plain = replace(draw.sources, tilts=torch.zeros_like(draw.sources.tilts))
+    tilt = batches.tilt
+    before, after = (
+        tilt.power(x)
+        for x in (s.mels(draw.sounds, mel, tilt, draw.frames)[tilted][0] for s in (plain, draw.sources))
+    )
+    by = float(draw.sources.tilts[tilted][0])
+    change = (after @ tilt.centres / after.sum()).log() - (before @ tilt.centres / before.sum()).log()
+    assert float(change) == pytest.approx(tilt.brightness(before, by), abs=0.02)
+    assert (float(change) > 0) == (by > 0)
 
 
 def test_what_a_bundle_was_told_it_can_be_told_after_fine_tuning(prepared, tmp_path):
@@ -333,7 +371,7 @@ def test_captions_are_what_the_text_and_hybrid_variants_train_on(
     list(prepare(videos, tmp_path / "clips", encoder, captions=tmp_path / "captions.csv"))
     made = recipe(tmp_path / "clips", tmp_path / "run", 1, f"denoiser.condition={condition}")
     is_text = torch.cat(
-        [Batches(load_clips(tmp_path / "clips").train, made)[n][0].is_text for n in range(20)]
+        [Batches(load_clips(tmp_path / "clips").train, made)[n].small["is_text"] for n in range(20)]
     )
     assert is_text.float().mean() == pytest.approx(1.0 if condition == "text" else 0.5, abs=0.2)
     train(made, stage="denoiser")
