@@ -60,11 +60,12 @@ class Tilt(nn.Module):
 
     def __init__(self, mel: MelSpectrogram) -> None:
         super().__init__()
-        frequencies = torch.linspace(0, mel.config.sample_rate / 2, len(mel.filters))
-        centres = (frequencies @ mel.filters / mel.filters.sum(0)).clamp(min=1.0)
+        filters = mel.filters.cpu()
+        frequencies = torch.linspace(0, mel.config.sample_rate / 2, len(filters))
+        centres = (frequencies @ filters / filters.sum(0)).clamp(min=1.0)
         self.centres = nn.Buffer(centres)  # (M,) Hz
         self.widths = nn.Buffer(
-            1 / mel.filters.amax(0)
+            1 / filters.amax(0)
         )  # (M,): a band's filter has an area of its own, all the same
         self.octaves = nn.Buffer((centres / TILT_HZ).log2().clamp(min=-3.0))  # (M,)
 

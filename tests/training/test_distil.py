@@ -68,12 +68,6 @@ def guided(made, teacher, student):
     )
 
 
-def drawn(clips, made, scalars=None):
-    """Return the first batch."""
-    mel = MelSpectrogram()
-    return Batches(clips.train, made, scalars=scalars)[0].batch(mel, Tilt(mel), None, CPU)
-
-
 def distance(made, teacher, student, clips, scale=8.0):
     """Return how far a student is from its teacher with guidance, on dev clips at t = 1/8."""
     model = guided(made, teacher, student.eval())
@@ -93,12 +87,17 @@ def test_a_student_comes_nearer_to_its_teacher_with_guidance_and_stays_it_withou
     assert trained.condition_encoder.takes_guidance(8.0, (0.0, 0.65))
 
 
+def first_batch(clips, made, scalars=None):
+    mel = MelSpectrogram()
+    return Batches(clips.train, made, scalars=scalars)[0].batch(mel, Tilt(mel), None, CPU)
+
+
 def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, teacher):
     made, clips = recipe(prepared, tmp_path), load_clips(prepared)
     student = build_student(made, made.distil, teacher)
     assert list(student.condition_encoder.config.scalars) == [*teacher[0].config.scalars, GUIDANCE]
     assert distance(made, teacher, student, clips, 1.0) == pytest.approx(0, abs=1e-12)
-    batch = drawn(clips, made)
+    batch = first_batch(clips, made)
     assert not batch.scalars.isnan().all(1).all()
     told, untold = (
         student.conditions(
@@ -113,7 +112,7 @@ def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, 
 def test_weights_are_told_where_guidance_is_on(prepared, tmp_path, teacher):
     made, clips = recipe(prepared, tmp_path, "denoiser.batch_size=400"), load_clips(prepared)
     model = guided(made, teacher, build_student(made, made.distil, teacher))
-    batch = drawn(clips, made)
+    batch = first_batch(clips, made)
     scale = model.drawn(batch)
     assert torch.equal(scale, model.drawn(batch))
     assert ((scale >= 1) & (scale <= 10)).all()
@@ -130,7 +129,7 @@ def test_the_loss_of_rows_without_guidance_is_the_distance_to_the_plain_teacher(
     made, clips = recipe(prepared, tmp_path, "denoiser.mix_share=0.5"), load_clips(prepared)
     student = build_student(made, made.distil, teacher).eval()
     model = guided(made, teacher, student)
-    batch = drawn(clips, made, student.condition_encoder.config.scalars)
+    batch = first_batch(clips, made, student.condition_encoder.config.scalars)
     late = replace(batch, t=torch.full_like(batch.t, 0.8))
     assert model(late).item() == pytest.approx(0, abs=1e-12)
     assert model(replace(batch, t=torch.full_like(batch.t, 0.3))).item() > 1e-3
