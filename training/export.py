@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,6 +105,13 @@ def model_card(
         "vocoder": load_state(recipe.vocoder_folder / "state.pt") or {},
     }
     dev = states["denoiser"].get("dev")
+    learned_guidance = ""
+    if pipe.told_guidance:
+        distilled = load_state(Path(recipe.run) / "distil" / "best.pt") or {}
+        learned_guidance = (
+            f"\n- Guidance of weight {pipe.told_guidance[0]:g} to {pipe.told_guidance[1]:g} learned by the denoiser itself: {distilled.get('step', '?')} steps more; "
+            f"mean squared distance to guidance in two passes at the default weight {distilled.get('dev', math.nan):.4f} on the same grid, where guidance is on."
+        )
     until = "on" if v.finetune_adversarial else f"to {v.steps}"
     played = v.adversarial_from < states["vocoder"].get("step", 0)
     discriminators = (
@@ -129,7 +137,7 @@ defaults: {manifest.num_inference_steps} steps, guidance {manifest.guidance_scal
 
 - Learned from: {learned[d.condition]}.
 - Command: `clipsynth {" ".join(environment["command"])}`, at git commit {environment["git_commit"] or "unknown"}.
-- Denoiser: {states["denoiser"].get("step", "?")} steps of batch {d.batch_size}; flow loss on held-out `dev` clips {"not measured" if dev is None else f"{dev:.4f}"} at a fixed grid of times and noises.
+- Denoiser: {states["denoiser"].get("step", "?")} steps of batch {d.batch_size}; flow loss on held-out `dev` clips {"not measured" if dev is None else f"{dev:.4f}"} at a fixed grid of times and noises.{learned_guidance}
 - Vocoder: {states["vocoder"].get("step", "?")} steps of batch {v.batch_size}, {discriminators}; the last {max(0, states["vocoder"].get("step", 0) - v.steps)} on mels of the denoiser.
 - Parts: {type(pipe.encoder).__name__}, not trained; {", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in sizes.items())}.
 - Device: {environment["device"]}; {", ".join(f"{name} {v}" for name, v in environment["packages"].items())}.

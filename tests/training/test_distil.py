@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,11 @@ def test_the_bundle_is_the_students_where_the_stage_was_run(prepared, tmp_path):
     pipe = ClipSynthPipeline.from_pretrained(train(made))
     assert pipe.told_guidance == (1.0, 10.0)
     assert pipe.attributes == plain.attributes
+    cards = [(folder / "README.md").read_text() for folder in (tmp_path / "bundle", tmp_path / "plain")]
+    assert [re.search(r"weight 1 to 10 learned.* 2 steps more", card) is not None for card in cards] == [
+        True,
+        False,
+    ]
     assert GUIDANCE not in pipe.attributes
     best = load_state(tmp_path / "distil" / "best.pt")["weights"]["denoiser.transformer.proj_out.weight"]
     assert torch.equal(pipe.denoiser.transformer.proj_out.weight, best.half().float())
