@@ -15,8 +15,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.mel import MelSpectrogram
-from training.batches import Batch, Batches
+from training.batches import Batch, Batches, BatchMaker
 from training.data import load_clips
 from training.loop import autocast, one_ahead
 from training.recipe import load_recipe
@@ -27,7 +26,6 @@ from training.train_denoiser import (
     build_denoiser,
     build_optimizers,
 )
-from training.variants import Tilt
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:
@@ -74,10 +72,9 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
         ema.step(model.parameters())
 
-    mel = MelSpectrogram()
-    tilt = Tilt(mel)
+    make = BatchMaker(clips.train, device, keep=False)
     for n in range(3):
-        step(batches[n].batch(mel, tilt, None, device))
+        step(make(batches[n]))
     flops, busy, waiting = 0, 0.0, 0.0
     sgemm, bf16 = [], []
     arriving = one_ahead(batches.__getitem__, range(3, 3 + arguments.steps))
@@ -86,7 +83,7 @@ def main() -> None:
             sgemm.append(gemm_rate(torch.float32))
             bf16.append(gemm_rate(torch.bfloat16))
         started = time.perf_counter()
-        batch = next(arriving).batch(mel, tilt, None, device)
+        batch = make(next(arriving))
         waiting += time.perf_counter() - started
         busy += timed(lambda batch=batch: step(batch))
         with FlopCounterMode(display=False) as counter:

@@ -1,7 +1,7 @@
 """Batches for the denoiser. Every random choice is keyed by (seed, step, place in the batch), so a run that was resumed, or that is spread
 over processes, sees the very samples of one that was not.
 
-What is small is drawn on the CPU, ahead of its step (`Draw`); sounds are read, varied and made to mels where the network is (`Draw.batch`).
+What is small is drawn on the CPU, ahead of its step (`Draw`); sounds are read, varied and made to mels where the network is (`BatchMaker`).
 """
 
 from __future__ import annotations
@@ -87,18 +87,32 @@ class Draw:
     world_size: int = 1
     sounds: Sounds | None = None
 
-    def batch(self, mel: MelSpectrogram, tilt: Tilt, kept: Sounds | None, device: torch.device) -> Batch:
-        """Return the batch on a device, where `mel`, `tilt` and the `kept` sounds are."""
-        sounds = kept if self.sounds is None else self.sounds.to(device)
+
+class BatchMaker:
+    """Makes the batches of draws on a device, and with `keep` has the sounds of all clips there."""
+
+    def __init__(self, clips: Clips, device: torch.device, *, keep: bool) -> None:
+        self.device = device
+        self.mel = MelSpectrogram().to(device)
+        self.tilt = Tilt(self.mel).to(device)
+        self.kept = Sounds.of(clips, range(len(clips))).to(device) if keep else None
+
+    def __call__(self, draw: Draw) -> Batch:
+        """Return the batch.
+
+        Raises:
+            ValueError: neither are sounds kept here, nor has the draw its own.
+        """
+        sounds = self.kept if draw.sounds is None else draw.sounds.to(self.device)
         if sounds is None:
             raise ValueError("neither are sounds kept, nor has the draw its own")
         # All rows' noise is drawn wherever the step is taken, for a row's must not depend on how many processes share it.
-        g = torch.Generator(device).manual_seed(self.noise_seed)
-        noise = torch.randn(self.size, self.frames, mel.config.n_mels, generator=g, device=device)
+        g = torch.Generator(self.device).manual_seed(draw.noise_seed)
+        noise = torch.randn(draw.size, draw.frames, self.mel.config.n_mels, generator=g, device=self.device)
         return Batch(
-            mel=self.sources.mels(sounds, mel, tilt, self.frames),
-            noise=noise[self.rank :: self.world_size].contiguous(),
-            **{name: x.to(device, non_blocking=True) for name, x in self.small.items()},
+            mel=draw.sources.mels(sounds, self.mel, self.tilt, draw.frames),
+            noise=noise[draw.rank :: draw.world_size].contiguous(),
+            **{name: x.to(self.device, non_blocking=True) for name, x in draw.small.items()},
         )
 
 

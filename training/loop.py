@@ -124,7 +124,10 @@ def arriving(items: Dataset[T], numbers: Sequence[int], workers: int) -> Iterato
     """Yield the items of these numbers in order, made ahead by a thread or, for what takes longer than a step, by processes."""
     if not workers:
         return one_ahead(items.__getitem__, numbers)
-    loader = DataLoader(items, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4)
+    own = torch.Generator()  # the global one would give the workers' seed, and what comes after would depend on how often a run was resumed
+    loader = DataLoader(
+        items, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4, generator=own
+    )
     return iter(loader)
 
 

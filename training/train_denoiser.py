@@ -21,16 +21,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.condition_encoder import GUIDANCE, KINDS, ConditionEncoder, ConditionTokens
 from models.denoiser import Denoiser
-from models.mel import MelSpectrogram
-from training.batches import Batch, Batches, told_scalars
+from training.batches import Batch, Batches, BatchMaker, told_scalars
 from training.data import Clips, ClipSet, crop
 from training.graphs import Recorded, recordable
 from training.loop import Run, arriving, autocast, load_state, load_weights
 from training.pseudo_text import load_bank
 from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
-from training.sounds import Sounds
-from training.variants import LOG_FLOOR, Tilt
+from training.variants import LOG_FLOOR
 
 DEV_FRAMES = 400  # 4 s
 
@@ -300,11 +298,7 @@ def _fit(
         world_size=accelerator.num_processes,
     )
     held_out = objective.held_out() if accelerator.is_main_process else []
-    mel = MelSpectrogram().to(accelerator.device)
-    tilt = Tilt(mel).to(accelerator.device)
-    kept = None
-    if recipe.in_memory:
-        kept = Sounds.of(clips.train, range(len(clips.train))).to(accelerator.device)
+    make = BatchMaker(clips.train, accelerator.device, keep=recipe.in_memory)
     recorded = None
     if recordable(recipe, accelerator):
         recorded = Recorded(objective.loss, lambda: autocast(recipe, accelerator.device))
@@ -318,7 +312,7 @@ def _fit(
                 group["lr"] = learning_rate(d, n)
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulate):
-            batch = next(coming).batch(mel, tilt, kept, accelerator.device)
+            batch = make(next(coming))
             if recorded is not None:
                 total = recorded(batch)
                 continue
@@ -337,6 +331,7 @@ def _fit(
         ema.step(model.parameters())
         return total
 
+    @torch.random.fork_rng(devices=())  # what is drawn here must not change the steps that follow
     def evaluate(n: int) -> bool:
         """Measure the averaged weights on dev clips, keep them if they are the best; return whether to go on."""
         nonlocal best, stale

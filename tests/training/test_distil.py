@@ -12,16 +12,14 @@ import torch
 
 from models import ClipSynthPipeline
 from models.condition_encoder import GUIDANCE
-from models.mel import MelSpectrogram
 from models.tiny import build_tiny_pipeline
-from training.batches import Batches
+from training.batches import Batches, BatchMaker
 from training.data import load_clips
 from training.distil import Guided, build_student, distil
 from training.loop import build_accelerator, load_state
 from training.recipe import load_recipe
 from training.train import train
 from training.train_denoiser import FlowMatching, dev_batches, dev_loss, train_denoiser
-from training.variants import Tilt
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 CPU = torch.device("cpu")
@@ -88,8 +86,7 @@ def test_a_student_comes_nearer_to_its_teacher_with_guidance_and_stays_it_withou
 
 
 def first_batch(clips, made, scalars=None):
-    mel = MelSpectrogram()
-    return Batches(clips.train, made, scalars=scalars)[0].batch(mel, Tilt(mel), None, CPU)
+    return BatchMaker(clips.train, CPU, keep=False)(Batches(clips.train, made, scalars=scalars)[0])
 
 
 def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, teacher):
