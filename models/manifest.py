@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from models.schedule import share_at
+
 FILE_NAME = "clipsynth.json"
 FORMAT_VERSION = 1
 
@@ -25,7 +27,7 @@ def file_sha256(path: Path) -> str:
 @dataclass(frozen=True)
 class Manifest:
     """Name, limits and defaults of a bundle. Durations in seconds; `output_gain` is the factor from the
-    vocoder's level to that of the training clips' sources; `attributes` are the quantiles of the training clips, as `models.attributes.Scales` keeps
+    vocoder's level to that of the training clips' sources; `time_shift` is the sampler's (`models.schedule`); `attributes` are the quantiles of the training clips, as `models.attributes.Scales` keeps
     them; `sha256` by relative path covers every file but this one."""
 
     name: str
@@ -35,6 +37,7 @@ class Manifest:
     num_inference_steps: int = 12
     guidance_scale: float = 4.0
     guidance_interval: tuple[float, float] = (0.0, 0.65)
+    time_shift: float = 1.0
     sample_rate: int = 16000
     output_gain: float = 1.0
     attributes: dict[str, list[float]] = field(default_factory=dict)
@@ -44,7 +47,16 @@ class Manifest:
     @cached_property
     def version(self) -> str:
         """Short hash that changes when any file of the bundle does."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        values = asdict(self)
+        if self.time_shift == 1.0:
+            del values["time_shift"]  # as in bundles from before it was
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def guided_share(self) -> float:
+        """Share of a sound's steps in which guidance is on."""
+        low, high = (share_at(min(max(t, 0.0), 1.0), self.time_shift) for t in self.guidance_interval)
+        return high - low
 
     def write(self, folder: Path) -> Manifest:
         """Hash the files of `folder`, write the manifest beside them and return it."""

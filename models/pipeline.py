@@ -279,6 +279,7 @@ class ClipSynthPipeline(DiffusionPipeline):
                 weights,
                 loudness_dbfs=loudness,
                 guided_conds=guided_conds,
+                time_shift=self.manifest.time_shift,
             )
             for x in noise
         ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from models.condition_encoder import ConditionTokens
+from models.schedule import time_at
 
 Velocity = Callable[[torch.Tensor, torch.Tensor, ConditionTokens, torch.Tensor | None], torch.Tensor]
 
@@ -26,6 +27,7 @@ class Row:
         uncond: what guidance points away from: the empty set, or a negative prompt.
         guidance_scale: w in uncond + w (cond - uncond) (Ho & Salimans 2022, eq. 6); at most 1 is off and costs no second pass.
         guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
+        time_shift: how far the steps are moved towards the noise (`models.schedule`); 1 for steps of equal length.
         weights: of the N conditions: with one voice in its guidance, with several in their mix (`models.vocoder.mix`).
         loudness_dbfs: what its waveform is brought to (`models.character.at_loudness`), None for the level that it comes out at.
         guided_conds: the conditions as a network takes them that was told the weight of guidance with them (`training.distil`): with these there is no
@@ -49,6 +51,7 @@ class Row:
     previous_velocity: torch.Tensor | None = None
     guidance_rescale: float = 0.0
     guided_conds: Sequence[ConditionTokens] = ()
+    time_shift: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.conds) or self.voices not in (1, len(self.conds)):
@@ -76,8 +79,12 @@ class Row:
 
     @property
     def t(self) -> float:
-        """Time of the row: 0 is noise, 1 is data; steps are of equal length."""
-        return self.step / self.num_inference_steps
+        """Time of the row: 0 is noise, 1 is data."""
+        return self.time_after(self.step)
+
+    def time_after(self, steps: int) -> float:
+        """Return the time when so many steps are done."""
+        return time_at(steps / self.num_inference_steps, self.time_shift)
 
     @property
     def guided(self) -> bool:
@@ -104,8 +111,8 @@ class Row:
 def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     """Take one step of every row, in place, with one call of the network; return the row-forwards spent. All rows take it or, on an error, none.
 
-    Adams-Bashforth of second order (the first step is Euler's): x += h (3/2 v_n - 1/2 v_(n-1)), the linear multistep form of
-    DPM-Solver++(2M) in flow time.
+    Adams-Bashforth of second order for steps h of any length (the first is Euler's): x += h_n ((1 + r/2) v_n - r/2 v_(n-1)) with r = h_n / h_(n-1), the linear
+    multistep form of DPM-Solver++(2M) in flow time.
 
     Raises:
         ValueError: a row is already done.
@@ -122,12 +129,20 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     stepped = []
     for row, v in zip(rows, parts[: len(rows)], strict=True):
         v_row = _combine(row, v, unconditional.get(id(row)))
-        slope = v_row if row.previous_velocity is None else 1.5 * v_row - 0.5 * row.previous_velocity
-        stepped.append((row.latents + slope / row.num_inference_steps, v_row))
+        stepped.append((row.latents + _change(row, v_row), v_row))
     for row, (latents, v_row) in zip(rows, stepped, strict=True):
         row.latents, row.previous_velocity = latents, v_row
         row.step += 1
     return len(batch)
+
+
+def _change(row: Row, v: torch.Tensor) -> torch.Tensor:
+    """Return what the next step adds to a row's voices (V, L, C), whose velocity is v."""
+    length = row.time_after(row.step + 1) - row.t
+    if row.previous_velocity is None:
+        return length * v
+    half = length / (row.t - row.time_after(row.step - 1)) / 2
+    return length * ((1 + half) * v - half * row.previous_velocity)
 
 
 def _combine(row: Row, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.Tensor:

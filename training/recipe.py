@@ -125,6 +125,7 @@ class RequestDefaults(_Section):
     num_inference_steps: PositiveInt = Manifest.num_inference_steps
     guidance_scale: float = Manifest.guidance_scale
     guidance_interval: tuple[float, float] = Field(Manifest.guidance_interval, strict=False)
+    time_shift: PositiveFloat = Manifest.time_shift
 
 
 class VqganRecipe(_Section):

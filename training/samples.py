@@ -40,6 +40,7 @@ def samples(
             requests.num_inference_steps,
             scale,
             requests.guidance_interval,
+            time_shift=requests.time_shift,
             guided_conds=[encoder.encode([c], [{GUIDANCE: told_guidance(scale)}])] if told else [],
         )
         for x, c in zip(noise, sets, strict=True)

@@ -131,13 +131,12 @@ def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
     """Add what was measured to what the API is to know."""
     from worker.jobs import Guides
 
-    low, high = predictor.manifest.guidance_interval
     return info.model_copy(
         update={
             "cost": ModelCost(
                 audio_step_s=cost.step_s * predictor.num_tokens(1.0) / cost.limit,
                 step_s=cost.step_s,
-                guided_share=min(high, 1.0) - max(low, 0.0),
+                guided_share=predictor.manifest.guided_share,
                 told_guidance=list(predictor.told_guidance) if isinstance(predictor, Guides) else [],
             )
         }

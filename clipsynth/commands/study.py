@@ -228,6 +228,12 @@ def steps(
     rescale: Annotated[
         list[float] | None, typer.Option(min=0, max=1, help="Shares of rescaling after guidance (Lin 2023).")
     ] = None,
+    shift: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.01, help="How far steps lie towards the noise, in place of the bundle's time_shift."
+        ),
+    ] = None,
     model: Bundle = None,
 ) -> None:
     """How good sounds are after few steps, and the fewest that are as good as many."""
@@ -248,6 +254,7 @@ def steps(
             guidances=guidance_scale or [],
             intervals=intervals,
             rescales=rescale or [],
+            shifts=shift or [],
         )
     )
 

@@ -10,19 +10,23 @@ from typing import Any
 from evaluation.bundles import Bundle, load_pipeline
 from evaluation.interval import Figure
 from evaluation.studies.setting import AGREEMENT, FAD, KAD, SECONDS, Setting, table
-from evaluation.studies.variants import with_interval
+from evaluation.studies.variants import with_schedule
 from evaluation.systems import QueryKind
 from evaluation.table import cell, percent
+from models.schedule import time_at
 
 STEPS = (4, 6, 8, 10, 12, 16, 25, 50, 100)
 TOLERANCE = 0.05
 ASKED: tuple[QueryKind, ...] = ("text", "image")
 
 
-def row_forwards(steps: int, guidance: float, interval: tuple[float, float], *, told: bool = False) -> int:
+def row_forwards(
+    steps: int, guidance: float, interval: tuple[float, float], shift: float = 1.0, *, told: bool = False
+) -> int:
     """Return how often the network sees one sound: once a step, twice where guidance is on and the network not told of it."""
     low, high = interval
-    return steps + (sum(low <= n / steps < high for n in range(steps)) if guidance > 1 and not told else 0)
+    times = [time_at(n / steps, shift) for n in range(steps)]
+    return steps + (sum(low <= t < high for t in times) if guidance > 1 and not told else 0)
 
 
 def as_good(few: Mapping[str, Figure], many: Mapping[str, Figure]) -> bool:
@@ -47,8 +51,9 @@ def steps(
     guidances: Sequence[float] = (),
     intervals: Sequence[tuple[float, float]] = (),
     rescales: Sequence[float] = (),
+    shifts: Sequence[float] = (),
 ) -> str:
-    """Write and return the table: a row for each number of steps, guidance scale, interval of guidance (the bundle's where none is given) and share of rescaling.
+    """Write and return the table: a row for each number of steps, guidance scale, interval of guidance, share of rescaling and time shift; the bundle's where none is given.
 
     Raises:
         ValueError: no numbers of steps, or a bundle that cannot be used.
@@ -59,22 +64,24 @@ def steps(
     m = pipe.manifest
     rows: list[dict[str, Any]] = []
     verdicts = []
-    for guidance, interval, rescale in product(
-        guidances or [m.guidance_scale], intervals or [m.guidance_interval], rescales or [0.0]
+    for guidance, interval, rescale, shift in product(
+        guidances or [m.guidance_scale],
+        intervals or [m.guidance_interval],
+        rescales or [0.0],
+        shifts or [m.time_shift],
     ):
         told = rescale == 0 and pipe.condition_encoder.takes_guidance(guidance, interval)
         by_steps: dict[int, dict[str, dict[str, Figure]]] = {}
         for n in sorted(set(counts)):
-            system = Bundle(
-                f"{n} steps", with_interval(pipe, interval), steps=n, guidance=guidance, rescale=rescale
-            )
+            scheduled = with_schedule(pipe, interval, shift)
+            system = Bundle(f"{n} steps", scheduled, steps=n, guidance=guidance, rescale=rescale)
             by_steps[n] = {kind: setting.figures(system, kind) for kind in ASKED}
             rows.append(
                 {"steps": n, "guidance": guidance, "interval": interval, "rescale": rescale, **by_steps[n]}
-                | {"row_forwards": row_forwards(n, guidance, interval, told=told)}
+                | {"shift": shift, "row_forwards": row_forwards(n, guidance, interval, shift, told=told)}
             )
         verdicts.append(
-            f"Guidance {guidance:g} in {interval[0]:g}–{interval[1]:g}, rescaled by {rescale:g}: {fewest(by_steps)} steps are the fewest with FAD and agreement within "
+            f"Guidance {guidance:g} in {interval[0]:g}–{interval[1]:g}, rescaled by {rescale:g}, shift {shift:g}: {fewest(by_steps)} steps are the fewest with FAD and agreement within "
             f"{100 * TOLERANCE:g} % of {max(by_steps)} steps, for texts and pictures."
         )
     return setting.write(
@@ -90,7 +97,7 @@ def _table(setting: Setting, rows: Sequence[Mapping[str, Any]], verdicts: Sequen
     titles = [f"{title.split()[0]}, {kind} {title.split()[1]}" for title, _, _ in figures for kind in ASKED]
     lines = [
         [
-            f"{row['steps']}, {row['guidance']:g}, {row['interval'][0]:g}–{row['interval'][1]:g}, {row['rescale']:g}",
+            f"{row['steps']}, {row['guidance']:g}, {row['interval'][0]:g}–{row['interval'][1]:g}, {row['rescale']:g}, {row['shift']:g}",
             *(
                 cell(row[kind][name], *([write] if write else []))
                 for _, name, write in figures
@@ -101,5 +108,5 @@ def _table(setting: Setting, rows: Sequence[Mapping[str, Any]], verdicts: Sequen
         ]
         for row in rows
     ]
-    head = ["Steps, guidance, interval, rescale", *titles, "s per sound", "row-forwards"]
+    head = ["Steps, guidance, interval, rescale, shift", *titles, "s per sound", "row-forwards"]
     return table(head, lines, [*verdicts, "", setting.note()])

@@ -37,10 +37,12 @@ def changed(pipe: ClipSynthPipeline, settings: Mapping[str, Any]) -> ClipSynthPi
     return with_condition_encoder(pipe, pipe.condition_encoder.changed(**settings))
 
 
-def with_interval(pipe: ClipSynthPipeline, interval: tuple[float, float]) -> ClipSynthPipeline:
-    """Return the pipeline with guidance between other times."""
+def with_schedule(
+    pipe: ClipSynthPipeline, interval: tuple[float, float], time_shift: float
+) -> ClipSynthPipeline:
+    """Return the pipeline with guidance between other times, and its steps elsewhere."""
     other = with_condition_encoder(pipe, pipe.condition_encoder)
-    other.manifest = replace(pipe.manifest, guidance_interval=interval)
+    other.manifest = replace(pipe.manifest, guidance_interval=interval, time_shift=time_shift)
     return other
 
 
