@@ -230,6 +230,7 @@ def test_the_fewest_steps_that_are_as_good_as_many():
 def test_row_forwards_count_guidance_where_it_is_on():
     assert steps.row_forwards(10, 4.0, (0.0, 0.65)) == 17
     assert steps.row_forwards(10, 1.0, (0.0, 1.0)) == 10
+    assert steps.row_forwards(8, 4.0, (0.0, 0.2), 8.0) == 14
     assert steps.row_forwards(10, 4.0, (0.0, 0.65), told=True) == 10
 
 

@@ -1,12 +1,15 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from models.condition_encoder import ConditionTokens
+from models.manifest import Manifest
 from models.prompts import Prompt
 from models.sampler import Row, advance
+from models.schedule import share_at, time_at
 
 EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool))
 
@@ -34,14 +37,37 @@ def test_first_step_is_the_euler_step_of_diffusers():
     torch.testing.assert_close(row.latents, oracle)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
 @pytest.mark.parametrize("steps", [20, 40])
-def test_error_falls_with_the_square_of_the_step(steps):
+def test_error_falls_with_the_square_of_the_step(steps, shift):
     def error(n):
-        row = Row(torch.ones(1, 1, 1, dtype=torch.float64), [EMPTY], EMPTY, n, 1.0)
+        start = torch.ones(1, 1, 1, dtype=torch.float64)
+        row = Row(start, [EMPTY], EMPTY, n, 1.0, time_shift=shift)
         run([row], lambda x, t, c, m: 2 * t[:, None, None] * x)  # solution: x0 exp(t^2)
         return abs(float(row.latents) - math.e)
 
     assert error(steps) / error(2 * steps) == pytest.approx(4.0, rel=0.2)
+
+
+def test_a_shift_lays_steps_towards_the_noise_and_back():
+    times = [time_at(n / 8, 8.0) for n in range(9)]
+    assert times[0] == 0
+    assert times[-1] == 1
+    assert times == sorted(times)
+    assert sum(t < 0.2 for t in times) == 6
+    assert [share_at(t, 8.0) for t in times] == pytest.approx([n / 8 for n in range(9)])
+    assert [time_at(n / 8, 1.0) for n in range(9)] == [n / 8 for n in range(9)]
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=8.0)  # its times are shares of noise
+    scheduler.set_timesteps(sigmas=[1 - n / 8 for n in range(8)])
+    assert [1 - float(t) for t in scheduler.sigmas] == pytest.approx(times, abs=1e-6)
+
+
+def test_a_manifest_knows_in_how_many_steps_guidance_is_on():
+    manifest = Manifest("x", 1, 5, guidance_interval=(0.0, 0.65))
+    assert manifest.guided_share == pytest.approx(0.65)
+    shifted = replace(manifest, time_shift=8.0)
+    assert shifted.guided_share == pytest.approx(share_at(0.65, 8.0))
+    assert shifted.version != manifest.version
 
 
 def test_a_row_in_company_equals_the_row_alone(tiny_pipeline):
