@@ -131,7 +131,7 @@ def model_card(
     return f"""# Model card: {manifest.name}
 
 Text- and image-to-audio, {manifest.sample_rate / 1000:g} kHz mono, {manifest.min_duration_s:g} to {manifest.max_duration_s:g} s. A bundle of CLIPSynth, a diffusers pipeline folder;
-defaults: {manifest.num_inference_steps} steps, guidance {manifest.guidance_scale:g} on t in [{manifest.guidance_interval[0]:g}, {manifest.guidance_interval[1]:g}).
+defaults: {manifest.num_inference_steps} steps, guidance {manifest.guidance_scale:g} on t in [{manifest.guidance_interval[0]:g}, {manifest.guidance_interval[1]:g}), time shift {manifest.time_shift:g}.
 
 ## Training
 
