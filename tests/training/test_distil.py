@@ -40,6 +40,11 @@ TINY = [
     "denoiser.warmup_steps=5",
     "denoiser.ema_decay=0.9",
     "denoiser.scalars=[brightness, pitch, noisiness, density]",
+    "denoiser.dropout=0.0",
+    "denoiser.mix_share=0.0",
+    "denoiser.speeds=[1.0]",
+    "denoiser.told_semitones=0",
+    "requests.guidance_scale=8.0",
 ]
 
 
@@ -107,7 +112,7 @@ def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, 
 
 
 def test_weights_are_told_where_guidance_is_on(prepared, tmp_path, teacher):
-    made, clips = recipe(prepared, tmp_path, "denoiser.batch_size=400"), load_clips(prepared)
+    made, clips = recipe(prepared, tmp_path, "denoiser.batch_size=400", "denoiser.max_frames=100"), load_clips(prepared)
     model = guided(made, teacher, build_student(made, made.distil, teacher))
     batch = first_batch(clips, made)
     scale = model.drawn(batch)
