@@ -25,6 +25,7 @@ TextCentring = Literal["own", "shift", "image"]
 GUIDANCE = "guidance"  # the scalar of a denoiser that has learned what guidance does (`training.distil`): its weight, as `told_guidance` has it
 MAX_GUIDANCE = 20.0  # the weight that is told as 1
 Weight = TypeVar("Weight", float, torch.Tensor)
+SCALAR_STD = 0.5  # of the weights by which scalars are told, to begin with
 WAVES = 4  # cosines by which a scalar is told to the network, beside itself
 
 
@@ -106,7 +107,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         self.sigma_projection = nn.Linear(2, embed_dim)
         if scalars:
             self.scalar_projection = nn.Parameter(torch.empty(len(scalars), 2 + WAVES, embed_dim))
-            nn.init.normal_(self.scalar_projection, std=0.5)
+            nn.init.normal_(self.scalar_projection, std=SCALAR_STD)
         if prior_dim:
             self.prior = nn.Sequential(
                 nn.Linear(embed_dim, prior_dim), nn.GELU(), nn.Linear(prior_dim, embed_dim)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from models.condition_encoder import GUIDANCE, ConditionEncoder, ConditionTokens, told_guidance
+from models.condition_encoder import GUIDANCE, SCALAR_STD, ConditionEncoder, ConditionTokens, told_guidance
 from models.denoiser import Denoiser
 from training.batches import Batch
 from training.data import ClipSet
@@ -63,16 +63,22 @@ class Guided(nn.Module):
         guided = batch.mask.any(1) & (batch.t >= first) & (batch.t < last) & (told >= UNTOLD_SHARE)
         return torch.where(guided, lowest + (highest - lowest) * place, 1.0)
 
-    def distance(self, batch: Batch, scale: torch.Tensor) -> torch.Tensor:
+    def distance(
+        self, batch: Batch, scale: torch.Tensor, *, told: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the distance () for weights of guidance (B,) of at least 1; a weight of 1 is not told.
 
         `batch.scalars` has a column for `GUIDANCE`, its last, which is not read.
+
+        Args:
+            told: what the student is told (B,), by default what is asked of it.
         """
         x_t, _ = self.teacher.path(batch)
         own = batch.scalars[:, :-1]
         target = self._target(batch, own, x_t, scale)
-        told = torch.where(scale > 1, told_guidance(scale), math.nan)
-        conditions = self.student.conditions(batch, torch.cat([own, told[:, None]], dim=1))
+        weight = scale if told is None else told
+        column = torch.where(weight > 1, told_guidance(weight), math.nan)[:, None]
+        conditions = self.student.conditions(batch, torch.cat([own, column], dim=1))
         return F.mse_loss(self.student.denoiser(x_t, batch.t, conditions).float(), target)
 
     @torch.no_grad()
@@ -92,12 +98,13 @@ class Guided(nn.Module):
 def build_student(
     recipe: Recipe, d: DistilRecipe, teacher: tuple[ConditionEncoder, Denoiser]
 ) -> FlowMatching:
-    """Return a copy of the teacher that can be told a weight of guidance, which means nothing yet."""
+    """Return a copy of the teacher that can be told a weight of guidance. What it is told begins like the other scalars, at random: beginning at nothing it was not learned."""
     condition_encoder = teacher[0].changed(
         scalars=[*teacher[0].config.scalars, GUIDANCE],
         guidance_scales=[d.lowest, d.highest],
         guidance_times=list(recipe.requests.guidance_interval),
     )
+    nn.init.normal_(condition_encoder.scalar_projection[-1], std=SCALAR_STD)
     student = FlowMatching(condition_encoder, copy.deepcopy(teacher[1]))
     return student.float().requires_grad_(True)
 
