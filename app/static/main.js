@@ -9,7 +9,7 @@ import { Mixture } from "./mixture.js";
 import { toggleLast } from "./player.js";
 import { SettingsForm } from "./settings.js";
 
-const EXAMPLES = ["somebody plays the drums", "an acoustic guitar", "a cat meowing", "a saxophone solo", "birds singing"];
+const EXAMPLES = ["somebody plays the drums", "an acoustic guitar", "a dog barking", "a saxophone solo", "birds singing"];
 const NO_MODEL_RETRY_MS = 2000;
 
 const mixture = new Mixture(() => estimateSoon());
