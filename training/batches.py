@@ -213,7 +213,7 @@ class Batches(Dataset[Draw]):
         shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
         mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
         told = self._told(g) if kept and not mixing else set()
-        speed, tilt = self._variant(told, g)
+        speed, tilt = self._variant(told & self.named[clip].keys(), g)
         size = round(frames * self.hop * speed)
         made: dict[str, float] = {
             "clips": clip,

@@ -314,6 +314,8 @@ def test_a_row_is_moved_or_tilted_only_where_it_is_told_so(prepared, tmp_path):
     assert 0.1 < tilted.float().mean() < 0.45
     assert torch.equal(tilted, ~brightness.isnan())
     assert moved[~pitch.isnan()].all()
+    usual = torch.tensor(made.denoiser.speeds)
+    assert torch.isin(draw.sources.speeds[pitch.isnan()], usual).all()
     assert draw.sources.speeds.log2().abs().max() <= 4 / 12
     # What is told of a tilt is what it does to the mel's centroid.
     mel = MelSpectrogram()
