@@ -15,6 +15,8 @@ from transformers.audio_utils import mel_filter_bank
 
 from models.part import ConfigOnlyPart
 
+FLOOR = 1e-5  # magnitude of a band below which nothing is told apart
+
 
 class MelSpectrogram(ConfigOnlyPart):
     """Waveform to log-mel. Has no weights; it is a part of the bundle so that a vocoder and its mel cannot be separated."""
@@ -29,7 +31,7 @@ class MelSpectrogram(ConfigOnlyPart):
         n_mels: int = 64,
         f_min: float = 0.0,
         f_max: float = 8000.0,
-        log_floor: float = 1e-5,
+        log_floor: float = FLOOR,
     ) -> None:
         super().__init__()
         filters = mel_filter_bank(

@@ -12,4 +12,4 @@ def time_at(share: float, shift: float) -> float:
 
 def share_at(time: float, shift: float) -> float:
     """Return the share of the steps that lie before a time t."""
-    return shift * time / (1 - time + shift * time)
+    return time_at(time, 1 / shift)

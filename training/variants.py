@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from models.mel import MelSpectrogram
+from models.mel import FLOOR, MelSpectrogram
 from models.waveform import PEAK
 
 TAPS = 16  # of the windowed sinc by which a waveform is read between its samples
-LOG_FLOOR = math.log(1e-5)  # the mel of digital silence
+LOG_FLOOR = math.log(FLOOR)  # the mel of digital silence
 TILT_HZ = 1000.0  # frequency that a tilt leaves as it is
 QUIET = 1e-4  # RMS below which a sound is not brought to the level of another
 
