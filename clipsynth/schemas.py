@@ -335,8 +335,8 @@ class ModelCost(BaseModel):
     """What a worker measured at its start.
 
     `audio_step_s`: seconds that a full batch takes for one denoising step of one second of sound, guidance off. `step_s`: seconds of a full
-    step. `guided_share`: share of the steps that guidance doubles, `told_guidance`: lowest and
-    highest weight of guidance that doubles none, empty for a model that has not learned that.
+    step. `guided_share`: share of the steps that guidance doubles. `told_guidance`: lowest and highest weight of guidance that doubles none, empty
+    for a model that has not learned that.
     """
 
     audio_step_s: float
