@@ -72,7 +72,7 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
         ema.step(model.parameters())
 
-    make = BatchMaker(clips.train, device, keep=False)
+    make = BatchMaker(batches, device)
     for n in range(3):
         step(make(batches[n]))
     flops, busy, waiting = 0, 0.0, 0.0

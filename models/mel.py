@@ -7,6 +7,8 @@ logarithm of the magnitude clamped at 1e-5. It does not normalise: levels are th
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
@@ -16,6 +18,7 @@ from transformers.audio_utils import mel_filter_bank
 from models.part import ConfigOnlyPart
 
 FLOOR = 1e-5  # magnitude of a band below which nothing is told apart
+LOG_FLOOR = math.log(FLOOR)  # the mel of digital silence
 
 
 class MelSpectrogram(ConfigOnlyPart):

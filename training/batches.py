@@ -6,7 +6,6 @@ What is small is drawn on the CPU, ahead of its step (`Draw`); sounds are read, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -14,26 +13,19 @@ from typing import Self
 import torch
 from torch.utils.data import Dataset
 
-from models.attributes import Scales, by_name
 from models.mel import MelSpectrogram
 from models.phrases import PhraseBank
 from training.data import Clips, random_start
+from training.mel_variants import MelVariants
 from training.recipe import Recipe
 from training.sounds import Sounds, Sources
-from training.variants import Tilt, sped_up
+from training.told import Bases, Teller, draw_told, draw_variant, told_scalars
 
 MAX_SET = 2  # conditions of one sample in training
 CLEAN_SHARE = 0.25  # of samples: without noise on the condition
 SET_SHARE = 0.2  # of samples: with two frames of one clip
-TOLD_SHARE, EACH_TOLD_SHARE = 0.8, 0.6  # of samples: with scalars at all, and with each one then
 NEAREST_PHRASES = 5  # of which one stands for a frame
 MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first
-
-
-def told_scalars(recipe: Recipe, clips: Clips) -> tuple[str, ...]:
-    """Return the recipe's scalars; "agreement" only where it was measured, for what was never told means nothing to a network that is told it."""
-    measured = any(clips.agreement(i) is not None for i in range(len(clips)))
-    return tuple(name for name in recipe.denoiser.scalars if name != "agreement" or measured)
 
 
 def sampling_weights(scores: torch.Tensor, *, temperature: float = 0.1) -> torch.Tensor:
@@ -75,12 +67,13 @@ class Batch:
 class Draw:
     """One process's part of a micro-step of `size` rows, before its sounds are made: rows `rank`, `rank` + `world_size`, … of it, of `frames` each.
 
-    `small` is all of the batch but `mel` and `noise`, by name. `sounds` are those of its own clips, None where all are kept on the device.
+    `small` is all of the batch but `mel`, `noise` and `scalars`, by name; `bases` (B, S) are what the last are made of (`Teller`). `sounds` are those of its own clips, None where all are kept on the device.
     """
 
     frames: int
     sources: Sources
     small: Mapping[str, torch.Tensor]
+    bases: torch.Tensor
     noise_seed: int
     size: int
     rank: int = 0
@@ -89,13 +82,16 @@ class Draw:
 
 
 class BatchMaker:
-    """Makes the batches of draws on a device, and with `keep` has the sounds of all clips there."""
+    """Makes the batches of draws on a device, and has the sounds of all clips there where the draws hold none."""
 
-    def __init__(self, clips: Clips, device: torch.device, *, keep: bool) -> None:
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        """Make what `batches` draw."""
+        clips = batches.clips
         self.device = device
         self.mel = MelSpectrogram().to(device)
-        self.tilt = Tilt(self.mel).to(device)
-        self.kept = Sounds.of(clips, range(len(clips))).to(device) if keep else None
+        self.variants = MelVariants(self.mel).to(device)
+        self.tell = Teller(batches.bases, self.variants).to(device)
+        self.kept = Sounds.of(clips, range(len(clips))).to(device) if batches.keep else None
 
     def __call__(self, draw: Draw) -> Batch:
         """Return the batch.
@@ -109,9 +105,11 @@ class BatchMaker:
         # All rows' noise is drawn wherever the step is taken, for a row's must not depend on how many processes share it.
         g = torch.Generator(self.device).manual_seed(draw.noise_seed)
         noise = torch.randn(draw.size, draw.frames, self.mel.config.n_mels, generator=g, device=self.device)
+        log_mel = draw.sources.mels(sounds, self.mel, self.variants, draw.frames)
         return Batch(
-            mel=draw.sources.mels(sounds, self.mel, self.tilt, draw.frames),
+            mel=log_mel,
             noise=noise[draw.rank :: draw.world_size].contiguous(),
+            scalars=self.tell(draw.bases.to(self.device, non_blocking=True), log_mel),
             **{name: x.to(self.device, non_blocking=True) for name, x in draw.small.items()},
         )
 
@@ -141,12 +139,9 @@ class Batches(Dataset[Draw]):
         d = recipe.denoiser
         self.size = d.batch_size // d.gradient_accumulation_steps
         self.bank = bank
-        mel = MelSpectrogram()
-        self.sample_rate, self.hop, self.tilt = mel.config.sample_rate, mel.config.hop_length, Tilt(mel)
-        self._power: dict[int, torch.Tensor] = {}
-        self.names = told_scalars(recipe, clips) if scalars is None else tuple(scalars)
-        self.named = [by_name(line["attributes"]) if self.names else {} for line in clips.index]
-        self.scales = Scales.of(self.named)
+        mel = MelSpectrogram().config
+        self.sample_rate, self.hop = mel.sample_rate, mel.hop_length
+        self.bases = Bases(clips, told_scalars(recipe, clips) if scalars is None else scalars)
         self.weights = self._agreement_weights() if d.agreement_weight else None
         if d.condition != "image":
             bare = [line["video"] for line in clips.index if "captions" not in line["arrays"]]
@@ -203,26 +198,26 @@ class Batches(Dataset[Draw]):
             sounds = Sounds.of(self.clips, used.tolist())
             sources = replace(sources, clips=places[: len(mine)], others=places[len(mine) :])
         small = {name: torch.stack([row[name] for _, row in rows]) for name in rows[0][1]}
-        return Draw(frames, sources, small, seed, self.size, self.rank, self.world_size, sounds)
+        bases = small.pop("bases")
+        return Draw(frames, sources, small, bases, seed, self.size, self.rank, self.world_size, sounds)
 
     def _row(
         self, clip: int, frames: int, g: torch.Generator
     ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-        """Return one row: what its sound is made of, by the names of `Sources`, and the rest of it, by those of `Batch`."""
+        """Return one row: what its sound is made of, by the names of `Sources`, and the rest of it, by those of `Batch`, with its `bases`."""
         d = self.recipe.denoiser
         shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
         mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
-        told = self._told(g) if kept and not mixing else set()
-        speed, tilt = self._variant(told & self.named[clip].keys(), g)
-        size = round(frames * self.hop * speed)
+        told = draw_told(self.bases.names, g) if kept and not mixing else set()
+        variant = draw_variant(d, told & self.bases.named[clip].keys(), g)
+        size = round(frames * self.hop * variant["speeds"])
         made: dict[str, float] = {
             "clips": clip,
             "starts": random_start(self._samples(clip), size, g),
-            "speeds": speed,
-            "tilts": tilt,
             "others": clip,
             "other_starts": 0,
             "gains": 0.0,
+            **variant,
         }
         embeds, is_text = self._conditions(clip, g)
         weights = torch.ones(MAX_SET)
@@ -243,46 +238,12 @@ class Batches(Dataset[Draw]):
             "sigma": sigma,
             "weights": weights,
             "mask": torch.tensor([kept, kept and (two or mixing)]),
-            "scalars": self._scalars(clip, told, speed, tilt),
+            "bases": self.bases(clip, told, variant["speeds"]),
         }
 
     def _samples(self, clip: int) -> int:
         """Return how long a clip is, in samples."""
         return round(self.clips.index[clip]["duration_s"] * self.sample_rate)
-
-    def _told(self, g: torch.Generator) -> set[str]:
-        """Return which scalars a row is told."""
-        some, *each = torch.rand(1 + len(self.names), generator=g).tolist()
-        return {
-            name
-            for name, x in zip(self.names, each, strict=True)
-            if some < TOLD_SHARE and x < EACH_TOLD_SHARE
-        }
-
-    def _variant(self, told: set[str], g: torch.Generator) -> tuple[float, float]:
-        """Return a row's speed and its tilt in dB per octave: beyond what is usual only where it is told what they do."""
-        d = self.recipe.denoiser
-        speed = d.speeds[int(torch.randint(len(d.speeds), (), generator=g))]
-        semitones, tilt = (
-            (torch.rand(2, generator=g) * 2 - 1) * torch.tensor([d.told_semitones, d.told_tilt])
-        ).tolist()
-        if "pitch" in told and d.told_semitones:
-            speed = 2 ** (semitones / 12)
-        return speed, tilt if "brightness" in told else 0.0
-
-    def _scalars(self, clip: int, told: set[str], speed: float, tilt: float) -> torch.Tensor:
-        """Return what is told of a clip's sound (S,): each scalar, or NaN where it is not told or the clip has none."""
-        if not told:
-            return torch.full((len(self.names),), math.nan)
-        named = sped_up(self.named[clip], speed)
-        if tilt:
-            if clip not in self._power:
-                self._power[clip] = self.tilt.power(self.clips.mel(clip))
-            named["brightness"] += self.tilt.brightness(self._power[clip], tilt)
-        places = self.scales.quantiles({name: x for name, x in named.items() if name in told})
-        if "agreement" in told and (agreement := self.clips.agreement(clip)) is not None:
-            places["agreement"] = agreement
-        return torch.tensor([places.get(name, math.nan) for name in self.names])
 
     def _conditions(self, clip: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two embeddings (2, D) of frames, captions, or for "hybrid" either, and which are texts (2,); of a share `pseudo_text` of frames the

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -60,8 +61,9 @@ class DenoiserRecipe(_Section):
 
     Of the rows a share `mix_share` are mixes of two clips, with a condition of each; the others are played at one of `speeds`. `scalars` are told beside a
     condition: the names of `models.attributes.CONDITIONS`, and "agreement" of sound and picture, by which clips are drawn as well with
-    `agreement_weight`. A row that is told its pitch is moved by up to `told_semitones` either way, and one that is told its brightness tilted by up to `told_tilt`
-    dB per octave: told of it, the network learns what they do, and nothing of that leaks into sounds of which nothing is told (Karras et al. 2022, appendix F.2).
+    `agreement_weight`. A row that is told an attribute is varied in it (`training.told`), its pitch by up to `told_semitones` and its brightness by up to `told_tilt` dB per
+    octave either way; told its noisiness, its bands lie up to `told_contrast` times as far below the loudest, or as near; told its density, it goes up to `told_pace` times
+    as fast or as slow, and of those that go faster half start again up to `told_pulses` times per second.
     In the place of a share `pseudo_text` of frames stands the phrase of a generic bank that is nearest.
     """
 
@@ -80,6 +82,9 @@ class DenoiserRecipe(_Section):
     agreement_weight: bool = False
     told_semitones: float = 0.0
     told_tilt: float = 0.0
+    told_contrast: PositiveFloat = 1.0
+    told_pace: PositiveFloat = 1.0
+    told_pulses: NonNegativeFloat = 0.0
     pseudo_text: float = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     gradient_accumulation_steps: PositiveInt = 1

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.condition_encoder import GUIDANCE, Condition, Kind, told_guidance
-from models.mel import MelSpectrogram
+from models.mel import LOG_FLOOR, MelSpectrogram
 from models.sampler import Row, advance
 from models.vocoder import build_vocoder
 from models.vocoder import vocode as to_sound
 from training.batches import Batch
 from training.loop import load_state, load_weights
 from training.recipe import Recipe, RequestDefaults
-from training.variants import LOG_FLOOR
 
 if TYPE_CHECKING:
     from training.train_denoiser import FlowMatching

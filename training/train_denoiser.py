@@ -21,14 +21,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.condition_encoder import GUIDANCE, KINDS, ConditionEncoder, ConditionTokens
 from models.denoiser import Denoiser
-from training.batches import Batch, Batches, BatchMaker, told_scalars
+from models.mel import LOG_FLOOR
+from training.batches import Batch, Batches, BatchMaker
 from training.data import Clips, ClipSet, crop
 from training.graphs import Recorded, recordable
 from training.loop import Run, arriving, autocast, load_state, load_weights
 from training.pseudo_text import load_bank
 from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
-from training.variants import LOG_FLOOR
+from training.told import told_scalars
 
 DEV_FRAMES = 400  # 4 s
 
@@ -298,7 +299,7 @@ def _fit(
         world_size=accelerator.num_processes,
     )
     held_out = objective.held_out() if accelerator.is_main_process else []
-    make = BatchMaker(clips.train, accelerator.device, keep=recipe.in_memory)
+    make = BatchMaker(batches, accelerator.device)
     recorded = None
     if recordable(recipe, accelerator):
         recorded = Recorded(objective.loss, lambda: autocast(recipe, accelerator.device))

@@ -13,13 +13,13 @@ from torch import nn
 
 from models.code_transformer import CodeTransformer
 from models.condition_encoder import ConditionEncoder
+from models.mel import LOG_FLOOR
 from models.mel_codec import MelCodec
 from training.batches import CLEAN_SHARE
 from training.data import Clips, ClipSet, crop
 from training.loop import Run, autocast, load_state, load_weights
 from training.recipe import SpecVqganRecipe
 from training.train_denoiser import build_condition_encoder, learning_rate
-from training.variants import LOG_FLOOR
 
 DEV_BATCH = 32
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from models.mel import LOG_FLOOR
 from models.mel_codec import MelCodec
 from training.data import Clips, ClipSet, crop, random_start
 from training.loop import Run, autocast, load_state, load_weights, one_ahead
 from training.recipe import SpecVqganRecipe
 from training.samples import spectrograms
 from training.train_denoiser import learning_rate
-from training.variants import LOG_FLOOR
 
 DEV_BATCH = 32
 

@@ -96,7 +96,8 @@ def test_a_student_comes_nearer_to_its_teacher_with_guidance_and_stays_it_withou
 
 
 def first_batch(clips, made, scalars=None):
-    return BatchMaker(clips.train, CPU, keep=False)(Batches(clips.train, made, scalars=scalars)[0])
+    batches = Batches(clips.train, made, scalars=scalars)
+    return BatchMaker(batches, CPU)(batches[0])
 
 
 def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, teacher):

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from models import ClipSynthPipeline
 from models.condition_encoder import ConditionEncoder
-from models.mel import MelSpectrogram
 from training.batches import Batches, BatchMaker
 from training.data import load_clips
 from training.generated import GeneratedClips
@@ -256,11 +254,12 @@ def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_process
     for epoch in range(3):
         seen = [i for n in range(len(clips) * 2) for i in whole.places(n)][epoch * len(clips) :][: len(clips)]
         assert sorted(seen) == list(range(len(clips)))
-    keeps_none, keeps_all = (BatchMaker(clips, CPU, keep=keep) for keep in (False, True))
+    keeping = Batches(clips, made, keep=True)
+    keeps_none, keeps_all = (BatchMaker(batches, CPU) for batches in (whole, keeping))
     parts = [keeps_none(Batches(clips, made, rank=rank, world_size=2)[5]).tensors for rank in (0, 1)]
-    all_rows = keeps_all(Batches(clips, made, keep=True)[5]).tensors
+    all_rows = keeps_all(keeping[5]).tensors
     with pytest.raises(ValueError, match="kept"):
-        keeps_none(Batches(clips, made, keep=True)[5])
+        keeps_none(keeping[5])
     for *halves, full in zip(*parts, all_rows, strict=True):
         both = torch.stack(halves, dim=1).flatten(0, 1)
         torch.testing.assert_close(both, full, equal_nan=True, rtol=0, atol=1e-5)
@@ -278,8 +277,9 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
         "denoiser.scalars=[brightness, pitch, agreement]",
     )
     clips = load_clips(prepared).train
-    draw = Batches(clips, made)[0]
-    batch = BatchMaker(clips, CPU, keep=False)(draw)
+    batches = Batches(clips, made)
+    draw = batches[0]
+    batch = BatchMaker(batches, CPU)(draw)
     changed = (draw.sources.speeds != 1) | (draw.sources.gains > 0)
     assert changed.float().mean() == pytest.approx(0.65, abs=0.1)
     assert batch.mel.isfinite().all()
@@ -295,40 +295,6 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
     assert told.shape[1] == 2  # nobody measured agreement
     assert told[~mixes & ~dropped, 0].float().mean() == pytest.approx(0.36, abs=0.15)
     assert ((batch.scalars[told] >= 0) & (batch.scalars[told] <= 1)).all()
-
-
-def test_a_row_is_moved_or_tilted_only_where_it_is_told_so(prepared, tmp_path):
-    made = recipe(
-        prepared,
-        tmp_path,
-        1,
-        "denoiser.batch_size=300",
-        "denoiser.scalars=[brightness, pitch]",
-        "denoiser.told_semitones=4",
-        "denoiser.told_tilt=5",
-    )
-    batches = Batches(load_clips(prepared).train, made)
-    draw = batches[0]
-    brightness, pitch = draw.small["scalars"].T
-    tilted, moved = draw.sources.tilts != 0, draw.sources.speeds != 1
-    assert 0.1 < tilted.float().mean() < 0.45
-    assert torch.equal(tilted, ~brightness.isnan())
-    assert moved[~pitch.isnan()].all()
-    usual = torch.tensor(made.denoiser.speeds)
-    assert torch.isin(draw.sources.speeds[pitch.isnan()], usual).all()
-    assert draw.sources.speeds.log2().abs().max() <= 4 / 12
-    # What is told of a tilt is what it does to the mel's centroid.
-    mel = MelSpectrogram()
-    plain = replace(draw.sources, tilts=torch.zeros_like(draw.sources.tilts))
-    tilt = batches.tilt
-    before, after = (
-        tilt.power(x)
-        for x in (s.mels(draw.sounds, mel, tilt, draw.frames)[tilted][0] for s in (plain, draw.sources))
-    )
-    by = float(draw.sources.tilts[tilted][0])
-    change = (after @ tilt.centres / after.sum()).log() - (before @ tilt.centres / before.sum()).log()
-    assert float(change) == pytest.approx(tilt.brightness(before, by), abs=0.02)
-    assert (float(change) > 0) == (by > 0)
 
 
 def test_what_a_bundle_was_told_it_can_be_told_after_fine_tuning(prepared, tmp_path):
