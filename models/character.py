@@ -1,6 +1,7 @@
 """What a request asks of a sound's character, in 0..1, and how it gets there: as scalars that the condition encoder is told, and as a level.
 
-What is asked for is a place among the training clips *near the query*: a "high-pitched" dog is one among dogs, for there is none among flutes.
+What is asked for is a place among the training clips *near the query*: a "high-pitched" dog is one among dogs, for there is none among flutes. A bundle that has
+learned more than its clips are, for it was told of variants of them, has a reach beyond those near the query.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ def tell(
     encoder: ConditionEncoder,
     scales: Scales,
     index: Index | None,
+    reach: float = 0.0,
 ) -> dict[str, float]:
     """Return the scalars in 0..1 that the encoder is told for attributes `asked`, each a quantile among the clips nearest to `conditions`.
 
-    Where there is no index, or fewer than `FEWEST` of its `NEIGHBOURS` nearest clips have an attribute, its quantile is one of all training clips.
+    Of the lowest of these clips and the highest, an attribute of 0 lies `reach` below and one of 1 `reach` above, as a share of all training clips. Where there is no index, or fewer than `FEWEST` of its `NEIGHBOURS` nearest clips have an attribute, its quantile is one of all training clips.
     """
     told = {AGREEMENT: ASKED_AGREEMENT} if AGREEMENT in encoder.config.scalars else {}
     wanted = {name: quantile for name, quantile in asked.items() if name in CONDITIONS}
@@ -47,9 +49,11 @@ def tell(
     near = [] if index is None else index.attributes(_nearest(conditions, encoder, index))
     for name, quantile in wanted.items():
         values = [clip[name] for clip in near if name in clip]
-        told[name] = (
-            quantile if len(values) < FEWEST else scales.quantile(name, float(np.quantile(values, quantile)))
-        )
+        if len(values) < FEWEST:
+            told[name] = quantile
+            continue
+        place = scales.quantile(name, float(np.quantile(values, quantile)))
+        told[name] = min(max(place + reach * (2 * quantile - 1), 0.0), 1.0)
     return told
 
 

@@ -28,7 +28,7 @@ def file_sha256(path: Path) -> str:
 class Manifest:
     """Name, limits and defaults of a bundle. Durations in seconds; `output_gain` is the factor from the
     vocoder's level to that of the training clips' sources; `time_shift` is the sampler's (`models.schedule`); `attributes` are the quantiles of the training clips, as `models.attributes.Scales` keeps
-    them; `sha256` by relative path covers every file but this one."""
+    them, and `attribute_reach` is how far beyond the clips near a request its extremes lie on these (`models.character`); `sha256` by relative path covers every file but this one."""
 
     name: str
     min_duration_s: float
@@ -41,6 +41,7 @@ class Manifest:
     sample_rate: int = 16000
     output_gain: float = 1.0
     attributes: dict[str, list[float]] = field(default_factory=dict)
+    attribute_reach: float = 0.0
     format_version: int = FORMAT_VERSION
     sha256: dict[str, str] = field(default_factory=dict)
 
@@ -48,8 +49,12 @@ class Manifest:
     def version(self) -> str:
         """Short hash that changes when any file of the bundle does."""
         values = asdict(self)
-        if self.time_shift == 1.0:
-            del values["time_shift"]  # as in bundles from before it was
+        for name in (
+            "time_shift",
+            "attribute_reach",
+        ):  # where a bundle is as those from before there were these
+            if values[name] == getattr(Manifest, name):
+                del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

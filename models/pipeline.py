@@ -251,7 +251,8 @@ class ClipSynthPipeline(DiffusionPipeline):
         character.check(asked, self.attributes)
         scales = Scales(self.manifest.attributes)
         wanted, unwanted = (self.encode_conditions(prompts, sign) for sign in (1, -1))
-        told = character.tell(asked, wanted, self.condition_encoder, scales, self.index)
+        reach = self.manifest.attribute_reach
+        told = character.tell(asked, wanted, self.condition_encoder, scales, self.index, reach)
         conds, weights = self._compose(wanted, composition, told)
         interval = self.manifest.guidance_interval
         guided_conds: list[ConditionTokens] = []

@@ -131,6 +131,7 @@ class RequestDefaults(_Section):
     guidance_scale: float = Manifest.guidance_scale
     guidance_interval: tuple[float, float] = Field(Manifest.guidance_interval, strict=False)
     time_shift: PositiveFloat = Manifest.time_shift
+    attribute_reach: float = Field(Manifest.attribute_reach, ge=0, le=1)
 
 
 class VqganRecipe(_Section):

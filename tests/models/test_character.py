@@ -76,6 +76,16 @@ def test_an_attribute_is_asked_for_among_the_clips_near_the_query(encoder, index
     assert 0.8 <= told(1, 0.0) < told(1, 0.5) < told(1, 1.0) <= 0.9
 
 
+def test_a_reach_goes_beyond_the_clips_near_the_query(encoder, index, kinds):
+    def told(quantile, reach):
+        asked = {"brightness": quantile}
+        return tell(asked, [seen(kinds, 0)], encoder, SCALES, index, reach)["brightness"]
+
+    assert told(1.0, 0.3) == pytest.approx(told(1.0, 0.0) + 0.3)
+    assert told(0.5, 0.3) == told(0.5, 0.0)
+    assert told(0.0, 0.3) == 0.0
+
+
 def test_a_set_is_near_what_weighs_most(encoder, index, kinds):
     for weight, expected in ((0.01, 0.15), (10.0, 0.85)):
         heavy = Condition(seen(kinds, 1).embedding, "image", weight)
