@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +48,15 @@ class Bundle:
         steps: int | None = None,
         guidance: float | None = None,
         rescale: float = 0.0,
+        attributes: Mapping[str, float] | None = None,
     ) -> None:
         self.name, self.pipe, self.training_query = name, pipe, learned_from
         self.unlabeled = learned_from == "image"
         self.steps = pipe.manifest.num_inference_steps if steps is None else steps
         self.guidance = pipe.manifest.guidance_scale if guidance is None else guidance
-        self.rescale = rescale
-        self.version = fingerprint(
-            pipe.manifest.version, self.steps, self.guidance, *([rescale] if rescale else [])
-        )
+        self.rescale, self.attributes = rescale, dict(attributes or {})
+        further = [x for x in (self.rescale, self.attributes) if x]
+        self.version = fingerprint(pipe.manifest.version, self.steps, self.guidance, *further)
 
     @classmethod
     def load(cls, name: str, argument: str, sources: Sources) -> Bundle:
@@ -75,6 +75,7 @@ class Bundle:
                 guidance_scale=self.guidance,
                 duration_s=query.duration_s,
                 generators=[torch.Generator().manual_seed(seed)],
+                attributes=self.attributes,
             )[0]
             for query, seed in zip(queries, seeds, strict=True)
         ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,31 +22,62 @@ study = typer.Typer(
     help="Where a bundle's ceiling is, what remedies are worth, how many steps it needs.",
 )
 
-Clips = Annotated[Path, typer.Option(help="Folder of labelled videos.")]
-Queries = Annotated[Path, typer.Option(help='JSON {"classes": {label: [phrase, …]}}.')]
-Labels = Annotated[Path | None, typer.Option(help="CSV file,label,split; CLIPS/manifest.csv by default.")]
-Prepared = Annotated[
-    Path | None,
-    typer.Option(
-        help="What `prepare` made of the training clips: says which are dev, and holds their pictures."
+REQUIRED = inspect.Parameter.empty
+# What the studies have in common, by the names of `evaluation.studies.setting.Options`; `studied` adds them to a command.
+COMMON: dict[str, tuple[Any, Any]] = {
+    "clips": (Annotated[Path, typer.Option(help="Folder of labelled videos.")], REQUIRED),
+    "queries": (Annotated[Path, typer.Option(help='JSON {"classes": {label: [phrase, …]}}.')], REQUIRED),
+    "labels": (
+        Annotated[Path | None, typer.Option(help="CSV file,label,split; CLIPS/manifest.csv by default.")],
+        None,
     ),
-]
-Out = Annotated[
-    Path, typer.Option(help="Folder for results and sounds; a later run goes on where it was ended.")
-]
-Judge = Annotated[
-    Path | None,
-    typer.Option(help="Folder of `clipsynth evaluate` with its judge; one is trained in --out by default."),
-]
-Split = Annotated[str, typer.Option(help="dev, to choose by; validation, to report once.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Sounds of each query.")]
-PerClass = Annotated[
-    int, typer.Option(min=0, help="Sounds of each class, for agreement; 0: those for distances.")
-]
-Duration = Annotated[float, typer.Option(min=0.5, help="Seconds of each sound.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Queries given to a system at once.")]
-Resamples = Annotated[int, typer.Option(min=10, help="Of the bootstrap.")]
-Timed = Annotated[int, typer.Option(min=0, help="Queries timed alone; 0 leaves seconds out.")]
+    "prepared": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="What `prepare` made of the training clips: says which are dev, and holds their pictures."
+            ),
+        ],
+        None,
+    ),
+    "out": (
+        Annotated[
+            Path, typer.Option(help="Folder for results and sounds; a later run goes on where it was ended.")
+        ],
+        Path("runs/studies"),
+    ),
+    "judge": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="Folder of `clipsynth evaluate` with its judge; one is trained in --out by default."
+            ),
+        ],
+        None,
+    ),
+    "split": (Annotated[str, typer.Option(help="dev, to choose by; validation, to report once.")], "dev"),
+    "seeds": (Annotated[int, typer.Option(min=1, help="Sounds of each query.")], 3),
+    "per_class": (
+        Annotated[
+            int, typer.Option(min=0, help="Sounds of each class, for agreement; 0: those for distances.")
+        ],
+        0,
+    ),
+    "duration_s": (
+        Annotated[float, typer.Option("--duration", min=0.5, help="Seconds of each sound.")],
+        4.0,
+    ),
+    "batch_size": (Annotated[int, typer.Option(min=1, help="Queries given to a system at once.")], 8),
+    "resamples": (Annotated[int, typer.Option(min=10, help="Of the bootstrap.")], 200),
+    "timed": (
+        Annotated[int, typer.Option(min=0, help="Queries timed alone; 0 leaves seconds out.")],
+        5,
+    ),
+}
+SILENT = ("clips", "queries", "labels", "prepared", "out", "resamples")  # no sound is made
+SOUNDS = (*SILENT, "judge", "split", "seeds", "duration_s", "batch_size")
+FIGURES = (*SOUNDS, "per_class", "timed")
+
 Steps = Annotated[int | None, typer.Option(min=1, max=200, help="In place of the bundle's own.")]
 Sigma = Annotated[
     list[float] | None, typer.Option(help="Levels told to the network; 0.25, 0.5, 1 by default.")
@@ -62,10 +94,38 @@ RungToo = Annotated[
     list[str] | None,
     typer.Option(help="A rung more, NAME=setting=value&…: settings of the condition encoder, and `prior`."),
 ]
-OUT, SEEDS, DURATION, BATCH, RESAMPLES, TIMED = Path("runs/studies"), 3, 4.0, 8, 200, 5
 
 
-def _setting(**options: object) -> Setting:
+def studied(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function of a setting and options a command `clipsynth study NAME`, whose setting is made of the common options of these `names`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function)
+        hints = get_type_hints(function, localns={"Setting": object}, include_extras=True)
+        parameters = {name: COMMON[name] for name in names} | {
+            name: (hints[name], REQUIRED if p.default is p.empty else p.default)
+            for name, p in own.parameters.items()
+            if name != "setting"
+        }
+
+        def command(**given: Any) -> None:
+            function(_setting(**{name: given.pop(name) for name in names}), **given)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__annotations__ = {name: hint for name, (hint, _) in parameters.items()}
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+                for name, (hint, default) in parameters.items()
+            ]
+        )
+        study.command()(command)
+        return function
+
+    return decorate
+
+
+def _setting(**options: Any) -> Setting:
     from clipsynth.process import let_threads_sleep
 
     let_threads_sleep()
@@ -73,7 +133,7 @@ def _setting(**options: object) -> Setting:
 
     if options.get("split", "dev") not in ("dev", "validation"):
         raise ValueError(f"--split is dev or validation, got {options['split']!r}")
-    return Setting(Options(**options))  # type: ignore[arg-type]
+    return Setting(Options(**options))
 
 
 def _rungs(
@@ -105,14 +165,9 @@ def _fit_prior(prepared: Path | None) -> Callable[[ClipSynthPipeline], Condition
     return fit
 
 
-@study.command()
+@studied(*SILENT)
 def ceiling(
-    clips: Clips,
-    queries: Queries,
-    labels: Labels = None,
-    prepared: Prepared = None,
-    out: Out = OUT,
-    resamples: Resamples = RESAMPLES,
+    setting: Setting,
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 5,
     bank: Bank = None,
     prior: PriorToo = False,
@@ -120,30 +175,23 @@ def ceiling(
     model: Bundle = None,
 ) -> None:
     """How often the training pictures nearest to a query are of its class: no sound is made."""
-    setting = _setting(
-        clips=clips, queries=queries, labels=labels, prepared=prepared, out=out, resamples=resamples
-    )
     from evaluation.studies.ceiling import ceiling as run
 
     rungs = _rungs([], bank, prior, rung)
-    print(run(setting, settings_with(model=model).model, k, rungs=rungs, prior=_fit_prior(prepared)))
+    print(
+        run(
+            setting,
+            settings_with(model=model).model,
+            k,
+            rungs=rungs,
+            prior=_fit_prior(setting.options.prepared),
+        )
+    )
 
 
-@study.command()
+@studied(*FIGURES)
 def ladder(
-    clips: Clips,
-    queries: Queries,
-    labels: Labels = None,
-    prepared: Prepared = None,
-    out: Out = OUT,
-    judge: Judge = None,
-    split: Split = "dev",
-    seeds: Seeds = SEEDS,
-    per_class: PerClass = 0,
-    duration: Duration = DURATION,
-    batch_size: BatchSize = BATCH,
-    resamples: Resamples = RESAMPLES,
-    timed: Timed = TIMED,
+    setting: Setting,
     steps: Steps = None,
     sigma: Sigma = None,
     bank: Bank = None,
@@ -158,10 +206,6 @@ def ladder(
     model: Bundle = None,
 ) -> None:
     """What each remedy against the text gap is worth, switched on alone at request time."""
-    setting = _setting(
-        clips=clips, queries=queries, labels=labels, prepared=prepared, out=out, judge=judge, split=split, seeds=seeds,
-        per_class=per_class, duration_s=duration, batch_size=batch_size, resamples=resamples, timed=timed,
-    )  # fmt: skip
     from evaluation.studies import ladder as study_of
 
     wanted = [*_rungs(sigma, bank, prior, rung), *(study_of.also(spec) for spec in also or [])]
@@ -169,53 +213,63 @@ def ladder(
         wanted = [r for r in wanted if r.name in {study_of.RAW, *only}]
     print(
         study_of.ladder(
-            setting, settings_with(model=model).model, wanted, prior=_fit_prior(prepared), steps=steps
+            setting,
+            settings_with(model=model).model,
+            wanted,
+            prior=_fit_prior(setting.options.prepared),
+            steps=steps,
         )
     )
 
 
-@study.command()
+@studied(*SOUNDS)
 def sets(
-    clips: Clips,
-    queries: Queries,
-    labels: Labels = None,
-    prepared: Prepared = None,
-    out: Out = OUT,
-    judge: Judge = None,
-    split: Split = "dev",
-    seeds: Seeds = SEEDS,
-    duration: Duration = DURATION,
-    batch_size: BatchSize = BATCH,
-    resamples: Resamples = RESAMPLES,
+    setting: Setting,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of classes.")] = 40,
     steps: Steps = None,
     model: Bundle = None,
 ) -> None:
     """Whether both of two things asked for are heard, by composition and for the text "A and B"."""
-    setting = _setting(
-        clips=clips, queries=queries, labels=labels, prepared=prepared, out=out, judge=judge, split=split, seeds=seeds,
-        duration_s=duration, batch_size=batch_size, resamples=resamples,
-    )  # fmt: skip
     from evaluation.studies.sets import sets as run
 
     print(run(setting, settings_with(model=model).model, count=pairs, steps=steps))
 
 
-@study.command()
+@studied(*SOUNDS)
+def attributes(
+    setting: Setting,
+    attribute: Annotated[list[str] | None, typer.Option(help="All that the bundle takes by default.")] = None,
+    level: Annotated[
+        list[float] | None, typer.Option(min=0, max=1, help="0.1, 0.3, 0.5, 0.7, 0.9 by default.")
+    ] = None,
+    each: Annotated[int, typer.Option(min=1, help="Clips of each class whose queries are asked.")] = 1,
+    reach: Annotated[
+        float | None, typer.Option(min=0, max=1, help="In place of the bundle's attribute_reach.")
+    ] = None,
+    steps: Steps = None,
+    model: Bundle = None,
+) -> None:
+    """Whether sounds are as loud, bright, high, noisy and dense as was asked."""
+    from evaluation.studies.attributes import LEVELS
+    from evaluation.studies.attributes import attributes as run
+
+    bundle = settings_with(model=model).model
+    print(
+        run(
+            setting,
+            bundle,
+            names=attribute or (),
+            levels=level or LEVELS,
+            each=each,
+            reach=reach,
+            steps=steps,
+        )
+    )
+
+
+@studied(*FIGURES)
 def steps(
-    clips: Clips,
-    queries: Queries,
-    labels: Labels = None,
-    prepared: Prepared = None,
-    out: Out = OUT,
-    judge: Judge = None,
-    split: Split = "dev",
-    seeds: Seeds = SEEDS,
-    per_class: PerClass = 0,
-    duration: Duration = DURATION,
-    batch_size: BatchSize = BATCH,
-    resamples: Resamples = RESAMPLES,
-    timed: Timed = TIMED,
+    setting: Setting,
     count: Annotated[
         list[int] | None, typer.Option(min=1, max=200, help="Numbers of steps; 4 to 100 by default.")
     ] = None,
@@ -237,10 +291,6 @@ def steps(
     model: Bundle = None,
 ) -> None:
     """How good sounds are after few steps, and the fewest that are as good as many."""
-    setting = _setting(
-        clips=clips, queries=queries, labels=labels, prepared=prepared, out=out, judge=judge, split=split, seeds=seeds,
-        per_class=per_class, duration_s=duration, batch_size=batch_size, resamples=resamples, timed=timed,
-    )  # fmt: skip
     from evaluation.studies.steps import STEPS
     from evaluation.studies.steps import steps as run
 
@@ -259,33 +309,17 @@ def steps(
     )
 
 
-@study.command()
+@studied(*FIGURES)
 def ablation(
+    setting: Setting,
     remedies: Annotated[
         list[str],
         typer.Argument(
             metavar="REMEDY…", help="NAME=WITH,WITHOUT, bundles; or a YAML list of name, with, without."
         ),
     ],
-    clips: Clips,
-    queries: Queries,
-    labels: Labels = None,
-    prepared: Prepared = None,
-    out: Out = OUT,
-    judge: Judge = None,
-    split: Split = "dev",
-    seeds: Seeds = SEEDS,
-    per_class: PerClass = 0,
-    duration: Duration = DURATION,
-    batch_size: BatchSize = BATCH,
-    resamples: Resamples = RESAMPLES,
-    timed: Timed = TIMED,
 ) -> None:
     """What remedies of training are worth: bundles with and without each, line by line."""
-    setting = _setting(
-        clips=clips, queries=queries, labels=labels, prepared=prepared, out=out, judge=judge, split=split, seeds=seeds,
-        per_class=per_class, duration_s=duration, batch_size=batch_size, resamples=resamples, timed=timed,
-    )  # fmt: skip
     from evaluation.studies.ablation import ablation as run
     from evaluation.studies.ablation import parse_remedies
 

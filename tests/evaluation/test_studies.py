@@ -12,8 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from clipsynth.cli import app
+from evaluation.bundles import Bundle, load_pipeline
 from evaluation.interval import Figure
-from evaluation.studies import ablation, ceiling, ladder, sets, steps
+from evaluation.studies import ablation, attributes, ceiling, ladder, sets, steps
 from evaluation.studies.setting import AGREEMENT, DEV_SEED, FAD, SECONDS, Options, Setting
 from models.condition_encoder import ConditionEncoder
 from models.encoders import OpenClipEncoder
@@ -265,6 +266,28 @@ def test_remedies_are_bundles_with_and_without(setting, bundle, tmp_path):
             ablation.parse_remedies(wrong)
 
 
+def test_loudness_is_as_asked_at_every_level_with_the_same_noise(setting, bundle):
+    attributes.attributes(setting, bundle, names=["loudness"], levels=[0.1, 0.5, 0.9], steps=1)
+    found = results(setting, "attributes")
+    [loudness] = found["findings"]
+    assert loudness["sounds"] == len(found["rows"]) == 2 * 2 * 2 * 3  # classes, kinds, seeds, levels
+    assert loudness["rho"]["value"] > 0.9
+    assert loudness["leakage"]["value"] == 0  # the judge hears all at one level
+
+
+def test_a_reach_asks_for_more_and_is_a_system_of_its_own(bundle):
+    pipe = load_pipeline(str(bundle))
+    wide = attributes.with_reach(pipe, 0.4)
+    asked = {"brightness": 0.9}
+    versions = {Bundle("a", p, attributes=a).version for p in (pipe, wide) for a in (asked, {})}
+    assert len(versions) == 4
+
+
+def test_attributes_that_the_bundle_does_not_take_are_refused(setting, bundle):
+    with pytest.raises(ValueError, match=r"takes the attributes .*loudness"):
+        attributes.attributes(setting, bundle, names=["colour"])
+
+
 def test_the_commands(folder, bundle, options):
     common = [
         "--clips", str(folder), "--queries", str(folder / "queries.json"), "--prepared", str(folder / "prepared"),
@@ -276,6 +299,18 @@ def test_the_commands(folder, bundle, options):
     for name, arguments in {
         "ceiling": [*common, *model, "--bank", "1,0.01"],
         "ladder": [*made, *model, "--steps", "1", "--only", "centred", "--timed", "0"],
+        "attributes": [
+            *made,
+            *model,
+            "--steps",
+            "1",
+            "--attribute",
+            "loudness",
+            "--level",
+            "0.1",
+            "--level",
+            "0.9",
+        ],
         "sets": [*made, *model, "--steps", "1", "--pairs", "1"],
         "steps": [*made, *model, "--count", "1", "--timed", "0"],
         "ablation": [*made, "--timed", "0", f"a={bundle}?steps=2,{bundle}?steps=1"],
