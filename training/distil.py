@@ -19,8 +19,10 @@ from models.condition_encoder import GUIDANCE, SCALAR_STD, ConditionEncoder, Con
 from models.denoiser import Denoiser
 from training.batches import Batch
 from training.data import ClipSet
+from training.flow_matching import FlowMatching
+from training.held_out import dev_batches
 from training.recipe import DistilRecipe, Recipe
-from training.train_denoiser import FlowMatching, Objective, dev_batches, train_parts
+from training.train_denoiser import Objective, train_parts
 
 UNTOLD_SHARE = 0.25  # of the rows with a condition: learn the velocity without guidance
 

@@ -16,7 +16,7 @@ from training.loop import load_state, load_weights
 from training.recipe import Recipe, RequestDefaults
 
 if TYPE_CHECKING:
-    from training.train_denoiser import FlowMatching
+    from training.flow_matching import FlowMatching
 
 
 @torch.no_grad()

@@ -1,148 +1,34 @@
 """Train the denoiser: rectified flow on mel tokens, conditioned on embeddings of a clip's own frames (or, as a choice, its captions).
 
-Loss: |v(x_t, t, c) - (data - noise)|^2, x_t = (1 - t) noise + t data (Liu et al. 2022, eq. 1), t logit-normal (Esser et al. 2024, 3.1).
 Runs in one process or in many: accelerate launch --num_processes 2 -m clipsynth.cli train RECIPE (or torchrun).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.condition_encoder import GUIDANCE, KINDS, ConditionEncoder, ConditionTokens
+from models.condition_encoder import GUIDANCE, ConditionEncoder
 from models.denoiser import Denoiser
-from models.mel import LOG_FLOOR
 from training.batches import Batch, Batches, BatchMaker
-from training.data import Clips, ClipSet, crop
+from training.data import ClipSet
+from training.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
 from training.graphs import Recorded, recordable
+from training.held_out import dev_batches, dev_loss
 from training.loop import Run, arriving, autocast, load_state, load_weights
 from training.pseudo_text import load_bank
-from training.recipe import DenoiserRecipe, Recipe, RunRecipe, TransformerRecipe, VqganRecipe
+from training.recipe import DenoiserRecipe, Recipe, TransformerRecipe, VqganRecipe
 from training.samples import samples, spectrograms, vocode
 from training.told import told_scalars
-
-DEV_FRAMES = 400  # 4 s
-
-
-def build_condition_encoder(
-    recipe: RunRecipe,
-    clips: ClipSet,
-    means: torch.Tensor | None = None,
-    scalars: Sequence[str] = (),
-) -> ConditionEncoder:
-    """Return an untrained condition encoder with the statistics and the bank of the training clips.
-
-    Args:
-        means: (kinds, D) by which embeddings are centred, in place of the clips' own.
-        scalars: what may be told beside a condition.
-    """
-    stride = -(-len(clips.train) // recipe.max_bank_size)
-    bank = torch.stack([clips.train.embeds(i).mean(0) for i in range(0, len(clips.train), stride)])
-    condition_encoder = ConditionEncoder(
-        embed_dim=len(clips.image_mean),
-        scalars=scalars,
-        text_sigma=recipe.text_sigma,
-        bank_size=len(bank),
-        bank_share=recipe.bank_share,
-        bank_tau=recipe.bank_tau,
-    )
-    own = {"image": clips.image_mean, "text": clips.text_mean}
-    condition_encoder.means.copy_(torch.stack([own[kind] for kind in KINDS]) if means is None else means)
-    condition_encoder.bank.copy_(condition_encoder.centre(bank, "image"))
-    return condition_encoder
-
-
-def build_denoiser(recipe: Recipe, clips: ClipSet) -> Denoiser:
-    """Return an untrained denoiser whose statistics are those of the training clips."""
-    d = recipe.denoiser
-    denoiser = Denoiser(
-        dim=d.dim,
-        depth=d.depth,
-        heads=d.heads,
-        dropout=d.dropout,
-        condition_dim=len(clips.image_mean),
-        n_mels=len(clips.mel_mean),
-        frames_per_token=d.frames_per_token,
-        prediction=d.prediction,
-    )
-    denoiser.mel_mean.copy_(clips.mel_mean)
-    denoiser.mel_std.copy_(clips.mel_std)
-    return denoiser
-
-
-class FlowMatching(nn.Module):
-    """Both parts under one roof, so that one call is one forward pass of everything that is trained."""
-
-    def __init__(self, condition_encoder: ConditionEncoder, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.condition_encoder, self.denoiser = condition_encoder, denoiser
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the mean squared error of the velocity, averaged over rows, tokens and values."""
-        conditions = self.conditions(batch, batch.scalars)
-        x_t, v = self.path(batch)
-        return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), v)
-
-    def conditions(self, batch: Batch, scalars: torch.Tensor) -> ConditionTokens:
-        """Return the tokens of a batch's conditions, which are told scalars (B, S), NaN where one is not."""
-        image, text = (self.condition_encoder.centre(batch.embeds, kind) for kind in KINDS)
-        centred = torch.where(batch.is_text[..., None], text, image)
-        noised = F.normalize(centred + batch.sigma[..., None] * batch.condition_noise, dim=-1)
-        told = scalars if self.condition_encoder.config.scalars else None
-        return self.condition_encoder(noised, batch.weights, batch.sigma, batch.mask, told)
-
-    def path(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return where a batch's rows are at their times (B, L, C), and the velocity of the straight way through there."""
-        data = self.denoiser.to_tokens(batch.mel)
-        noise = batch.noise.view_as(data)
-        return torch.lerp(noise, data, batch.t[:, None, None]), data - noise
-
-
-def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batch]:
-    """Return held-out clips, of which no scalar is told, at a fixed grid of (t, noise): 4 s, middle frame or first caption, t in {1/8 … 7/8}."""
-    g = torch.Generator().manual_seed(0)
-    text = recipe.denoiser.condition == "text"
-    batches = []
-    for i in range(0, len(clips), 32):
-        part = range(i, min(i + 32, len(clips)))
-        mel = torch.stack([crop(clips.mel(k) - LOG_FLOOR, DEV_FRAMES, 0) + LOG_FLOOR for k in part])
-        every = [clips.captions(k) if text else clips.embeds(k) for k in part]
-        embeds = torch.stack([e[0 if text else len(e) // 2] for e in every])[:, None]
-        noise = torch.randn(mel.shape, generator=g)
-        ones = torch.ones(len(part), 1)
-        batches += [
-            Batch(
-                mel=mel,
-                noise=noise,
-                t=torch.full((len(part),), k / 8),
-                embeds=embeds,
-                is_text=ones.bool() if text else ~ones.bool(),
-                condition_noise=torch.zeros_like(embeds),
-                sigma=0 * ones,
-                weights=ones,
-                mask=ones.bool(),
-                scalars=torch.full((len(part), num_scalars), math.nan),
-            )
-            for k in range(1, 8)
-        ]
-    return batches
-
-
-@torch.no_grad()  # not inference mode: the network caches its rotary table, which training then needs
-def dev_loss(loss: Callable[[Batch], torch.Tensor], batches: list[Batch], device: torch.device) -> float:
-    """Return a loss over `dev_batches`, each row counted once."""
-    losses = [loss(batch.to(device)).item() * len(batch.t) for batch in batches]
-    return sum(losses) / sum(len(batch.t) for batch in batches)
 
 
 def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:

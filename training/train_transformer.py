@@ -17,9 +17,10 @@ from models.mel import LOG_FLOOR
 from models.mel_codec import MelCodec
 from training.batches import CLEAN_SHARE
 from training.data import Clips, ClipSet, crop
+from training.flow_matching import build_condition_encoder
 from training.loop import Run, autocast, load_state, load_weights
 from training.recipe import SpecVqganRecipe
-from training.train_denoiser import build_condition_encoder, learning_rate
+from training.train_denoiser import learning_rate
 
 DEV_BATCH = 32
 

@@ -16,10 +16,12 @@ from models.tiny import build_tiny_pipeline
 from training.batches import Batches, BatchMaker
 from training.data import load_clips
 from training.distil import Guided, build_student, distil
+from training.flow_matching import FlowMatching
+from training.held_out import dev_batches, dev_loss
 from training.loop import build_accelerator, load_state
 from training.recipe import load_recipe
 from training.train import train
-from training.train_denoiser import FlowMatching, dev_batches, dev_loss, train_denoiser
+from training.train_denoiser import train_denoiser
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 CPU = torch.device("cpu")

@@ -5,8 +5,9 @@ import torch
 
 from models.condition_encoder import ConditionEncoder
 from models.denoiser import Denoiser
+from training.flow_matching import FlowMatching
 from training.recipe import load_recipe
-from training.train_denoiser import FlowMatching, build_optimizers, learning_rate
+from training.train_denoiser import build_optimizers, learning_rate
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 

@@ -13,12 +13,13 @@ from models import ClipSynthPipeline
 from models.condition_encoder import ConditionEncoder
 from training.batches import Batches, BatchMaker
 from training.data import load_clips
+from training.flow_matching import build_denoiser
 from training.generated import GeneratedClips
 from training.loop import build_accelerator, describe_environment, git_commit, load_state
 from training.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
 from training.train import train
-from training.train_denoiser import build_denoiser, train_denoiser
+from training.train_denoiser import train_denoiser
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
