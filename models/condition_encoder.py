@@ -71,6 +71,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         scalars: Sequence[str] = (),
         text_centring: TextCentring = "own",
         text_templates: bool = False,
+        anchor_tau: float = 0.01,
+        anchor_share: float = 0.0,
         prior_dim: int = 0,
         prior_share: float = 1.0,
         guidance_scales: Sequence[float] = (),
@@ -88,6 +90,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             scalars: names of the scalars in 0..1 that may be told beside a set, such as the attributes of a sound: together they are one more token.
             text_centring: how a text is brought to where pictures are.
             text_templates: whether the pipeline embeds a text as the mean over `models.prompts.TEMPLATES`.
+            anchor_tau: temperature by which the pipeline brings a text among the encoder's class anchors (`JointEncoder.among_classes`).
+            anchor_share: share in [0, 1] of that mixture in a text's embedding; 0 switches it off.
             prior_dim: width of a learned step from a text to a picture of it (`training.prior`); 0 for none.
             prior_share: share in [0, 1] of that step's end in a text's embedding.
             guidance_scales: lowest and highest weight of guidance that may be told, where `GUIDANCE` is among the scalars; none for a denoiser

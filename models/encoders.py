@@ -55,6 +55,14 @@ class JointEncoder(ConfigOnlyPart):
             ]
         )
 
+    def among_classes(self, texts: torch.Tensor, tau: float) -> torch.Tensor:
+        """Return embeddings of texts (N, D) as mixtures of the class anchors, at unit norm, weighted by the softmax of their cosines over `tau`.
+
+        This is ConSE (Norouzi et al. 2014, eq. 1) with a text's cosines in the place of a picture's probabilities: where pictures are such mixtures, texts then lie among them.
+        """
+        anchors = self.class_anchors.to(texts.device)
+        return F.normalize((texts.float() @ anchors.T / tau).softmax(-1) @ anchors, dim=-1)
+
 
 # ------------------------------------------------------------------------------------------------ packaged (ConSE)
 

@@ -350,11 +350,16 @@ class ClipSynthPipeline(DiffusionPipeline):
 
     def _embed(self, content: str | Image.Image) -> tuple[torch.Tensor, Kind]:
         """Encode by itself: in a batch a text's padding would depend on the others."""
-        if isinstance(content, str):
-            texts = templated(content) if self.condition_encoder.config.text_templates else [content]
-            embeds = torch.cat([self.encoder.encode_text([text]) for text in texts])
-            return (F.normalize(embeds.mean(0), dim=-1) if len(texts) > 1 else embeds[0]), "text"
-        return self.encoder.encode_image([content])[0], "image"
+        if not isinstance(content, str):
+            return self.encoder.encode_image([content])[0], "image"
+        settings = self.condition_encoder.config
+        texts = templated(content) if settings.text_templates else [content]
+        embeds = torch.cat([self.encoder.encode_text([text]) for text in texts])
+        embed = F.normalize(embeds.mean(0, keepdim=True), dim=-1) if len(texts) > 1 else embeds
+        if settings.anchor_share > 0:
+            mixture = self.encoder.among_classes(embed, settings.anchor_tau)
+            embed = F.normalize(torch.lerp(embed, mixture, settings.anchor_share), dim=-1)
+        return embed[0], "text"
 
     def num_tokens(self, duration_s: float) -> int:
         """Return how many tokens cover `duration_s` seconds."""

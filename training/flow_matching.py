@@ -35,6 +35,10 @@ def build_condition_encoder(
     condition_encoder = ConditionEncoder(
         embed_dim=len(clips.image_mean),
         scalars=scalars,
+        text_templates=recipe.text_templates,
+        text_centring=recipe.text_centring,
+        anchor_share=recipe.anchor_share,
+        anchor_tau=recipe.anchor_tau,
         text_sigma=recipe.text_sigma,
         bank_size=len(bank),
         bank_share=recipe.bank_share,

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from models.attributes import CONDITIONS
-from models.condition_encoder import MAX_GUIDANCE
+from models.condition_encoder import MAX_GUIDANCE, TextCentring
 from models.manifest import Manifest
 
 
@@ -196,6 +196,10 @@ class RunRecipe(_Section):
     in_memory: bool = False
     cuda_graphs: bool = False
     bf16: bool = True
+    text_templates: bool = False
+    text_centring: TextCentring = "own"
+    anchor_share: float = 0.0
+    anchor_tau: PositiveFloat = 0.01
     text_sigma: float = 0.5
     bank_share: float = 0.0
     bank_tau: PositiveFloat = 0.1

@@ -23,7 +23,13 @@ from models.condition_encoder import ConditionEncoder
 from models.pipeline import ClipSynthPipeline
 
 RAW = "raw text"
-BARE = {"text_templates": False, "text_sigma": 0.0, "bank_share": 0.0, "prior_share": 0.0}
+BARE = {
+    "text_templates": False,
+    "anchor_share": 0.0,
+    "text_sigma": 0.0,
+    "bank_share": 0.0,
+    "prior_share": 0.0,
+}
 Prior = Callable[[ClipSynthPipeline], ConditionEncoder]
 
 
@@ -49,6 +55,7 @@ def rungs(
     found = [
         Rung(RAW, {"text_centring": "image"}),
         Rung("templates", {"text_centring": "image", "text_templates": True}),
+        Rung("anchors", {"text_centring": "image", "anchor_share": 1.0}),
         Rung("mean shift", {"text_centring": "shift"}),
         Rung("centred", own),
         *(Rung(f"sigma {s:g}", own | {"text_sigma": s}) for s in sigmas),

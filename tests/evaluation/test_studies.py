@@ -145,7 +145,7 @@ def test_every_rung_makes_sounds_of_its_own(kind, setting, request):
     table = ladder.ladder(setting, place, wanted, prior=prior, steps=1)
     found = results(setting, "ladder")
     assert list(found) == [
-        "raw text", "templates", "mean shift", "centred", "sigma 1", "bank 1, tau 0.01", "prior", "trained",
+        "raw text", "templates", "anchors", "mean shift", "centred", "sigma 1", "bank 1, tau 0.01", "prior", "trained",
     ]  # fmt: skip
     fads = [row["text"][FAD]["value"] for row in found.values()]
     assert len({round(f, 6) for f in fads}) == len(fads)  # no rung is without effect

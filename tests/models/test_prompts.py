@@ -172,3 +172,23 @@ def test_templates_are_a_setting_and_embed_a_text_as_their_mean(tiny_pipeline):
     assert kind == "text"
     torch.testing.assert_close(embedding, torch.nn.functional.normalize(every.mean(0), dim=-1))
     assert torch.equal(own._embed(RED)[0], pipe._embed(RED)[0])
+
+
+def test_texts_come_among_the_class_anchors_where_that_is_switched_on(tiny_pipeline):
+    pipe = tiny_pipeline
+    anchors = pipe.encoder.class_anchors
+    text = pipe.encoder.encode_text(["a dog"])
+    nearest = anchors[(text @ anchors.T).argmax()]
+    torch.testing.assert_close(pipe.encoder.among_classes(text, 1e-4)[0], nearest)
+    assert pipe.encoder.among_classes(text, 0.05).norm() == pytest.approx(1)
+
+    def embedded(content, **settings):
+        encoder = pipe.condition_encoder.changed(**settings)
+        own = ClipSynthPipeline(pipe.encoder, encoder, pipe.denoiser, pipe.vocoder, pipe.mel)
+        return own._embed(content)[0]
+
+    whole = embedded("a dog", anchor_share=1.0, anchor_tau=1e-4)
+    torch.testing.assert_close(whole, nearest)
+    half = embedded("a dog", anchor_share=0.5, anchor_tau=1e-4)
+    torch.testing.assert_close(half, torch.nn.functional.normalize(text[0] + nearest, dim=-1))
+    assert torch.equal(embedded(RED, anchor_share=1.0), pipe._embed(RED)[0])
