@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +20,14 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from models.class_names import class_names, synonyms
 from models.manifest import file_sha256
 from models.part import ConfigOnlyPart
 
 ANCHORS = Path(__file__).with_name("imagenet_anchors.safetensors")
+BATCH = 100  # names encoded at once
 
 
 class JointEncoder(ConfigOnlyPart):
@@ -46,22 +50,28 @@ class JointEncoder(ConfigOnlyPart):
     @cached_property
     def class_anchors(self) -> torch.Tensor:
         """Embeddings (1000, D) of "a photo of {class}" for the ImageNet classes, in their order: a generic list of texts."""
-        from torchvision.models._meta import _IMAGENET_CATEGORIES as names
+        return self._encoded([f"a photo of {name}" for name in class_names()])
 
-        return torch.cat(
-            [
-                self.encode_text([f"a photo of {n}" for n in names[i : i + 100]])
-                for i in range(0, len(names), 100)
-            ]
-        )
+    @cached_property
+    def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (L, D) of every name of every class, and the classes (L,): "a photo of xylophone, marimba", for a name alone may mean something else."""
+        texts, classes = [], []
+        for number, (first, *others) in enumerate(synonyms()):
+            texts += [f"a photo of {first}", *(f"a photo of {other}, {first}" for other in others)]
+            classes += [number] * (1 + len(others))
+        return self._encoded(texts), torch.tensor(classes, device=self.device)
+
+    def _encoded(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.cat([self.encode_text(list(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)])
 
     def among_classes(self, texts: torch.Tensor, tau: float) -> torch.Tensor:
-        """Return embeddings of texts (N, D) as mixtures of the class anchors, at unit norm, weighted by the softmax of their cosines over `tau`.
+        """Return embeddings of texts (N, D) as mixtures of the class anchors, at unit norm, weighted by the softmax over `tau` of their cosines with the classes' names.
 
         This is ConSE (Norouzi et al. 2014, eq. 1) with a text's cosines in the place of a picture's probabilities: where pictures are such mixtures, texts then lie among them.
         """
-        anchors = self.class_anchors.to(texts.device)
-        return F.normalize((texts.float() @ anchors.T / tau).softmax(-1) @ anchors, dim=-1)
+        names, classes = (x.to(texts.device) for x in self.name_anchors)
+        weights = (texts.float() @ names.T / tau).softmax(-1)
+        return F.normalize(weights @ self.class_anchors.to(texts.device)[classes], dim=-1)
 
 
 # ------------------------------------------------------------------------------------------------ packaged (ConSE)
@@ -140,10 +150,38 @@ class PackagedEncoder(JointEncoder):
     @cached_property
     def class_anchors(self) -> torch.Tensor:
         """The anchors that lie beside this module, if the weights are those they were computed with: seconds of each start."""
+        if (kept := self._kept()) is None:
+            return super().class_anchors
+        return kept["anchors"]
+
+    @cached_property
+    def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Likewise."""
+        if (kept := self._kept()) is None:
+            return super().name_anchors
+        return kept["names"], kept["classes"]
+
+    def _kept(self) -> dict[str, torch.Tensor] | None:
+        """Return what lies beside this module, or None if that is of other weights."""
         with safe_open(ANCHORS, framework="pt") as file:
-            if file.metadata()["sha256"] == self.config.sha256[self.PACKAGES[1]]:
-                return F.normalize(file.get_tensor("anchors").float().to(self.device), dim=-1)
-        return super().class_anchors
+            if file.metadata()["sha256"] != self.config.sha256[self.PACKAGES[1]]:
+                return None
+            anchors, names = (
+                F.normalize(file.get_tensor(name).float().to(self.device), dim=-1)
+                for name in ("anchors", "names")
+            )
+            return {
+                "anchors": anchors,
+                "names": names,
+                "classes": file.get_tensor("classes").long().to(self.device),
+            }
+
+    def keep_anchors(self, path: Path = ANCHORS) -> None:
+        """Write the file that lies beside this module, for these weights."""
+        names, classes = JointEncoder.name_anchors.func(self)  # type: ignore[attr-defined]
+        anchors = JointEncoder.class_anchors.func(self)  # type: ignore[attr-defined]
+        tensors = {"anchors": anchors.half(), "names": names.half(), "classes": classes.short()}
+        save_file(tensors, path, {"sha256": self.config.sha256[self.PACKAGES[1]]})
 
     @torch.inference_mode()
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:

@@ -1,7 +1,4 @@
-"""A fixed bank of generic phrases: the names of ImageNet's classes in a few templates. Pictures get phrases of it as texts of their own, without anybody having described them.
-
-It was made for no data set of sounds: that some names are things that sound (an accordion, a harp) is chance, and whoever evaluates on those must say so.
-"""
+"""A fixed bank of generic phrases: the names of ImageNet's classes in a few templates. Pictures get phrases of it as texts of their own, without anybody having described them."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from models.class_names import class_names
 from models.encoders import JointEncoder
 from models.prompts import TEMPLATES
 
@@ -36,8 +34,7 @@ class PhraseBank:
     @classmethod
     def build(cls, encoder: JointEncoder, image_mean: torch.Tensor) -> PhraseBank:
         """Encode the names of the ImageNet classes, T thousand texts: seconds on a CPU."""
-        from torchvision.models._meta import _IMAGENET_CATEGORIES as names
-
+        names = class_names()
         rows = [
             torch.cat(
                 [

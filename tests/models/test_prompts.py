@@ -176,9 +176,9 @@ def test_templates_are_a_setting_and_embed_a_text_as_their_mean(tiny_pipeline):
 
 def test_texts_come_among_the_class_anchors_where_that_is_switched_on(tiny_pipeline):
     pipe = tiny_pipeline
-    anchors = pipe.encoder.class_anchors
+    names, classes = pipe.encoder.name_anchors
     text = pipe.encoder.encode_text(["a dog"])
-    nearest = anchors[(text @ anchors.T).argmax()]
+    nearest = pipe.encoder.class_anchors[classes[(text @ names.T).argmax()]]
     torch.testing.assert_close(pipe.encoder.among_classes(text, 1e-4)[0], nearest)
     assert pipe.encoder.among_classes(text, 0.05).norm() == pytest.approx(1)
 
