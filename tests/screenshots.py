@@ -1,4 +1,4 @@
-"""Pictures of the playground with the demo bundle: `make screenshots` writes docs/playground*.png, to be looked at."""
+"""The demo bundle to be looked at and listened to: `make screenshots` writes docs/playground*.png, docs/sounds.png and docs/sounds/*.ogg."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from clipsynth.process import wait_until
@@ -22,6 +23,12 @@ STRIP = (
     "birds singing",
     "a violin",
 )
+ASKED = {  # of one prompt and seed: what an attribute does
+    "flute-low": ("a flute", {"pitch": 0.1}),
+    "flute-high": ("a flute", {"pitch": 0.9}),
+    "piano-sparse": ("a piano", {"density": 0.1}),
+    "piano-dense": ("a piano", {"density": 0.9}),
+}
 PROMPTS = ("an acoustic guitar", "somebody plays the drums")
 
 
@@ -54,29 +61,41 @@ def main(folder: Path) -> None:
             service.stop()
 
 
-def strip(path: Path) -> None:
-    """Write the spectrograms of what the demo bundle makes of six prompts, all with seed 0 and the bundle's defaults."""
+def sounds(folder: Path) -> None:
+    """Write what the demo bundle makes of six prompts, and of two with attributes, all with seed 0 and the bundle's defaults: as sounds, and the six as spectrograms."""
     import matplotlib.pyplot as plt
+    import soundfile
     import torch
 
     from worker.predict import Predictor
     from worker.views import spectrogram_png
 
     predictor = Predictor.setup(Settings())
+    rate = predictor.manifest.sample_rate
+    (folder / "sounds").mkdir(exist_ok=True)
+
+    def make(name: str, prompt: str, attributes: dict[str, float] | None = None) -> np.ndarray:
+        generator = torch.Generator().manual_seed(0)
+        [sound] = predictor.pipeline(prompt, generator=generator, attributes=attributes).audios
+        soundfile.write(folder / "sounds" / f"{name}.ogg", sound, rate)
+        return sound
+
+    for name, (prompt, attributes) in ASKED.items():
+        make(name, prompt, attributes)
     figure, axes = plt.subplots(2, 3, figsize=(9, 3.4), layout="constrained")
     for prompt, ax in zip(STRIP, axes.flat, strict=True):
-        sound = predictor.pipeline(prompt, generator=torch.Generator().manual_seed(0)).audios[0]
+        sound = make(prompt.removeprefix("an ").removeprefix("a ").replace(" ", "-"), prompt)
         picture = Image.open(io.BytesIO(spectrogram_png(predictor.log_mel(sound)))).convert("RGB")
-        ax.imshow(picture, aspect="auto", extent=(0, len(sound) / predictor.manifest.sample_rate, 0, 1))
+        ax.imshow(picture, aspect="auto", extent=(0, len(sound) / rate, 0, 1))
         ax.set_title(prompt, fontsize=9)
         ax.set_yticks([])
         ax.tick_params(labelsize=7)
     figure.supxlabel("s", fontsize=8)
     data = io.BytesIO()
     figure.savefig(data, dpi=100)
-    Image.open(data).convert("RGB").quantize(128).save(path, optimize=True)
+    Image.open(data).convert("RGB").quantize(128).save(folder / "sounds.png", optimize=True)
 
 
 if __name__ == "__main__":
-    strip(Path(sys.argv[1]) / "sounds.png")
+    sounds(Path(sys.argv[1]))
     main(Path(sys.argv[1]))
