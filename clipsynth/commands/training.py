@@ -1,4 +1,4 @@
-"""`clipsynth prepare`, `agreement`, `swap`, `train` and `export`: from videos to a bundle."""
+"""`clipsynth prepare`, `agreement`, `swap`, `train`, `export` and `average`: from videos to a bundle."""
 
 from __future__ import annotations
 
@@ -115,3 +115,16 @@ def export(
     from training.train import train as run
 
     print(run(load_recipe(recipe, set_), stage="export", out=out, attribution=attribution, results=results))
+
+
+def average(
+    first: Path,
+    second: Path,
+    out: Path,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the second's weights.")] = 0.5,
+) -> None:
+    """Average the weights of two bundles, of which one began with the other's: what fine-tuning learned, with less of what it lost."""
+    from training.average import average as run
+
+    run(first, second, share, out)
+    print(out)
