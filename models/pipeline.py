@@ -151,6 +151,11 @@ class ClipSynthPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the bundle: one folder per part, `model_index.json`, the index, and `clipsynth.json` from `self.manifest`."""
         super().save_pretrained(save_directory, **kwargs)
+        for name in ("model_index.json", "*/config.json"):
+            for file in Path(save_directory).glob(name):
+                config = json.loads(file.read_text())
+                config.pop("_name_or_path", None)  # where its parts were loaded from is no part of a bundle
+                file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if self.index is not None:
             self.index.write(Path(save_directory))
         self.manifest = self.manifest.write(Path(save_directory))

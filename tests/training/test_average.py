@@ -42,6 +42,7 @@ def test_weights_are_averaged_and_all_else_is_the_seconds(bundles):
         torch.testing.assert_close(p, 0.75 * first[name] + 0.25 * second[name], atol=1e-3, rtol=1e-3)
     assert made.manifest.attributes == own.manifest.attributes
     assert made.manifest.version != own.manifest.version
+    assert not any("_name_or_path" in file.read_text() for file in (bundles / "out").rglob("*.json"))
     card = (bundles / "out" / "README.md").read_text()
     assert "average of these (0.25) and of bundle tiny" in card
     assert card.index("average") < card.index("- Vocoder")
