@@ -24,10 +24,10 @@ STRIP = (
     "a violin",
 )
 ASKED = {  # of one prompt and seed: what an attribute does
-    "flute-low": ("a flute", {"pitch": 0.1}),
-    "flute-high": ("a flute", {"pitch": 0.9}),
-    "piano-sparse": ("a piano", {"density": 0.1}),
-    "piano-dense": ("a piano", {"density": 0.9}),
+    "violin-dull": ("a violin", {"brightness": 0.1}),
+    "violin-bright": ("a violin", {"brightness": 0.9}),
+    "birds-clean": ("birds singing", {"noisiness": 0.1}),
+    "birds-noisy": ("birds singing", {"noisiness": 0.9}),
 }
 PROMPTS = ("an acoustic guitar", "somebody plays the drums")
 

@@ -122,7 +122,7 @@ def test_the_ceiling_of_each_kind_of_query(setting, bundle):
     table = ceiling.ceiling(setting, bundle, 1, rungs=ladder.rungs([], [(1.0, 0.01)]))
     found = results(setting, "ceiling")
     assert list(found) == [
-        "text, raw", "text, as the bundle has it", "text, templates", "text, mean shift", "text, centred", "text, bank 1, tau 0.01",
+        "text, raw", "text, as the bundle has it", "text, templates", "text, anchors", "text, mean shift", "text, centred", "text, bank 1, tau 0.01",
         "image, validation, raw", "image, validation, centred", "image, dev, raw", "image, dev, centred",
     ]  # fmt: skip
     assert found["text, raw"]["queries"] == 3
