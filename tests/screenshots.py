@@ -24,10 +24,10 @@ STRIP = (
     "a violin",
 )
 ASKED = {  # of one prompt and seed: what an attribute does
-    "violin-dull": ("a violin", {"brightness": 0.1}),
-    "violin-bright": ("a violin", {"brightness": 0.9}),
-    "birds-clean": ("birds singing", {"noisiness": 0.1}),
-    "birds-noisy": ("birds singing", {"noisiness": 0.9}),
+    "acoustic-guitar-dull": ("an acoustic guitar", {"brightness": 0.1}),
+    "acoustic-guitar-bright": ("an acoustic guitar", {"brightness": 0.9}),
+    "accordion-clean": ("an accordion", {"noisiness": 0.1}),
+    "accordion-noisy": ("an accordion", {"noisiness": 0.9}),
 }
 PROMPTS = ("an acoustic guitar", "somebody plays the drums")
 
