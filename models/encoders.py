@@ -150,17 +150,18 @@ class PackagedEncoder(JointEncoder):
     @cached_property
     def class_anchors(self) -> torch.Tensor:
         """The anchors that lie beside this module, if the weights are those they were computed with: seconds of each start."""
-        if (kept := self._kept()) is None:
+        if (kept := self._kept) is None:
             return super().class_anchors
         return kept["anchors"]
 
     @cached_property
     def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Likewise."""
-        if (kept := self._kept()) is None:
+        if (kept := self._kept) is None:
             return super().name_anchors
         return kept["names"], kept["classes"]
 
+    @cached_property
     def _kept(self) -> dict[str, torch.Tensor] | None:
         """Return what lies beside this module, or None if that is of other weights."""
         with safe_open(ANCHORS, framework="pt") as file:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from models.attributes import GRID, Scales, by_name
+from models.character import AGREEMENT
 from models.mel import MelSpectrogram
 from training.data import Clips
 from training.mel_variants import MelVariants
@@ -21,7 +22,6 @@ from training.recipe import DenoiserRecipe, Recipe
 TOLD_SHARE, EACH_TOLD_SHARE = 0.8, 0.6  # of samples: with scalars at all, and with each one then
 PULSED_SHARE = 0.5  # of the rows that are made busier: by pulses as well
 LEAST_FLATNESS, FLATNESS_STEP = 5e-6, 1e-5  # of what `models.attributes.measure` tells apart
-AGREEMENT = "agreement"
 MEASURED = ("brightness", "noisiness", "density")  # on the row's log-mel
 
 
