@@ -27,7 +27,7 @@ from models.manifest import file_sha256
 from models.part import ConfigOnlyPart
 
 ANCHORS = Path(__file__).with_name("imagenet_anchors.safetensors")
-BATCH = 100  # names encoded at once
+BATCH = 100  # texts encoded at once
 
 
 class JointEncoder(ConfigOnlyPart):
@@ -50,7 +50,7 @@ class JointEncoder(ConfigOnlyPart):
     @cached_property
     def class_anchors(self) -> torch.Tensor:
         """Embeddings (1000, D) of "a photo of {class}" for the ImageNet classes, in their order: a generic list of texts."""
-        return self._encoded([f"a photo of {name}" for name in class_names()])
+        return self.encode_texts([f"a photo of {name}" for name in class_names()])
 
     @cached_property
     def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,9 +59,10 @@ class JointEncoder(ConfigOnlyPart):
         for number, (first, *others) in enumerate(synonyms()):
             texts += [f"a photo of {first}", *(f"a photo of {other}, {first}" for other in others)]
             classes += [number] * (1 + len(others))
-        return self._encoded(texts), torch.tensor(classes, device=self.device)
+        return self.encode_texts(texts), torch.tensor(classes, device=self.device)
 
-    def _encoded(self, texts: Sequence[str]) -> torch.Tensor:
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the embeddings (N, D) of many texts, `BATCH` at a time."""
         return torch.cat([self.encode_text(list(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)])
 
     def among_classes(self, texts: torch.Tensor, tau: float) -> torch.Tensor:

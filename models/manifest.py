@@ -12,6 +12,10 @@ from models.schedule import share_at
 
 FILE_NAME = "clipsynth.json"
 FORMAT_VERSION = 1
+ADDED = (
+    "time_shift",
+    "attribute_reach",
+)  # since the first bundles, whose version must stay: left out where as in those
 
 
 class BundleError(ValueError):
@@ -49,10 +53,7 @@ class Manifest:
     def version(self) -> str:
         """Short hash that changes when any file of the bundle does."""
         values = asdict(self)
-        for name in (
-            "time_shift",
-            "attribute_reach",
-        ):  # where a bundle is as those from before there were these
+        for name in ADDED:
             if values[name] == getattr(Manifest, name):
                 del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

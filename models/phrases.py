@@ -15,7 +15,6 @@ from models.class_names import class_names
 from models.encoders import JointEncoder
 from models.prompts import TEMPLATES
 
-BATCH = 100  # texts encoded at once
 TAU = 0.1  # of the softmax over cosines by which a phrase is drawn
 
 
@@ -36,13 +35,7 @@ class PhraseBank:
         """Encode the names of the ImageNet classes, T thousand texts: seconds on a CPU."""
         names = class_names()
         rows = [
-            torch.cat(
-                [
-                    encoder.encode_text([template.format(name) for name in names[i : i + BATCH]]).cpu()
-                    for i in range(0, len(names), BATCH)
-                ]
-            )
-            for template in TEMPLATES
+            encoder.encode_texts([template.format(name) for name in names]).cpu() for template in TEMPLATES
         ]
         return cls(torch.stack(rows), image_mean.float().cpu())
 

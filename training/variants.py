@@ -21,7 +21,7 @@ def at_speed(waves: torch.Tensor, speeds: torch.Tensor, size: int) -> torch.Tens
     """
     fast = speeds > FEW_PERCENT
     if fast.any():
-        waves = torch.where(fast[:, None], _low_passed(waves, speeds.clamp(min=1.0)), waves)
+        waves = waves.index_put((fast,), _low_passed(waves[fast], speeds[fast]))
     places = torch.arange(size, device=waves.device) * speeds[:, None]  # (N, size), in samples
     whole = places.floor()
     share = (places - whole).clamp(1e-4, 1 - 1e-4)
@@ -30,7 +30,7 @@ def at_speed(waves: torch.Tensor, speeds: torch.Tensor, size: int) -> torch.Tens
     sine = (math.pi * share).sin() / math.pi
     turned = (2 * math.pi / TAPS * share).cos(), (2 * math.pi / TAPS * share).sin()
     read = torch.zeros_like(places)
-    padded = F.pad(waves, (TAPS, max(0, size * int(speeds.max().ceil()) + TAPS - waves.shape[1])))
+    padded = F.pad(waves, (TAPS, max(0, math.ceil(size * float(speeds.max())) + TAPS - waves.shape[1])))
     for tap in range(1 - TAPS // 2, 1 + TAPS // 2):
         angle = 2 * math.pi * tap / TAPS
         window = 0.5 + 0.5 * (turned[0] * math.cos(angle) + turned[1] * math.sin(angle))

@@ -7,25 +7,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 from scipy.stats import rankdata
 
 from evaluation.bundles import Bundle, load_pipeline
-from evaluation.features import Features
 from evaluation.interval import Figure, bootstrap, difference, draw_picks
 from evaluation.plan import Sample
-from evaluation.sounds import SoundStore
 from evaluation.studies.setting import Setting, table
-from evaluation.studies.variants import with_condition_encoder
+from evaluation.studies.variants import with_manifest
 from evaluation.systems import SAMPLE_RATE, QueryKind
 from evaluation.table import cell, percent
 from models.attributes import by_name, measure
-from models.pipeline import ClipSynthPipeline
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 MIDDLE = 0.5
@@ -85,7 +81,7 @@ def attributes(
     """
     pipe = load_pipeline(str(bundle))
     if reach is not None:
-        pipe = with_reach(pipe, reach)
+        pipe = with_manifest(pipe, attribute_reach=reach)
     names = names or pipe.attributes
     if not names or not set(names) <= set(pipe.attributes):
         raise ValueError(f"{bundle} takes the attributes {', '.join(pipe.attributes) or 'none'}")
@@ -93,19 +89,14 @@ def attributes(
         row
         for name in names
         for level in levels
-        for row in _rows(setting, Bundle(name, pipe, attributes={name: level}, steps=steps), each)
+        for row in _rows(
+            setting, Bundle(f"{name} {level:g}", pipe, attributes={name: level}, steps=steps), each
+        )
     ]
     found = findings(rows, resamples=setting.options.resamples)
     settings = {"bundle": str(bundle), "version": pipe.manifest.version, "levels": levels, "each": each}
     results = {"findings": [vars(one) for one in found], "rows": [vars(row) for row in rows]}
     return setting.write("attributes", settings, results, _table(setting, found, each))
-
-
-def with_reach(pipe: ClipSynthPipeline, reach: float) -> ClipSynthPipeline:
-    """Return the pipeline with another reach of its attributes."""
-    other = with_condition_encoder(pipe, pipe.condition_encoder)
-    other.manifest = replace(pipe.manifest, attribute_reach=reach)
-    return other
 
 
 def _samples(setting: Setting, kind: QueryKind, each: int) -> list[Sample]:
@@ -118,14 +109,9 @@ def _samples(setting: Setting, kind: QueryKind, each: int) -> list[Sample]:
 
 
 def _rows(setting: Setting, system: Bundle, each: int) -> list[Row]:
-    o = setting.options
-    store = SoundStore(o.out / "sounds", system)
     samples = _samples(setting, "text", each) + _samples(setting, "image", each)
     [(name, level)] = system.attributes.items()
-    with Progress() as progress:
-        bar = progress.add_task(f"{name} {level:g}", total=len(samples))
-        store.make(samples, batch_size=o.batch_size, on_progress=lambda n: progress.update(bar, completed=n))
-    heard = Features(store, samples, o.out / "features").probabilities(setting.judge).argmax(1)
+    store, heard = setting.heard(system, samples)
     return [
         Row(
             name,
@@ -135,7 +121,7 @@ def _rows(setting: Setting, system: Bundle, each: int) -> list[Row]:
             by_name(measure(sound, SAMPLE_RATE)).get(name),
             setting.judge.labels[place],
         )
-        for sample, sound, place in zip(samples, store.read(samples), heard, strict=True)
+        for sample, sound, place in zip(samples, store.read(samples), heard.argmax(1), strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -10,15 +10,12 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
 from evaluation.bundles import load_pipeline
 from evaluation.clips import LabelledClip
-from evaluation.features import Features
 from evaluation.interval import Figure, difference, mean_figure
 from evaluation.plan import Sample
 from evaluation.sound import fingerprint, fit
-from evaluation.sounds import SoundStore
 from evaluation.studies.setting import Setting, table
 from evaluation.systems import Query, QueryKind
 from evaluation.table import cell, percent
@@ -179,20 +176,11 @@ def _figures(
     wanted: Sequence[tuple[str, str]],
 ) -> dict[str, Figure]:
     """Return recall and how often both are found, with intervals over pairs."""
-    o = setting.options
-    store = SoundStore(o.out / "sounds", system)
-    with Progress() as progress:
-        bar = progress.add_task(system.name, total=len(samples))
-        store.make(samples, batch_size=o.batch_size, on_progress=_follow(progress, bar))
-    heard = Features(store, samples, o.out / "features").probabilities(setting.judge)
+    _, heard = setting.heard(system, samples)
     pair_of = [n % len(wanted) for n in range(len(samples))]
     found = recall(heard, setting.judge.labels, [wanted[n] for n in pair_of])
-    picks = np.random.default_rng(0).integers(len(wanted), size=(o.resamples, len(wanted)))
+    picks = np.random.default_rng(0).integers(len(wanted), size=(setting.options.resamples, len(wanted)))
     return {"recall": mean_figure(found, pair_of, picks), "both": mean_figure(found == 1, pair_of, picks)}
-
-
-def _follow(progress: Progress, bar: Any) -> Callable[[int], None]:
-    return lambda done: progress.update(bar, completed=done)
 
 
 def _table(setting: Setting, results: dict[str, Any], count: int) -> str:

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from rich.progress import Progress
 
 from evaluation.agreement import read_phrases
 from evaluation.classifier import SoundClassifier
 from evaluation.clips import read_clips, read_labels
 from evaluation.embedders import Classifier
 from evaluation.entries import Bench, Entry, make_sounds
+from evaluation.features import Features
 from evaluation.interval import Figure
 from evaluation.judge import claim, get_classifier
-from evaluation.plan import Plan
+from evaluation.plan import Plan, Sample
 from evaluation.rows import time_alone
 from evaluation.score import Reference, fad_figure, judged_figures, kad_figure, seconds_figure
+from evaluation.sounds import SoundStore
 from evaluation.systems import QueryKind, Synthesizer
 
 Split = Literal["dev", "validation"]
@@ -134,6 +137,18 @@ class Setting:
         entry = self.bench.asked(system, kind)
         make_sounds([entry], self.options.batch_size)
         return entry
+
+    def heard(self, system: Synthesizer, samples: Sequence[Sample]) -> tuple[SoundStore, np.ndarray]:
+        """Return where the system's answers to samples beside the plan's lie, those that are missing made, and what the judge hears in them (N, C)."""
+        store = SoundStore(self.options.out / "sounds", system)
+        with Progress() as progress:
+            bar = progress.add_task(system.name, total=len(samples))
+            store.make(
+                samples,
+                batch_size=self.options.batch_size,
+                on_progress=lambda done: progress.update(bar, completed=done),
+            )
+        return store, Features(store, samples, self.options.out / "features").probabilities(self.judge)
 
     def figures(self, system: Synthesizer, kind: QueryKind) -> dict[str, Figure]:
         """Return FAD, KAD, agreement, relevance and seconds for one sound of a system asked by `kind`."""

@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.bundles import Bundle, load_pipeline
 from evaluation.interval import Figure
 from evaluation.studies.setting import AGREEMENT, FAD, KAD, SECONDS, Setting, table
-from evaluation.studies.variants import with_schedule
+from evaluation.studies.variants import with_manifest
 from evaluation.systems import QueryKind
 from evaluation.table import cell, percent
 from models.schedule import time_at
@@ -73,7 +73,7 @@ def steps(
         told = rescale == 0 and pipe.condition_encoder.takes_guidance(guidance, interval)
         by_steps: dict[int, dict[str, dict[str, Figure]]] = {}
         for n in sorted(set(counts)):
-            scheduled = with_schedule(pipe, interval, shift)
+            scheduled = with_manifest(pipe, guidance_interval=interval, time_shift=shift)
             system = Bundle(f"{n} steps", scheduled, steps=n, guidance=guidance, rescale=rescale)
             by_steps[n] = {kind: setting.figures(system, kind) for kind in ASKED}
             rows.append(

@@ -37,12 +37,10 @@ def changed(pipe: ClipSynthPipeline, settings: Mapping[str, Any]) -> ClipSynthPi
     return with_condition_encoder(pipe, pipe.condition_encoder.changed(**settings))
 
 
-def with_schedule(
-    pipe: ClipSynthPipeline, interval: tuple[float, float], time_shift: float
-) -> ClipSynthPipeline:
-    """Return the pipeline with guidance between other times, and its steps elsewhere."""
+def with_manifest(pipe: ClipSynthPipeline, **changes: Any) -> ClipSynthPipeline:
+    """Return the pipeline with other values in its manifest, such as when there is guidance, or where the steps lie."""
     other = with_condition_encoder(pipe, pipe.condition_encoder)
-    other.manifest = replace(pipe.manifest, guidance_interval=interval, time_shift=time_shift)
+    other.manifest = replace(pipe.manifest, **changes)
     return other
 
 

@@ -16,6 +16,7 @@ from evaluation.bundles import Bundle, load_pipeline
 from evaluation.interval import Figure
 from evaluation.studies import ablation, attributes, ceiling, ladder, sets, steps
 from evaluation.studies.setting import AGREEMENT, DEV_SEED, FAD, SECONDS, Options, Setting
+from evaluation.studies.variants import with_manifest
 from models.condition_encoder import ConditionEncoder
 from models.encoders import OpenClipEncoder
 from models.index import Index
@@ -277,7 +278,7 @@ def test_loudness_is_as_asked_at_every_level_with_the_same_noise(setting, bundle
 
 def test_a_reach_asks_for_more_and_is_a_system_of_its_own(bundle):
     pipe = load_pipeline(str(bundle))
-    wide = attributes.with_reach(pipe, 0.4)
+    wide = with_manifest(pipe, attribute_reach=0.4)
     asked = {"brightness": 0.9}
     versions = {Bundle("a", p, attributes=a).version for p in (pipe, wide) for a in (asked, {})}
     assert len(versions) == 4
