@@ -50,7 +50,7 @@ class JointEncoder(ConfigOnlyPart):
     @cached_property
     def class_anchors(self) -> torch.Tensor:
         """Embeddings (1000, D) of "a photo of {class}" for the ImageNet classes, in their order: a generic list of texts."""
-        return self.encode_texts([f"a photo of {name}" for name in class_names()])
+        return encode_in_batches(self, [f"a photo of {name}" for name in class_names()])
 
     @cached_property
     def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,11 +59,7 @@ class JointEncoder(ConfigOnlyPart):
         for number, (first, *others) in enumerate(synonyms()):
             texts += [f"a photo of {first}", *(f"a photo of {other}, {first}" for other in others)]
             classes += [number] * (1 + len(others))
-        return self.encode_texts(texts), torch.tensor(classes, device=self.device)
-
-    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the embeddings (N, D) of many texts, `BATCH` at a time."""
-        return torch.cat([self.encode_text(list(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)])
+        return encode_in_batches(self, texts), torch.tensor(classes, device=self.device)
 
     def among_classes(self, texts: torch.Tensor, tau: float) -> torch.Tensor:
         """Return embeddings of texts (N, D) as mixtures of the class anchors, at unit norm, weighted by the softmax over `tau` of their cosines with the classes' names.
@@ -73,6 +69,11 @@ class JointEncoder(ConfigOnlyPart):
         names, classes = (x.to(texts.device) for x in self.name_anchors)
         weights = (texts.float() @ names.T / tau).softmax(-1)
         return F.normalize(weights @ self.class_anchors.to(texts.device)[classes], dim=-1)
+
+
+def encode_in_batches(encoder: JointEncoder, texts: Sequence[str]) -> torch.Tensor:
+    """Return the embeddings (N, D) of many texts, `BATCH` at a time."""
+    return torch.cat([encoder.encode_text(list(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)])
 
 
 # ------------------------------------------------------------------------------------------------ packaged (ConSE)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from models.class_names import class_names
-from models.encoders import JointEncoder
+from models.encoders import JointEncoder, encode_in_batches
 from models.prompts import TEMPLATES
 
 TAU = 0.1  # of the softmax over cosines by which a phrase is drawn
@@ -35,7 +35,8 @@ class PhraseBank:
         """Encode the names of the ImageNet classes, T thousand texts: seconds on a CPU."""
         names = class_names()
         rows = [
-            encoder.encode_texts([template.format(name) for name in names]).cpu() for template in TEMPLATES
+            encode_in_batches(encoder, [template.format(name) for name in names]).cpu()
+            for template in TEMPLATES
         ]
         return cls(torch.stack(rows), image_mean.float().cpu())
 
