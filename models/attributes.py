@@ -32,26 +32,61 @@ def measure(waveform: np.ndarray, sample_rate: int) -> dict[str, float]:
     `voicing`: share of sounding frames that are tonal. `f0_hz`: median fundamental of those, 0 where there are none. `onsets_per_s`: onsets by
     spectral flux (Böck & Widmer 2013), per second.
     """
-    y = waveform.astype(np.float32)
-    rms = float(np.sqrt(np.mean(y**2)))
-    padded = np.pad(y, (0, max(0, WINDOW - len(y))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: sample_rate // FRAMES_PER_S]
-    power = np.abs(rfft(frames * np.hanning(WINDOW).astype(np.float32))) ** 2 + 1e-10  # (F, WINDOW // 2 + 1)
-    flatness = np.exp(np.log(power).mean(1)) / power.mean(1)
-    loudness = power.sum(1)
-    sounding = loudness > 1e-4 * loudness.max()
-    voiced = sounding & (flatness < VOICED_FLATNESS)
+    rms = float(np.sqrt(np.mean(waveform.astype(np.float32) ** 2)))
+    frames, power = _framed(waveform, sample_rate)
+    flatness, sounding = _flatness(power), _sounding(power)
+    track = _track(frames, flatness, sounding, sample_rate)
+    voiced = track > 0
     centroid = rfftfreq(WINDOW, 1 / sample_rate) @ power.sum(0) / power.sum()
     return {
         "loudness_dbfs": round(20 * float(np.log10(max(rms, 1e-6))), 2),
         "centroid_hz": round(float(centroid), 1),
         "flatness": round(float(np.median(flatness[sounding])), 5),
         "voicing": round(float(voiced.sum() / sounding.sum()), 3),
-        "f0_hz": round(
-            float(np.median(fundamentals(frames[voiced], sample_rate))) if voiced.any() else 0.0, 1
-        ),
-        "onsets_per_s": round(_onsets(power) * sample_rate / len(y), 3),
+        "f0_hz": round(float(np.median(track[voiced])) if voiced.any() else 0.0, 1),
+        "onsets_per_s": round(_onsets(power) * sample_rate / len(waveform), 3),
     }
+
+
+def pitch_track(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the fundamental frequency in Hz (F,) of each frame of a waveform (T,), `FRAMES_PER_S` of them: 0 where it is not tonal, NaN where it does not sound."""
+    frames, power = _framed(waveform, sample_rate)
+    return _track(frames, _flatness(power), _sounding(power), sample_rate)
+
+
+def pitch(track: np.ndarray) -> float | None:
+    """Return the logarithm of the median fundamental frequency of a part (F,) of a `pitch_track`, None of one that is hardly tonal."""
+    voiced = track > 0
+    if not voiced.any() or voiced.sum() < PITCHED * (~np.isnan(track)).sum():
+        return None
+    return math.log(np.median(track[voiced]))
+
+
+def _framed(waveform: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames (F, WINDOW) of a waveform (T,) and their power (F, WINDOW // 2 + 1)."""
+    y = waveform.astype(np.float32)
+    padded = np.pad(y, (0, max(0, WINDOW - len(y))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: sample_rate // FRAMES_PER_S]
+    return frames, np.abs(rfft(frames * np.hanning(WINDOW).astype(np.float32))) ** 2 + 1e-10
+
+
+def _flatness(power: np.ndarray) -> np.ndarray:
+    """Return the spectral flatness (F,) of frames' power (F, K)."""
+    return np.exp(np.log(power).mean(1)) / power.mean(1)
+
+
+def _sounding(power: np.ndarray) -> np.ndarray:
+    """Return which frames (F,) are less than 40 dB below the loudest."""
+    loudness = power.sum(1)
+    return loudness > 1e-4 * loudness.max()
+
+
+def _track(frames: np.ndarray, flatness: np.ndarray, sounding: np.ndarray, sample_rate: int) -> np.ndarray:
+    track = np.where(sounding, 0.0, np.nan)
+    voiced = sounding & (flatness < VOICED_FLATNESS)
+    if voiced.any():
+        track[voiced] = fundamentals(frames[voiced], sample_rate)
+    return track
 
 
 def fundamentals(frames: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -211,9 +211,10 @@ class Batches(Dataset[Draw]):
         told = draw_told(self.bases.names, g) if kept and not mixing else set()
         variant = draw_variant(d, told & self.bases.named[clip].keys(), g)
         size = round(frames * self.hop * variant["speeds"])
+        start = random_start(self._samples(clip), size, g)
         made: dict[str, float] = {
             "clips": clip,
-            "starts": random_start(self._samples(clip), size, g),
+            "starts": start,
             "others": clip,
             "other_starts": 0,
             "gains": 0.0,
@@ -224,21 +225,21 @@ class Batches(Dataset[Draw]):
         if mixing:
             other = int(torch.randint(len(self.clips), (), generator=g))
             gain = 10 ** (MIX_DB * float(2 * torch.rand((), generator=g) - 1) / 20)
-            start = random_start(self._samples(other), size, g)
-            made |= {"others": other, "other_starts": start, "gains": gain}
+            other_start = random_start(self._samples(other), size, g)
+            made |= {"others": other, "other_starts": other_start, "gains": gain}
             weights = torch.tensor([min(1.0, 1 / gain), min(1.0, gain)])
             embeds[1], is_text[1] = (x[0] for x in self._conditions(other, g))
         sigma = d.max_sigma * torch.rand(MAX_SET, generator=g)
         sigma[torch.rand(MAX_SET, generator=g) < CLEAN_SHARE] = 0.0
         return made, {
-            "t": torch.sigmoid(torch.randn((), generator=g)),
+            "t": torch.sigmoid(d.logit_mean + d.logit_std * torch.randn((), generator=g)),
             "embeds": embeds,
             "is_text": is_text,
             "condition_noise": torch.randn(embeds.shape, generator=g) / embeds.shape[-1] ** 0.5,
             "sigma": sigma,
             "weights": weights,
             "mask": torch.tensor([kept, kept and (two or mixing)]),
-            "bases": self.bases(clip, told, variant["speeds"]),
+            "bases": self.bases(clip, told, start, round(size * min(1, variant["paces"])), variant["speeds"]),
         }
 
     def _samples(self, clip: int) -> int:

@@ -64,7 +64,8 @@ class DenoiserRecipe(_Section):
     `agreement_weight`. A row that is told an attribute is varied in it (`training.told`), its pitch by up to `told_semitones` and its brightness by up to `told_tilt` dB per
     octave either way; told its noisiness, its bands lie up to `told_contrast` times as far below the loudest, or as near; told its density, it goes up to `told_pace` times
     as fast or as slow, and of those that go faster half start again up to `told_pulses` times per second.
-    In the place of a share `pseudo_text` of frames stands the phrase of a generic bank that is nearest.
+    In the place of a share `pseudo_text` of frames stands the phrase of a generic bank that is nearest. Times are logit-normal with `logit_mean` and `logit_std` (Esser et al.
+    2024, 3.1): less than 0 looks more at the noisy times that a time shift samples at.
     """
 
     steps: PositiveInt
@@ -86,6 +87,8 @@ class DenoiserRecipe(_Section):
     told_pace: PositiveFloat = 1.0
     told_pulses: NonNegativeFloat = 0.0
     pseudo_text: float = 0.0
+    logit_mean: float = 0.0
+    logit_std: PositiveFloat = 1.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     gradient_accumulation_steps: PositiveInt = 1
     compile: bool = False

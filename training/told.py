@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
-from models.attributes import GRID, Scales, by_name
+from models.attributes import FRAMES_PER_S, GRID, WINDOW, Scales, by_name, pitch, pitch_track
 from models.character import AGREEMENT
 from models.mel import MelSpectrogram
 from training.data import Clips
 from training.mel_variants import MelVariants
 from training.recipe import DenoiserRecipe, Recipe
 
-TOLD_SHARE, EACH_TOLD_SHARE = 0.8, 0.6  # of samples: with scalars at all, and with each one then
+TOLD_SHARE, EACH_TOLD_SHARE = 0.5, 0.4  # of samples: with attributes at all, and with each one then
+AGREEMENT_TOLD_SHARE = 0.6  # of samples
 PULSED_SHARE = 0.5  # of the rows that are made busier: by pulses as well
 LEAST_FLATNESS, FLATNESS_STEP = 5e-6, 1e-5  # of what `models.attributes.measure` tells apart
 MEASURED = ("brightness", "noisiness", "density")  # on the row's log-mel
@@ -32,9 +34,14 @@ def told_scalars(recipe: Recipe, clips: Clips) -> tuple[str, ...]:
 
 
 def draw_told(names: Sequence[str], g: torch.Generator) -> set[str]:
-    """Return which of the scalars a row is told."""
+    """Return which of the scalars a row is told. Most are told no attribute, as most requests ask for none."""
     some, *each = torch.rand(1 + len(names), generator=g).tolist()
-    return {name for name, x in zip(names, each, strict=True) if some < TOLD_SHARE and x < EACH_TOLD_SHARE}
+    share = EACH_TOLD_SHARE if some < TOLD_SHARE else 0.0
+    return {
+        name
+        for name, x in zip(names, each, strict=True)
+        if x < (AGREEMENT_TOLD_SHARE if name == AGREEMENT else share)
+    }
 
 
 def draw_variant(d: DenoiserRecipe, told: set[str], g: torch.Generator) -> dict[str, float]:
@@ -56,27 +63,47 @@ def draw_variant(d: DenoiserRecipe, told: set[str], g: torch.Generator) -> dict[
 
 
 class Bases:
-    """What is to be added to what the log-mel of a row shows of each scalar: what was measured of the row's clip, less what the clip's own log-mel shows."""
+    """What is to be added to what the log-mel of a row shows of each scalar: what was measured of the row's clip, less what the clip's own log-mel shows.
+
+    A log-mel shows no pitch: that is measured on the part of the clip that the row plays, for a clip may be of many notes.
+    """
 
     def __init__(self, clips: Clips, names: Sequence[str]) -> None:
         self.clips, self.names = clips, tuple(names)
         self.named = [by_name(line["attributes"]) if names else {} for line in clips.index]
-        self._variants = MelVariants(MelSpectrogram())
+        mel = MelSpectrogram()
+        self._variants, self._sample_rate = MelVariants(mel), mel.config.sample_rate
         self._known: dict[int, list[float]] = {}
+        self._tracks: dict[int, np.ndarray] = {}  # by clip; a few milliseconds each to make
 
-    def __call__(self, clip: int, told: set[str], speed: float) -> torch.Tensor:
-        """Return of a clip (S,) what is to be added to what its row shows of each scalar; NaN for those that are not told, or that the clip does not have."""
+    def __call__(self, clip: int, told: set[str], start: int, size: int, speed: float) -> torch.Tensor:
+        """Return of a row (S,) what is to be added to what it shows of each scalar; NaN for those that are not told, or that its clip does not have.
+
+        Args:
+            start: sample of the clip at which the row starts.
+            size: samples of the clip that it plays, from its beginning again after its end.
+            speed: at which it plays them.
+        """
         if not told:
             return torch.full((len(self.names),), math.nan)
         if clip not in self._known:
             self._known[clip] = self._measured(clip)
-        change = [math.log(speed) if name == "pitch" else 0.0 for name in self.names]
-        return torch.tensor(
-            [
-                base + by if name in told else math.nan
-                for name, base, by in zip(self.names, self._known[clip], change, strict=True)
-            ]
-        )
+        bases = [
+            base if name in told else math.nan
+            for name, base in zip(self.names, self._known[clip], strict=True)
+        ]
+        if "pitch" in told & self.named[clip].keys():
+            bases[self.names.index("pitch")] = self._pitch(clip, start, size) + math.log(speed)
+        return torch.tensor(bases)
+
+    def _pitch(self, clip: int, start: int, size: int) -> float:
+        """Return the pitch of a part of a clip that has one, the clip's own where the part is hardly tonal."""
+        if clip not in self._tracks:
+            self._tracks[clip] = pitch_track(self.clips.waveform(clip).numpy(), self._sample_rate)
+        first, last = (at * FRAMES_PER_S // self._sample_rate for at in (start, start + size - WINDOW))
+        part = self._tracks[clip].take(range(first, max(first, last) + 1), mode="wrap")
+        found = pitch(part)
+        return self.named[clip]["pitch"] if found is None else found
 
     def _measured(self, clip: int) -> list[float]:
         """Return of each scalar what was measured of a clip, less what its log-mel shows of it; NaN where it has none."""

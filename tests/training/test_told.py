@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from training.data import load_clips
 from training.mel_variants import MelVariants
 from training.recipe import load_recipe
 from training.sounds import FADE, Sounds
-from training.told import Bases, Teller
+from training.told import Bases, Teller, draw_told
 from training.variants import at_speed
 
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def test_a_row_is_varied_in_what_it_is_told_and_in_nothing_else(batches):
     pulsed = s.pulses > 0
     assert (s.paces[pulsed] > 1).all()
     assert pulsed.any()
-    assert 0.1 < brightness.float().mean() < 0.5
+    assert 0.05 < brightness.float().mean() < 0.3
     assert s.contrasts.log().abs().max() <= np.log(1.5) + 1e-6
     assert s.paces.log2().abs().max() <= 1
 
@@ -82,19 +83,42 @@ def test_a_clip_as_it_is_is_told_what_was_measured_of_it(prepared):
     tell = Teller(bases, MelVariants(MelSpectrogram()))
     scales = Scales.of(bases.named)
     for clip in range(len(clips)):
-        [told] = tell(bases(clip, set(CONDITIONS), 1.0)[None], clips.mel(clip)[None])
+        size = len(clips.pcm(clip))
+        [told] = tell(bases(clip, set(CONDITIONS), 0, size, 1.0)[None], clips.mel(clip)[None])
         expected = scales.quantiles(bases.named[clip])
         for name, place in zip(CONDITIONS, told.tolist(), strict=True):
             assert place == pytest.approx(expected.get(name, np.nan), abs=0.02, nan_ok=True)
-    assert bases(0, set(), 1.0).isnan().all()
+    assert bases(0, set(), 0, 16000, 1.0).isnan().all()
 
 
-def test_a_sounds_speed_is_told_as_pitch(prepared):
+def test_a_row_is_told_the_pitch_of_what_it_plays(prepared):
     clips = load_clips(prepared).train
     bases = Bases(clips, ("pitch",))
-    pitched = next(i for i, named in enumerate(bases.named) if "pitch" in named)
-    once, twice = (float(bases(pitched, {"pitch"}, speed)) for speed in (1.0, 2.0))
-    assert twice - once == pytest.approx(np.log(2))
+    time = torch.arange(32000) / 16000
+    low, high = (0.5 * torch.sin(2 * torch.pi * f * time) for f in (220.0, 440.0))
+    wave = torch.cat([low, high])
+    bases.clips = SimpleNamespace(waveform=lambda _: wave, mel=lambda _: torch.zeros(9, 64), agreement=lambda _: None)
+    bases.named[0] = {"pitch": np.log(300.0)}
+
+    def told(start, size, speed=1.0):
+        return float(bases(0, {"pitch"}, start, size, speed).exp())
+
+    assert told(0, 32000) == pytest.approx(220, rel=0.01)
+    assert told(34000, 16000) == pytest.approx(440, rel=0.01)
+    assert told(60000, 20000) == pytest.approx(220, rel=0.01)  # goes on from the beginning
+    assert told(0, 32000, 2.0) == pytest.approx(440, rel=0.01)
+    bases._tracks[0][:] = 0  # a noise
+    assert told(0, 32000) == pytest.approx(300, rel=0.01)
+
+
+def test_most_rows_are_told_no_attribute_but_agreement_on_its_own():
+    g = torch.Generator().manual_seed(0)
+    drawn = [draw_told((*CONDITIONS, "agreement"), g) for _ in range(2000)]
+    untold = [told for told in drawn if not told & set(CONDITIONS)]
+    assert 0.5 < len(untold) / len(drawn) < 0.62
+    for part in (drawn, untold):
+        assert sum("agreement" in told for told in part) / len(part) == pytest.approx(0.6, abs=0.06)
+    assert sum("pitch" in told for told in drawn) / len(drawn) == pytest.approx(0.2, abs=0.03)
 
 
 def test_places_on_a_scale_are_those_that_a_request_gets(prepared):
