@@ -97,7 +97,9 @@ def test_a_row_is_told_the_pitch_of_what_it_plays(prepared):
     time = torch.arange(32000) / 16000
     low, high = (0.5 * torch.sin(2 * torch.pi * f * time) for f in (220.0, 440.0))
     wave = torch.cat([low, high])
-    bases.clips = SimpleNamespace(waveform=lambda _: wave, mel=lambda _: torch.zeros(9, 64), agreement=lambda _: None)
+    bases.clips = SimpleNamespace(
+        waveform=lambda _: wave, mel=lambda _: torch.zeros(9, 64), agreement=lambda _: None
+    )
     bases.named[0] = {"pitch": np.log(300.0)}
 
     def told(start, size, speed=1.0):
