@@ -65,7 +65,6 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         embed_dim: int = 384,
         max_conditions: int = 8,
         text_sigma: float = 0.5,
-        image_sigma: float = 0.0,
         bank_size: int = 0,
         bank_tau: float = 0.1,
         bank_share: float = 0.0,
@@ -84,7 +83,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         Args:
             embed_dim: D of the joint encoder.
             max_conditions: largest set accepted.
-            text_sigma, image_sigma: noise level told to the network for a text and for a picture, in units of the embedding's norm.
+            text_sigma: noise level told to the network for a text, in units of the embedding's norm.
             bank_size: number of training pictures kept to project texts on (DeCap, Li et al. 2023).
             bank_tau: temperature of that projection's softmax over cosines.
             bank_share: share in [0, 1] of the projection in a text's embedding; 0 switches it off.
@@ -222,7 +221,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         centred = torch.zeros(len(sets), size, self.config.embed_dim, device=self.device)
         weights, sigmas = torch.ones(2, len(sets), size, device=self.device)
         mask = torch.zeros(len(sets), size, dtype=torch.bool, device=self.device)
-        default_sigma = {"image": self.config.image_sigma, "text": self.config.text_sigma}
+        default_sigma = {"image": 0.0, "text": self.config.text_sigma}
         for b, conditions in enumerate(sets):
             for k, condition in enumerate(conditions):
                 if condition.weight <= 0:

@@ -40,7 +40,6 @@ def build_condition_encoder(
         anchor_share=recipe.anchor_share,
         anchor_tau=recipe.anchor_tau,
         text_sigma=recipe.text_sigma,
-        image_sigma=recipe.image_sigma,
         bank_size=len(bank),
         bank_share=recipe.bank_share,
         bank_tau=recipe.bank_tau,

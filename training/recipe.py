@@ -204,7 +204,6 @@ class RunRecipe(_Section):
     anchor_share: float = 0.0
     anchor_tau: PositiveFloat = 0.01
     text_sigma: float = 0.5
-    image_sigma: float = 0.0
     bank_share: float = 0.0
     bank_tau: PositiveFloat = 0.1
     max_bank_size: PositiveInt = 4096
