@@ -10,6 +10,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from models.mel import MelSpectrogram
 from models.mel_fit import fit_to_mel
+from models.tones import with_tones
 from models.waveform import MAX_PEAK
 
 # 8 * 5 * 4 = 160 samples per mel frame; rates and kernels for which the length is exactly 160 per frame.
@@ -36,9 +37,9 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
 
 
 def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return waveforms (B, T) of log-mels (B, F, M) in float32, fitted to them."""
+    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with tones of their own pitch and fitted to them."""
     waveforms = vocoder(log_mel.to(vocoder.dtype)).float().reshape(len(log_mel), -1)
-    return fit_to_mel(waveforms, log_mel, mel)
+    return fit_to_mel(with_tones(waveforms, log_mel, mel), log_mel, mel)
 
 
 def to_waveforms(

@@ -1,0 +1,124 @@
+"""Tones of a mel as sinusoids of their own, for a vocoder has no clock.
+
+A feed-forward network sees frames and not time: where its mel stands still its output repeats with every frame, so whatever tone is asked for comes out at a
+multiple of the frame rate: an accordion's 221 Hz at 200. What stands out in the mel as a tone is therefore taken out of the vocoder's output and put there again by
+oscillators whose phase runs on, as in sinusoidal modelling (McAulay & Quatieri 1986; Serra & Smith 1990); what does not stays the vocoder's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from models.mel import MelSpectrogram
+from models.mel_fit import rescaled
+
+SMOOTHING = 3  # frames over which a peak must stand out
+CONTRAST = 10 ** (8 / 20)  # of a peak's magnitude to that of the second band to either side
+RANGE = 10 ** (-60 / 20)  # of magnitudes below a sound's largest
+PER_BAND = 33  # frequencies that a peak in a band is told apart by
+PHASE = (
+    math.sqrt(5) - 1
+) / 2  # turns from one band's first phase to the next one's, so that no two begin together
+
+
+class _Table(NamedTuple):
+    """What a sinusoid of amplitude 1 gives in the bands, for `PER_BAND` frequencies around each of the M - 2 inner ones: (M - 2, PER_BAND) each."""
+
+    frequencies: torch.Tensor  # Hz
+    balance: torch.Tensor  # of the band above less the band below, by the band's own; rising
+    response: torch.Tensor  # of the band
+
+
+def with_tones(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+    """Return waveforms (B, T) with the tones of their log-mels (B, F, n_mels), F frames of T samples, as sinusoids; in float32.
+
+    Each row is treated by itself, and nothing is random. A band holds one tone at a time.
+    """
+    magnitudes = _smooth(log_mel.float().exp().transpose(1, 2))  # (B, M, F)
+    peaks = _peaks(magnitudes)
+    if not peaks.any():
+        return waveforms.float()
+    near = F.max_pool1d(peaks.float().transpose(1, 2), 3, 1, 1).transpose(1, 2)
+    filters = mel.filters.float()
+    shares = filters / filters.sum(1, keepdim=True).clamp(min=1e-9)
+    rest = rescaled(waveforms.float(), 1 - torch.einsum("km,bmf->bkf", shares, near), mel)
+    return rest + _sinusoids(magnitudes, peaks, mel, waveforms.shape[1])
+
+
+def _smooth(magnitudes: torch.Tensor) -> torch.Tensor:
+    """Return magnitudes (B, M, F) as the square root of their power's mean over `SMOOTHING` frames."""
+    window = torch.hann_window(SMOOTHING + 2, periodic=False, device=magnitudes.device)[1:-1]
+    rows = F.pad(magnitudes.square().flatten(0, 1)[:, None], (SMOOTHING // 2,) * 2, mode="replicate")
+    return F.conv1d(rows, (window / window.sum())[None, None])[:, 0].sqrt().view_as(magnitudes)
+
+
+def _peaks(magnitudes: torch.Tensor) -> torch.Tensor:
+    """Return where bands (B, M, F) stand out as a tone does: over the next to either side, and by `CONTRAST` over the second."""
+    padded = F.pad(magnitudes, (0, 0, 2, 2), mode="replicate")
+    below2, below, above, above2 = (padded[:, i : i + magnitudes.shape[1]] for i in (0, 1, 3, 4))
+    peaks = (
+        (magnitudes >= torch.maximum(below, above))
+        & (magnitudes > CONTRAST * torch.maximum(below2, above2))
+        & (magnitudes > RANGE * magnitudes.amax((1, 2), keepdim=True))
+    )
+    peaks[:, [0, -1]] = False
+    return peaks
+
+
+def _sinusoids(magnitudes: torch.Tensor, peaks: torch.Tensor, mel: MelSpectrogram, size: int) -> torch.Tensor:
+    """Return waveforms (B, size): a sinusoid for each band with peaks, at the frequency and of the amplitude that the bands around it tell."""
+    config = mel.config
+    table = _Table(
+        *(x.to(magnitudes.device) for x in _table(config.sample_rate, config.n_fft, config.n_mels, mel))
+    )
+    total = magnitudes.new_zeros(len(magnitudes), size)
+    for band in peaks.any(2).any(0).nonzero()[:, 0].tolist():
+        below, own, above = (magnitudes[:, band + i] for i in (-1, 0, 1))
+        known = table.balance[band - 1], table.frequencies[band - 1], table.response[band - 1]
+        frequency, response = _interpolated((above - below) / own.clamp(min=1e-9), *known)
+        peak = peaks[:, band]
+        amplitude = torch.where(peak, own / response, 0.0)
+        amplitudes, frequencies = (
+            F.interpolate(x[:, None], scale_factor=config.hop_length, mode="linear")[:, 0, :size]
+            for x in (amplitude, _held(frequency, peak))
+        )
+        turns = frequencies.double().cumsum(1) / config.sample_rate + band * PHASE
+        total[:, : amplitudes.shape[1]] += amplitudes * (2 * math.pi * (turns % 1).float()).cos()
+    return total
+
+
+def _held(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Return values (B, F) where they are known, and elsewhere the last that was known, or before all the first."""
+    places = torch.arange(values.shape[1], device=values.device).expand_as(values)
+    last = torch.where(known, places, -1).cummax(1).values
+    first = torch.where(known, places, values.shape[1] - 1).amin(1, keepdim=True)
+    return values.gather(1, torch.where(last >= 0, last, first))
+
+
+def _interpolated(x: torch.Tensor, xs: torch.Tensor, *ys: torch.Tensor) -> list[torch.Tensor]:
+    """Return for x (B, F) what lies between the `ys` (N,) at the rising `xs` (N,)."""
+    after = torch.searchsorted(xs, x.contiguous()).clamp(1, len(xs) - 1)
+    low, high = xs[after - 1], xs[after]
+    share = ((x - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+    return [torch.lerp(y[after - 1], y[after], share) for y in ys]
+
+
+@functools.lru_cache(maxsize=8)
+def _table(sample_rate: int, n_fft: int, n_mels: int, mel: MelSpectrogram) -> _Table:
+    filters, window = mel.filters.float().cpu(), mel.window.float().cpu()
+    bins = torch.linspace(0, sample_rate / 2, len(filters))
+    centres = bins @ filters / filters.sum(0)
+    places = torch.linspace(0, 1, PER_BAND)
+    frequencies = torch.lerp(centres[:-2, None], centres[2:, None], places)
+    time = torch.arange(n_fft) / sample_rate
+    tones = torch.cos(2 * math.pi * frequencies[..., None] * time)
+    bands = torch.fft.rfft(tones * window).abs() @ filters  # (M - 2, PER_BAND, M)
+    own = torch.arange(1, n_mels - 1)
+    below, response, above = (bands[own - 1, :, own + i] for i in (-1, 0, 1))
+    balance = ((above - below) / response.clamp(min=1e-9)).cummax(1).values
+    return _Table(frequencies, balance, response)
