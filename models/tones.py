@@ -73,9 +73,7 @@ def _peaks(magnitudes: torch.Tensor) -> torch.Tensor:
 def _sinusoids(magnitudes: torch.Tensor, peaks: torch.Tensor, mel: MelSpectrogram, size: int) -> torch.Tensor:
     """Return waveforms (B, size): a sinusoid for each band with peaks, at the frequency and of the amplitude that the bands around it tell."""
     config = mel.config
-    table = _Table(
-        *(x.to(magnitudes.device) for x in _table(config.sample_rate, config.n_fft, config.n_mels, mel))
-    )
+    table = _Table(*(x.to(magnitudes.device) for x in _table(mel)))
     total = magnitudes.new_zeros(len(magnitudes), size)
     for band in peaks.any(2).any(0).nonzero()[:, 0].tolist():
         below, own, above = (magnitudes[:, band + i] for i in (-1, 0, 1))
@@ -109,8 +107,9 @@ def _interpolated(x: torch.Tensor, xs: torch.Tensor, *ys: torch.Tensor) -> list[
 
 
 @functools.lru_cache(maxsize=8)
-def _table(sample_rate: int, n_fft: int, n_mels: int, mel: MelSpectrogram) -> _Table:
+def _table(mel: MelSpectrogram) -> _Table:
     filters, window = mel.filters.float().cpu(), mel.window.float().cpu()
+    sample_rate, n_fft, n_mels = (mel.config[name] for name in ("sample_rate", "n_fft", "n_mels"))
     bins = torch.linspace(0, sample_rate / 2, len(filters))
     centres = bins @ filters / filters.sum(0)
     places = torch.linspace(0, 1, PER_BAND)
