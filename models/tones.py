@@ -18,8 +18,14 @@ from models.mel import MelSpectrogram
 from models.mel_fit import rescaled
 
 SMOOTHING = 3  # frames over which a peak must stand out
-CONTRAST = 10 ** (8 / 20)  # of a peak's magnitude to that of the second band to either side
-RANGE = 10 ** (-60 / 20)  # of magnitudes below a sound's largest
+EVEN = (
+    -0.02,
+    0.02,
+)  # nepers by which a band is above the next to either side: between these it hands a tone over
+CONTRAST = (0.7, 1.1)  # nepers (6 and 10 dB) by which it is above the second: between these a tone comes in
+RANGE = (-6.9, -6.2)  # nepers (60 and 54 dB) from a sound's largest magnitude: likewise
+STEADY = 5  # frames over which a frequency is a mean, by how much of a tone is there
+FAINT = 1e-3  # weight of a frame without a tone in that
 PER_BAND = 33  # frequencies that a peak in a band is told apart by
 PHASE = (
     math.sqrt(5) - 1
@@ -40,14 +46,14 @@ def with_tones(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogr
     Each row is treated by itself, and nothing is random. A band holds one tone at a time.
     """
     magnitudes = _smooth(log_mel.float().exp().transpose(1, 2))  # (B, M, F)
-    peaks = _peaks(magnitudes)
-    if not peaks.any():
+    shares = _tonal(magnitudes)
+    if not shares.any():
         return waveforms.float()
-    near = F.max_pool1d(peaks.float().transpose(1, 2), 3, 1, 1).transpose(1, 2)
+    near = F.max_pool1d(shares.transpose(1, 2), 3, 1, 1).transpose(1, 2)
     filters = mel.filters.float()
-    shares = filters / filters.sum(1, keepdim=True).clamp(min=1e-9)
-    rest = rescaled(waveforms.float(), 1 - torch.einsum("km,bmf->bkf", shares, near), mel)
-    return rest + _sinusoids(magnitudes, peaks, mel, waveforms.shape[1])
+    bands = filters / filters.sum(1, keepdim=True).clamp(min=1e-9)
+    rest = rescaled(waveforms.float(), 1 - torch.einsum("km,bmf->bkf", bands, near), mel)
+    return rest + _sinusoids(magnitudes, shares, mel, waveforms.shape[1])
 
 
 def _smooth(magnitudes: torch.Tensor) -> torch.Tensor:
@@ -57,45 +63,56 @@ def _smooth(magnitudes: torch.Tensor) -> torch.Tensor:
     return F.conv1d(rows, (window / window.sum())[None, None])[:, 0].sqrt().view_as(magnitudes)
 
 
-def _peaks(magnitudes: torch.Tensor) -> torch.Tensor:
-    """Return where bands (B, M, F) stand out as a tone does: over the next to either side, and by `CONTRAST` over the second."""
-    padded = F.pad(magnitudes, (0, 0, 2, 2), mode="replicate")
-    below2, below, above, above2 = (padded[:, i : i + magnitudes.shape[1]] for i in (0, 1, 3, 4))
-    peaks = (
-        (magnitudes >= torch.maximum(below, above))
-        & (magnitudes > CONTRAST * torch.maximum(below2, above2))
-        & (magnitudes > RANGE * magnitudes.amax((1, 2), keepdim=True))
+def _tonal(magnitudes: torch.Tensor) -> torch.Tensor:
+    """Return how much of a tone bands (B, M, F) hold, 0 to 1: those that stand out over the next to either side and clearly over the second.
+
+    It has no steps, for sounds must not change with the last digits of their mels.
+    """
+    level = magnitudes.clamp(min=1e-9).log()
+    padded = F.pad(level, (0, 0, 2, 2), mode="replicate")
+    below2, below, above, above2 = (padded[:, i : i + level.shape[1]] for i in (0, 1, 3, 4))
+    share = (
+        _ramp(level - torch.maximum(below, above), *EVEN)
+        * _ramp(level - torch.maximum(below2, above2), *CONTRAST)
+        * _ramp(level - level.amax((1, 2), keepdim=True), *RANGE)
     )
-    peaks[:, [0, -1]] = False
-    return peaks
+    share[:, [0, -1]] = 0.0
+    return share
 
 
-def _sinusoids(magnitudes: torch.Tensor, peaks: torch.Tensor, mel: MelSpectrogram, size: int) -> torch.Tensor:
-    """Return waveforms (B, size): a sinusoid for each band with peaks, at the frequency and of the amplitude that the bands around it tell."""
+def _ramp(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return ((x - low) / (high - low)).clamp(0, 1)
+
+
+def _sinusoids(
+    magnitudes: torch.Tensor, shares: torch.Tensor, mel: MelSpectrogram, size: int
+) -> torch.Tensor:
+    """Return waveforms (B, size): a sinusoid for each band with a tone, at the frequency and of the amplitude that the bands around it tell."""
     config = mel.config
     table = _Table(*(x.to(magnitudes.device) for x in _table(mel)))
     total = magnitudes.new_zeros(len(magnitudes), size)
-    for band in peaks.any(2).any(0).nonzero()[:, 0].tolist():
+    for band in shares.any(2).any(0).nonzero()[:, 0].tolist():
         below, own, above = (magnitudes[:, band + i] for i in (-1, 0, 1))
         known = table.balance[band - 1], table.frequencies[band - 1], table.response[band - 1]
         frequency, response = _interpolated((above - below) / own.clamp(min=1e-9), *known)
-        peak = peaks[:, band]
-        amplitude = torch.where(peak, own / response, 0.0)
+        share = shares[:, band]
         amplitudes, frequencies = (
             F.interpolate(x[:, None], scale_factor=config.hop_length, mode="linear")[:, 0, :size]
-            for x in (amplitude, _held(frequency, peak))
+            for x in (share * own / response, _steady(frequency, share))
         )
         turns = frequencies.double().cumsum(1) / config.sample_rate + band * PHASE
         total[:, : amplitudes.shape[1]] += amplitudes * (2 * math.pi * (turns % 1).float()).cos()
     return total
 
 
-def _held(values: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Return values (B, F) where they are known, and elsewhere the last that was known, or before all the first."""
-    places = torch.arange(values.shape[1], device=values.device).expand_as(values)
-    last = torch.where(known, places, -1).cummax(1).values
-    first = torch.where(known, places, values.shape[1] - 1).amin(1, keepdim=True)
-    return values.gather(1, torch.where(last >= 0, last, first))
+def _steady(frequency: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Return frequencies (B, F) as means over `STEADY` frames: what a tone begins with is what it goes on with."""
+    weight = (share + FAINT)[:, None]
+    sums = (
+        F.avg_pool1d(F.pad(x, (STEADY // 2,) * 2, mode="replicate"), STEADY, 1)[:, 0]
+        for x in (weight * frequency[:, None], weight)
+    )
+    return torch.div(*sums)
 
 
 def _interpolated(x: torch.Tensor, xs: torch.Tensor, *ys: torch.Tensor) -> list[torch.Tensor]:
