@@ -149,7 +149,7 @@ def test_output_n_is_the_sound_of_seed_plus_n(service):
     for output in done["outputs"]:
         alone = service.wav(service.post({**request, "seed": output["seed"]}))
         np.testing.assert_allclose(
-            samples(service.client.get(output["url"]).content), samples(alone), atol=1e-4, rtol=0
+            samples(service.client.get(output["url"]).content), samples(alone), atol=2e-3, rtol=0
         )
 
 

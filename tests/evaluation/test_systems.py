@@ -31,8 +31,8 @@ def test_a_bundles_sound_does_not_depend_on_its_company(tiny_pipeline):
     together = system.synthesize([DOG, RED, DOG], [1, 2, 3])
     [alone] = system.synthesize([RED], [2])
     assert alone.shape == (16000,)
-    assert together[1] == pytest.approx(alone, abs=1e-4)
-    assert np.abs(together[0] - together[2]).max() > 1e-3  # another seed
+    assert together[1] == pytest.approx(alone, abs=2e-3)
+    assert np.abs(together[0] - together[2]).max() > 0.05  # another seed
     assert Bundle("ours", tiny_pipeline, steps=3).version != system.version
 
 
