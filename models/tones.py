@@ -18,18 +18,13 @@ from models.mel import MelSpectrogram
 from models.mel_fit import rescaled
 
 SMOOTHING = 3  # frames over which a peak must stand out
-EVEN = (
-    -0.02,
-    0.02,
-)  # nepers by which a band is above the next to either side: between these it hands a tone over
+EVEN = (-0.02, 0.02)  # nepers by which a band is above its neighbours: between these it hands a tone over
 CONTRAST = (0.7, 1.1)  # nepers (6 and 10 dB) by which it is above the second: between these a tone comes in
 RANGE = (-6.9, -6.2)  # nepers (60 and 54 dB) from a sound's largest magnitude: likewise
 STEADY = 5  # frames over which a frequency is a mean, by how much of a tone is there
 FAINT = 1e-3  # weight of a frame without a tone in that
 PER_BAND = 33  # frequencies that a peak in a band is told apart by
-PHASE = (
-    math.sqrt(5) - 1
-) / 2  # turns from one band's first phase to the next one's, so that no two begin together
+PHASE = (math.sqrt(5) - 1) / 2  # turns between the first phases of two bands: no two begin together
 
 
 class _Table(NamedTuple):
