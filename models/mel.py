@@ -82,6 +82,19 @@ class MelSpectrogram(ConfigOnlyPart):
         )
         return spectrum
 
+    @property
+    def centres(self) -> torch.Tensor:
+        """Centres of gravity of the bands' filters (n_mels,), in Hz."""
+        filters = self.filters.float()
+        bins = torch.linspace(0, self.config.sample_rate / 2, len(filters), device=filters.device)
+        return bins @ filters / filters.sum(0)
+
+    def spread(self, bands: torch.Tensor) -> torch.Tensor:
+        """Return for values of bands (B, n_mels, F) those of bins (B, n_fft // 2 + 1, F): the means by how much of a bin the bands hear, 0 where none does."""
+        filters = self.filters.float()
+        heard = filters.sum(1, keepdim=True)
+        return torch.einsum("km,bmf->bkf", filters / heard.where(heard > 0, 1.0), bands)
+
     def log_bands(self, magnitudes: torch.Tensor) -> torch.Tensor:
         """Return log-mels (B, n_mels, F) of magnitudes (B, n_fft // 2 + 1, F)."""
         bands = torch.einsum("bkf,km->bmf", magnitudes, self.filters.float())

@@ -25,13 +25,11 @@ def fit_to_mel(
     Each row is treated by itself. Costs two FFTs per frame and time: 9 ms for 4 s on one CPU core.
     """
     waveforms, log_mel = waveforms.float(), log_mel.float()
-    filters = mel.filters.float()
-    heard = filters.sum(1) > 0  # bins that belong to a band
-    shares = filters / filters.sum(1, keepdim=True).where(heard[:, None], 1.0)
+    heard = mel.filters.sum(1) > 0  # bins that belong to a band
     for _ in range(times):
         spectrum = mel.spectrum(waveforms)[:, :, : log_mel.shape[1]]  # (B, K, F)
         missing = log_mel.transpose(1, 2) - mel.log_bands(spectrum.abs())
-        gains = torch.einsum("km,bmf->bkf", shares, missing.clamp(-LARGEST, LARGEST)).exp()
+        gains = mel.spread(missing.clamp(-LARGEST, LARGEST)).exp()
         # No band hears a constant or half the sample rate.
         waveforms = _joined(spectrum * gains.where(heard[:, None], 0.0), mel, waveforms.shape[1])
     return waveforms

@@ -45,9 +45,7 @@ def with_tones(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogr
     if not shares.any():
         return waveforms.float()
     near = F.max_pool1d(shares.transpose(1, 2), 3, 1, 1).transpose(1, 2)
-    filters = mel.filters.float()
-    bands = filters / filters.sum(1, keepdim=True).clamp(min=1e-9)
-    rest = rescaled(waveforms.float(), 1 - torch.einsum("km,bmf->bkf", bands, near), mel)
+    rest = rescaled(waveforms.float(), 1 - mel.spread(near), mel)
     return rest + _sinusoids(magnitudes, shares, mel, waveforms.shape[1])
 
 
@@ -122,8 +120,7 @@ def _interpolated(x: torch.Tensor, xs: torch.Tensor, *ys: torch.Tensor) -> list[
 def _table(mel: MelSpectrogram) -> _Table:
     filters, window = mel.filters.float().cpu(), mel.window.float().cpu()
     sample_rate, n_fft, n_mels = (mel.config[name] for name in ("sample_rate", "n_fft", "n_mels"))
-    bins = torch.linspace(0, sample_rate / 2, len(filters))
-    centres = bins @ filters / filters.sum(0)
+    centres = mel.centres.cpu()
     places = torch.linspace(0, 1, PER_BAND)
     frequencies = torch.lerp(centres[:-2, None], centres[2:, None], places)
     time = torch.arange(n_fft) / sample_rate

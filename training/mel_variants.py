@@ -24,8 +24,7 @@ class MelVariants(nn.Module):
     def __init__(self, mel: MelSpectrogram) -> None:
         super().__init__()
         filters = mel.filters.cpu()
-        frequencies = torch.linspace(0, mel.config.sample_rate / 2, len(filters))
-        centres = (frequencies @ filters / filters.sum(0)).clamp(min=1.0)
+        centres = mel.centres.cpu().clamp(min=1.0)
         widths = 1 / filters.amax(0)  # a band's filter has an area of its own, all the same
         self.frame_rate = mel.frame_rate
         self.centres = nn.Buffer(centres)  # (M,) Hz
