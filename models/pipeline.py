@@ -354,12 +354,12 @@ class ClipSynthPipeline(DiffusionPipeline):
         return sorted(conditions, key=lambda c: (c.kind != "text", c.weight, c.embedding.tolist()))
 
     def _embed(self, content: str | Image.Image) -> tuple[torch.Tensor, Kind]:
-        """Encode by itself: in a batch a text's padding would depend on the others."""
+        """Encode by itself, a text in all its templates: in a batch padding would depend on what else is asked for."""
         if not isinstance(content, str):
             return self.encoder.encode_image([content])[0], "image"
         settings = self.condition_encoder.config
         texts = templated(content) if settings.text_templates else [content]
-        embeds = torch.cat([self.encoder.encode_text([text]) for text in texts])
+        embeds = self.encoder.encode_text(texts)
         embed = F.normalize(embeds.mean(0, keepdim=True), dim=-1) if len(texts) > 1 else embeds
         if settings.anchor_share > 0:
             mixture = self.encoder.among_classes(embed, settings.anchor_tau)
