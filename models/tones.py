@@ -90,12 +90,21 @@ def _sinusoids(
         frequency, response = _interpolated((above - below) / own.clamp(min=1e-9), *known)
         share = shares[:, band]
         amplitudes, frequencies = (
-            F.interpolate(x[:, None], scale_factor=config.hop_length, mode="linear")[:, 0, :size]
+            _by_sample(x, config.hop_length)[:, :size]
             for x in (share * own / response, _steady(frequency, share))
         )
-        turns = frequencies.double().cumsum(1) / config.sample_rate + band * PHASE
-        total[:, : amplitudes.shape[1]] += amplitudes * (2 * math.pi * (turns % 1).float()).cos()
+        turns = (frequencies / config.sample_rate).cumsum(1, dtype=torch.float64) + band * PHASE
+        total[:, : amplitudes.shape[1]] += amplitudes * (2 * math.pi * turns.frac().float()).cos()
     return total
+
+
+def _by_sample(x: torch.Tensor, hop_length: int) -> torch.Tensor:
+    """Return x (B, F), known at the middle of each frame of `hop_length` samples, by sample (B, F * hop_length): straight lines, level at the ends."""
+    known = F.pad(x[:, None], (1, 1), mode="replicate")[:, 0, :, None]
+    way = (torch.arange(hop_length, device=x.device) + 0.5) / hop_length
+    lines = torch.lerp(known[:, :-1], known[:, 1:], way)
+    first = hop_length // 2
+    return lines.flatten(1)[:, first : first + x.shape[1] * hop_length]
 
 
 def _steady(frequency: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
