@@ -19,6 +19,8 @@ UPSAMPLE_KERNEL_SIZES = (16, 11, 8)
 RESBLOCK_KERNEL_SIZES = (3, 7)
 RESBLOCK_DILATION_SIZES = ((1, 3), (1, 3))
 
+UNREST = 0.5  # nepers, deviation of what a mel is moved by before it is vocoded
+
 
 def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -> SpeechT5HifiGan:
     """Return an untrained vocoder for `mel`; it standardises its input with its own buffers `mean` and `scale` (n_mels,)."""
@@ -37,8 +39,14 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
 
 
 def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with tones of their own pitch and fitted to them."""
-    waveforms = vocoder(log_mel.to(vocoder.dtype)).float().reshape(len(log_mel), -1)
+    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with tones of their own pitch and fitted to them.
+
+    What stands still in a mel would repeat with every frame and buzz at the frame rate, so the vocoder never sees two frames alike: to each log-mel the
+    same noise is added, and the fit takes its levels away again.
+    """
+    unrest = torch.randn(log_mel.shape[1:], generator=torch.Generator().manual_seed(0)).to(log_mel)
+    restless = (log_mel + UNREST * unrest).to(vocoder.dtype)
+    waveforms = vocoder(restless).float().reshape(len(log_mel), -1)
     return fit_to_mel(with_tones(waveforms, log_mel, mel), log_mel, mel)
 
 
