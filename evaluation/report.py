@@ -130,7 +130,7 @@ def evaluate(options: Options) -> str:
         "copy_threshold": reference.copy_threshold,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    nearness = memorisation(rows, REAL, reference.training_nearest)
+    nearness = memorisation(rows, REAL, reference.training_apart)
     results = as_json(settings, rows, gaps) | {"memorisation": nearness}
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     copied = memorisation_table(nearness)
@@ -195,7 +195,7 @@ def make_reference(
         pictures=pictures,
         judge=judge,
         training=search,
-        training_nearest=to_other_sources(apart, picked, [sources[s.query.clip] for s in training.sets[0]]),
+        training_apart=to_other_sources(apart, picked, [sources[s.query.clip] for s in training.sets[0]]),
         resamples=options.resamples,
     )
 

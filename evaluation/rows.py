@@ -26,6 +26,7 @@ from evaluation.score import (
     seconds_figure,
     text_relevance,
 )
+from models.novelty import relative
 
 Gaps = dict[str, dict[str, dict[str, Figure]]]  # {system: {metric: {"gap" and maybe "closed": figure}}}
 
@@ -60,7 +61,8 @@ def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> 
         row.worst = [entry.judged[i] for i in worst]
         samples = [s for one_set in entry.sets for s in one_set]
         if reference.training is not None:
-            row.nearest = reference.training.distances(list(compared.small_mels())).min(1)
+            apart = reference.training.distances(list(compared.small_mels()))
+            row.nearest, row.relative = apart.min(1), relative(apart)
             row.closest = [samples[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
             clips = [clip_at[s.query.clip] for s in samples]
             row.figures |= novelty_figures(reference, row.nearest, clips)

@@ -25,7 +25,7 @@ class Reference:
     Attributes:
         labels: class of each of the N validation clips.
         embeds: {embedder: (N, F, D)} of their own sounds. pictures: the same of their rendered mels.
-        training: the training clips' small log-mels, None where copies are not looked for. training_nearest: (T,), distances of training clips to the nearest of another source.
+        training: the training clips' small log-mels, None where copies are not looked for. training_apart: (S, T), distances of some of them to those of other sources.
     """
 
     labels: Sequence[str]
@@ -34,13 +34,13 @@ class Reference:
     pictures: Sequence[Embedder]
     judge: SoundClassifier
     training: Search | None
-    training_nearest: np.ndarray
+    training_apart: np.ndarray
     resamples: int = 200
 
     @property
     def copy_threshold(self) -> float:
         """The distance below which a sound counts as a copy."""
-        return copy_distance(self.training_nearest)
+        return copy_distance(self.training_apart)
 
     def picks(self, resamples: int | None = None) -> np.ndarray:
         """Return the bootstrap's (resamples, N) places of clips, the same at every call."""
@@ -50,7 +50,7 @@ class Reference:
 @dataclass
 class Row:
     """A row of the table: `figures` by printed name; `per_class` agreement; `worst`: the samples least like what was asked; `nearest`: distances of its sounds to the
-    nearest training clip, and `closest` the samples with the least of them."""
+    nearest training clip, `relative` the same over those to others (`models.novelty.relative`), and `closest` the samples with the least of them."""
 
     system: str
     query: str
@@ -63,6 +63,7 @@ class Row:
     checks: dict[str, float] = field(default_factory=dict)
     worst: list[Sample] = field(default_factory=list)
     nearest: np.ndarray = field(default_factory=lambda: np.empty(0))
+    relative: np.ndarray = field(default_factory=lambda: np.empty(0))
     closest: list[Sample] = field(default_factory=list)
 
 

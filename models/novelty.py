@@ -14,6 +14,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 POOL = 5  # mel frames per step of the search
 SLACK = 0.25  # of a sound's length: how far it is slid
 COPY_QUANTILE = 0.05
+NEIGHBOURS = 50  # training clips among which the nearest may stand out
 CONSTANT = 1e-3  # norm below which a stretch of a log-mel has no shape that another could have too
 CHUNK = 32  # sounds at a time
 
@@ -119,7 +120,7 @@ def pick(train: Sequence[np.ndarray], length: int, *, sample: int = 150, seed: i
 def to_other_sources(
     apart: np.ndarray, picked: Sequence[int] | np.ndarray, sources: Sequence[frozenset[str]]
 ) -> np.ndarray:
-    """Return the distance of each training clip of `picked` to the nearest one that shares no source with it; a clip without such a one is left out.
+    """Return (S', T), the distances of training clips of `picked` to those that share no source with them, infinite to others; a clip without such a one is left out.
 
     Args:
         apart: (S, T), distances of those picked to all. sources: what each of the T was made of: recordings, files.
@@ -128,12 +129,28 @@ def to_other_sources(
         ValueError: nothing is left.
     """
     others = np.array([[not sources[i] & other for other in sources] for i in picked], bool)
-    nearest = np.where(others.reshape(apart.shape), apart, np.inf).min(1)
-    if not np.isfinite(nearest).any():
+    to_others = np.where(others.reshape(apart.shape), apart, np.inf)
+    comparable = np.isfinite(to_others).any(1)
+    if not comparable.any():
         raise ValueError("no training clip has one of another source to compare with")
-    return np.asarray(nearest[np.isfinite(nearest)])
+    return np.asarray(to_others[comparable])
 
 
-def copy_distance(nearest: np.ndarray) -> float:
+def copy_distance(to_others: np.ndarray) -> float:
     """Return the distance below which a sound counts as a copy, of what `to_other_sources` found."""
-    return float(np.quantile(nearest, COPY_QUANTILE))
+    return float(np.quantile(to_others.min(1), COPY_QUANTILE))
+
+
+def relative(apart: np.ndarray) -> np.ndarray:
+    """Return (N,): each sound's distance to the nearest training clip over the mean of those to the `NEIGHBOURS` nearest; 0 is like one clip and no other, 1 like none more.
+
+    The adaptive distance of Carlini et al. 2023, "Extracting Training Data from Diffusion Models", with alpha = 1: sounds of a kind that has many alike
+    are near to all of them without being a copy of one.
+
+    Args:
+        apart: (N, T); infinite ones do not count.
+    """
+    nearest = np.sort(apart, 1)[:, :NEIGHBOURS]
+    known = np.isfinite(nearest)
+    means = nearest.sum(1, where=known) / known.sum(1)
+    return np.asarray(nearest[:, 0] / np.maximum(means, 1e-9))

@@ -57,10 +57,10 @@ class Pictures:
             picked = pick(log_mels, frames)
             apart = [pictures._search.distances(layouts(log_mels[i][:frames])).min(0) for i in picked]
             try:
-                nearest = to_other_sources(np.array(apart).reshape(-1, len(laid)), picked, sources)
+                to_others = to_other_sources(np.array(apart).reshape(-1, len(laid)), picked, sources)
             except ValueError:
                 continue
-            copies.append((seconds, copy_distance(nearest)))
+            copies.append((seconds, copy_distance(to_others)))
         pictures.copies = torch.tensor(copies).reshape(-1, 2)
         return pictures
 

@@ -128,7 +128,7 @@ class Setting:
             pictures=[],
             judge=self.judge,
             training=None,
-            training_nearest=np.zeros(0),
+            training_apart=np.zeros((0, 0)),
             resamples=self.options.resamples,
         )
 

@@ -92,19 +92,21 @@ def test_coverage_and_density_count_the_balls_they_should():
 def test_a_system_is_suspect_when_it_comes_nearer_to_training_clips_than_recordings_do():
     real, copies, fresh = (np.linspace(low, 1, 100) for low in (0.2, 0.0, 0.3))
     rows = [
-        Row(name, query, "–", True, True, 100, nearest=nearest)
+        Row(name, query, "–", True, True, 100, nearest=nearest, relative=nearest)
         for name, query, nearest in (("ours", "text", copies), ("ours", "image", fresh), ("real", "–", real))
     ] + [Row("floor", "–", "–", False, True, 100)]
-    found = memorisation(rows, "real", np.full(50, 0.5))
+    found = memorisation(rows, "real", np.full((50, 2), 0.5))
     assert [(one["system"], one["query"], one["suspect"]) for one in found] == [
         ("ours", "text", True), ("ours", "image", False), ("real", "–", False), (TRAIN, "–", False),
     ]  # fmt: skip
     assert found[0]["share"] == pytest.approx(0.21, abs=0.01)
-    assert found[2] == {"system": "real", "query": "–", "share": 0.01, "suspect": False} | {
+    figures = {"share": 0.01, "suspect": False} | {
         f"p{p}": pytest.approx(0.2 + 0.8 * p / 100) for p in (1, 5, 50)
     }
+    assert found[2] == {"system": "real", "query": "–", **figures, "relative": figures}
+    assert found[3]["relative"]["p1"] == 1.0  # two clips as far as each other
     assert (
-        "| ours | text | 0.01 | 0.05 | 0.5 | 21.0 % | nearer than recordings it never saw |"
+        "| ours | text | 0.01 | 0.05 | 0.5 | 21.0 % | 0.01 | 21.0 % | nearer than recordings it never saw |"
         in memorisation_table(found)
     )
 

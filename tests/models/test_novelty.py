@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.novelty import SLACK, Search, copy_distance, distances, pick, pool, to_other_sources
+from models.novelty import SLACK, Search, copy_distance, distances, pick, pool, relative, to_other_sources
 
 
 def noise(seed, frames, bands=8):
@@ -67,6 +67,14 @@ def test_what_counts_as_a_copy_ignores_clips_of_the_same_source():
     assert threshold(train, [frozenset({str(i)}) for i in range(12)], 80) < 1e-3
     with pytest.raises(ValueError, match="another source"):
         threshold(train, [frozenset("a")] * 12, 80)
+
+
+def test_a_copy_stands_out_and_one_of_many_alike_does_not():
+    copy, crowd = np.r_[0.01, np.full(60, 0.4)], np.full(61, 0.02)
+    far = np.r_[0.2, 0.4, np.full(59, np.inf)]
+    assert relative(np.stack([copy, crowd, far])) == pytest.approx(
+        [0.01 / (0.01 + 49 * 0.4) * 50, 1.0, 0.2 / 0.3]
+    )
 
 
 def test_pooling_means_frames_and_bands():
