@@ -66,7 +66,7 @@ class Entry:
         return list(values.reshape(len(self.sets), -1, *values.shape[1:]))
 
     def _features(self, samples: list[Sample]) -> Features:
-        return Features(self.store, samples, self.folder / "features")
+        return Features(self.store, samples)
 
 
 class Bench:

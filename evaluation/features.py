@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,10 +24,10 @@ LEVEL_COLUMNS = ("seconds", "rms_dbfs", "silent", "clipped")
 class Features:
     """Features of samples of one store, all in the samples' order; sounds are cut or filled to their query's length first."""
 
-    def __init__(self, store: SoundStore, samples: Sequence[Sample], folder: Path) -> None:
+    def __init__(self, store: SoundStore, samples: Sequence[Sample]) -> None:
         if not samples:
             raise ValueError(f"{store.system.name}: there are no sounds to judge")
-        self.store, self.samples, self.folder = store, samples, folder
+        self.store, self.samples, self.folder = store, samples, store.folder / "features"
         self._paths = list(dict.fromkeys(store.path(s) for s in samples))  # each sound once
         place = {path: i for i, path in enumerate(self._paths)}
         self._place = np.array([place[store.path(s)] for s in samples])
@@ -74,7 +73,7 @@ class Features:
         self, name: str, compute: Callable[[Sequence[np.ndarray]], np.ndarray], chunk: int = 64
     ) -> np.ndarray:
         key = fingerprint([path.name for path in self._paths])
-        file = self.folder / f"{self.store.system.version}-{key}-{name}.npy"
+        file = self.folder / f"{key}-{name}.npy"
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             parts = []

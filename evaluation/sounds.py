@@ -1,6 +1,7 @@
 """Sounds of systems, kept on disk: each is made once, so that a run that was ended goes on where it was.
 
-`FOLDER/<system's version>/<sample>.flac`, 16 bits, whole or not at all.
+`FOLDER/<system's version>/<sample>.flac`, 16 bits, whole or not at all; in `features/` beside them lies what is computed of them. One of the sounds is made
+again by each run, for a version says nothing of the code that makes them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import soundfile
 from evaluation.plan import Sample, asked_of
 from evaluation.sound import check_sound
 from evaluation.systems import SAMPLE_RATE, Synthesizer
+
+SAME = 1e-2  # of full scale, by which a sound in 16 bits may differ when it is made again in other company
 
 
 class SoundStore:
@@ -31,11 +34,12 @@ class SoundStore:
         """Make those of `samples` that are missing, and call `on_progress` with how many of them there are by now.
 
         Raises:
-            ValueError: the system cannot serve a query, or gave a sound that is none; the message names both.
+            ValueError: the system cannot serve a query, or gave a sound that is none; the message names both. Or those that are kept are not what it makes now.
         """
-        missing = list(
-            {self.path(s): asked_of(self.system, s) for s in samples if not self.path(s).exists()}.values()
-        )
+        wanted = {self.path(s): asked_of(self.system, s) for s in samples}
+        missing = [sample for path, sample in wanted.items() if not path.exists()]
+        if kept := next((sample for path, sample in wanted.items() if path.exists()), None):
+            self._compare(kept)
         done = len(samples) - len(missing)
         on_progress(done)
         for start in range(0, len(missing), batch_size):
@@ -45,6 +49,13 @@ class SoundStore:
                 self._write(sample, check_sound(sound, f"{self.system.name}, {sample.stem}"))
             done += len(batch)
             on_progress(done)
+
+    def _compare(self, sample: Sample) -> None:
+        [kept], [now] = self.read([sample]), self.system.synthesize([sample.query], [sample.seed])
+        if len(kept) != len(now) or np.abs(np.clip(now, -1, 1) - kept).max(initial=0) > SAME:
+            raise ValueError(
+                f"{self.system.name} does not make {sample.stem} as it is kept in {self.folder}: remove that folder, or choose another --out"
+            )
 
     def _write(self, sample: Sample, sound: np.ndarray) -> None:
         path = self.path(sample)

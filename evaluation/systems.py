@@ -68,7 +68,7 @@ class Synthesizer(Protocol):
 
         Another length is no error but is reported: distances take the first `duration_s` seconds, with silence where there are fewer.
 
-        Query n's sound depends on query n and seed n alone (up to 1e-4), whatever else is in the batch. The caller chooses how many come at once.
+        Query n's sound depends on query n and seed n alone (up to 2e-3), whatever else is in the batch. The caller chooses how many come at once.
 
         Raises:
             ValueError: a query that it cannot serve.

@@ -148,7 +148,7 @@ class Setting:
                 batch_size=self.options.batch_size,
                 on_progress=lambda done: progress.update(bar, completed=done),
             )
-        return store, Features(store, samples, self.options.out / "features").probabilities(self.judge)
+        return store, Features(store, samples).probabilities(self.judge)
 
     def figures(self, system: Synthesizer, kind: QueryKind) -> dict[str, Figure]:
         """Return FAD, KAD, agreement, relevance and seconds for one sound of a system asked by `kind`."""

@@ -202,6 +202,30 @@ def test_what_is_no_sound_is_refused_and_not_kept(tmp_path):
         check_sound(np.zeros((2, 3)), "this")
 
 
+class Tone:
+    """A system whose code changes and whose version does not."""
+
+    name, version, deterministic = "tone", "v", False
+    frequency = 440
+
+    def synthesize(self, queries, seeds):
+        t = np.arange(8000) / 16000
+        return [0.5 * np.sin(2 * np.pi * self.frequency * t + seed) for seed in seeds]
+
+
+def test_kept_sounds_that_would_be_others_now_are_not_taken_for_new_ones(tmp_path):
+    system = Tone()
+    store = SoundStore(tmp_path, system)
+    samples = [Sample(DOG, seed) for seed in range(3)]
+    store.make(samples[:2], batch_size=2, on_progress=lambda done: None)
+    store.make(samples, batch_size=2, on_progress=lambda done: None)
+    system.frequency = 441
+    with pytest.raises(
+        ValueError, match=r"tone does not make text-0-0-\w+ as it is kept in .*remove that folder"
+    ):
+        store.make(samples, batch_size=2, on_progress=lambda done: None)
+
+
 def test_recordings_answer_with_their_own_sound(videos):
     [sound] = Recordings("real", videos).synthesize([Query("low", "1.mp4", duration_s=0.5)], [0])
     assert (sound == read_sound(videos / "1.mp4")[:8000]).all()
