@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.progress import track
@@ -21,9 +22,12 @@ def claim(folder: Path, clips: Path, labels: Path) -> None:
     sizes = {p.relative_to(clips).as_posix(): p.stat().st_size for p in sorted(clips.rglob("*.*"))}
     mark, file = fingerprint(labels.read_text(), sizes), folder / "clips.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    if file.is_file() and file.read_text() != mark:
+    if not file.is_file():
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(mark)
+        os.replace(temporary, file)  # at once, for two runs may share a folder
+    if file.read_text() != mark:
         raise ValueError(f"{folder} holds results of other clips than {clips} has now; choose another --out")
-    file.write_text(mark)
 
 
 def get_classifier(folder: Path, clips: Path, labels: Path) -> SoundClassifier:
