@@ -15,7 +15,7 @@ serve: setup
 	$(BIN)/clipsynth serve --port $(PORT)
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4  # a service and a Redis each
 
 check: setup
 	$(BIN)/ruff check .

@@ -47,6 +47,7 @@ TINY = [
     "denoiser.speeds=[1.0]",
     "denoiser.told_semitones=0",
     "requests.guidance_scale=8.0",
+    "requests.guidance_interval=[0.0, 0.65]",
 ]
 
 
