@@ -103,7 +103,7 @@ def _correlate(
     shapes = np.where(norm > CONSTANT, shapes / np.maximum(norm, CONSTANT), 0).astype(np.float32)
     wanted = rfft(shapes, fft_size, axis=1).conj().transpose(1, 2, 0)  # (K, M, N)
     correlation = irfft(spectra @ wanted, fft_size, axis=0)[shifts]  # (S, T, N); one below 0 is at the end
-    return np.asarray(1 - np.maximum((correlation / norms[..., None]).max(0), 0).T, np.float32)
+    return np.asarray(1 - (correlation / norms[..., None]).max(0).clip(0, 1).T, np.float32)
 
 
 def distances(sounds: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> np.ndarray:
