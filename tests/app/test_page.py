@@ -290,7 +290,7 @@ def test_snippets_ask_for_the_same_sound(page, tmp_path, monkeypatch):
         card.get_by_role("button", name="WAV", exact=True).first.click()
     download.value.save_as(tmp_path / "page.wav")
     made, shown = (soundfile.read(tmp_path / name)[0] for name in ("sound.wav", "page.wav"))
-    np.testing.assert_allclose(made, shown, atol=2e-4)  # the page's second variation was its company
+    np.testing.assert_allclose(made, shown, atol=2e-3)  # the page's second variation was its company
 
 
 def test_two_sounds_are_compared_in_turn(page):

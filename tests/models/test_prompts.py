@@ -115,7 +115,7 @@ def test_a_mix_is_of_the_sounds_that_its_prompts_make(tiny_pipeline):
         for text in ("a dog", "rain")  # one generator: the second voice's noise comes after the first's
     ]
     expected = mix(np.stack(voices), (0.5, 1.0))
-    np.testing.assert_allclose(sound(tiny_pipeline, prompts, composition="mix"), expected, atol=1e-3)
+    np.testing.assert_allclose(sound(tiny_pipeline, prompts, composition="mix"), expected, atol=2e-3)
 
 
 def test_outputs_are_mixed_each_from_its_own_generator(tiny_pipeline):
@@ -129,7 +129,7 @@ def test_outputs_are_mixed_each_from_its_own_generator(tiny_pipeline):
         ).audios
 
     for both, alone in zip(make(1, 2), (make(1)[0], make(2)[0]), strict=True):
-        np.testing.assert_allclose(both, alone, atol=1e-4)
+        np.testing.assert_allclose(both, alone, atol=2e-3)
 
 
 def level(waveform):
