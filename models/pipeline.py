@@ -76,46 +76,22 @@ class ClipSynthPipeline(DiffusionPipeline):
         ours = {name: type(getattr(self, name)).__name__ for name in PART_NAMES if name != "vocoder"}
         self.register_to_config(**{name: (parts.__name__, class_name) for name, class_name in ours.items()})
         hop_length = math.prod(vocoder.config.upsample_rates)
-        for name, fits, got, expected in (
-            (
-                "vocoder",
-                vocoder.config.model_in_dim == mel.config.n_mels,
-                vocoder.config.model_in_dim,
-                f"{mel.config.n_mels} mel bands",
-            ),
-            (
-                "vocoder",
-                hop_length == mel.config.hop_length,
-                hop_length,
-                f"hop length {mel.config.hop_length}",
-            ),
-            (
-                "vocoder",
-                vocoder.config.sampling_rate == mel.config.sample_rate,
-                vocoder.config.sampling_rate,
-                f"{mel.config.sample_rate} Hz",
-            ),
+        for name, got, expected, what in (
+            ("vocoder", vocoder.config.model_in_dim, mel.config.n_mels, "{} mel bands"),
+            ("vocoder", hop_length, mel.config.hop_length, "hop length {}"),
+            ("vocoder", vocoder.config.sampling_rate, mel.config.sample_rate, "{} Hz"),
+            ("denoiser", denoiser.config.n_mels, mel.config.n_mels, "{} mel bands"),
+            ("condition_encoder", condition_encoder.config.embed_dim, encoder.embed_dim, "embeddings of {}"),
             (
                 "denoiser",
-                denoiser.config.n_mels == mel.config.n_mels,
-                denoiser.config.n_mels,
-                f"{mel.config.n_mels} mel bands",
-            ),
-            (
-                "condition_encoder",
-                condition_encoder.config.embed_dim == encoder.embed_dim,
-                condition_encoder.config.embed_dim,
-                f"embeddings of {encoder.embed_dim}",
-            ),
-            (
-                "denoiser",
-                denoiser.config.condition_dim == condition_encoder.config.embed_dim,
                 denoiser.config.condition_dim,
-                f"conditions of {condition_encoder.config.embed_dim}",
+                condition_encoder.config.embed_dim,
+                "conditions of {}",
             ),
         ):
-            if not fits:
-                raise BundleError(f"{name}: does not fit the other parts: has {got}, they have {expected}")
+            if got != expected:
+                theirs = what.format(expected)
+                raise BundleError(f"{name}: does not fit the other parts: has {got}, they have {theirs}")
 
     # ------------------------------------------------------------------------------------------------- loading
 
