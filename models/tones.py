@@ -44,9 +44,18 @@ def with_tones(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogr
     shares = _tonal(magnitudes)
     if not shares.any():
         return waveforms.float()
-    near = F.max_pool1d(shares.transpose(1, 2), 3, 1, 1).transpose(1, 2)
-    rest = rescaled(waveforms.float(), 1 - mel.spread(near), mel)
+    rest = rescaled(waveforms.float(), 1 - mel.spread(_near(shares)), mel)
     return rest + _sinusoids(magnitudes, shares, mel, waveforms.shape[1])
+
+
+def near_tones(log_mel: torch.Tensor) -> torch.Tensor:
+    """Return how much of a tone log-mels (B, F, n_mels) hold in each band or the next to either side, (B, F, n_mels) in 0..1."""
+    return _near(_tonal(_smooth(log_mel.float().exp().transpose(1, 2)))).transpose(1, 2)
+
+
+def _near(shares: torch.Tensor) -> torch.Tensor:
+    """Return the largest shares (B, M, F) of bands and of those next to them."""
+    return F.max_pool1d(shares.transpose(1, 2), 3, 1, 1).transpose(1, 2)
 
 
 def _smooth(magnitudes: torch.Tensor) -> torch.Tensor:
@@ -65,15 +74,16 @@ def _tonal(magnitudes: torch.Tensor) -> torch.Tensor:
     padded = F.pad(level, (0, 0, 2, 2), mode="replicate")
     below2, below, above, above2 = (padded[:, i : i + level.shape[1]] for i in (0, 1, 3, 4))
     share = (
-        _ramp(level - torch.maximum(below, above), *EVEN)
-        * _ramp(level - torch.maximum(below2, above2), *CONTRAST)
-        * _ramp(level - level.amax((1, 2), keepdim=True), *RANGE)
+        ramp(level - torch.maximum(below, above), *EVEN)
+        * ramp(level - torch.maximum(below2, above2), *CONTRAST)
+        * ramp(level - level.amax((1, 2), keepdim=True), *RANGE)
     )
     share[:, [0, -1]] = 0.0
     return share
 
 
-def _ramp(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+def ramp(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Return x, 0 at `low` and below, 1 at `high` and above."""
     return ((x - low) / (high - low)).clamp(0, 1)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from models.grain import with_grain
 from models.mel import MelSpectrogram
 from models.mel_fit import fit_to_mel
 from models.tones import with_tones
@@ -39,7 +40,7 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
 
 
 def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with tones of their own pitch and fitted to them.
+    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with tones of their own pitch and fitted to them, grain where they have none.
 
     What stands still in a mel would repeat with every frame and buzz at the frame rate, so the vocoder never sees two frames alike: to each log-mel the
     same noise is added, and the fit takes its levels away again.
@@ -47,7 +48,7 @@ def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram)
     unrest = torch.randn(log_mel.shape[1:], generator=torch.Generator().manual_seed(0)).to(log_mel)
     restless = (log_mel + UNREST * unrest).to(vocoder.dtype)
     waveforms = vocoder(restless).float().reshape(len(log_mel), -1)
-    return fit_to_mel(with_tones(waveforms, log_mel, mel), log_mel, mel)
+    return fit_to_mel(with_tones(waveforms, log_mel, mel), with_grain(log_mel, mel), mel)
 
 
 def to_waveforms(
