@@ -99,7 +99,7 @@ def test_a_run_that_was_ended_goes_on_where_it_was(finished):
     _, before, after = finished
     timing = 4  # one query of each kind, twice
     assert len(before) == 4
-    compared = 1  # one of those that were kept, made again to see whether it is the same
+    compared = len(before)  # made again to see whether they are the same
     assert len(before) + len(after) - timing - compared == 12  # two kinds, two classes, three seeds
 
 

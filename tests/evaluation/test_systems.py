@@ -207,10 +207,12 @@ class Tone:
 
     name, version, deterministic = "tone", "v", False
     frequency = 440
+    changed = range(100)  # seeds
 
     def synthesize(self, queries, seeds):
         t = np.arange(8000) / 16000
-        return [0.5 * np.sin(2 * np.pi * self.frequency * t + seed) for seed in seeds]
+        frequencies = [self.frequency if seed in self.changed else 440 for seed in seeds]
+        return [0.5 * np.sin(2 * np.pi * f * t + seed) for f, seed in zip(frequencies, seeds, strict=True)]
 
 
 def test_kept_sounds_that_would_be_others_now_are_not_taken_for_new_ones(tmp_path):
@@ -224,6 +226,16 @@ def test_kept_sounds_that_would_be_others_now_are_not_taken_for_new_ones(tmp_pat
         ValueError, match=r"tone does not make text-0-0-\w+ as it is kept in .*remove that folder"
     ):
         store.make(samples, batch_size=2, on_progress=lambda done: None)
+
+
+def test_a_change_that_only_some_sounds_hear_is_seen(tmp_path):
+    system = Tone()
+    store = SoundStore(tmp_path, system)
+    samples = [Sample(DOG, seed) for seed in range(25)]
+    store.make(samples, batch_size=5, on_progress=lambda done: None)
+    system.frequency, system.changed = 441, range(12, 25)
+    with pytest.raises(ValueError, match="remove that folder"):
+        store.make(samples, batch_size=5, on_progress=lambda done: None)
 
 
 def test_recordings_answer_with_their_own_sound(videos):
