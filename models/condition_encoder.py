@@ -26,6 +26,7 @@ GUIDANCE = "guidance"  # the scalar of a denoiser that has learned what guidance
 MAX_GUIDANCE = 20.0  # the weight that is told as 1
 Weight = TypeVar("Weight", float, torch.Tensor)
 SCALAR_STD = 0.5  # of the weights by which scalars are told, to begin with
+SHOWN_BY = 3  # pictures of the bank that must be like a class
 WAVES = 4  # cosines by which a scalar is told to the network, beside itself
 
 
@@ -73,6 +74,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         text_templates: bool = False,
         anchor_tau: float = 0.01,
         anchor_share: float = 0.0,
+        anchor_likeness: float = -1.0,
         prior_dim: int = 0,
         prior_share: float = 1.0,
         guidance_scales: Sequence[float] = (),
@@ -92,6 +94,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             text_templates: whether the pipeline embeds a text as the mean over `models.prompts.TEMPLATES`.
             anchor_tau: temperature by which the pipeline brings a text among the encoder's class anchors (`JointEncoder.among_classes`).
             anchor_share: share in [0, 1] of that mixture in a text's embedding; 0 switches it off.
+            anchor_likeness: cosine to pictures of the bank that a class must have to be mixed (`shown`): what no video showed has no sound; -1 for all classes.
             prior_dim: width of a learned step from a text to a picture of it (`training.prior`); 0 for none.
             prior_share: share in [0, 1] of that step's end in a text's embedding.
             guidance_scales: lowest and highest weight of guidance that may be told, where `GUIDANCE` is among the scalars; none for a denoiser
@@ -154,6 +157,17 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
                 projected = F.normalize((centred @ bank.T / self.config.bank_tau).softmax(-1) @ bank, dim=-1)
             centred = F.normalize(torch.lerp(centred, projected, self.config.bank_share), dim=-1)
         return centred
+
+    def shown(self, anchors: torch.Tensor) -> torch.Tensor | None:
+        """Return which of the encoder's class anchors (N, D), as encoded, training pictures show: boolean (N,). None where that makes no difference.
+
+        A class is shown whose cosine to its `SHOWN_BY` nearest pictures of the bank, centred, is in the mean above `anchor_likeness`.
+        """
+        if self.config.anchor_likeness <= -1 or len(self.bank) < SHOWN_BY:
+            return None
+        cosines = self.centre(anchors.to(self.device), "image") @ self.bank.float().T
+        near = cosines.topk(SHOWN_BY, dim=-1).values.mean(-1) > self.config.anchor_likeness
+        return near if near.any() else None
 
     def takes_guidance(self, scale: float, times: tuple[float, float]) -> bool:
         """Return whether a weight of guidance may be told at these times, so that a guided step needs no pass without conditions."""

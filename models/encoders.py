@@ -8,6 +8,7 @@ noise and weights are the condition encoder's work.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
@@ -61,13 +62,21 @@ class JointEncoder(ConfigOnlyPart):
             classes += [number] * (1 + len(others))
         return encode_in_batches(self, texts), torch.tensor(classes, device=self.device)
 
-    def among_classes(self, texts: torch.Tensor, tau: float) -> torch.Tensor:
+    def among_classes(
+        self, texts: torch.Tensor, tau: float, among: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return embeddings of texts (N, D) as mixtures of the class anchors, at unit norm, weighted by the softmax over `tau` of their cosines with the classes' names.
 
         This is ConSE (Norouzi et al. 2014, eq. 1) with a text's cosines in the place of a picture's probabilities: where pictures are such mixtures, texts then lie among them.
+
+        Args:
+            among: boolean (1000,), the classes that are mixed, at least one; None for all.
         """
         names, classes = (x.to(texts.device) for x in self.name_anchors)
-        weights = (texts.float() @ names.T / tau).softmax(-1)
+        logits = texts.float() @ names.T / tau
+        if among is not None:
+            logits = logits.masked_fill(~among.to(texts.device)[classes], -math.inf)
+        weights = logits.softmax(-1)
         return F.normalize(weights @ self.class_anchors.to(texts.device)[classes], dim=-1)
 
 

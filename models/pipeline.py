@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -338,9 +339,13 @@ class ClipSynthPipeline(DiffusionPipeline):
         embeds = self.encoder.encode_text(texts)
         embed = F.normalize(embeds.mean(0, keepdim=True), dim=-1) if len(texts) > 1 else embeds
         if settings.anchor_share > 0:
-            mixture = self.encoder.among_classes(embed, settings.anchor_tau)
+            mixture = self.encoder.among_classes(embed, settings.anchor_tau, self._shown_classes)
             embed = F.normalize(torch.lerp(embed, mixture, settings.anchor_share), dim=-1)
         return embed[0], "text"
+
+    @cached_property
+    def _shown_classes(self) -> torch.Tensor | None:
+        return self.condition_encoder.shown(self.encoder.class_anchors)
 
     def num_tokens(self, duration_s: float) -> int:
         """Return how many tokens cover `duration_s` seconds."""

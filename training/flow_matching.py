@@ -39,6 +39,7 @@ def build_condition_encoder(
         text_centring=recipe.text_centring,
         anchor_share=recipe.anchor_share,
         anchor_tau=recipe.anchor_tau,
+        anchor_likeness=recipe.anchor_likeness,
         text_sigma=recipe.text_sigma,
         bank_size=len(bank),
         bank_share=recipe.bank_share,

@@ -203,6 +203,7 @@ class RunRecipe(_Section):
     text_centring: TextCentring = "own"
     anchor_share: float = 0.0
     anchor_tau: PositiveFloat = 0.01
+    anchor_likeness: float = -1.0
     text_sigma: float = 0.5
     bank_share: float = 0.0
     bank_tau: PositiveFloat = 0.1

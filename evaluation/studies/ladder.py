@@ -26,6 +26,7 @@ RAW = "raw text"
 BARE = {
     "text_templates": False,
     "anchor_share": 0.0,
+    "anchor_likeness": -1.0,
     "text_sigma": 0.0,
     "bank_share": 0.0,
     "prior_share": 0.0,

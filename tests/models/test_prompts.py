@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from models import ClipSynthPipeline, Prompt
+from models.condition_encoder import ConditionEncoder
 from models.prompts import COMPOSITIONS, templated
 from models.vocoder import mix
 
@@ -192,3 +193,22 @@ def test_texts_come_among_the_class_anchors_where_that_is_switched_on(tiny_pipel
     half = embedded("a dog", anchor_share=0.5, anchor_tau=1e-4)
     torch.testing.assert_close(half, torch.nn.functional.normalize(text[0] + nearest, dim=-1))
     assert torch.equal(embedded(RED, anchor_share=1.0), pipe._embed(RED)[0])
+
+
+def test_a_text_is_brought_among_the_classes_that_training_pictures_show(tiny_pipeline):
+    pipe = tiny_pipeline
+    anchors = pipe.encoder.class_anchors
+    encoder = ConditionEncoder(
+        pipe.encoder.embed_dim, bank_size=6, anchor_share=1.0, anchor_tau=1e-4, anchor_likeness=0.99
+    )
+    dogs, cats = anchors[[150, 281]]
+    encoder.bank.copy_(encoder.centre(torch.stack([dogs, dogs, dogs, cats, cats, dogs]), "image"))
+    shown = encoder.shown(anchors)
+    assert shown[150]
+    assert not shown[281]  # there are two pictures of cats
+    own = ClipSynthPipeline(pipe.encoder, encoder, pipe.denoiser, pipe.vocoder, pipe.mel)
+    of_cats, _ = own._embed("a tabby cat")
+    assert any(torch.allclose(of_cats, anchor, atol=1e-5) for anchor in anchors[shown])
+    everything = encoder.changed(anchor_likeness=-1.0)
+    assert everything.shown(anchors) is None
+    assert encoder.changed(anchor_likeness=1.1).shown(anchors) is None
