@@ -170,6 +170,7 @@ def test_a_study_makes_each_sound_once_and_says_the_same_again(setting, bundle, 
         return synthesize(self, queries, seeds)
 
     monkeypatch.setattr(Bundle, "synthesize", counted)
+    monkeypatch.setattr("evaluation.sounds.COMPARED", 1)
     assert ladder.ladder(once, bundle, wanted, steps=1) == first
     assert made == [1, 1]  # of each kind one, to see whether it is the same
 
