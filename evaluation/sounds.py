@@ -17,7 +17,7 @@ from evaluation.plan import Sample, asked_of
 from evaluation.sound import check_sound
 from evaluation.systems import SAMPLE_RATE, Synthesizer
 
-SAME = 3e-3  # of full scale, by which a sound in 16 bits may differ when it is made again in other company
+SAME = 1e-2  # of full scale, by which a sound in 16 bits may differ when it is made again in other company
 COMPARED = 5  # sounds that are made again: what changed may be heard in some kinds of sound only
 
 
