@@ -76,9 +76,18 @@ def run(engine, *tickets):
     """Run until all of these have ended."""
     for each in tickets:
         engine.submit(each)
+    finish(engine, *tickets)
+
+
+def finish(engine, *tickets):
     while not all(each.ended for each in tickets):
         engine.turn()
     assert {id(engine.ended.get(timeout=0)) for _ in tickets} == {id(each) for each in tickets}
+
+
+def arrive(engine, count):
+    """Wait until so many submitted tickets and, of each, that its rows are made, lie before the engine."""
+    assert wait_until(lambda: engine._inbox.qsize() == 2 * count, timeout_s=TIMEOUT_S)
 
 
 def test_rows_join_and_leave_between_steps(engines):
@@ -89,9 +98,7 @@ def test_rows_join_and_leave_between_steps(engines):
     while long.steps_done < 2:
         engine.turn()
     engine.submit(short)
-    assert wait_until(
-        lambda: engine._inbox.qsize() == 2, timeout_s=TIMEOUT_S
-    )  # its rows, and that they are made
+    arrive(engine, 1)
     while not (long.ended and short.ended):
         engine.turn()
     assert model.calls.count(3) == 2
@@ -103,7 +110,11 @@ def test_rows_join_and_leave_between_steps(engines):
 def test_a_network_call_holds_no_more_than_the_limit(engines):
     model = Toy()
     tickets = [ticket(n, rows=2, tokens=5) for n in range(4)]
-    run(engines(model, limit=15), *tickets)
+    engine = engines(model, limit=15)
+    for each in tickets:
+        engine.submit(each)
+    arrive(engine, len(tickets))
+    finish(engine, *tickets)
     assert max(model.calls) == 3
     assert all(len(t.results) == 2 for t in tickets)
 
