@@ -38,8 +38,9 @@ class SoundStore:
             ValueError: the system cannot serve a query, or gave a sound that is none; the message names both. Or those that are kept are not what it makes now.
         """
         wanted = {self.path(s): asked_of(self.system, s) for s in samples}
-        missing = [sample for path, sample in wanted.items() if not path.exists()]
-        kept = [sample for path, sample in wanted.items() if path.exists()]
+        there = {path for path in wanted if path.exists()}
+        kept = [sample for path, sample in wanted.items() if path in there]
+        missing = [sample for path, sample in wanted.items() if path not in there]
         self._compare(kept[:: max(1, len(kept) // COMPARED)][:COMPARED])
         done = len(samples) - len(missing)
         on_progress(done)

@@ -159,7 +159,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return centred
 
     def shown(self, anchors: torch.Tensor) -> torch.Tensor | None:
-        """Return which of the encoder's class anchors (N, D), as encoded, training pictures show: boolean (N,). None where that makes no difference.
+        """Return which of the encoder's class anchors (N, D), as encoded, training pictures show: boolean (N,). None where it is not asked for, or none is shown: then all count.
 
         A class is shown whose cosine to its `SHOWN_BY` nearest pictures of the bank, centred, is in the mean above `anchor_likeness`.
         """

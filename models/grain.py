@@ -18,9 +18,7 @@ from models.tones import near_tones, ramp
 
 STILL = (0.3, 0.5)  # share of noise's motion: below the first a band lacks grain, above the second none
 FRAMES, BANDS = 61, 5  # around a place, over which its motion is a mean
-STRENGTH = (
-    1.7  # of grain, of which the fit gives a part: with it a mel at rest comes out moving as noise does
-)
+STRENGTH = 1.7  # of grain: the fit gives a part of it, so that a mel at rest comes out moving as noise does
 KNOWN = 1000  # frames of noise, after which it comes again
 
 
@@ -46,16 +44,14 @@ def _lacking(log_mel: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
     It has no steps, for sounds must not change with the last digits of their mels.
     """
     moved = F.pad(log_mel.diff(dim=1).square() / motion, (0, 0, 1, 0))
-    share = _mean(_mean(moved, FRAMES).transpose(1, 2), BANDS).transpose(1, 2)
+    share = _mean(_mean(moved.transpose(1, 2), FRAMES).transpose(1, 2), BANDS)
     lacking = (1 - share).clamp(min=0).sqrt() * (1 - ramp(share, *STILL))
     return lacking * (1 - near_tones(log_mel))
 
 
 def _mean(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the means of x (B, N, M) over `size` of its N, fewer at the ends."""
-    return F.avg_pool1d(
-        x.transpose(1, 2), size, stride=1, padding=size // 2, count_include_pad=False
-    ).transpose(1, 2)
+    """Return the means of x (B, N, M) over `size` of its M, fewer at the ends."""
+    return F.avg_pool1d(x, size, stride=1, padding=size // 2, count_include_pad=False)
 
 
 @functools.lru_cache(maxsize=8)
