@@ -22,7 +22,7 @@ def evaluate(
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help="A row, NAME=KIND:ARGUMENT?option=value: bundle, retriever, reconstruction, http, folder or "
+            help="A row, NAME=KIND:ARGUMENT?option=value: bundle, retriever, reconstruction, specvqgan, http, folder or "
             "module:function; by default the --model, its reconstruction and, with --prepared, its retriever."
         ),
     ] = None,
@@ -39,7 +39,7 @@ def evaluate(
     embedder: Annotated[
         list[str] | None,
         typer.Option(
-            help="classifier, melstats, random-conv, clap:FOLDER or module:function:ARGUMENT; the first one is in the table."
+            help="classifier, melstats, random-conv, clap:FOLDER or module:function:ARGUMENT; distances in the table are by the first, FAD by the second too; classifier, melstats and random-conv by default."
         ),
     ] = None,
     inception: Annotated[

@@ -15,7 +15,7 @@ from clipsynth.settings import Settings
 def inspect(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; the demo's by default.")] = None,
 ) -> None:
-    """Check a bundle and print its parts, sizes, mel, limits and the head of its card."""
+    """Check a bundle and print its parts, sizes, mel, limits and where its card is."""
     from safetensors import safe_open
 
     from models.manifest import Manifest

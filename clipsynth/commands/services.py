@@ -17,7 +17,7 @@ def serve(
     model: Bundle = None,
     device: Device = None,
 ) -> None:
-    """Start API, worker and (unless CLIPSYNTH_REDIS_URL is set) Redis; Ctrl+C stops all."""
+    """Start API, worker, janitor, webhooks and (unless CLIPSYNTH_REDIS_URL is set) Redis; Ctrl+C stops all."""
     from clipsynth.supervisor import serve as run
 
     raise SystemExit(run(settings_with(host=host, port=port, model=model, device=device)))
