@@ -31,6 +31,13 @@ T = TypeVar("T")
 AGREE_EVERY = 16  # steps after which processes ask each other whether to stop
 
 
+class Terminated(SystemExit):
+    """SIGTERM ended a stage before its last step. Its state is saved; nothing that follows may take it for trained."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
 def save_state(state: Mapping[str, Any], path: Path) -> None:
     """Write a training state so that a kill leaves the old one or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +191,9 @@ class Run:
         Losses are read every `LOG_EVERY` steps alone: to read one, the host must wait for the device.
 
         `evaluate(steps done)` runs on the main process and may say that it is time to stop. So may SIGTERM, after the step at hand.
+
+        Raises:
+            Terminated: SIGTERM came, to this process or another of the run; the state is saved.
         """
         terminated = False
 
@@ -231,6 +241,8 @@ class Run:
         if self._writer is not None:
             self._writer.close()
         self.accelerator.wait_for_everyone()
+        if self._any(terminated):
+            raise Terminated
 
     def _any(self, flag: bool) -> bool:
         """Return whether any process says yes."""

@@ -23,6 +23,7 @@ def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | 
 
     Raises:
         ValueError: no such stage, no prepared folder, an unfit bundle or state, a stage that another needs has not been trained, or several processes.
+        Terminated: SIGTERM came.
     """
     if stage not in get_args(SpecVqganStage):
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(get_args(SpecVqganStage))}")
@@ -40,12 +41,10 @@ def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | 
 
     still = _without_training(recipe)
     codec = train_vqgan(recipe if stage in ("vqgan", "all") else still, clips, accelerator)
-    told_to_stop = stage == "all" and _steps_done(recipe, "vqgan") < recipe.vqgan.steps
-    if stage == "vqgan" or told_to_stop:
+    if stage == "vqgan":
         return None
     parts = train_transformer(recipe if stage != "export" else still, clips, codec, accelerator)
-    told_to_stop = stage == "all" and _steps_done(recipe, "transformer") < recipe.transformer.steps
-    if stage == "transformer" or told_to_stop:
+    if stage == "transformer":
         return None
 
     folder = out or Path(recipe.run) / "pipeline"

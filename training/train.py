@@ -46,6 +46,7 @@ def train(
     Raises:
         ValueError: no such stage, the prepared folder is missing or not one, `init` or a saved state is not of the recipe's shape, or a stage that another
             needs has not been trained.
+        Terminated: SIGTERM ended a stage, and with it all that was to follow; the same call goes on.
     """
     if isinstance(recipe, SpecVqganRecipe):
         if init or attribution or results:

@@ -134,7 +134,7 @@ def train_parts(
     objective.loss.to(accelerator.device)
     optimizers = build_optimizers(recipe, model)
     ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-    first, best = 0, math.inf
+    first, best, stale = 0, math.inf, 0
     state = load_state(folder / "state.pt")
     if state is not None:
         load_weights(objective.stage, model, state["weights"])
@@ -142,10 +142,10 @@ def train_parts(
             optimizer.load_state_dict(saved)
         ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"])
-        first, best = state["step"], state["best"]
+        first, best, stale = state["step"], state["best"], state.get("stale", 0)
     ema.to(accelerator.device)
-    if first < d.steps:
-        _fit(recipe, clips, model, objective, optimizers, ema, accelerator, first, best)
+    if first < d.steps and (d.patience is None or stale < d.patience):
+        _fit(recipe, clips, model, objective, optimizers, ema, accelerator, first, best, stale)
     averaged = load_state(folder / "best.pt")
     if averaged is None:
         ema.copy_to(model.parameters())
@@ -165,8 +165,13 @@ def _fit(
     accelerator: Accelerator,
     first: int,
     best: float,
+    stale: int,
 ) -> None:
-    """Take the steps from `first` on, in place."""
+    """Take the steps from `first` on, in place.
+
+    Args:
+        best, stale: the lowest dev loss so far, and how many evaluations have not been better since.
+    """
     d, accumulate = recipe.denoiser, recipe.denoiser.gradient_accumulation_steps
     folder = Path(recipe.run) / objective.stage
     if d.compile:
@@ -191,7 +196,6 @@ def _fit(
         recorded = Recorded(objective.loss, lambda: autocast(recipe, accelerator.device))
     model.train()
     coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
-    stale = 0
 
     def step(n: int) -> torch.Tensor:
         for optimizer in optimizers:
@@ -243,6 +247,7 @@ def _fit(
         return {
             "step": n,
             "best": best,
+            "stale": stale,
             "weights": model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "ema": ema.state_dict(),

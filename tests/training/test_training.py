@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from models import ClipSynthPipeline
 from models.condition_encoder import ConditionEncoder
+from training import train_denoiser as denoiser_stage
 from training.batches import Batches, BatchMaker
 from training.data import load_clips
 from training.flow_matching import build_denoiser
 from training.generated import GeneratedClips
-from training.loop import build_accelerator, describe_environment, git_commit, load_state
+from training.loop import Terminated, build_accelerator, describe_environment, git_commit, load_state
 from training.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
 from training.train import train
@@ -225,6 +228,35 @@ def test_the_best_weights_on_dev_are_the_ones_exported_and_training_stops_withou
     best = losses.index(min(losses))
     assert len(losses) == best + 3 < 50
     assert load_state(tmp_path / "denoiser" / "best.pt")["step"] == best + 1
+    train(made, stage="denoiser")  # it stopped by itself: there is nothing to go on with
+    assert load_state(tmp_path / "denoiser" / "state.pt")["step"] == len(losses)
+
+
+def test_sigterm_ends_all_stages_and_the_same_command_makes_the_same_bundle(prepared, tmp_path, monkeypatch):
+    def made(name):
+        return recipe(prepared, tmp_path / name, 4, "denoiser.evaluate_every=2", "vocoder.finetune_steps=1")
+
+    whole = train(made("whole"))
+    measure, stops = denoiser_stage.dev_loss, iter([True])
+
+    def measured(*arguments):
+        if next(stops, False):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measure(*arguments)
+
+    monkeypatch.setattr(denoiser_stage, "dev_loss", measured)
+    with pytest.raises(Terminated) as stopped:
+        train(made("ended"))
+    assert stopped.value.code == 143
+    assert load_state(tmp_path / "ended" / "denoiser" / "state.pt")["step"] < 4
+    assert (
+        load_state(tmp_path / "ended" / "vocoder" / "state.pt")["step"] == 4
+    )  # not on mels of half a denoiser
+    assert not (tmp_path / "ended" / "bundle").exists()
+    ended = train(made("ended"))
+    for part in ("denoiser/diffusion_pytorch_model", "vocoder/model"):
+        one, other = (load_file(folder / f"{part}.safetensors") for folder in (whole, ended))
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_gradient_accumulation_changes_no_sample_and_nearly_no_weight(prepared, tmp_path):
