@@ -77,7 +77,9 @@ def _places(names: Iterable[str]) -> dict[str, int]:
 
 def _resample(rng: np.random.Generator, size: int) -> np.ndarray:
     """Return (RESAMPLES, size): how often each is drawn when `size` of them are, with replacement."""
-    return rng.multinomial(size, np.full(size, 1 / size) if size else [], RESAMPLES)
+    if not size:
+        return np.zeros((RESAMPLES, 0), int)
+    return rng.multinomial(size, np.full(size, 1 / size), RESAMPLES)
 
 
 def agreement(answers: Sequence[Answer], scale: str) -> float:

@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from evaluation.plan import Sample, once
+from evaluation.systems import Query
+
 COLUMNS = ("system", "query", "file")
 TARGET_DBFS = -26.0  # level of speech tests (ITU-T P.56); lowered for all sounds where one of them would clip
 PEAK = 0.99
@@ -131,19 +134,29 @@ def _read_manifest(folder: Path) -> list[Sound]:
 
 
 def _read_evaluation(folder: Path) -> list[Sound]:
-    """Return the sounds that answer text queries with seed 0: sounds/<version>/text-<clip>-0-….flac of each system that was asked by text."""
+    """Return what each system that was asked by text answered to the first text query of each clip."""
     systems: Mapping[str, str] = json.loads((folder / "results.json").read_text())["settings"]["systems"]
-    rows = _read_csv(folder / "queries.csv", ("kind", "clip", "seed", "prompt"))
-    asked = [row for row in rows if row["kind"] == "text" and row["seed"] == "0"]
+    columns = ("kind", "clip", "seed", "label", "prompt", "duration_s")
+    first: dict[str, dict[str, str]] = {}
+    for row in _read_csv(folder / "queries.csv", columns):
+        if row["kind"] == "text":
+            first.setdefault(row["clip"], row)
+    asked = [
+        Sample(
+            Query(row["label"], row["clip"], row["prompt"], duration_s=float(row["duration_s"])),
+            int(row["seed"]),
+        )
+        for row in first.values()
+    ]
     sounds = []
     for system, version in systems.items():
         made = folder / "sounds" / version
         if not any(made.glob("text-*.flac")):  # a reconstruction, say, is not asked by text
             continue
-        for row in asked:
-            place = Path(row["clip"]).with_suffix("").as_posix().replace("/", "-")
-            found = sorted(made.glob(f"text-{place}-0-*.flac"))
-            sounds.append(Sound(system, row["prompt"], found[0] if found else made / f"text-{place}-0.flac"))
+        for sample in asked:
+            files = [made / f"{s.stem}.flac" for s in (sample, once(sample))]
+            file = next((f for f in files if f.is_file()), files[0])
+            sounds.append(Sound(system, str(sample.query.prompt), file))
     if not sounds:
         raise ValueError(f"{folder} has no sounds of text queries")
     return sounds

@@ -135,7 +135,8 @@ class Folder:
         self.kinds: frozenset[QueryKind] = frozenset(
             kind for kind in ("text", "image") if any(k == kind for k, _, _ in self.files)
         )
-        sizes = {f.name: (f.stat().st_size, f.stat().st_mtime_ns) for f in self.files.values()}
+        stats = {row["file"]: (folder / row["file"]).stat() for row in rows}
+        sizes = {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
         self.version = fingerprint("folder", name, sizes, manifest.read_text())
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation.clips import LabelledClip
@@ -31,8 +31,11 @@ class Sample:
     def stem(self) -> str:
         """Name of its file: kind, clip, seed, and what was asked."""
         q = self.query
-        place = Path(q.clip).with_suffix("").as_posix().replace("/", "-")
-        return f"{q.kind}-{place}-{self.seed}-{fingerprint(q.prompt, q.duration_s, q.image and q.image.size)[:6]}"
+        return f"{q.kind}-{_place(q.clip)}-{self.seed}-{fingerprint(q.prompt, q.duration_s, q.image and q.image.size)[:6]}"
+
+
+def _place(clip: str) -> str:
+    return Path(clip).with_suffix("").as_posix().replace("/", "-")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Plan:
         lacking = sorted({clip.label for clip in self.clips} - set(self.phrases))
         if lacking:
             raise ValueError(f"the queries have no phrases for the class {lacking[0]!r}")
+        files = {_place(clip.file): clip.file for clip in self.clips}
+        for clip in self.clips:
+            if (other := files[_place(clip.file)]) != clip.file:
+                raise ValueError(f"{clip.file} and {other} would share their sounds' names; rename one")
 
     def samples(self, kind: QueryKind) -> list[Sample]:
         """Return all samples of a kind: one of every clip, then a second of each, …; at most as many of a class as are needed."""
@@ -99,6 +106,11 @@ class Plan:
         return found
 
 
+def once(sample: Sample) -> Sample:
+    """Return the sample that a deterministic system makes, whatever the seed."""
+    return replace(sample, seed=0)
+
+
 def asked_of(system: Synthesizer, sample: Sample) -> Sample:
     """Return the sample that is in truth made: a deterministic system makes each query once."""
-    return Sample(sample.query, 0, sample.turn) if system.deterministic else sample
+    return once(sample) if system.deterministic else sample

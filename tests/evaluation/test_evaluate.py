@@ -184,6 +184,8 @@ def test_a_plan_that_cannot_be_is_refused():
         Plan([clip("0", "a")], {"a": ["x"]})
     with pytest.raises(ValueError, match="'b'"):
         Plan([clip("0", "a"), clip("1", "b")], {"a": ["x"]})
+    with pytest.raises(ValueError, match="share their sounds' names"):
+        Plan([clip("0/1.mp4", "a"), clip("0-1.webm", "a")], {"a": ["x"]})
 
 
 @pytest.mark.parametrize(

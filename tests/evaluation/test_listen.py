@@ -25,6 +25,8 @@ from evaluation.listening import (
     order,
     read_folder,
 )
+from evaluation.plan import Sample, once
+from evaluation.systems import Query
 from tests.browser import open_chromium
 
 RATE = 16000
@@ -32,7 +34,8 @@ RATE = 16000
 
 def write_sound(path, samples):
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.asarray(samples, np.float32), RATE, subtype="FLOAT")
+    subtype = "PCM_16" if path.suffix == ".flac" else "FLOAT"
+    soundfile.write(path, np.asarray(samples, np.float32), RATE, subtype=subtype)
 
 
 def tone(amplitude, seconds=0.5):
@@ -117,22 +120,33 @@ def test_the_same_queries_are_chosen_of_every_system(folder):
 
 
 def test_results_of_evaluate_are_a_test_of_the_text_queries(tmp_path):
-    settings = {"systems": {"CLIPSynth": "v1", "vocoder": "v2"}}
+    settings = {"systems": {"CLIPSynth": "v1", "CLIPRetriever": "v2", "vocoder": "v3"}}
     (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
     with (tmp_path / "queries.csv").open("w", newline="") as f:
         csv.writer(f).writerows(
             [
                 ("kind", "clip", "seed", "label", "prompt", "duration_s"),
                 ("text", "dogs/1.mp4", "0", "dog", "a dog", "4.0"),
-                ("text", "dogs/1.mp4", "1", "dog", "a hound", "4.0"),
+                ("text", "cats/1.mp4", "1", "cat", "a cat", "4.0"),
+                ("text", "dogs/1.mp4", "2", "dog", "a hound", "4.0"),
                 ("image", "dogs/1.mp4", "0", "dog", "", "4.0"),
             ]
         )
-    write_sound(tmp_path / "sounds/v1/text-dogs-1-0-abc.flac.wav", tone(0.1))
-    (tmp_path / "sounds/v1/text-dogs-1-0-abc.flac.wav").rename(tmp_path / "sounds/v1/text-dogs-1-0-abc.flac")
-    write_sound(tmp_path / "sounds/v2/clip-dogs-1-0-def.wav", tone(0.1))
-    (sound,) = read_folder(tmp_path)
-    assert (sound.system, sound.query, sound.file.name) == ("CLIPSynth", "a dog", "text-dogs-1-0-abc.flac")
+    asked = [
+        Sample(Query("dog", "dogs/1.mp4", "a dog"), 0),
+        Sample(Query("cat", "cats/1.mp4", "a cat"), 1),
+        Sample(Query("dog", "dogs/1.mp4", "a hound"), 2),
+    ]
+    for version, made in (("v1", asked), ("v2", [once(sample) for sample in asked])):
+        for sample in made:
+            write_sound(tmp_path / f"sounds/{version}/{sample.stem}.flac", tone(0.1))
+    write_sound(tmp_path / "sounds/v3/clip-dogs-1-0-def.flac", tone(0.1))
+    assert [(s.system, s.query, s.file.stem) for s in read_folder(tmp_path)] == [
+        ("CLIPSynth", "a dog", asked[0].stem),
+        ("CLIPSynth", "a cat", asked[1].stem),
+        ("CLIPRetriever", "a dog", once(asked[0]).stem),
+        ("CLIPRetriever", "a cat", once(asked[1]).stem),
+    ]
 
 
 def test_what_is_no_test_is_refused(folder, tmp_path_factory):
@@ -319,5 +333,9 @@ def test_the_table_is_the_papers():
     assert "| CLIPSynth | 0.500 (0.500–0.500) | 0.500 (0.500–0.500) | 0.500 (0.500–0.500) | 12 |" in table
     assert "| *Krippendorff's α* | 1.00 | 1.00 | 1.00 | |" in table
     assert "2 raters, 2 queries" in table
+    first = to_markdown(
+        [Answer("anna", "i", "A", "a dog", "quality", 4)]
+    )  # ratings come one scale after the other
+    assert "| A | 0.750 (0.750–0.750) | – | – | 1 |" in first
     with pytest.raises(ValueError, match="nobody has rated"):
         to_markdown([])
