@@ -65,7 +65,6 @@ class ShardReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, int] = {}
 
     def array(self, line: Mapping[str, Any], name: str) -> np.ndarray:
         """Return an array of a clip by its line of the index, which names the shard and, where an array lies in another, that one in `shards`."""
@@ -78,12 +77,12 @@ class ShardReader:
             ValueError: the shard is missing, or ends before the array does; the message says what to do.
         """
         path = self.folder / shard
-        if shard not in self._files:
-            try:
-                self._files[shard] = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                raise ValueError(f"{path} is missing; prepare again") from None
-        data = os.pread(self._files[shard], size, offset)
+        try:
+            with path.open("rb") as f:  # each time: a large set has more shards than a process may keep open
+                f.seek(offset)
+                data = f.read(size)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing; prepare again") from None
         if len(data) < size:
             raise ValueError(f"{path} is cut off at {offset + len(data)} bytes; delete it and prepare again")
         array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)

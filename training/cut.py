@@ -24,20 +24,22 @@ class Window:
 def cut(items: Iterable[Sound | Frame], *, sample_rate: int, clip_s: float) -> Iterator[Window]:
     """Yield windows of `clip_s` seconds; the last may be as short as half a second. Silent windows are left out.
 
-    Holds no more than about a window at a time, however long the video. A window without a frame of its own takes the one last shown.
+    Holds about a window at a time, however long the video, where sound and pictures come interleaved; else the sound since the last picture. A window without a
+    frame of its own takes the one last shown.
 
     Raises:
         VideoError: no frame, less than half a second of sound, or nothing but silence.
     """
     size = round(clip_s * sample_rate)
-    buffer = np.zeros(0, np.float32)
+    parts: list[np.ndarray] = []  # the sound from sample `start` on
     frames: list[Frame] = []
     origin_s: float | None = None
     start, heard, shown_s, made = 0, 0, float("-inf"), 0
 
     def window(end: int) -> Window | None:
-        nonlocal buffer, frames, start, made
-        waveform, buffer = buffer[: end - start], buffer[end - start :]
+        nonlocal parts, frames, start, made
+        held = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        waveform, parts = held[: end - start], [held[end - start :]]
         zero_s, end_s = start / sample_rate + (origin_s or 0.0), end / sample_rate + (origin_s or 0.0)
         before = [f for f in frames if f.time_s <= zero_s][-1:]
         inside = [f for f in frames if zero_s < f.time_s < end_s]
@@ -53,7 +55,7 @@ def cut(items: Iterable[Sound | Frame], *, sample_rate: int, clip_s: float) -> I
     for item in items:
         if isinstance(item, Sound):
             origin_s = item.time_s if origin_s is None else origin_s
-            buffer = np.concatenate([buffer, item.samples])
+            parts.append(item.samples)
             heard += len(item.samples)
         else:
             frames.append(item)

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 
 from models.attributes import measure
 from models.encoders import JointEncoder, load_encoder
+from models.manifest import file_sha256
 from models.mel import MelSpectrogram
 from models.shards import ShardReader, member_offsets, write_shard
 from models.video import VideoError, decode
@@ -67,13 +69,13 @@ def prepare(
         workers: processes; 0 does the work in this one.
 
     Raises:
-        PrepareError: no videos, none usable, or `out` was begun with other videos or options.
+        PrepareError: no videos, none usable, or `out` was begun with other videos, options or another encoder.
     """
     options = options or PrepareOptions()
     sources, missing = find_sources(videos, listing)
     texts = _read_captions(captions) if captions else {}
     _claim(out, options, sources, texts)
-    encoder.save_pretrained(out / "encoder")
+    _keep_encoder(out, encoder)
     size = options.videos_per_shard
     batches = [(n, sources[i : i + size]) for n, i in enumerate(range(0, len(sources), size))]
     todo = {n: batch for n, batch in batches if not _sidecar(out, n).is_file()}
@@ -124,7 +126,7 @@ def _make_shard(
     texts: dict[str, list[str]],
     encoder: JointEncoder | None = None,
 ) -> None:
-    """Write shard n and then, as the mark that it is complete, its `.jsonl`: one line per clip or per video left out.
+    """Write shard n and then, as the mark that it is complete, its `.jsonl`: a line per clip, and one per video that could not be used, or not to its end.
 
     The name of the video at hand is kept in the file `note`; those of `fatal` are left out.
     """
@@ -202,6 +204,28 @@ def _claim(out: Path, options: PrepareOptions, sources: list[Source], texts: dic
         raise PrepareError(f"{out} was begun with other videos or options; give this one a folder of its own")
     (out / "shards").mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(wanted, indent=2) + "\n")
+
+
+def _keep_encoder(out: Path, encoder: JointEncoder) -> None:
+    """Write the encoder into `out`, or check that it is the one that is there: embeddings of two do not go together."""
+    kept, temporary = out / "encoder", out / "encoder.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    encoder.save_pretrained(temporary)
+    if not kept.is_dir():
+        os.replace(temporary, kept)
+        return
+    same = _contents(temporary) == _contents(kept)
+    shutil.rmtree(temporary)
+    if not same:
+        raise PrepareError(f"{out} was begun with another encoder; give this one a folder of its own")
+
+
+def _contents(encoder_folder: Path) -> dict[str, Any]:
+    """Return {file: hash} of an encoder's weights, and its settings but for the versions of libraries that wrote them."""
+    config = encoder_folder / JointEncoder.config_name
+    settings = json.loads(config.read_text()) if config.is_file() else {}
+    known: dict[str, Any] = {k: v for k, v in settings.items() if k == "_class_name" or not k.startswith("_")}
+    return known | {p.name: file_sha256(p) for p in encoder_folder.iterdir() if p != config}
 
 
 def _read_captions(path: Path) -> dict[str, list[str]]:

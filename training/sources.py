@@ -59,11 +59,14 @@ def _read_music(path: Path) -> dict[str, str]:
     """Return {file stem: origin} of MUSIC's JSON."""
     try:
         by_instrument = json.loads(path.read_text())["videos"]
-        return {str(video): str(video) for videos in by_instrument.values() for video in videos}
+        wanted = {str(video): str(video) for videos in by_instrument.values() for video in videos}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise PrepareError(
             f'{path} is not of the form {{"videos": {{instrument: [id, …]}}}}: {error!r}'
         ) from error
+    if not wanted:
+        raise PrepareError(f"{path} names no video")
+    return wanted
 
 
 def _read_vggsound(path: Path) -> dict[str, str]:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import tarfile
 
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from models.encoders import OpenClipEncoder
 from models.shards import ShardReader, member_offsets, write_shard
 from models.video import Frame, Sound, VideoError, decode
-from tests.conftest import write_video
+from tests.conftest import TINY_CLIP, write_video
 from training.cut import cut
 from training.data import load_clips
 from training.fingerprint import fingerprint, near_duplicates
@@ -98,6 +100,17 @@ def test_a_folder_begun_otherwise_or_without_videos_is_refused(videos, prepared,
     with pytest.raises(PrepareError, match="no videos"):
         list(prepare(tmp_path, tmp_path / "out", encoder))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_keeps_to_one_encoder(videos, encoder, tmp_path):
+    next(prepare(videos, tmp_path, encoder, options=SMALL))
+    before = (tmp_path / "encoder" / "config.json").read_bytes()
+    other = OpenClipEncoder("tiny", "random", TINY_CLIP)
+    with pytest.raises(PrepareError, match="another encoder"):
+        next(prepare(videos, tmp_path, other, options=SMALL))
+    assert (tmp_path / "encoder" / "config.json").read_bytes() == before
+    assert not (tmp_path / "encoder.tmp").exists()
+    assert next(prepare(videos, tmp_path, encoder, options=SMALL)) == (4, 6)
 
 
 def test_a_folder_of_nothing_usable_says_why_and_leaves_no_half_of_an_index(encoder, tmp_path):
@@ -203,7 +216,7 @@ def test_lists_of_music_and_vggsound_choose_videos_and_name_the_missing(tmp_path
     assert ([s.name for s in sources], missing) == (["abc.mp4"], ["gone"])
     sources, missing = find_sources(tmp_path, vggsound)
     assert ([(s.name, s.origin) for s in sources], missing) == ([("xyz_000030.mp4", "xyz")], ["xyz_000090"])
-    for path, text in ((music, "[]"), (vggsound, "xyz,soon\n")):
+    for path, text in ((music, "[]"), (music, '{"videos": {}}'), (vggsound, "xyz,soon\n")):
         path.write_text(text)
         with pytest.raises(PrepareError, match=path.name):
             find_sources(tmp_path, path)
@@ -243,6 +256,13 @@ def test_shards_are_read_by_offset(tmp_path):
     assert places.keys() == {"a", "b"}
     for name, array in arrays.items():
         np.testing.assert_array_equal(reader.read("0.tar", *places["b"][name]), array)
+    opened = len(os.listdir("/proc/self/fd"))
+    for n in range(1, 20):
+        shutil.copy(tmp_path / "0.tar", tmp_path / f"{n}.tar")
+        reader.read(f"{n}.tar", *places["a"]["x"])
+    assert (
+        len(os.listdir("/proc/self/fd")) == opened
+    )  # a large set has more shards than a process may keep open
 
 
 def test_the_generic_text_mean_is_kept(prepared, encoder):
