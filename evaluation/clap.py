@@ -43,6 +43,8 @@ class Clap:
             resample_poly(w, rate // divisor, SAMPLE_RATE // divisor).astype(np.float32) for w in waveforms
         ]
         inputs = self.features(sounds, sampling_rate=rate, return_tensors="pt")
+        # The features call a sound drawn by chance longer than it is where none of a batch is; a fused network would take that one otherwise.
+        inputs["is_longer"] = torch.tensor([[len(s) > self.features.nb_max_samples] for s in sounds])
         return self._array(self.model.get_audio_features(**inputs))[:, None]
 
     @torch.no_grad()

@@ -20,10 +20,10 @@ import soundfile
 
 from evaluation.plan import Sample, once
 from evaluation.systems import Query
+from models.waveform import MAX_PEAK
 
 COLUMNS = ("system", "query", "file")
 TARGET_DBFS = -26.0  # level of speech tests (ITU-T P.56); lowered for all sounds where one of them would clip
-PEAK = 0.99
 SILENT_DBFS = -70.0  # absolute gate of ITU-R BS.1770
 BLOCK_S, HOP_S, RELATIVE_GATE_DB = 0.4, 0.1, 10.0  # blocks and relative gate of ITU-R BS.1770
 
@@ -85,7 +85,7 @@ def match_levels(sounds: Sequence[Sound]) -> list[float]:
         levels.append(level_dbfs(samples, rate))
         peaks.append(float(np.abs(samples).max()))
     loud = [n for n, level in enumerate(levels) if level > -np.inf]
-    room = [levels[n] + 20 * np.log10(PEAK / peaks[n]) for n in loud]
+    room = [levels[n] + 20 * np.log10(MAX_PEAK / peaks[n]) for n in loud]
     target = min([TARGET_DBFS, *room])
     return [10 ** ((target - level) / 20) if level > -np.inf else 1.0 for level in levels]
 

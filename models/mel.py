@@ -48,11 +48,6 @@ class MelSpectrogram(ConfigOnlyPart):
         """Mel frames per second, in Hz."""
         return float(self.config.sample_rate / self.config.hop_length)
 
-    def num_frames(self, num_samples: int) -> int:
-        """Return how many frames a waveform of `num_samples` samples gives."""
-        pad = (self.config.n_fft - self.config.hop_length) // 2
-        return 1 + (num_samples + 2 * pad - self.config.n_fft) // self.config.hop_length
-
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
         """Return the log-mel (B, F, n_mels) of a waveform (B, T) in [-1, 1] at `sample_rate`.
 

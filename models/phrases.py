@@ -65,12 +65,6 @@ class PhraseBank:
         found = cosines.topk(k, dim=-1)
         return found.values, found.indices
 
-    def texts(self, embeds: torch.Tensor, k: int) -> torch.Tensor:
-        """Return embeddings (N, k, D) of the k phrases nearest to each of N pictures (N, D); which template a phrase is in turns with row and place."""
-        numbers = self.similar(embeds, k)[1]
-        turn = (torch.arange(len(numbers))[:, None] + torch.arange(k)) % len(self.phrases)
-        return self.phrases[turn, numbers]
-
     def draw(self, embed: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
         """Return the embedding (D,) of one of the k phrases nearest to a picture (D,), in any template: a name of much lower cosine than the first is seldom drawn."""
         cosines, numbers = self.similar(embed[None], k)

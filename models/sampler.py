@@ -25,7 +25,7 @@ class Row:
         latents: (V, L, C), a voice each; noise at step 0, data after `num_inference_steps`.
         conds: N condition tokens (1, K, D): those that lead the one voice together, or one for each of V = N voices.
         uncond: what guidance points away from: the empty set, or a negative prompt.
-        guidance_scale: w in uncond + w (cond - uncond) (Ho & Salimans 2022, eq. 6); at most 1 is off and costs no second pass.
+        guidance_scale: w in uncond + w (cond - uncond), 1 more than the w of Ho & Salimans 2022, eq. 6; at most 1 is off and costs no second pass.
         guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
         time_shift: how far the steps are moved towards the noise (`models.schedule`); 1 for steps of equal length.
         weights: of the N conditions: with one voice in its guidance, with several in their mix (`models.vocoder.mix`).
@@ -111,8 +111,7 @@ class Row:
 def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     """Take one step of every row, in place, with one call of the network; return the row-forwards spent. All rows take it or, on an error, none.
 
-    Adams-Bashforth of second order for steps h of any length (the first is Euler's): x += h_n ((1 + r/2) v_n - r/2 v_(n-1)) with r = h_n / h_(n-1), the linear
-    multistep form of DPM-Solver++(2M) in flow time.
+    Adams-Bashforth of second order for steps h of any length (the first is Euler's): x += h_n ((1 + r/2) v_n - r/2 v_(n-1)) with r = h_n / h_(n-1).
 
     Raises:
         ValueError: a row is already done.

@@ -10,6 +10,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from models.waveform import SILENT_PEAK
+
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
 MIN_DURATION_S = 0.5
 SIDE = 512  # pictures larger than this are reduced at once, as uploads are
@@ -100,4 +102,4 @@ def read_video(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Ra
 
 def is_silent(waveform: np.ndarray) -> bool:
     """Return whether nothing in (T,) but a constant reaches -80 dB of full scale."""
-    return bool(np.abs(waveform - waveform.mean()).max() < 1e-4)
+    return bool(np.abs(waveform - waveform.mean()).max() < SILENT_PEAK)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from models.mel import MelSpectrogram
 from models.phrases import PhraseBank
 from training.data import Clips, random_start
+from training.loop import check_rows
 from training.mel_variants import MelVariants
 from training.recipe import Recipe
 from training.sounds import Sounds, Sources
@@ -28,9 +29,9 @@ NEAREST_PHRASES = 5  # of which one stands for a frame
 MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first
 
 
-def sampling_weights(scores: torch.Tensor, *, temperature: float = 0.1) -> torch.Tensor:
-    """Return how often clips (N,) with these quantiles of agreement are drawn, in sum 1: sigmoid((s - 0.3) / temperature)."""
-    weights = torch.sigmoid((scores - 0.3) / temperature)
+def sampling_weights(scores: torch.Tensor) -> torch.Tensor:
+    """Return how often clips (N,) with these quantiles of agreement are drawn, in sum 1: sigmoid((s - 0.3) / 0.1)."""
+    weights = torch.sigmoid((scores - 0.3) / 0.1)
     return weights / weights.sum()
 
 
@@ -132,12 +133,13 @@ class Batches(Dataset[Draw]):
         the network can be told, by default `told_scalars`.
 
         Raises:
-            ValueError: a condition on text, and a clip without captions.
+            ValueError: a condition on text, and a clip without captions; or rows that do not divide by `world_size`.
         """
         self.clips, self.recipe, self.keep = clips, recipe, keep
         self.rank, self.world_size = rank, world_size
         d = recipe.denoiser
         self.size = d.batch_size // d.gradient_accumulation_steps
+        check_rows(self.size, world_size, "denoiser.batch_size / gradient_accumulation_steps")
         self.bank = bank
         mel = MelSpectrogram().config
         self.sample_rate, self.hop = mel.sample_rate, mel.hop_length
@@ -184,7 +186,8 @@ class Batches(Dataset[Draw]):
         seed = self.recipe.seed * 1_000_003 + n
         g = torch.Generator().manual_seed(seed)
         unit = d.length_step or d.frames_per_token
-        frames = unit * int(torch.randint(d.min_frames // unit, d.max_frames // unit + 1, (), generator=g))
+        lengths = -(-d.min_frames // unit), d.max_frames // unit + 1
+        frames = unit * int(torch.randint(*lengths, (), generator=g))
         frames -= frames % d.frames_per_token
         seeds = torch.randint(2**62, (self.size,), generator=g).tolist()
         mine = list(zip(self.places(n), seeds, strict=True))[self.rank :: self.world_size]
@@ -247,8 +250,8 @@ class Batches(Dataset[Draw]):
         return round(self.clips.index[clip]["duration_s"] * self.sample_rate)
 
     def _conditions(self, clip: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two embeddings (2, D) of frames, captions, or for "hybrid" either, and which are texts (2,); of a share `pseudo_text` of frames the
-        phrase of a generic bank that is nearest.
+        """Return two embeddings (2, D) of frames, captions, or for "hybrid" either, and which are texts (2,); of a share `pseudo_text` of frames one
+        of the `NEAREST_PHRASES` of a generic bank.
         """
         d = self.recipe.denoiser
         text = {"image": d.pseudo_text, "text": 1.0, "hybrid": 0.5}[d.condition]

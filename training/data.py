@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.manifest import file_sha256
+from models.mel import LOG_FLOOR
 from models.shards import ShardReader
 
 
@@ -115,12 +116,17 @@ def _add_agreement(index: list[dict[str, Any]], folder: Path) -> None:
             line["agreement"] = record["clips"][line["key"]][1]
 
 
-def crop(x: torch.Tensor, length: int, start: int) -> torch.Tensor:
-    """Return x[start : start + length] along the first dimension, with zeros after its end."""
+def crop(x: torch.Tensor, length: int, start: int, *, fill: float = 0.0) -> torch.Tensor:
+    """Return x[start : start + length] along the first dimension, with `fill` after its end."""
     part = x[start : start + length]
-    return (
-        torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])]) if len(part) < length else part
-    )
+    if len(part) == length:
+        return part
+    return torch.cat([part, part.new_full((length - len(part), *part.shape[1:]), fill)])
+
+
+def crop_mel(log_mel: torch.Tensor, length: int, start: int) -> torch.Tensor:
+    """Return `length` frames of a log-mel (F, n_mels) from `start` on, with silence after its end."""
+    return crop(log_mel, length, start, fill=LOG_FLOOR)
 
 
 def random_start(size: int, length: int, generator: torch.Generator) -> int:

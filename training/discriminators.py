@@ -106,7 +106,7 @@ def adversarial_loss(made: list[Judgement]) -> torch.Tensor:
 
 
 def feature_distance(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
-    """Return the mean absolute difference of feature maps, averaged over maps and discriminators (HiFi-GAN, eq. 5)."""
+    """Return the mean absolute difference of feature maps, averaged over maps and discriminators (HiFi-GAN, eq. 4)."""
     distances = [
         F.l1_loss(m, r.detach())
         for judged_real, judged_made in zip(real, made, strict=True)

@@ -1,6 +1,6 @@
-"""Mels that a denoiser made, each with the sound that it stands for: what a vocoder meets at request time.
+"""Mels that a denoiser made, each with the sound that it stands for: near to what a vocoder meets at request time.
 
-A real clip's latent is noised up to t >= 0.5 and denoised with the clip's own condition. It then has the denoiser's flaws and still the clip's course.
+A real clip's latent is noised up to t >= 0.5 and denoised with the clip's own condition. It then has the denoiser's flaws and still the clip's course. The steps are equal ones, without guidance.
 """
 
 from __future__ import annotations

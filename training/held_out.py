@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from models.mel import LOG_FLOOR
 from training.batches import Batch
-from training.data import Clips, crop
+from training.data import Clips, crop_mel
 from training.recipe import Recipe
 
 DEV_FRAMES = 400  # 4 s
@@ -22,7 +21,7 @@ def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batc
     batches = []
     for i in range(0, len(clips), 32):
         part = range(i, min(i + 32, len(clips)))
-        mel = torch.stack([crop(clips.mel(k) - LOG_FLOOR, DEV_FRAMES, 0) + LOG_FLOOR for k in part])
+        mel = torch.stack([crop_mel(clips.mel(k), DEV_FRAMES, 0) for k in part])
         every = [clips.captions(k) if text else clips.embeds(k) for k in part]
         embeds = torch.stack([e[0 if text else len(e) // 2] for e in every])[:, None]
         noise = torch.randn(mel.shape, generator=g)

@@ -94,6 +94,16 @@ def autocast(recipe: RunRecipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and able)
 
 
+def check_rows(rows: int, processes: int, key: str) -> None:
+    """Check that each process gets as many rows of a step, or a row's weight would depend on its process.
+
+    Raises:
+        ValueError: the rows do not divide; the message names the recipe's `key`.
+    """
+    if rows % processes:
+        raise ValueError(f"{rows} rows ({key}) are not a multiple of {processes} processes")
+
+
 def git_commit() -> str | None:
     """Return the commit of this code; None where it is not in a repository, or there is no git, as in the image."""
     command, root = ["git", "rev-parse", "HEAD"], Path(__file__).resolve().parent

@@ -51,7 +51,7 @@ class VocoderRecipe(_Section):
 
 
 class DenoiserRecipe(_Section):
-    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames in steps of `length_step` (0: of a token), one length per batch.
+    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames in multiples of `length_step` (0: of a token), one length per batch, of whole tokens.
 
     `condition`: what the sound is generated from: frames ("image", CLIPSynth), captions ("text", CLIPSynth-Text) or either ("hybrid").
     The learning rate rises over `warmup_steps`, stays, and falls as a cosine to zero over the last `decay_share` of the steps, so that a
@@ -59,12 +59,12 @@ class DenoiserRecipe(_Section):
     step over all processes and micro-batches. `patience`: stop after so many evaluations without a better dev loss. `optimizer` "muon" updates the blocks' matrices by Muon (Jordan et al.
     2024) at AdamW's step size, and everything else by AdamW.
 
-    Of the rows a share `mix_share` are mixes of two clips, with a condition of each; the others are played at one of `speeds`. `scalars` are told beside a
+    A row is played at one of `speeds`. A share `mix_share` are mixes with a second clip as it is, with a condition of each. `scalars` are told beside a
     condition: the names of `models.attributes.CONDITIONS`, and "agreement" of sound and picture, by which clips are drawn as well with
     `agreement_weight`. A row that is told an attribute is varied in it (`training.told`), its pitch by up to `told_semitones` and its brightness by up to `told_tilt` dB per
     octave either way; told its noisiness, its bands lie up to `told_contrast` times as far below the loudest, or as near; told its density, it goes up to `told_pace` times
     as fast or as slow, and of those that go faster half start again up to `told_pulses` times per second.
-    In the place of a share `pseudo_text` of frames stands the phrase of a generic bank that is nearest. Times are logit-normal with `logit_mean` and `logit_std` (Esser et al.
+    In the place of a share `pseudo_text` of frames stands one of the phrases of a generic bank that are nearest. Times are logit-normal with `logit_mean` and `logit_std` (Esser et al.
     2024, 3.1): less than 0 looks more at the noisy times that a time shift samples at.
     """
 
@@ -109,6 +109,14 @@ class DenoiserRecipe(_Section):
     def _divides(self) -> DenoiserRecipe:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError("batch_size must be a multiple of gradient_accumulation_steps")
+        unit = self.length_step or self.frames_per_token
+        shortest, longest = -(-self.min_frames // unit) * unit, self.max_frames // unit * unit
+        if shortest > longest or shortest < self.frames_per_token:
+            raise ValueError(
+                f"no crop of {self.min_frames} to {self.max_frames} frames is a multiple of {unit} and has a token of {self.frames_per_token}"
+            )
+        if self.pseudo_text and self.condition != "image":
+            raise ValueError(f"pseudo_text takes the place of frames alone, got condition {self.condition!r}")
         known = (*CONDITIONS, "agreement")
         if unknown := set(self.scalars) - set(known):
             raise ValueError(f"scalars must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def samples(
     model: FlowMatching, batch: Batch, device: torch.device, requests: RequestDefaults, rows: int = 4
 ) -> torch.Tensor:
-    """Return log-mels (rows, F, M) generated from the conditions of the first dev clips, as the bundle will by default."""
+    """Return log-mels (rows, F, M) generated from the conditions of the first dev clips with the bundle's default steps and guidance, told nothing beside."""
     batch, rows = batch.to(device), min(rows, len(batch.mel))
     encoder, scale = model.condition_encoder, requests.guidance_scale
     unconditional = encoder.encode([[]])

@@ -13,10 +13,9 @@ from torch import nn
 
 from models.code_transformer import CodeTransformer
 from models.condition_encoder import ConditionEncoder
-from models.mel import LOG_FLOOR
 from models.mel_codec import MelCodec
 from training.batches import CLEAN_SHARE
-from training.data import Clips, ClipSet, crop
+from training.data import Clips, ClipSet, crop_mel
 from training.flow_matching import build_condition_encoder
 from training.loop import Run, autocast, load_state, load_weights
 from training.recipe import SpecVqganRecipe
@@ -56,7 +55,7 @@ def encode_clips(clips: Clips, codec: MelCodec, min_frames: int) -> list[torch.T
     codes = []
     for i in range(len(clips)):
         mel = clips.mel(i)
-        mel = crop(mel - LOG_FLOOR, max(len(mel), min_frames), 0) + LOG_FLOOR
+        mel = crop_mel(mel, max(len(mel), min_frames), 0)
         codes.append(codec.encode(mel[None].to(codec.device)).cpu().view(-1, codec.codes_per_column))
     return codes
 

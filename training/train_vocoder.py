@@ -1,7 +1,7 @@
 """Train the vocoder on the clips' own sound.
 
 Warm-up on log-mel and multi-resolution STFT distances (Yamamoto et al. 2020, eq. 5-7), from `adversarial_from` on with discriminators as well
-(HiFi-GAN, Kong et al. 2020, eq. 6-7), and last on mels that a denoiser made, paired with the sounds that they came from.
+(HiFi-GAN, Kong et al. 2020, eq. 5-6), and last on mels that a denoiser made, paired with the sounds that they came from.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ from transformers import SpeechT5HifiGan
 
 from models.mel import MelSpectrogram
 from models.vocoder import build_vocoder
-from training.data import Clips, ClipSet, crop, random_start
-from training.discriminators import Discriminators, adversarial_loss, discriminator_loss, feature_distance
-from training.loop import Run, arriving, autocast, load_state, load_weights
+from training.data import Clips, ClipSet, crop, crop_mel, random_start
+from training.discriminators import (
+    RESOLUTIONS,
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_distance,
+)
+from training.held_out import DEV_FRAMES
+from training.loop import Run, arriving, autocast, check_rows, load_state, load_weights
 from training.recipe import Recipe, VocoderRecipe
 
-RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))  # n_fft, hop, window in samples
 MEL_WEIGHT = 2.0
 # Below about -88 dB of full scale nobody hears a difference, yet the logarithm makes digital silence the largest part of the loss.
 LOG_MEL_FLOOR = -8.0
@@ -66,6 +72,7 @@ class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """
 
     def __init__(self, sounds: Sounds, recipe: Recipe, hop: int, rank: int = 0, world_size: int = 1) -> None:
+        check_rows(recipe.vocoder.batch_size, world_size, "vocoder.batch_size")
         self.sounds, self.recipe, self.hop = sounds, recipe, hop
         self.rank, self.world_size = rank, world_size
 
@@ -83,7 +90,7 @@ class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 wave = crop(self.sounds.waveform(i), length, start * self.hop)
                 if wave.abs().max() >= SILENT:
                     break
-            mels.append(crop(mel, v.segment_frames, start))
+            mels.append(crop_mel(mel, v.segment_frames, start))
             waves.append(wave)
         return torch.stack(mels), torch.stack(waves)
 
@@ -111,8 +118,9 @@ def dev_distances(
 ) -> dict[str, float]:
     """Return mel and STFT distances on the first seconds of up to `DEV_CLIPS` held-out clips."""
     mels, stfts = [], []
+    samples = DEV_FRAMES * mel.config.hop_length
     for i in range(min(DEV_CLIPS, len(clips))):
-        target = crop(clips.waveform(i), 64_000, 0)[None].to(device)
+        target = crop(clips.waveform(i), samples, 0)[None].to(device)
         made = vocoder(mel(target))[:, : target.shape[1]]
         mels.append(mel_distance(mel(made), mel(target)).item())
         stfts.append(stft_distance(made, target).item())

@@ -1,5 +1,5 @@
-"""Train the codec of SpecVQGAN: L1 on standardised mels, the codebook's and commitment loss (van den Oord et al. 2017, eq. 3), and a patch
-discriminator with hinge losses (Esser et al. 2021, eq. 5). The paper's perceptual loss (LPAPS) needs a network trained on labels; it is left out.
+"""Train the codec of SpecVQGAN: L1 on standardised mels, the codebook's and commitment loss (van den Oord et al. 2017, eq. 3, but for its beta, which weighs the
+codebook's term as in the code of Esser et al. 2021 and of diffusers), and a patch discriminator with hinge losses (Esser et al. 2021, eq. 5). The paper's perceptual loss (LPAPS) needs a network trained on labels; it is left out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from models.mel import LOG_FLOOR
 from models.mel_codec import MelCodec
-from training.data import Clips, ClipSet, crop, random_start
+from training.data import Clips, ClipSet, crop_mel, random_start
 from training.loop import Run, autocast, load_state, load_weights, one_ahead
 from training.recipe import SpecVqganRecipe
 from training.samples import spectrograms
@@ -63,7 +62,7 @@ def draw_mels(clips: Clips, recipe: SpecVqganRecipe, n: int) -> torch.Tensor:
     for _ in range(recipe.vqgan.batch_size):
         mel = clips.mel(int(torch.randint(len(clips), (), generator=g)))
         start = random_start(len(mel), recipe.vqgan.frames, g)
-        mels.append(crop(mel - LOG_FLOOR, recipe.vqgan.frames, start) + LOG_FLOOR)  # silence after its end
+        mels.append(crop_mel(mel, recipe.vqgan.frames, start))
     return torch.stack(mels)
 
 
@@ -79,7 +78,7 @@ def dev_figures(codec: MelCodec, clips: Clips, frames: int, device: torch.device
     distances, codes = [], []
     for start in range(0, len(clips), DEV_BATCH):
         part = range(start, min(start + DEV_BATCH, len(clips)))
-        mel = torch.stack([crop(clips.mel(i) - LOG_FLOOR, frames, 0) + LOG_FLOOR for i in part]).to(device)
+        mel = torch.stack([crop_mel(clips.mel(i), frames, 0) for i in part]).to(device)
         codes.append(codec.encode(mel))
         distances.append(((codec.decode(codes[-1]) - mel) / codec.mel_std).abs().mean((1, 2)))
     return {
@@ -112,7 +111,7 @@ def train_vqgan(recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerato
             for name, value in dev_figures(step.codec, clips.dev, v.frames, accelerator.device).items():
                 run.log(name, n, value)
             part = range(min(4, len(clips.dev)))
-            real = torch.stack([crop(clips.dev.mel(i), v.frames, 0) for i in part]).to(accelerator.device)
+            real = torch.stack([crop_mel(clips.dev.mel(i), v.frames, 0) for i in part]).to(accelerator.device)
             with torch.no_grad():
                 made = step.codec.decode(step.codec.encode(real))
             run.show(n, spectrograms(real.cpu(), made.cpu()))

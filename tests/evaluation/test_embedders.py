@@ -32,8 +32,8 @@ def test_the_built_in_embedders_hear_no_level_and_no_company(name, dim):
     assert load_embedder(name, judge).version == embedder.version
 
 
-@pytest.fixture(scope="module")
-def clap_folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=["fusion", "rand_trunc"])
+def clap_folder(request, tmp_path_factory):
     """A tiny CLAP with random weights, saved as transformers does."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -42,13 +42,13 @@ def clap_folder(tmp_path_factory):
     text = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0}  # fmt: skip
     audio = {
         "spec_size": 64, "num_mel_bins": 16, "patch_size": 4, "patch_stride": [4, 4], "window_size": 4, "patch_embeds_hidden_size": 8,
-        "depths": [1, 1], "num_attention_heads": [2, 2], "hidden_size": 16, "enable_fusion": False, "num_hidden_layers": 2,
+        "depths": [1, 1], "num_attention_heads": [2, 2], "hidden_size": 16, "enable_fusion": request.param == "fusion", "num_hidden_layers": 2,
         "fusion_num_hidden_layers": 1,
     }  # fmt: skip
     config = ClapConfig(text_config=text, audio_config=audio, projection_dim=12)
     ClapModel(config).save_pretrained(folder)
     ClapFeatureExtractor(
-        feature_size=16, sampling_rate=48000, truncation="rand_trunc", max_length_s=1, fft_window_size=1024
+        feature_size=16, sampling_rate=48000, truncation=request.param, max_length_s=1, fft_window_size=1024
     ).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "dog": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -63,6 +63,8 @@ def test_clap_is_read_from_a_local_folder_and_puts_sounds_and_texts_in_one_space
     assert isinstance(clap, TextEmbedder)
     embeds = embed_all(clap, noises(2))
     assert embeds.shape == (2, 1, 12)
+    alone = [clap.embed([sound])[0] for sound in noises(2)]
+    np.testing.assert_allclose(embeds, alone, atol=1e-5)
     texts = clap.embed_text(["a dog", "a"])
     assert texts.shape == (2, 12)
     relevance = text_relevance(clap, embeds, ["a dog", "a"], [0, 1], draw_picks(["x", "x"], 10))

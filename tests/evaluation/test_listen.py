@@ -16,7 +16,6 @@ from evaluation.answers import SCALES, Answer, Answers
 from evaluation.listen import create_app
 from evaluation.listen_score import krippendorff_alpha, score, to_markdown
 from evaluation.listening import (
-    PEAK,
     TARGET_DBFS,
     choose,
     level_dbfs,
@@ -27,6 +26,7 @@ from evaluation.listening import (
 )
 from evaluation.plan import Sample, once
 from evaluation.systems import Query
+from models.waveform import MAX_PEAK
 from tests.browser import open_chromium
 
 RATE = 16000
@@ -90,7 +90,7 @@ def test_no_sound_clips_and_all_are_lowered_for_the_one_that_would(folder):
     write_sound(folder / "A-0.wav", click)
     waves = [soundfile.read(_as_file(item))[0] for item in make_items(read_folder(folder), seed=0)]
     levels = [level_dbfs(wave, RATE) for wave in waves]
-    assert max(abs(wave).max() for wave in waves) == pytest.approx(PEAK, abs=1e-3)
+    assert max(abs(wave).max() for wave in waves) == pytest.approx(MAX_PEAK, abs=1e-3)
     assert max(levels) < TARGET_DBFS - 5
     assert levels == pytest.approx([levels[0]] * 4, abs=0.1)
 

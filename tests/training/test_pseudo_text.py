@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from models.phrases import PhraseBank
 from models.prompts import TEMPLATES, templated
 from training.data import load_clips
-from training.pseudo_text import FILE, load_bank, of_clips, pseudo_texts
+from training.pseudo_text import FILE, load_bank
 
 D, NAMES = 16, 1000
 
@@ -55,12 +55,6 @@ def test_a_picture_finds_its_name_across_the_cones(words, bank):
         assert bank.similar(picture(words, name), 1)[1].tolist() == [[name]]
 
 
-def test_texts_are_rows_of_the_bank_in_every_template(words, bank):
-    texts = bank.texts(picture(words, 7).expand(len(TEMPLATES), D), 2)
-    assert texts.shape == (len(TEMPLATES), 2, D)
-    torch.testing.assert_close(texts[:, 0], bank.phrases[:, 7])
-
-
 def test_a_draw_is_keyed_by_its_generator_and_seldom_far_off(words, bank):
     def draws(seed):
         g = torch.Generator().manual_seed(seed)
@@ -68,21 +62,15 @@ def test_a_draw_is_keyed_by_its_generator_and_seldom_far_off(words, bank):
 
     assert torch.equal(draws(0), draws(0))
     assert not torch.equal(draws(0), draws(1))
-    hit = (torch.cdist(draws(0), bank.phrases[:, 7]).amin(1) < 1e-3).float().mean()
-    assert hit > 0.5
+    distances = torch.cdist(draws(0), bank.phrases[:, 7])
+    assert (distances.amin(1) < 1e-3).float().mean() > 0.5
+    assert set(distances.argmin(1).tolist()) == set(range(len(TEMPLATES)))
 
 
 def test_a_wrong_k_is_refused(words, bank):
     for k in (0, NAMES + 1):
         with pytest.raises(ValueError, match=f"k must be 1 to 1000, got {k}"):
             bank.similar(picture(words, 0), k)
-
-
-def test_frames_alone_are_centred_by_their_own_mean(words):
-    embeds = torch.cat([picture(words, n) for n in range(0, 1000, 10)])
-    got = pseudo_texts(words, embeds, 3)
-    assert got.shape == (100, 3, D)
-    torch.testing.assert_close(got.norm(dim=-1), torch.ones(100, 3))
 
 
 def test_the_bank_of_a_prepared_folder_is_made_once(words, prepared, monkeypatch, tmp_path):
@@ -94,15 +82,6 @@ def test_the_bank_of_a_prepared_folder_is_made_once(words, prepared, monkeypatch
     assert (tmp_path / FILE).is_file()
     assert words.calls == 10 * len(TEMPLATES)
     assert torch.equal(first.phrases, second.phrases)
-
-
-def test_every_frame_of_every_clip_gets_its_names(prepared):
-    clips = load_clips(prepared)
-    dim = len(clips.image_mean)
-    g = torch.Generator().manual_seed(0)
-    bank = PhraseBank(F.normalize(torch.randn(2, 20, dim, generator=g), dim=-1), clips.image_mean)
-    found = of_clips(clips.train, bank, 4)
-    assert [f.shape for f in found] == [(len(clips.train.embeds(i)), 4) for i in range(len(clips.train))]
 
 
 def test_templates_take_off_the_one_that_is_there():

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from models import ClipSynthPipeline
 from models.condition_encoder import ConditionEncoder
+from models.mel import LOG_FLOOR
 from training import train_denoiser as denoiser_stage
 from training.batches import Batches, BatchMaker
 from training.data import load_clips
@@ -23,6 +24,7 @@ from training.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
 from training.train import train
 from training.train_denoiser import train_denoiser
+from training.train_vocoder import Segments
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -105,9 +107,12 @@ def test_unprepared_folder_and_bad_recipes_are_refused(tmp_path):
         ("denoiser.dim", "key=value"),
         ("name.first=x", "no keys below"),
         ("clips=[", "not YAML"),
+        ("denoiser.min_frames=600", "no crop of 600 to 500 frames"),
     ):
         with pytest.raises(ValueError, match=message):
             load_recipe(DEMO, [override])
+    with pytest.raises(ValueError, match="a token of 4"):
+        load_recipe(DEMO, ["denoiser.min_frames=2", "denoiser.length_step=2"])
     for text, message in (("a: [", "not YAML"), ("- a", "not YAML|recipe|dictionary")):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -293,9 +298,22 @@ def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_process
     all_rows = keeps_all(keeping[5]).tensors
     with pytest.raises(ValueError, match="kept"):
         keeps_none(keeping[5])
+    with pytest.raises(ValueError, match="not a multiple of 3 processes"):
+        Batches(clips, made, world_size=3)
+    with pytest.raises(ValueError, match=r"vocoder\.batch_size.* 3 processes"):
+        Segments(clips, made, 160, world_size=3)
     for *halves, full in zip(*parts, all_rows, strict=True):
         both = torch.stack(halves, dim=1).flatten(0, 1)
         torch.testing.assert_close(both, full, equal_nan=True, rtol=0, atol=1e-5)
+
+
+def test_crops_are_no_shorter_than_the_recipe_says_and_end_in_silence(prepared, tmp_path):
+    clips = load_clips(prepared).train
+    made = recipe(prepared, tmp_path, 1, "denoiser.length_step=64", "vocoder.segment_frames=700")
+    assert {Batches(clips, made)[n].frames for n in range(30)} == {128}  # of 64 to 160: 100 and more
+    mels, waves = Segments(clips, made, 160)[0]
+    assert (waves[:, 500 * 160 :] == 0).all()
+    assert (mels[:, 500:] == LOG_FLOOR).all()
 
 
 def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_path):
