@@ -64,10 +64,6 @@ class SoundClassifier(nn.Module):
         self.eval()
         return np.concatenate([self(self.log_mel([w])).softmax(-1).numpy() for w in waveforms])
 
-    def classify(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        """Return the most probable label of each waveform (T,) at 16 kHz; lengths may differ."""
-        return [self.labels[i] for i in self.probabilities(waveforms).argmax(1)]
-
     def save(self, folder: Path) -> None:
         """Write `classifier.safetensors` and `classifier.json`."""
         folder.mkdir(parents=True, exist_ok=True)
