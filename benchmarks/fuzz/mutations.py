@@ -25,10 +25,10 @@ ODD = (
 PATHS = (
     b"/v1/generations", b"/v1/estimate", b"/v1/replay", b"/v1/models", b"/healthz", b"/readyz", b"/metrics", b"/docs", b"/openapi.json",
     b"/v1/generations/gen_00000000000000000000000000", b"/v1/generations/gen_00000000000000000000000000/events",
-    b"/v1/generations/gen_00000000000000000000000000/audio/0", b"/v1/generations/%2e%2e/audio/0", b"/docs/static/%2e%2e/%2e%2e/pyproject.toml",
-    b"/docs/static/..%2f..%2fpyproject.toml", b"/v1/generations/a%00b", b"/v1/generations/%ff%fe", b"/v1/generations?cursor=%ff&limit=1",
+    b"/v1/generations/gen_00000000000000000000000000/audio/0", b"/v1/generations/%2e%2e/audio/0", b"/docs/static/%2e%2e/main.py",
+    b"/docs/static/..%2fmain.py", b"/v1/generations/a%00b", b"/v1/generations/%ff%fe", b"/v1/generations?cursor=%ff&limit=1",
     b"/v1/generations?limit=99999999999999999999999", b"/v1/generations?status=queued&status=x", b"/v1/generations/x/audio/-1",
-    b"/v1/generations/x/audio/99999999999999999999?format=wav", b"/", b"/page/..%2f..%2fpyproject.toml", b"/v1/sound-generation",
+    b"/v1/generations/x/audio/99999999999999999999?format=wav", b"/", b"/static/..%2fpage.py", b"/v1/sound-generation",
     b"/v1/sound-generation?output_format=mp3_9_9", b"/v1/sound-generation?output_format=%ff", b"/v1/generations/x/spectrogram/-1",
     b"/v1/generations/x/peaks/99999999999999999999", b"/v1/generations/x/recipe", b"/v1/generations/%2e%2e/recipe",
 )  # fmt: skip
@@ -156,20 +156,12 @@ def _image(draw: random.Random) -> bytes:
         )
         body = json.dumps(prompt | {"duration_s": 0.5, "num_inference_steps": 1}).encode()
         return _request(b"POST", b"/v1/generations", [(b"Content-Type", b"application/json")], body)
-    parts = [
-        draw.choice(
-            [
-                [(b'name="image"; filename="x"', data)],
-                [
-                    (b'name="beach"; filename="x"', data),
-                    (b'name="prompts"', b'[{"image": "part:beach"}, {"text": "rain", "weight": 0.5}]'),
-                ],
-            ]
-        )
-    ][0] + [
-        (b'name="duration_s"', b"0.5"),
-        (b'name="num_inference_steps"', b"1"),
+    one = [(b'name="image"; filename="x"', data)]
+    two = [
+        (b'name="beach"; filename="x"', data),
+        (b'name="prompts"', b'[{"image": "part:beach"}, {"text": "rain", "weight": 0.5}]'),
     ]
+    parts = [*draw.choice([one, two]), (b'name="duration_s"', b"0.5"), (b'name="num_inference_steps"', b"1")]
     content_type = b"multipart/form-data; boundary=" + BOUNDARY
     return _request(b"POST", b"/v1/generations", [(b"Content-Type", content_type)], _form(parts))
 

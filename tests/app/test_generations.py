@@ -27,6 +27,7 @@ from clipsynth.settings import Settings
 from clipsynth.state import State
 from clipsynth.storage import Storage
 from models.clip_audio import open_audio
+from tests.conftest import IN_COMPANY
 from worker.engine import Engine
 from worker.jobs import Jobs
 from worker.main import model_info
@@ -149,7 +150,7 @@ def test_output_n_is_the_sound_of_seed_plus_n(service):
     for output in done["outputs"]:
         alone = service.wav(service.post({**request, "seed": output["seed"]}))
         np.testing.assert_allclose(
-            samples(service.client.get(output["url"]).content), samples(alone), atol=2e-3, rtol=0
+            samples(service.client.get(output["url"]).content), samples(alone), atol=IN_COMPANY, rtol=0
         )
 
 

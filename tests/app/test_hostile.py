@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 
+import fastapi_swagger
 import pytest
 
+from app import page
 from app.server import bound_arenas
 from benchmarks.fuzz.mutations import case
 from clipsynth.settings import Settings
@@ -61,12 +64,17 @@ def test_an_id_that_was_never_given_is_not_found(client, place):
 @pytest.mark.parametrize(
     "path",
     [
-        "/docs/static/..%2f..%2fpyproject.toml",
-        "/docs/static/%2e%2e/%2e%2e/app/main.py",
+        "/docs/static/..%2fmain.py",
+        "/docs/static/%2e%2e/main.py",
         "/docs/static//etc/passwd",
+        "/static/..%2fpage.py",
+        "/static/%2e%2e/page.py",
+        "/static//etc/passwd",
     ],
 )
 def test_no_file_beside_the_pages_is_served(client, path):
+    assert (Path(fastapi_swagger.__file__).parent / "main.py").is_file()
+    assert Path(page.__file__).name == "page.py"  # what the paths point at is there
     assert client.get(path).status_code == 404
 
 

@@ -94,6 +94,9 @@ def test_one_key_never_sees_anothers_generations(service):
         ("GET", location),
         ("GET", f"{location}/events"),
         ("GET", f"{location}/audio/0"),
+        ("GET", f"{location}/spectrogram/0"),
+        ("GET", f"{location}/peaks/0"),
+        ("GET", f"{location}/recipe"),
         ("POST", f"{location}/cancel"),
         ("DELETE", location),
     ):

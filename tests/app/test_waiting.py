@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
@@ -32,6 +33,10 @@ INFO = ModelInfo(
 SOUND = b"RIFF..."
 
 
+def wait_for(heard):
+    assert heard is None or heard.acquire(timeout=10)
+
+
 class Service:
     def __init__(self, settings):
         self.redis = Redis.from_url(settings.redis_url)
@@ -40,16 +45,16 @@ class Service:
         self.state.announce(INFO)
         self.client = TestClient(create_app(settings), base_url="http://localhost")
 
-    def work(self):
-        """Run the next job as a worker would."""
+    def work(self, heard=None):
+        """Run the next job as a worker would; with `heard`, go on when those who follow have been told of what was done."""
         queue = get_queue("tiny", self.redis)
         assert wait_until(lambda: bool(queue.job_ids), timeout_s=10)
         job_id = queue.pop_job_id()
-        time.sleep(0.2)
+        wait_for(heard)
         self.state.start(job_id, company=False)
-        time.sleep(0.2)
+        wait_for(heard)
         self.state.set_progress({job_id: Progress(step=1, num_steps=2)})
-        time.sleep(0.2)
+        wait_for(heard)
         self.storage.put(audio_key(job_id, 0, "wav"), SOUND)
         output = Output(
             index=0,
@@ -80,6 +85,20 @@ def working(service):
     thread.start()
     yield service
     thread.join()
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """A semaphore that counts what streams have told."""
+    heard, stream = threading.Semaphore(0), events.Events.stream
+
+    async def counted(self, *arguments, **options):
+        async for event in stream(self, *arguments, **options):
+            yield event
+            heard.release()
+
+    monkeypatch.setattr(events.Events, "stream", counted)
+    return heard
 
 
 def test_prefer_wait_answers_with_the_end(working):
@@ -124,8 +143,10 @@ def follow(service, location, **headers):
     return [(f["event"], json.loads(f["data"])) for f in fields if "event" in f]
 
 
-def test_events_tell_of_each_change_and_end_with_the_resource(working):
-    told = follow(working, working.post().headers["location"])
+def test_events_tell_of_each_change_and_end_with_the_resource(service, heard):
+    with ThreadPoolExecutor(1) as worker:
+        worker.submit(service.work, heard)
+        told = follow(service, service.post().headers["location"])
     assert [(event, data["status"]) for event, data in told] == [
         ("status", "queued"),
         ("status", "processing"),
@@ -135,14 +156,23 @@ def test_events_tell_of_each_change_and_end_with_the_resource(working):
     assert told[2][1]["progress"] == {"step": 1, "num_steps": 2}
 
 
-def test_who_comes_back_is_told_of_what_is_new(working):
-    told = follow(working, working.post().headers["location"], **{"last-event-id": "queued-0"})
+def test_who_comes_back_is_told_of_what_is_new(service, heard):
+    heard.release()  # that it is queued
+    with ThreadPoolExecutor(1) as worker:
+        worker.submit(service.work, heard)
+        told = follow(service, service.post().headers["location"], **{"last-event-id": "queued-0"})
     assert [data["status"] for _, data in told] == ["processing", "processing", "succeeded"]
 
 
-def test_events_of_what_was_deleted_end(service, monkeypatch):
+def test_events_of_what_was_deleted_end(service, heard, monkeypatch):
     monkeypatch.setattr(events, "PING_S", 0.1)
     location = service.post().headers["location"]
-    threading.Timer(0.5, service.state.forget, [location.rpartition("/")[2]]).start()
-    assert [event for event, _ in follow(service, location)] == ["status", "gone"]
+
+    def forget():
+        wait_for(heard)
+        service.state.forget(location.rpartition("/")[2])
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(forget)
+        assert [event for event, _ in follow(service, location)] == ["status", "gone"]
     assert service.client.get(f"{location}/events").status_code == 410

@@ -13,6 +13,7 @@ from models import ClipSynthPipeline, Prompt
 from models.condition_encoder import ConditionEncoder
 from models.prompts import COMPOSITIONS, templated
 from models.vocoder import mix
+from tests.conftest import IN_COMPANY
 
 RED = Image.new("RGB", (32, 32), "red")
 
@@ -116,7 +117,7 @@ def test_a_mix_is_of_the_sounds_that_its_prompts_make(tiny_pipeline):
         for text in ("a dog", "rain")  # one generator: the second voice's noise comes after the first's
     ]
     expected = mix(np.stack(voices), (0.5, 1.0))
-    np.testing.assert_allclose(sound(tiny_pipeline, prompts, composition="mix"), expected, atol=2e-3)
+    np.testing.assert_allclose(sound(tiny_pipeline, prompts, composition="mix"), expected, atol=IN_COMPANY)
 
 
 def test_outputs_are_mixed_each_from_its_own_generator(tiny_pipeline):
@@ -130,7 +131,7 @@ def test_outputs_are_mixed_each_from_its_own_generator(tiny_pipeline):
         ).audios
 
     for both, alone in zip(make(1, 2), (make(1)[0], make(2)[0]), strict=True):
-        np.testing.assert_allclose(both, alone, atol=2e-3)
+        np.testing.assert_allclose(both, alone, atol=IN_COMPANY)
 
 
 def level(waveform):

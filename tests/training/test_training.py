@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from models import ClipSynthPipeline
 from models.condition_encoder import ConditionEncoder
 from models.mel import LOG_FLOOR
+from models.phrases import PhraseBank
 from training import train_denoiser as denoiser_stage
-from training.batches import Batches, BatchMaker
+from training.batches import Batches, BatchMaker, sampling_weights
 from training.data import load_clips
 from training.flow_matching import build_denoiser
 from training.generated import GeneratedClips
@@ -264,7 +265,7 @@ def test_sigterm_ends_all_stages_and_the_same_command_makes_the_same_bundle(prep
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_gradient_accumulation_changes_no_sample_and_nearly_no_weight(prepared, tmp_path):
+def test_micro_batches_move_the_weights_as_the_whole_batch_does(prepared, tmp_path, monkeypatch):
     steps = [
         recipe(
             prepared,
@@ -273,6 +274,8 @@ def test_gradient_accumulation_changes_no_sample_and_nearly_no_weight(prepared, 
             "denoiser.batch_size=4",
             f"denoiser.gradient_accumulation_steps={k}",
             "denoiser.min_frames=160",
+            "denoiser.length_step=0",
+            "denoiser.warmup_steps=1",
             "bf16=false",
         )
         for k in (1, 2)
@@ -281,8 +284,20 @@ def test_gradient_accumulation_changes_no_sample_and_nearly_no_weight(prepared, 
     assert Batches(clips.train, steps[0]).places(0) == [
         i for n in (0, 1) for i in Batches(clips.train, steps[1]).places(n)
     ]
-    for made in steps:
-        train(made, stage="denoiser")
+    train(steps[0], stage="denoiser")
+    whole = Batches.__getitem__
+
+    def half(_, n):  # of the rows of step n // 2
+        return whole(Batches(clips.train, steps[0], rank=n % 2, world_size=2), n // 2)
+
+    monkeypatch.setattr(Batches, "__getitem__", half)
+    train(steps[1], stage="denoiser")
+    folders = [Path(made.run) / "denoiser" for made in steps]
+    one, two = (load_state(folder / "state.pt")["weights"] for folder in folders)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=0)
+    losses = [float((folder / "loss.tsv").read_text().split("\t")[1]) for folder in folders]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_processes(prepared, tmp_path):
@@ -346,6 +361,29 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
     assert told.shape[1] == 2  # nobody measured agreement
     assert told[~mixes & ~dropped, 0].float().mean() == pytest.approx(0.2, abs=0.1)
     assert ((batch.scalars[told] >= 0) & (batch.scalars[told] <= 1)).all()
+
+
+def test_clips_that_agree_are_drawn_more_often_where_the_recipe_says_so(prepared, tmp_path, monkeypatch):
+    made = recipe(prepared, tmp_path, 1, "denoiser.agreement_weight=true", "denoiser.batch_size=400")
+    clips = load_clips(prepared).train
+    with pytest.raises(ValueError, match="clipsynth agreement"):
+        Batches(clips, made)
+    monkeypatch.setattr(type(clips), "agreement", lambda _, i: float(i == 0))
+    share = Batches(clips, made).places(0).count(0) / 400
+    assert share == pytest.approx(float(sampling_weights(torch.eye(len(clips))[0])[0]), abs=0.1)
+
+
+def test_phrases_take_the_place_of_frames_in_the_share_that_the_recipe_says(prepared, tmp_path):
+    made = recipe(prepared, tmp_path, 1, "denoiser.pseudo_text=0.5", "denoiser.batch_size=100")
+    clips = load_clips(prepared)
+    phrases = torch.nn.functional.normalize(torch.randn(2, 20, len(clips.image_mean)), dim=-1)
+    small = Batches(clips.train, made, PhraseBank(phrases, clips.image_mean))[0].small
+    assert small["is_text"].float().mean() == pytest.approx(0.5, abs=0.15)
+    for embeds, is_text in zip(small["embeds"], small["is_text"], strict=True):
+        near = torch.cdist(embeds, phrases.flatten(0, 1)).amin(1) < 1e-2
+        assert torch.equal(near, is_text)
+    with pytest.raises(ValueError, match="pseudo_text takes the place of frames alone"):
+        recipe(prepared, tmp_path, 1, "denoiser.pseudo_text=0.5", "denoiser.condition=text")
 
 
 def test_times_lie_where_the_recipe_says(prepared, tmp_path):
