@@ -127,15 +127,14 @@ class Events:
     ) -> Generation:
         """Return the generation at its end, or as it is after `timeout_s`. What happens on the way there is not read.
 
-        Whether it has ended already is not asked of Redis where all that happened since `made_after` was heard, a monotonic time before it was made.
+        A Redis that does not answer is asked again until then. Whether it has ended already is not asked of Redis where all that happened since `made_after` was heard, a monotonic time before it was made.
         """
         deadline = time.monotonic() + timeout_s
         with _waiter(self._waiting_for_end, generation.id) as ended:
             if self._listens_since < made_after:
                 over = generation.id in self._ended
             else:
-                [standing] = await run_in_threadpool(self.state.standings, [generation.id])
-                over = standing is None or standing.status in TERMINAL
+                over = await self._may_be_over(generation.id)
             if over:
                 ended.set()
             while True:
@@ -143,9 +142,23 @@ class Events:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, PING_S))
                 ended.clear()
-                generation = await self._read(generation.id)
+                try:
+                    generation = await self._read(generation.id)
+                except (
+                    RedisError
+                ):  # it was accepted, whatever Redis says now: an error would have it made again
+                    if left > 0:
+                        await asyncio.sleep(min(left, RECONNECT_S))
+                        ended.set()
                 if generation.status in TERMINAL or left == 0:
                     return generation
+
+    async def _may_be_over(self, generation_id: str) -> bool:
+        try:
+            [standing] = await run_in_threadpool(self.state.standings, [generation_id])
+        except RedisError:
+            return True
+        return standing is None or standing.status in TERMINAL
 
     async def stream(self, generation_id: str, last_event_id: str | None = None) -> AsyncIterator[str]:
         """Yield server-sent events: `status`, `progress`, at last `completed` (or `gone`), each with the resource.

@@ -11,6 +11,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from clipsynth.errors import ServeError
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,10 +25,12 @@ class _Silent(WSGIRequestHandler):
         pass
 
 
-def expose(
-    registry: CollectorRegistry, port: int, *, healthy: Callable[[], bool], host: str = "0.0.0.0"
-) -> WSGIServer:
-    """Serve a registry, and whether the process is `healthy` (200 or 503), in threads; return the server, whose `server_port` is the port taken."""
+def expose(registry: CollectorRegistry, port: int, *, healthy: Callable[[], bool]) -> WSGIServer:
+    """Serve a registry, and whether the process is `healthy` (200 or 503), in threads; return the server, whose `server_port` is the port taken.
+
+    Raises:
+        ServeError: the port is taken.
+    """
     metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -36,7 +40,10 @@ def expose(
             return [b"ok\n" if well else b"stuck\n"]
         return metrics(environ, start_response)
 
-    server = make_server(host, port, answer, server_class=_Server, handler_class=_Silent)
+    try:
+        server = make_server("0.0.0.0", port, answer, server_class=_Server, handler_class=_Silent)
+    except OSError as error:
+        raise ServeError(f"CLIPSYNTH_METRICS_PORT {port} cannot be listened on: {error}") from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     logger.info("metrics on port %d", server.server_port)
     return server

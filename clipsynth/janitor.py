@@ -9,7 +9,7 @@ import time
 from redis.exceptions import RedisError
 
 from clipsynth.admission import release_stale
-from clipsynth.errors import ClipSynthError, ServeError
+from clipsynth.errors import ClipSynthError, ServeError, StorageUnavailable
 from clipsynth.queue import connect, withdraw
 from clipsynth.schemas import Status
 from clipsynth.settings import Settings
@@ -20,21 +20,27 @@ from clipsynth.strays import Strays
 logger = logging.getLogger(__name__)
 DEADLINE_INTERVAL_S = 1.0
 STRAY_INTERVAL_S = 15.0
+RETRY_S = 600.0  # until files that could not be removed are tried again
 
 
 def sweep(state: State, storage: Storage) -> int:
     """Remove what has expired and return how many generations that were.
 
     The record goes first, so that nobody is sent to files that are gone; the entry in the index last, so that a pass that was cut
-    off is taken up again.
+    off is taken up again. Files that cannot be removed are tried again after `RETRY_S`; those of others do not wait for them.
     """
     swept = 0
     while ids := state.expired():
         for generation_id in ids:
             state.forget(generation_id)
-            storage.delete(generation_id)
+            try:
+                storage.delete(generation_id)
+            except StorageUnavailable:
+                logger.warning("files of %s are not removed yet", generation_id, exc_info=True)
+                state.postpone(generation_id, RETRY_S)
+                continue
             state.forgotten(generation_id)
-        swept += len(ids)
+            swept += 1
     return swept
 
 

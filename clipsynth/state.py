@@ -217,6 +217,10 @@ class State(ServedModels):
         ids = self.redis.zrangebyscore(EXPIRY_KEY, 0, time.time(), start=0, num=limit)
         return [i.decode() for i in cast(list[bytes], ids)]
 
+    def postpone(self, generation_id: str, seconds: float) -> None:
+        """Have `expired` name a generation again after some time, for its files could not be removed."""
+        self.redis.zadd(EXPIRY_KEY, {generation_id: time.time() + seconds}, xx=True)
+
     def overdue(self) -> list[str]:
         """Return the ids of generations whose deadline is over, until `settled` is told of them."""
         ids = self.redis.zrange(DEADLINES_KEY, "-inf", repr(time.time()), byscore=True)

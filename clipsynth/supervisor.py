@@ -76,7 +76,11 @@ def serve(settings: Settings) -> int:
             "CLIPSYNTH_PORT": str(settings.port),
             "CLIPSYNTH_DEVICE": settings.device,
         }
-        children = [_Child(name, environment) for name in ("worker", "api", "janitor", "webhooks")]
+        ports = _metrics_ports(settings.metrics_port)
+        children = [
+            _Child(name, environment | {"CLIPSYNTH_METRICS_PORT": ports.get(name, "")})
+            for name in ("worker", "api", "janitor", "webhooks")
+        ]
         url = f"http://{settings.host}:{settings.port}"
         announced = False
         try:
@@ -100,15 +104,24 @@ def serve(settings: Settings) -> int:
     return 0
 
 
+def _metrics_ports(port: int | None) -> dict[str, str]:
+    """Return the port of each child that has one: two on one machine cannot share it."""
+    if port is None:
+        return {}
+    return {"api": str(port), "worker": str(port + 1 if port else 0)}
+
+
 class _Child:
     """A process that is started again when it ends, later each time unless it had lived for a while."""
 
     def __init__(self, name: str, environment: dict[str, str]) -> None:
         self.name, self.environment = name, environment
         self.backoff_s = MIN_BACKOFF_S
+        self.starts = 0
         self._start()
 
     def _start(self) -> None:
+        self.starts += 1
         self.restart_at: float | None = None
         self.started_at = time.monotonic()
         self.process = start_child([sys.executable, "-m", "clipsynth.cli", self.name], self.environment)
@@ -117,13 +130,13 @@ class _Child:
         """Start the process again if it has ended and its time has come.
 
         Raises:
-            ServeError: starting it again would not help.
+            ServeError: it cannot be started with what it was given. Where it could before, that may be back later, and what else runs goes on.
         """
         code = self.process.poll()
         now = time.monotonic()
         if code is None:
             return
-        if code == os.EX_CONFIG:
+        if code == os.EX_CONFIG and self.starts == 1:
             raise ServeError(
                 f"the {self.name} cannot use the model {self.environment['CLIPSYNTH_MODEL']}; its message is above"
             )

@@ -115,10 +115,16 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def is_device_lost(error: Exception) -> bool:
+    """Return whether the device's context is broken (an illegal access, a failed assertion): all that this process asks of it from now on fails."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
 class Engine:
     """Runs tickets; each ends up in `ended`, whatever happens to it.
 
     `limit` is how many tokens one network call may take. A row that alone exceeds it still runs; a set of rows that does takes several calls.
+    A lost device ends no ticket: it ends the sampling thread (`crashed`), and with the process its leases, so that the jobs run elsewhere.
     """
 
     def __init__(self, model: Model, *, limit: int) -> None:
@@ -216,6 +222,8 @@ class Engine:
                 self.stepped_at = time.monotonic()
                 stepped(rows, self.stepped_at - started)
             except Exception as error:
+                if is_device_lost(error):
+                    raise
                 too_much = is_out_of_memory(error) and len(chunk) > 1
                 if not too_much:
                     self._step_one_by_one(chunk, error)
@@ -248,6 +256,8 @@ class Engine:
             try:
                 advance([seat.row for seat in chunk if seat.ticket is ticket], self.model.velocity)
             except Exception as its_own:
+                if is_device_lost(its_own):
+                    raise
                 ticket.error = its_own
                 self._end_if_over(ticket)
 
@@ -269,6 +279,8 @@ class Engine:
         self._side.submit(run)
 
     def _back(self, ticket: Ticket, error: Exception | None) -> None:
+        if error is not None and is_device_lost(error):
+            raise error
         ticket.errands -= 1
         ticket.error = ticket.error or error
         self._end_if_over(ticket)

@@ -42,7 +42,8 @@ def main(settings: Settings) -> None:
     """Run a worker.
 
     Raises:
-        ServeError: no Redis URL. ModelUnusable: the bundle or device cannot be used, and trying again would not help.
+        ServeError: no Redis URL, no memory for the model now, or the metrics' port is taken. ModelUnusable: the bundle or device cannot be used, and trying
+            again would not help.
     """
     let_threads_sleep()
     try:
@@ -60,11 +61,15 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     started = time.perf_counter()
     state = State.from_settings(connect(settings.redis_url), settings)
     state.announce_starting(info)
+    from worker.engine import is_out_of_memory
+
     try:
         predictor = load(settings)
         cost = predictor.measure()
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         state.announce_stopped(info.name)
+        if is_out_of_memory(error):  # another process may have it, for now
+            raise ServeError(f"no memory for the model: {error}") from error
         raise ModelUnusable(str(error)) from error
 
     from worker.engine import Engine
@@ -81,6 +86,8 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
         jobs=jobs,
         engine=engine,
     )
+    if settings.metrics_port is not None:
+        expose(metrics.REGISTRY, settings.metrics_port, healthy=lambda: beats(worker))
     served = Served(settings, load, worker, with_cost(info, predictor, cost))
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=served.reload, daemon=True).start())
     served.announce()
@@ -89,8 +96,6 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     worker.recovery.start()
     metrics.HELD.set_function(lambda: worker.jobs_at_hand)
     metrics.STEP_AGE.set_function(lambda: worker.step_age_s)
-    if settings.metrics_port is not None:
-        expose(metrics.REGISTRY, settings.metrics_port, healthy=lambda: beats(worker))
     logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
     worker.work(logging_level="WARNING")
     worker.recovery.stop()

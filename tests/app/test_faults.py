@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app import events
 from app.events import Events
@@ -166,6 +167,29 @@ def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
 
         assert asyncio.run(run()) == ("canceled", "canceled")
         assert looks == [[missed.id]]
+
+
+def test_who_waits_is_told_what_was_accepted_though_redis_is_away(redis_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "RECONNECT_S", 0.01)
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path)
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+        state = State.from_settings(redis, settings)
+        accepted, ended = (state.get(queued(redis, state, settings)) for _ in range(2))
+        state.change(ended.id, Status.CANCELED)
+        get, looks = state.get, []
+
+        def away(*_):
+            looks.append(1)
+            raise RedisConnectionError("away")
+
+        monkeypatch.setattr(state, "standings", away)
+        monkeypatch.setattr(state, "get", away)
+        waited = asyncio.run(Events(redis_url, state).wait(accepted, 0.1))
+        assert (waited, len(looks) > 2) == (accepted, True)
+        monkeypatch.setattr(state, "get", lambda i: get(i) if len(looks) > 20 else away())
+        looks.clear()
+        assert asyncio.run(Events(redis_url, state).wait(ended, 20)).status is Status.CANCELED
 
 
 @contextlib.contextmanager

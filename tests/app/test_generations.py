@@ -20,6 +20,7 @@ from redis.exceptions import ConnectionError
 from rq import Queue
 
 from app.main import create_app
+from clipsynth.errors import StorageUnavailable
 from clipsynth.janitor import expire, sweep
 from clipsynth.queue import get_queue
 from clipsynth.schemas import Output
@@ -444,6 +445,26 @@ def test_what_expired_is_gone_with_its_files(service):
     check_problem(service.client.get(response.headers["location"]), 410, "gone")
     check_problem(service.client.get(done["outputs"][0]["url"]), 410, "gone")
     assert sweep(service.state, service.storage) == 0
+
+
+def test_files_that_cannot_be_removed_hold_up_no_others(service, monkeypatch):
+    service.state.result_ttl_s = 0
+    stuck, _ = (service.finish(service.post({"prompt": "a", **SHORT}))["id"] for _ in range(2))
+    delete = service.storage.delete
+
+    def refuses(generation_id):
+        if generation_id == stuck:
+            raise StorageUnavailable("locked")
+        delete(generation_id)
+
+    monkeypatch.setattr(service.storage, "delete", refuses)
+    assert sweep(service.state, service.storage) == 1
+    assert [path.name for path in Path(service.storage._root).iterdir()] == [stuck]
+    assert sweep(service.state, service.storage) == 0  # tried again later
+    monkeypatch.undo()
+    service.state.postpone(stuck, -1)
+    assert sweep(service.state, service.storage) == 1
+    assert not list(Path(service.storage._root).iterdir())
 
 
 def test_what_has_not_expired_stays(service):

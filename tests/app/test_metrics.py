@@ -29,7 +29,7 @@ def service(redis_url, tiny_pipeline, tmp_path):
 
 @pytest.fixture
 def worker_url():
-    server = expose(metrics.REGISTRY, 0, healthy=lambda: True, host="127.0.0.1")
+    server = expose(metrics.REGISTRY, 0, healthy=lambda: True)
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -124,7 +124,7 @@ def test_an_api_with_a_metrics_port_tells_there_without_a_key(redis_url, tmp_pat
 
 @pytest.mark.parametrize(("well", "status"), [(True, 200), (False, 503)])
 def test_health_is_a_status(well, status):
-    server = expose(metrics.REGISTRY, 0, healthy=lambda: well, host="127.0.0.1")
+    server = expose(metrics.REGISTRY, 0, healthy=lambda: well)
     try:
         fetch(f"http://127.0.0.1:{server.server_port}/healthz")
         answered = 200

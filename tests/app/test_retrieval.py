@@ -135,6 +135,14 @@ def test_retrieval_waits_for_nobodys_steps_in_an_estimate(service):
     assert quick == 0
 
 
+def test_how_long_played_clips_took_says_nothing_of_what_the_network_makes(service):
+    cost = ModelCost(audio_step_s=1e-6, step_s=1e-6, guided_share=0.65)
+    service.state.announce(service.info.model_copy(update={"cost": cost}))
+    for method, known in (("retrieval", 0), ("diffusion", 1)):
+        service.finish(service.post({"prompt": "a dog", "method": method, **SHORT}))
+        assert service.redis.llen("clipsynth:eta_ratios:tiny") == known
+
+
 def test_the_bundle_and_the_setting_decide_what_is_offered(tiny_pipeline, tiny_bundle, videos, tmp_path):
     settings = Settings(model=tiny_bundle, device="cpu", retrieval_audio=videos, data_dir=tmp_path)
     predictor = Predictor.setup(settings)

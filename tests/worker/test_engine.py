@@ -209,6 +209,21 @@ def test_an_error_on_a_side_thread_ends_its_job_alone(engines, part):
     assert good.error is None
 
 
+@pytest.mark.parametrize("part", ["velocity", "prepare", "deliver"])
+def test_a_lost_device_ends_the_engine_and_no_job(engines, part):
+    def lost(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    engine = engines(Toy(lost) if part == "velocity" else Toy())
+    tickets = [ticket(), ticket() if part == "velocity" else ticket(**{part: lost})]
+    for each in tickets:
+        engine.submit(each)
+    arrive(engine, 1) if part == "prepare" else arrive(engine, 2)
+    with pytest.raises(torch.AcceleratorError):
+        finish(engine, *tickets)
+    assert all(each.error is None for each in tickets)
+
+
 def test_a_canceled_job_leaves_before_its_next_step(engines):
     engine = engines(Toy())
     unwanted, other = ticket(steps=100), ticket(steps=5)

@@ -317,6 +317,7 @@ def test_a_job_whose_worker_dies_three_times_is_lost(place):
 def test_a_job_that_was_lost_runs_alone_and_those_behind_it_wait(place):
     lost, *others = [place.post(name, num_inference_steps=20) for name in ("rain", "wind", "hail")]
     place.lose()
+    assert place.queue.job_ids == [lost, *others]  # it has had its turn already
     place.work()
     assert place.statuses(lost, *others) == ["succeeded"] * 3
     assert all(batch == ["rain"] for batch in place.toy.batches if "rain" in batch)
