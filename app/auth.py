@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
@@ -30,9 +31,7 @@ def _caller(request: Request, services: ServicesDep, credentials: Bearer) -> Api
         # A first key closes what was open on loopback alone: a proxy may stand before it. A name that is not this machine's own
         # may be a web page's that has its name resolve to here.
         allowed = (
-            services.settings.is_loopback
-            and is_loopback(request.url.hostname or "")
-            and not any_keys(services.redis)
+            services.settings.is_loopback and is_loopback(_host(request)) and not any_keys(services.redis)
         )
     if not allowed:
         raise Unauthorized("an API key is needed: Authorization: Bearer cs_…")
@@ -54,10 +53,21 @@ def _shim_caller(
 
 
 def _refuse_other_sites(request: Request, settings: Settings) -> None:
-    """Without keys, any web page that its user visits could send forms here."""
-    origins = {request.headers.get("origin"), "*"}
-    if request.headers.get("sec-fetch-site") == "cross-site" and not origins & set(settings.cors_origins):
+    """Without keys, any web page that its user visits could send forms here. Browsers say Sec-Fetch-Site to https and to this machine alone, Origin wherever they post."""
+    site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
+    if {origin, "*"} & set(settings.cors_origins):
+        return
+    other = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if site == "cross-site" or (site is None and other):
         raise Forbidden("a page of another site may not ask without an API key; see CLIPSYNTH_CORS_ORIGINS")
+
+
+def _host(request: Request) -> str:
+    """Return the name that was asked for; nothing where there is none that can be read. Starlette would give the address that listens."""
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _needs(scope: Scope, who: Callable[..., Any] = _caller) -> Callable[[ApiKey], Awaitable[ApiKey]]:

@@ -33,7 +33,7 @@ class Services:
     events: Events
     decoding: (
         asyncio.Semaphore
-    )  # held for a request with pictures: each takes up to 480 MB while it is decoded
+    )  # held for a request with pictures at hand, which else would hold a thread until its turn to be decoded
     fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_FETCHES))
 
     @asynccontextmanager

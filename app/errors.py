@@ -162,6 +162,7 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:
+        count("invalid_request")
         return validation_problem(error)
 
     @app.exception_handler(HTTPException)
@@ -176,5 +177,6 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
 
     @app.exception_handler(RedisError)
     async def _(_: Request, error: RedisError) -> JSONResponse:
+        count("redis_unavailable")
         logger.warning("Redis: %s", error)
         return problem(503, "redis_unavailable", "the queue does not answer; try again")

@@ -145,13 +145,12 @@ def list_(
 ) -> Page:
     """List the generations of this API key, the newest first."""
     before = _decode_cursor(cursor) if cursor else None
-    found = services.state.page(status=status, before=before, limit=limit + 1, owner=caller.id)
-    last = found[limit - 1] if len(found) > limit else None
-    return Page(data=found[:limit], next_cursor=_encode_cursor(last) if last else None)
+    found, place = services.state.page(status=status, before=before, limit=limit, owner=caller.id)
+    return Page(data=found, next_cursor=_encode_cursor(*place) if place else None)
 
 
-def _encode_cursor(generation: Generation) -> str:
-    return base64.urlsafe_b64encode(f"{generation.created_at!r} {generation.id}".encode()).decode()
+def _encode_cursor(created_at: float, generation_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{created_at!r} {generation_id}".encode()).decode()
 
 
 def _decode_cursor(cursor: str) -> tuple[float, str]:

@@ -16,7 +16,7 @@ from app.auth import Admin, Reader
 from app.deps import Services, ServicesDep
 from app.events import Events
 from app.metrics import CountRequests, Metrics
-from app.uploads import BodyLimit
+from app.uploads import PICTURES_AT_ONCE, BodyLimit
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.exposition import expose
 from clipsynth.queue import connect
@@ -24,8 +24,6 @@ from clipsynth.schemas import GenerationRequest, ServedModel
 from clipsynth.settings import Settings
 from clipsynth.state import State, redis_answers
 from clipsynth.storage import Storage
-
-PICTURES_AT_ONCE = 2
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -101,6 +101,8 @@ def guidance_scale(prompt_influence: float, own: float) -> float:
             "generation_failed",
             "no_worker",
             "not_in_time",
+            "receive_timeout",
+            "storage_unavailable",
         ),
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +22,8 @@ from clipsynth.settings import Settings
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE = 512
+PICTURES_AT_ONCE = 2  # each takes up to 480 MB while it is decoded
+_DECODING = threading.BoundedSemaphore(PICTURES_AT_ONCE)
 
 
 class BodyLimit:
@@ -92,8 +95,9 @@ def normalise_image(data: bytes, settings: Settings) -> bytes:
     if getattr(image, "is_animated", False):
         raise UnsupportedMedia("the picture is animated; send a single frame")
     try:
-        image.draft("RGB", (SIDE, SIDE))
-        return _reencode(ImageOps.exif_transpose(image))
+        with _DECODING:
+            image.draft("RGB", (SIDE, SIDE))
+            return _reencode(ImageOps.exif_transpose(image))
     except Exception:
         raise ImageUndecodable("the picture cannot be decoded; is it cut off?") from None
 

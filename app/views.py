@@ -22,7 +22,7 @@ def _responses(media_type: str, schema: dict[str, Any]) -> dict[int | str, dict[
         200: {"description": "the file", "content": content},
         206: {"description": "the asked part", "content": {media_type: {"schema": {"type": "string"}}}},
         304: {"description": "the client has it"},
-        **problems("not_found", "gone", "not_ready", "range_not_satisfiable"),
+        **problems("not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"),
     }
 
 

@@ -82,7 +82,7 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
 
 def resource(generation_id: str, fields: Mapping[str, str], progress: bytes | None = None) -> Generation:
     """Return the resource of a record's fields."""
-    payload = JobPayload.model_validate_json(fields["input"])
+    payload = JobPayload.known(fields["input"])
     status = Status(fields["status"])
     return Generation(
         id=generation_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -184,6 +184,11 @@ class JobPayload(BaseModel):
     num_outputs: int = Field(ge=1, le=8)
     deadline_s: float | None = None
     output_formats: list[Format] = Field(min_length=1)
+
+    @classmethod
+    def known(cls, stored: str | bytes) -> Self:
+        """Return a record's payload as far as this version knows it: for those who tell of a job that a newer version has accepted, never for who runs it."""
+        return cls.model_validate_json(stored, extra="ignore")
 
     @property
     def conditions(self) -> list[StoredPrompt]:

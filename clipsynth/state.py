@@ -37,6 +37,7 @@ EVENTS_PREFIX = "clipsynth:events:"  # channels: what a generation is changed to
 INDEX_PREFIX = "clipsynth:gens:"  # sorted sets, one per owner: id by the time of its creation
 DEADLINES_KEY = "clipsynth:deadlines"  # sorted set: id by the time from which nobody wants it any more
 PAGE = 100
+MAX_SEEN = 5000  # generations that one page of a list is looked for among
 ENDED_KEY = "clipsynth:ended"  # hash: how many, by final status
 EXPIRY_KEY = "clipsynth:expiry"  # sorted set: id by the time when its files and record go
 
@@ -285,11 +286,14 @@ class State(ServedModels):
         before: tuple[float, str] | None,
         limit: int,
         owner: str = ANONYMOUS.id,
-    ) -> list[Generation]:
-        """Return up to `limit` generations of an owner, the newest first, from behind the place (created_at, id) on."""
+    ) -> tuple[list[Generation], tuple[float, str] | None]:
+        """Return up to `limit` generations of an owner, the newest first, from behind the place (created_at, id) on, and the place to go on from, None at the end.
+
+        No more than `MAX_SEEN` are looked at: of a status that is rare a page may be short, or empty, and still have a next one.
+        """
         found: list[Generation] = []
-        start, top = 0, "+inf" if before is None else repr(before[0])
-        while len(found) < limit:
+        place, start, top = before, 0, "+inf" if before is None else repr(before[0])
+        while start < MAX_SEEN:
             entries = cast(
                 list[tuple[bytes, float]],
                 self.redis.zrange(
@@ -304,12 +308,17 @@ class State(ServedModels):
                 ),
             )
             start += len(entries)
-            ids = [i.decode() for i, score in entries if before is None or (score, i.decode()) < before]
-            read = [g for g, _ in self._read(ids) if g is not None and status in (None, g.status)]
-            found += read
+            places = [(score, i.decode()) for i, score in entries]
+            places = [at for at in places if before is None or at < before]
+            for at, (generation, _) in zip(places, self._read([i for _, i in places]), strict=True):
+                if generation is not None and status in (None, generation.status):
+                    if len(found) == limit:
+                        return found, place
+                    found.append(generation)
+                place = at
             if len(entries) < PAGE:
-                break
-        return found[:limit]
+                return found, None
+        return found, place
 
     def _read(self, ids: list[str]) -> list[tuple[Generation | None, str | None]]:
         """Return each generation, or None, and whose it is."""

@@ -27,6 +27,10 @@ def strays_found(state: State) -> int:
     return int(cast(bytes | None, state.redis.get(STRAYS_KEY)) or 0)
 
 
+class _Newer(Exception):
+    pass
+
+
 class Strays:
     """Looks for strays. One is seen to at the second look that finds it: the first only suspects it."""
 
@@ -59,7 +63,10 @@ class Strays:
             if standing and standing.status in TERMINAL:  # it ended by the script of an earlier version
                 redis.hdel(UNFINISHED_KEY, generation_id)
                 return False
-            payload = self._payload(key) if standing else None
+            try:
+                payload = self._payload(key) if standing else None
+            except _Newer:  # a janitor of that version will see to it
+                return False
             pipeline.multi()
             pipeline.incr(STRAYS_KEY)
             if standing and standing.cancel_requested:
@@ -77,9 +84,16 @@ class Strays:
         return True
 
     def _payload(self, key: str) -> JobPayload | None:
+        """Return what a record asks for; None where it is spoilt.
+
+        Raises:
+            _Newer: it has fields that only a newer version knows.
+        """
         try:
             return JobPayload.model_validate_json(
                 cast(bytes | None, self.state.redis.hget(key, "input")) or ""
             )
-        except ValidationError:
+        except ValidationError as error:
+            if {e["type"] for e in error.errors()} == {"extra_forbidden"}:
+                raise _Newer from error
             return None

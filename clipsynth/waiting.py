@@ -131,6 +131,6 @@ def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | 
         for other in (*ahead, *running):
             pipeline.hget(record_key(other), "input")
         inputs = cast(list[bytes | None], pipeline.execute())
-    works = [work(JobPayload.model_validate_json(i), cost) if i else 0.0 for i in inputs]
+    works = [work(JobPayload.known(i), cost) if i else 0.0 for i in inputs]
     before = sum(works[: len(ahead)]) * position / max(1, len(ahead)) + sum(works[len(ahead) :]) / 2
     return position, before / max(1, workers) + own_s(payload, cost)

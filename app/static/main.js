@@ -24,6 +24,7 @@ function body() {
 }
 
 async function generate() {
+  if ($("generate").disabled) return; // one is on its way
   const wanted = body();
   if (!wanted) {
     complain(new Error("Say what it should sound like, or add a picture."));
@@ -158,7 +159,7 @@ async function lookForModels() {
     const served = await api.models();
     const ready = served.filter((model) => model.status === "ready");
     $("served").textContent = ready.length ? `${ready.map((m) => m.name).join(", ")} · ready` : "No model is ready yet. What you ask for waits until one is.";
-    if (!settings.model || !ready.length) settings.offer(served);
+    settings.offer(served);
     estimateSoon();
     if (!ready.length) setTimeout(lookForModels, NO_MODEL_RETRY_MS);
   } catch (error) {
@@ -182,7 +183,7 @@ document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $(
 document.addEventListener("drop", (event) => { event.preventDefault(); $("composer").classList.remove("dropping"); addPictures(event.dataTransfer.files); });
 document.addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); addPictures(event.clipboardData.files); } });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); generate(); }
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); if (!event.repeat) generate(); }
   const typing = event.target.closest("input, textarea, select, button, a, summary, dialog");
   if (event.key === " " && !typing && toggleLast()) event.preventDefault();
 });

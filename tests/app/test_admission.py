@@ -220,7 +220,9 @@ def test_refusals_are_counted(serve):
     service.state.announce(INFO.model_copy(update={"cost": COST}))
     service.client.post("/v1/generations", files={"image": ("x", picture("PNG"))})
     service.post()
+    service.client.post("/v1/generations", json={"prompt": 1})
     text = service.client.get("/metrics").text
     assert 'clipsynth_problems_total{code="rate_limited"} 1.0' in text
+    assert 'clipsynth_problems_total{code="invalid_request"} 1.0' in text
     assert 'clipsynth_unfinished{model="tiny"} 1.0' in text
     assert f'clipsynth_backlog_seconds{{model="tiny"}} {REQUEST_S:.1f}' in text

@@ -71,6 +71,23 @@ def test_a_form_on_another_site_makes_nothing_without_a_key(service):
         assert service.client.post("/v1/generations", files=form, headers=headers).status_code == status
 
 
+def test_a_form_of_a_browser_that_says_its_origin_alone_makes_nothing_either(service):
+    form = [("prompt", (None, "a"))]
+    for origin, status in (
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("https://a.example", 202),
+        ("http://localhost", 202),
+    ):
+        answer = service.client.post("/v1/generations", files=form, headers={"origin": origin})
+        assert answer.status_code == status, origin
+
+
+@pytest.mark.parametrize("host", ['e"vil.com', "evil.com", "[::1", ""])
+def test_a_name_that_cannot_be_read_is_not_this_machines(service, host):
+    check_problem(service.client.get("/v1/models", headers={"host": host}), 401, "unauthorized")
+
+
 def test_a_name_that_was_made_to_resolve_to_here_is_not_open(service):
     check_problem(service.client.get("http://evil.example/v1/models"), 401, "unauthorized")
     assert service.client.get("http://127.0.0.1:8000/v1/models").status_code == 200

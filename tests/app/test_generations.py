@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import os
+import random
 import re
 import time
 from pathlib import Path
@@ -18,7 +19,10 @@ from PIL import Image
 from redis import Redis
 from redis.exceptions import ConnectionError
 from rq import Queue
+from starlette.datastructures import Headers
+from starlette.requests import Request
 
+from app.files import file_response
 from app.main import create_app
 from clipsynth.errors import StorageUnavailable
 from clipsynth.janitor import expire, sweep
@@ -36,10 +40,13 @@ from worker.predict import Predictor
 from worker.rq_job import GenerationJob
 from worker.rq_worker import BatchWorker
 
+_PICTURES = itertools.count()  # each is another
+
 
 def picture(fmt, size=(80, 60)):
     file = io.BytesIO()
-    Image.effect_noise(size, 90).convert("RGB").save(file, fmt)
+    pixels = random.Random(next(_PICTURES)).randbytes(3 * size[0] * size[1])
+    Image.frombytes("RGB", size, pixels).save(file, fmt)
     return file.getvalue()
 
 
@@ -579,6 +586,32 @@ def test_pages_lead_through_all_generations_the_newest_first(service):
         if not (cursor := page["next_cursor"]):
             break
     assert listed == made[::-1]
+
+
+def test_a_page_of_a_rare_status_is_short_and_leads_on(service, monkeypatch):
+    monkeypatch.setattr("clipsynth.state.PAGE", 2)
+    monkeypatch.setattr("clipsynth.state.MAX_SEEN", 4)
+    rare = service.post({"prompt": "a", **SHORT})
+    service.client.post(rare.headers["location"] + "/cancel")
+    for _ in range(5):
+        service.post({"prompt": "a", **SHORT})
+    first = service.client.get("/v1/generations", params={"status": "canceled"}).json()
+    assert first["data"] == []
+    cursor = first["next_cursor"]
+    second = service.client.get("/v1/generations", params={"status": "canceled", "cursor": cursor}).json()
+    assert [g["links"]["self"] for g in second["data"]] == [rare.headers["location"]]
+    assert second["next_cursor"] is None
+
+
+def test_conditions_and_ranges_are_of_a_get_alone(service):
+    headers = {"prefer": "wait=0", "range": "bytes=0-3", "if-none-match": "*", "accept": "audio/wav"}
+    made = service.post({"prompt": "a", "seed": 1, **SHORT})
+    service.finish(made)
+    url = made.headers["location"] + "/audio/0"
+    assert service.client.get(url, headers={"range": "bytes=0-3"}).status_code == 206
+    request = Request({"type": "http", "method": "POST", "headers": Headers(headers).raw})
+    answer = file_response(request, b"RIFF...", media_type="audio/wav", disposition="inline")
+    assert (answer.status_code, answer.body) == (200, b"RIFF...")
 
 
 def test_a_list_can_be_of_one_status(service):

@@ -246,6 +246,29 @@ def test_what_the_service_refuses_is_said_in_words(page):
     assert page.get_by_role("alert").count() == 0
 
 
+def test_keys_that_are_held_ask_once(page):
+    page.get_by_label("What should it sound like?").fill("once")
+    page.keyboard.down("Control")
+    for _ in range(5):
+        page.keyboard.down("Enter")  # from the second on a repeat, as the event says
+    page.keyboard.up("Enter")
+    page.keyboard.up("Control")
+    page.get_by_role("article", name="once").locator(".player").first.wait_for()
+    assert page.get_by_role("article", name="once").count() == 1
+
+
+def test_what_was_set_stays_while_no_model_is_ready(page):
+    models = page.evaluate("fetch('v1/models').then((r) => r.json())")
+    page.route("**/v1/models", lambda route: route.fulfill(json=[{**models[0], "status": "starting"}]))
+    page.reload()
+    page.get_by_text("No model is ready yet").wait_for()
+    set_slider(page, "Steps", 7)
+    for _ in range(2):  # looked for again
+        with page.expect_response("**/v1/models"):
+            pass
+    assert page.evaluate("document.getElementById('steps').value") == "7"
+
+
 def test_no_service_and_nothing_to_say_are_told_too(page):
     page.get_by_role("button", name="Generate").click()
     page.get_by_role("alert").get_by_text("Say what it should sound like").wait_for()

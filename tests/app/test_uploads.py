@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import random
 import struct
+import threading
+import time
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image, ImageCms
 
+from app import uploads
 from app.uploads import SIDE, normalise_image
 from clipsynth.errors import ClipSynthError, ImageTooLarge, ImageUndecodable, UnsupportedMedia
 from clipsynth.settings import Settings
@@ -28,8 +32,27 @@ def kept(data):
     return Image.open(io.BytesIO(normalise_image(data, SETTINGS)))
 
 
-def noise(size=(300, 200), mode="RGB"):
-    return Image.effect_noise(size, 90).convert(mode)
+def noise(size=(300, 200), mode="RGB", seed=0):
+    pixels = random.Random(seed).randbytes(size[0] * size[1])
+    return Image.frombytes("L", size, pixels).convert(mode)
+
+
+def test_few_pictures_are_decoded_at_once(monkeypatch):
+    at_once, most, reencode = threading.Semaphore(0), [], uploads._reencode
+
+    def counted(image):
+        at_once.release()
+        most.append(at_once._value)
+        time.sleep(0.02)
+        made = reencode(image)
+        at_once.acquire()
+        return made
+
+    monkeypatch.setattr(uploads, "_reencode", counted)
+    data = encoded(noise(), "PNG")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: normalise_image(data, SETTINGS), range(8)))
+    assert max(most) == uploads.PICTURES_AT_ONCE
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
@@ -67,7 +90,7 @@ def test_what_is_kept_is_small(size):
 
 @pytest.mark.parametrize("fmt", ["PNG", "WEBP"])
 def test_an_animation_is_refused(fmt):
-    frames = [noise(), noise()]
+    frames = [noise(), noise(seed=1)]
     with pytest.raises(UnsupportedMedia, match="animated"):
         normalise_image(encoded(frames[0], fmt, save_all=True, append_images=frames[1:]), SETTINGS)
 

@@ -157,7 +157,6 @@ def test_events_tell_of_each_change_and_end_with_the_resource(service, heard):
 
 
 def test_who_comes_back_is_told_of_what_is_new(service, heard):
-    heard.release()  # that it is queued
     with ThreadPoolExecutor(1) as worker:
         worker.submit(service.work, heard)
         told = follow(service, service.post().headers["location"], **{"last-event-id": "queued-0"})

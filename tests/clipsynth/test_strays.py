@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from redis import Redis
 from rq.job import Job
@@ -108,6 +110,16 @@ def test_a_stray_is_put_back_first_in_its_queue_at_the_second_look(place):
     assert place.state.standings([ID])[0].lost == 1  # or it could be lost for ever
     assert [place.strays.look() for _ in range(2)] == [0, 0]
     assert strays_found(place.state) == 1
+
+
+def test_what_a_newer_version_accepted_is_told_of_and_left_to_it(place):
+    place.lose()
+    known = json.loads(place.redis.hget(record_key(ID), "input"))
+    prompts = [{"text": "rain", "colour": "red"}]
+    place.redis.hset(record_key(ID), "input", json.dumps(known | {"prompts": prompts, "mood": "sad"}))
+    assert place.state.get(ID).input.prompts[0].text == "rain"
+    assert [place.strays.look() for _ in range(2)] == [0, 0]
+    assert place.status() == "processing"
 
 
 def test_a_stray_that_was_queued_is_put_back_too(place):
