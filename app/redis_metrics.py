@@ -16,6 +16,7 @@ from clipsynth.record import record_key
 from clipsynth.schemas import ServedModel
 from clipsynth.state import State
 from clipsynth.strays import strays_found
+from clipsynth.waiting import workers_key
 from clipsynth.webhooks import counts
 
 
@@ -52,7 +53,7 @@ class RedisCollector(Collector):
             label = [model.name]
             queue = get_queue(model.name, self._state.redis)
             number, work = load(self._state.redis, model.name)
-            alive = self._state.redis.scard(f"rq:workers:{queue.name}")
+            alive = self._state.redis.scard(workers_key(model.name))
             depth.add_metric(label, queue.count)
             oldest.add_metric(label, self._age(queue.key))
             ready.add_metric(label, float(model.status == "ready"))

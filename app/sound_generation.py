@@ -17,13 +17,12 @@ from app.errors import problems
 from app.sound import SOUND, sound
 from clipsynth.errors import GenerationFailed, NotInTime
 from clipsynth.keys import ApiKey
-from clipsynth.prompts import MAX_TEXT
+from clipsynth.prompts import MAX_DURATION_S, MAX_GUIDANCE, MAX_TEXT, MIN_DURATION_S
 from clipsynth.schemas import Format, Generation, GenerationRequest, Status
 
 router = APIRouter(tags=["compatibility"])
 WAIT_S = 60
 NEUTRAL_INFLUENCE = 0.3  # ElevenLabs' default: here the bundle's own guidance_scale
-MAX_GUIDANCE = 20.0
 FOREIGN_MODELS = "eleven_"
 # Codec and no more: sounds have the model's sample rate, and libsndfile chooses the bit rate.
 OutputFormat = Literal[
@@ -57,7 +56,9 @@ class SoundGenerationRequest(BaseModel):
     )
 
     text: str = Field(min_length=1, max_length=MAX_TEXT)
-    duration_seconds: float | None = Field(default=None, ge=0.5, le=10, allow_inf_nan=False)
+    duration_seconds: float | None = Field(
+        default=None, ge=MIN_DURATION_S, le=MAX_DURATION_S, allow_inf_nan=False
+    )
     prompt_influence: float | None = Field(
         default=None,
         ge=0,

@@ -10,6 +10,9 @@ MAX_PROMPTS = 8
 MAX_PICTURES = 4
 MAX_TEXT = 1000
 MAX_WEIGHT, MIN_WEIGHT = 10.0, 0.01  # of its magnitude
+MAX_URL = 2000
+MAX_GUIDANCE = 20.0
+MIN_DURATION_S, MAX_DURATION_S = 0.5, 10.0  # that may be asked for; a bundle's own limits are narrower
 Composition = Annotated[
     Literal["set", "compose", "mix"],
     Field(
@@ -31,7 +34,7 @@ Weight = Annotated[
     ),
 ]
 ImageUrl = Annotated[
-    str, Field(max_length=2000, description="an https URL of a picture, where this service fetches them")
+    str, Field(max_length=MAX_URL, description="an https URL of a picture, where this service fetches them")
 ]
 IMAGE = "a PNG, JPEG or WebP in base64 or as a data URL; in a form `part:<name>`, the name of a file in it"
 

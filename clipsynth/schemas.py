@@ -11,8 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from clipsynth.attributes import Attributes
 from clipsynth.prompts import (
     IMAGE,
+    MAX_DURATION_S,
+    MAX_GUIDANCE,
     MAX_PROMPTS,
     MAX_TEXT,
+    MAX_URL,
+    MIN_DURATION_S,
     Composition,
     ImageUrl,
     StoredPrompt,
@@ -106,8 +110,8 @@ class GenerationRequest(BaseModel):
     )
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     num_inference_steps: int | None = Field(default=None, ge=1, le=200)
-    guidance_scale: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
-    duration_s: float | None = Field(default=None, ge=0.5, le=10, allow_inf_nan=False)
+    guidance_scale: float | None = Field(default=None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    duration_s: float | None = Field(default=None, ge=MIN_DURATION_S, le=MAX_DURATION_S, allow_inf_nan=False)
     num_outputs: int = Field(default=1, ge=1, le=8)
     deadline_s: float | None = Field(
         default=None,
@@ -118,7 +122,7 @@ class GenerationRequest(BaseModel):
     )
     webhook_url: str | None = Field(
         default=None,
-        max_length=2000,
+        max_length=MAX_URL,
         description="an https URL that is told, signed as Standard Webhooks are",
     )
     webhook_events: list[WebhookEvent] = Field(default=["completed"], min_length=1, max_length=2)

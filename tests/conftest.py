@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import av
@@ -21,6 +22,7 @@ from models.waveform import level
 from tests.service import TIMEOUT_S, Serve
 
 torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the processes that tests start need it
 # Of full scale, by which a sound may differ in other company. An untrained network's mels are full of tones, whose oscillators grow what rounding changes; a
 # trained one keeps to the 2e-3 of docs/api.md.
 IN_COMPANY = 1e-2

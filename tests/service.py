@@ -25,17 +25,15 @@ def free_port():
 
 
 class Serve:
-    def __init__(self, bundle, data_dir, *, result_ttl_s=3600):
+    def __init__(self, bundle, data_dir):
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         environment = {
             **os.environ,
             "CLIPSYNTH_DATA_DIR": str(data_dir),
             "CLIPSYNTH_LEASE_S": "4",
             "CLIPSYNTH_BEAT_S": "1",
-            "CLIPSYNTH_RESULT_TTL_S": str(result_ttl_s),
             "CLIPSYNTH_JANITOR_INTERVAL_S": "0.5",
             "CLIPSYNTH_LOG_FORMAT": "json",
-            "OMP_NUM_THREADS": "1",
         }
         environment.pop("CLIPSYNTH_REDIS_URL", None)
         command = [

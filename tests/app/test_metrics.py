@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from redis import Redis
 
 from app.main import create_app
 from clipsynth.exposition import expose
@@ -33,6 +34,16 @@ def worker_url():
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def test_every_write_is_on_disk_before_it_is_answered(redis_url):
+    with Redis.from_url(redis_url) as redis:
+        assert redis.config_get("append*") == redis.config_get("append*") | {
+            "appendfsync": "always",
+            "appendonly": "yes",
+        }
+    for file in (DOCKER / "redis.sh", DOCKER / "kubernetes" / "redis.yaml"):
+        assert re.search(r"^\s*appendfsync always$", file.read_text(), re.M)
 
 
 def fetch(url):

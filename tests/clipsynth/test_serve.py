@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
+from clipsynth.embedded_redis import running_url
 from clipsynth.process import wait_until
+from clipsynth.state import EXPIRY_KEY
 from tests.service import TIMEOUT_S, Serve
 
 
@@ -82,18 +85,6 @@ def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, t
     other.stop()
 
 
-def test_a_killed_worker_is_replaced_and_its_job_ends(served):
-    service, _ = served
-    killed = service.pid(" worker")
-    location = service.post(num_inference_steps=200, num_outputs=2, duration_s=2.0)
-    assert wait_until(
-        lambda: service.answers(location, lambda r: r.json()["status"] == "processing"), timeout_s=TIMEOUT_S
-    )
-    os.kill(killed, signal.SIGKILL)
-    assert service.wait_for_end(location) == "succeeded"
-    assert service.pid(" worker") != killed
-
-
 def test_a_worker_reads_its_bundle_again_when_told_to(served):
     service, _ = served
     service.wait_for_worker()
@@ -113,14 +104,17 @@ def test_redis_that_dies_comes_back_with_all_that_was_accepted(served):
     assert [service.wait_for_end(location) for location in (first, second)] == ["succeeded"] * 2
 
 
-def test_what_has_expired_is_gone(tiny_bundle, tmp_path):
-    service = Serve(tiny_bundle, tmp_path, result_ttl_s=1)
-    assert wait_until(lambda: service.answers("/readyz"), timeout_s=TIMEOUT_S)
-    service.wait_for_worker()
+def test_what_has_expired_is_gone(served):
+    service, data_dir = served
     location = service.post()
+    service.wait_for_end(location)
+    generation_id = location.rpartition("/")[2]
+    folder = data_dir / "results" / generation_id
+    assert folder.is_dir()
+    with Redis.from_url(running_url(data_dir)) as redis:
+        assert redis.zadd(EXPIRY_KEY, {generation_id: 1}, xx=True, ch=True) == 1
     assert wait_until(lambda: service.http.get(location).status_code == 410, timeout_s=TIMEOUT_S)
-    assert wait_until(lambda: list((tmp_path / "results").iterdir()) == [], timeout_s=TIMEOUT_S)
-    service.stop()
+    assert wait_until(lambda: not folder.exists(), timeout_s=TIMEOUT_S)
 
 
 def test_a_killed_serve_that_is_started_again_finishes_what_it_accepted(tiny_bundle, tmp_path):

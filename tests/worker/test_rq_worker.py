@@ -28,7 +28,7 @@ from models.sampler import Row
 from worker.cost import Cost
 from worker.engine import Engine
 from worker.jobs import Jobs
-from worker.main import Served, model_info
+from worker.main import BEAT_TIMEOUT_S, Served, beats, model_info
 from worker.rq_worker import BatchWorker
 
 TIMEOUT_S = 30
@@ -293,6 +293,15 @@ def test_leases_are_renewed_while_jobs_run(place):
     assert not place.state.standings([generation_id])[0].solo
     assert len(place.toy.batches) == 150
     other.recovery.stop()
+
+
+def test_a_worker_is_alive_while_it_beats_though_redis_is_away(place):
+    place.worker.recovery.beat_at = time.monotonic()
+    assert beats(place.worker)
+    place.worker.recovery._answered_at -= 1000
+    assert beats(place.worker)
+    place.worker.recovery.beat_at -= BEAT_TIMEOUT_S + 1
+    assert not beats(place.worker)
 
 
 def test_rqs_own_records_of_ended_jobs_are_pruned(place):
