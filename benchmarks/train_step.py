@@ -70,7 +70,7 @@ def main() -> None:
     make = BatchMaker(batches, device)
     for n in range(3):
         step(make(batches[n]))
-    flops, busy, waiting = 0, 0.0, 0.0
+    flops, busy, making, waiting = 0, 0.0, 0.0, 0.0
     sgemm, bf16 = [], []
     arriving = one_ahead(batches.__getitem__, range(3, 3 + arguments.steps))
     for n in range(3, 3 + arguments.steps):
@@ -78,8 +78,11 @@ def main() -> None:
             sgemm.append(gemm_rate(torch.float32))
             bf16.append(gemm_rate(torch.bfloat16))
         started = time.perf_counter()
-        batch = make(next(arriving))
+        drawn = next(arriving)
         waiting += time.perf_counter() - started
+        started = time.perf_counter()
+        batch = make(drawn)
+        making += time.perf_counter() - started
         busy += timed(lambda batch=batch: step(batch))
         with FlopCounterMode(display=False) as counter:
             forward_backward(batch)
@@ -93,7 +96,10 @@ def main() -> None:
     print(
         f"sgemm {fp32 / 1e9:.0f} GFLOP/s: ratio {rate / fp32:.2f}; bf16 {half / 1e9:.0f} GFLOP/s: ratio {rate / half:.2f}"
     )
-    print(f"waiting for data {100 * waiting / (busy + waiting):.2f} % of the time")
+    whole = busy + making + waiting
+    print(
+        f"making rows {100 * making / whole:.2f} %, waiting for data {100 * waiting / whole:.2f} % of the time"
+    )
 
 
 if __name__ == "__main__":

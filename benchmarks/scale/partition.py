@@ -26,7 +26,7 @@ from clipsynth.embedded_redis import find_redis_server
 from clipsynth.errors import NotFound
 from clipsynth.process import wait_until
 from clipsynth.queue import connect, enqueue, get_queue
-from clipsynth.schemas import TERMINAL, Status
+from clipsynth.schemas import TERMINAL, Generation, Status
 from clipsynth.settings import Settings
 from clipsynth.state import State, new_id, redis_answers
 from clipsynth.storage import Storage, audio_key
@@ -52,6 +52,14 @@ def submit(redis: Redis, state: State, settings: Settings, jobs: int) -> list[st
     for generation_id in ids:
         enqueue(redis, state, generation_id, payload(num_inference_steps=40, num_outputs=2), settings)
     return ids
+
+
+def look(state: State, generation_id: str) -> Generation | None:
+    """Return a generation; None where its record is lost."""
+    try:
+        return state.get(generation_id)
+    except NotFound:
+        return None
 
 
 def whole(state: State, storage: Storage, generation_id: str) -> bool:
@@ -91,7 +99,7 @@ def run(folder: Path, *, cut: str, jobs: int, cut_s: float) -> dict[str, int | f
             before, mended = ended(), time.monotonic()
             wait_until(lambda: ended() >= jobs, timeout_s=STUCK_S)
             took_s = time.monotonic() - mended
-            found = [state.get(i) for i in ids]
+            found = [generation for i in ids if (generation := look(state, i)) is not None]
             figures: collections.Counter[str] = collections.Counter(str(g.status) for g in found)
             return {
                 **figures,

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale.redis --workers 1 2 4 8 16 32 64 --seconds 8
 
-A worker here is a thread of a few processes that does to Redis what worker/rq_worker.py does for a job, through the same code (claim, lease, progress,
-final state), and nothing else: it stands for a worker on a machine of its own whose jobs take `--job-s` seconds, `--batch` at a time. The queue is
+A worker here is a thread of a few processes that does to Redis what worker/rq_worker.py does for a job, through the same code (claim, lease, look for cancels,
+progress, final state), and nothing else: it stands for a worker on a machine of its own whose jobs take `--job-s` seconds, `--batch` at a time. The queue is
 kept full, so the rate is limited by the workers until Redis bends it. Latency is what one more client meets meanwhile: that of a read of a generation, and
 that of putting one on the queue, which is what a POST waits for.
 """
@@ -42,15 +42,21 @@ from worker.taking import Taking
 PROCESSES = 4
 LEASE_S = 15
 WARM_S = 60
-QUARTERS = (
-    4  # of a job, after each of which the worker looks whether it is still wanted, and tells how far it is
-)
 POST_EVERY = 4  # reads
 LATENCIES = ("read p50, ms", "read p95", "POST's writes p50, ms", "p95")
 
 
-def simulate(redis: Redis, stop: Event, pool: ThreadPoolExecutor, *, batch: int, job_s: float) -> None:
-    """Be a worker and its clients: batches of jobs that take `job_s`, with the traffic of real ones."""
+def simulate(
+    redis: Redis,
+    stop: Event,
+    pool: ThreadPoolExecutor,
+    *,
+    batch: int,
+    job_s: float,
+    watch_s: float,
+    progress_s: float,
+) -> None:
+    """Be a worker and its clients: batches of jobs that take `job_s`, with the traffic of real ones: a look at cancels every `watch_s`, progress every `progress_s`."""
     settings = Settings(redis_url="redis://unused")
     state = State(redis, result_ttl_s=3600)
     queue = get_queue(MANIFEST.name, redis)
@@ -62,11 +68,12 @@ def simulate(redis: Redis, stop: Event, pool: ThreadPoolExecutor, *, batch: int,
         jobs = [job for job, _ in taking.take(batch)]
         ids = [job.id for job in jobs]
         executions = begin(redis, state, queue, jobs, name)
-        for _ in range(QUARTERS):
-            if stop.wait(job_s / QUARTERS):
-                break
-            state.standings(ids)
-            state.set_progress({i: Progress(step=2, num_steps=8) for i in ids})
+        ends, told = time.monotonic() + job_s, time.monotonic()
+        while not stop.wait(min(watch_s, max(0.0, ends - time.monotonic()))) and time.monotonic() < ends:
+            state.unwanted(ids)
+            if time.monotonic() - told > progress_s:
+                told = time.monotonic()
+                state.set_progress({i: Progress(step=2, num_steps=8) for i in ids})
         settle(redis, state, jobs, executions, name)
 
 
@@ -131,7 +138,9 @@ def measure(
     folder: Path, workers: int, *, seconds: float, batch: int, job_s: float, fsync: str
 ) -> dict[str, float]:
     """Return jobs per second, the share of what the workers could do, and the latency of a read and of a POST's writes in ms, cores."""
-    from worker.main import model_info  # here, for it loads torch, which the workers' processes do without
+    # here, for they load torch, which the workers' processes do without
+    from worker.main import model_info
+    from worker.rq_worker import PROGRESS_S, WATCH_S
 
     server = EmbeddedRedis(folder)
     redis = connect(server.url)
@@ -140,7 +149,7 @@ def measure(
     state.announce(model_info(MANIFEST))
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    options = {"batch": batch, "job_s": job_s}
+    options = {"batch": batch, "job_s": job_s, "watch_s": WATCH_S, "progress_s": PROGRESS_S}
     shares = [workers // PROCESSES + (n < workers % PROCESSES) for n in range(PROCESSES)]
     processes = [context.Process(target=process, args=(server.url, stop, n, options)) for n in shares if n]
     for p in processes:
@@ -150,10 +159,11 @@ def measure(
         assert warm, "the simulated workers do not end their first jobs"
         cpu_s = workers_cpu_s(processes)
         cpu, ended, started = redis.info("cpu"), sum(state.ended().values()), time.monotonic()
-        reads, posts = [], []
+        reads, posts, mine = [], [], new_id()
         settings = Settings(redis_url="redis://unused")
+        enqueue(redis, state, mine, payload(), settings)
         while time.monotonic() - started < seconds:
-            reads.append(milliseconds(lambda: redis.hgetall("clipsynth:gen:none")))
+            reads.append(milliseconds(lambda: state.get(mine)))
             if len(reads) % POST_EVERY == 0:
                 posts.append(milliseconds(lambda: enqueue(redis, state, new_id(), payload(), settings)))
             time.sleep(0.02)

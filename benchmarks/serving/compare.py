@@ -167,6 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     comparison = Comparison(results, seconds=options.seconds, bundle=Settings().model, log=log)
     if options.demo:
         options.loads, options.arrivals = ["demo"], [SATURATED]
+        options.systems = [system for system in options.systems if system != "bentoml"]  # not tuned for it
     if options.tune:
         for system, load in itertools.product(options.systems, options.loads):
             tune(comparison, system, load)
