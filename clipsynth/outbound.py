@@ -11,7 +11,9 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import httpx
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# Of their own: a name server that does not answer holds a thread for half a minute, and a loop that ends waits for the threads that are its own.
+_RESOLVERS = ThreadPoolExecutor(16, thread_name_prefix="resolve")
 # Ranges that carry a v4 address inside, which a gateway would connect to: NAT64, 6to4, Teredo.
 _WRAPPED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
 
@@ -98,7 +102,8 @@ def _check_address(address: Address, allow_loopback: bool) -> None:
 async def _resolve(host: str, port: int, allow_loopback: bool, plain: bool) -> Address:
     """Return the one address to connect to; all that the name has must be allowed."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, lookup)
         addresses = [ipaddress.ip_address(info[4][0]) for info in found]
     except (OSError, ValueError, UnicodeError):
         raise Unanswered("the name does not resolve") from None

@@ -179,6 +179,21 @@ def test_a_name_is_resolved_once(monkeypatch, heard):
     assert heard.requests[0][1]["Host"] == f"localhost:{heard.port}"
 
 
+def test_a_name_server_that_does_not_answer_holds_up_nobody(monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(20) and [])
+
+    async def ask_often():
+        asked = [ask("GET", f"https://{n}.example/", headers={}, timeout_s=0.1) for n in range(8)]
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        return errors, await asyncio.to_thread(lambda: "free")  # what the loop's own threads are for
+
+    errors, free = asyncio.run(ask_often())  # ends, though the threads do not
+    assert not answered.is_set()
+    assert ({type(e) for e in errors}, free) == ({Unanswered}, "free")
+    answered.set()
+
+
 def certified(tmp_path, name):
     """Return a server's TLS context for a name, and a client's that trusts it."""
     files = ["-keyout", f"{tmp_path}/key.pem", "-out", f"{tmp_path}/cert.pem"]
