@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -101,6 +102,31 @@ def test_a_run_that_was_ended_goes_on_where_it_was(finished):
     assert len(before) == 4
     compared = len(before)  # made again to see whether they are the same
     assert len(before) + len(after) - timing - compared == 12  # two kinds, two classes, three seeds
+
+
+def test_the_command_prints_the_table_that_it_writes(finished, videos, labelled, queries, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "out")
+    arguments = ["--clips", videos, "--labels", labelled, "--queries", queries, "--out", tmp_path / "out"]
+    arguments += ["--system", "hum=tests.evaluation.test_evaluate:Tone:x", "--embedder", "random-conv"]
+    arguments += [
+        "--query",
+        "text",
+        "--seeds",
+        2,
+        "--per-class",
+        3,
+        "--duration",
+        1,
+        "--rtf-clips",
+        0,
+        "--resamples",
+        10,
+    ]
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert table.strip() in result.output
+    assert table.startswith("| Model |")
+    assert "| hum |" in table
 
 
 def test_results_hold_every_row_and_figure(finished):

@@ -10,7 +10,9 @@ import pytest
 import soundfile
 import uvicorn
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from clipsynth.cli import app
 from clipsynth.process import wait_until
 from evaluation.answers import SCALES, Answer, Answers
 from evaluation.listen import create_app
@@ -325,6 +327,19 @@ def test_alpha_has_the_published_values():
     assert krippendorff_alpha(np.array([[1.0, 2, 5], [1, 2, 5]])) == 1.0
     assert np.isnan(krippendorff_alpha(np.array([[1.0, 2, 5]])))
     assert np.isnan(krippendorff_alpha(np.full((2, 3), 4.0)))
+
+
+def test_the_command_prints_the_score(folder, items, answers):
+    nobody = ["listen", str(folder), "--score", "--answers", str(folder / "none.sqlite")]
+    with pytest.raises(FileNotFoundError, match="nobody has rated yet"):
+        CliRunner().invoke(app, nobody, catch_exceptions=False)
+    for item in items:
+        answers.save("anna", item, "quality", 4)
+    file = str(answers.path)
+    result = CliRunner().invoke(
+        app, ["listen", str(folder), "--score", "--answers", file], catch_exceptions=False
+    )
+    assert to_markdown(answers.every()).strip() in result.output
 
 
 def test_the_table_is_the_papers():

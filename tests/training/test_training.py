@@ -10,7 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
+from clipsynth.cli import app
 from models import ClipSynthPipeline
 from models.condition_encoder import ConditionEncoder
 from models.mel import LOG_FLOOR
@@ -150,7 +152,17 @@ def test_export_takes_what_there_is_and_refuses_what_is_not(prepared, tmp_path):
     train(nothing, stage="denoiser")
     states = [(tmp_path / stage / "state.pt").read_bytes() for stage in ("vocoder", "denoiser")]
     assert load_state(tmp_path / "denoiser" / "state.pt")["step"] == 2
-    assert (train(nothing, stage="export") / "clipsynth.json").is_file()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(nothing.model_dump()))
+    command = [
+        "export",
+        str(tmp_path / "recipe.yaml"),
+        "--set",
+        "text_sigma=0.3",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).output.strip().endswith("out")
+    assert ClipSynthPipeline.from_pretrained(tmp_path / "out").condition_encoder.config.text_sigma == 0.3
     assert states == [(tmp_path / stage / "state.pt").read_bytes() for stage in ("vocoder", "denoiser")]
 
 
