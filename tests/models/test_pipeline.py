@@ -60,7 +60,7 @@ def test_saved_and_loaded_pipeline_makes_the_same_sound(tiny_bundle, indexed_pip
     saved, again = (
         pipe("rain", duration_s=0.5, generator=generator(0)).audios[0] for pipe in (indexed_pipeline, loaded)
     )
-    np.testing.assert_allclose(saved, again, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(saved, again, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,10 @@ def test_a_lost_device_ends_the_engine_and_no_job(engines, part):
     tickets = [ticket(), ticket() if part == "velocity" else ticket(**{part: lost})]
     for each in tickets:
         engine.submit(each)
-    arrive(engine, 1) if part == "prepare" else arrive(engine, 2)
+    told = (
+        3 if part == "prepare" else 4
+    )  # the rows of each and that its errand is over; the lost one has no rows
+    assert wait_until(lambda: engine._inbox.qsize() == told, timeout_s=TIMEOUT_S)
     with pytest.raises(torch.AcceleratorError):
         finish(engine, *tickets)
     assert all(each.error is None for each in tickets)
