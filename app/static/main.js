@@ -24,7 +24,6 @@ function body() {
 }
 
 async function generate() {
-  if ($("generate").disabled) return; // one is on its way
   const wanted = body();
   if (!wanted) {
     complain(new Error("Say what it should sound like, or add a picture."));

@@ -66,8 +66,7 @@ def picture(colour):
 
 
 def body_of(page, action):
-    """Return what the page asks the service for when `action` is done, which it does not while an earlier request is on its way."""
-    page.wait_for_function("!document.getElementById('generate').disabled")
+    """Return what the page asks the service for when `action` is done."""
     with page.expect_request(lambda r: r.url.endswith("/v1/generations") and r.method == "POST") as asked:
         action()
     return json.loads(asked.value.post_data)
