@@ -107,9 +107,8 @@ class Hold:
         """Queue on the pipeline that the room is the record's from now on; return the fields that the record needs for it."""
         pipeline.zrem(HOLDS_KEY, self.member)
         fields: dict[str, object] = {"model": self.model, "work": f"{self.work:.6f}"}
-        told = (
-            self.eta_s is not None and self.work > 0
-        )  # what takes no work says nothing of how long work takes
+        # What takes no work says nothing of how long work takes.
+        told = self.eta_s is not None and self.work > 0
         return fields | ({"eta_s": self.eta_s} if told else {})
 
 

@@ -76,9 +76,7 @@ def _job(queue: Queue, generation_id: str, payload: JobPayload, settings: Settin
         result_ttl=RQ_TTL_S,
         failure_ttl=RQ_TTL_S,
         meta={"request_id": request_id} if (request_id := REQUEST_ID.get()) else None,
-        retry=Retry(
-            max=RQ_RETRIES, enqueue_at_front=True
-        ),  # a lost job has waited already, and turns are in order
+        retry=Retry(max=RQ_RETRIES, enqueue_at_front=True),  # it has had its turn already
     )
 
 

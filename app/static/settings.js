@@ -19,10 +19,10 @@ export class SettingsForm {
   /** Offer what is served; the first that is ready is chosen. */
   /** Take the models that are served; while these are the same, what was set stays. */
   offer(models) {
+    this.models = [...models].sort((a, b) => (b.status === "ready") - (a.status === "ready"));
     const offered = JSON.stringify(models.map((m) => [m.name, m.version]));
     if (offered === this.offered) return;
     this.offered = offered;
-    this.models = [...models].sort((a, b) => (b.status === "ready") - (a.status === "ready"));
     $("model").replaceChildren(...this.models.map((m) => h("option", { value: m.name }, m.name)));
     $("model").hidden = $("model-label").hidden = models.length < 2;
     this.#defaults();
