@@ -31,9 +31,8 @@ class Services:
     state: State
     storage: Storage
     events: Events
-    decoding: (
-        asyncio.Semaphore
-    )  # held for a request with pictures at hand, which else would hold a thread until its turn to be decoded
+    # Held for a request with pictures at hand, which else would hold a thread until its turn to be decoded.
+    decoding: asyncio.Semaphore
     fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_FETCHES))
 
     @asynccontextmanager

@@ -144,10 +144,8 @@ class Events:
                 ended.clear()
                 try:
                     generation = await self._read(generation.id)
-                except (
-                    RedisError
-                ):  # it was accepted, whatever Redis says now: an error would have it made again
-                    if left > 0:
+                except RedisError:
+                    if left > 0:  # an error would have it made again, though it was accepted
                         await asyncio.sleep(min(left, RECONNECT_S))
                         ended.set()
                 if generation.status in TERMINAL or left == 0:

@@ -61,7 +61,7 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     started = time.perf_counter()
     state = State.from_settings(connect(settings.redis_url), settings)
     state.announce_starting(info)
-    from worker.engine import is_out_of_memory
+    from worker.engine import Engine, is_out_of_memory
 
     try:
         predictor = load(settings)
@@ -72,7 +72,6 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
             raise ServeError(f"no memory for the model: {error}") from error
         raise ModelUnusable(str(error)) from error
 
-    from worker.engine import Engine
     from worker.jobs import Jobs
     from worker.rq_worker import BatchWorker
 

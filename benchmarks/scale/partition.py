@@ -21,12 +21,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.scale.hosts import SUBNET, Host, network
-from benchmarks.serving.load import MANIFEST, payload
+from benchmarks.serving.load import MANIFEST, look, payload
 from clipsynth.embedded_redis import find_redis_server
 from clipsynth.errors import NotFound
 from clipsynth.process import wait_until
 from clipsynth.queue import connect, enqueue, get_queue
-from clipsynth.schemas import TERMINAL, Generation, Status
+from clipsynth.schemas import TERMINAL, Status
 from clipsynth.settings import Settings
 from clipsynth.state import State, new_id, redis_answers
 from clipsynth.storage import Storage, audio_key
@@ -52,14 +52,6 @@ def submit(redis: Redis, state: State, settings: Settings, jobs: int) -> list[st
     for generation_id in ids:
         enqueue(redis, state, generation_id, payload(num_inference_steps=40, num_outputs=2), settings)
     return ids
-
-
-def look(state: State, generation_id: str) -> Generation | None:
-    """Return a generation; None where its record is lost."""
-    try:
-        return state.get(generation_id)
-    except NotFound:
-        return None
 
 
 def whole(state: State, storage: Storage, generation_id: str) -> bool:

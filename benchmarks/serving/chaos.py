@@ -25,7 +25,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from benchmarks.serving.load import MANIFEST, POISON, payload
+from benchmarks.serving.load import MANIFEST, POISON, look, payload
 from clipsynth.embedded_redis import EmbeddedRedis
 from clipsynth.errors import AlreadyEnded, NotFound
 from clipsynth.queue import connect, enqueue, get_queue, withdraw
@@ -177,10 +177,8 @@ class Chaos:
         """Return the figures; all from "lost" on must be 0."""
         statuses = {}
         for generation_id in self.jobs:
-            try:
-                statuses[generation_id] = self.state.get(generation_id)
-            except NotFound:
-                continue
+            if (generation := look(self.state, generation_id)) is not None:
+                statuses[generation_id] = generation
         figures: collections.Counter[str] = collections.Counter(g.status for g in statuses.values())
         expected = {
             i: Status.CANCELED

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clipsynth.schemas import JobPayload
+from clipsynth.errors import NotFound
+from clipsynth.schemas import Generation, JobPayload
+from clipsynth.state import State
 from models.manifest import Manifest
 
 MANIFEST = Manifest(name="simulated", min_duration_s=0.5, max_duration_s=10.0, num_inference_steps=8)
@@ -24,3 +26,11 @@ def payload(**fields: object) -> JobPayload:
         "output_formats": ["wav"],
     }
     return JobPayload(**defaults | fields)
+
+
+def look(state: State, generation_id: str) -> Generation | None:
+    """Return a generation; None where its record is lost."""
+    try:
+        return state.get(generation_id)
+    except NotFound:
+        return None
