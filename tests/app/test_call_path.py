@@ -1,0 +1,23 @@
+"""How far a prompt travels through the code, counted in files."""
+
+from __future__ import annotations
+
+from clipsynth.settings import Settings
+from tests.app.test_generations import serving
+from tests.support.call_path import record_calls
+
+ROUTE = ("app/generations.py", "create")
+MOST_CHANGES, MOST_FILES = 32, 52
+
+
+def test_a_prompt_passes_few_files(redis_url, tiny_pipeline, tmp_path):
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path)
+    with record_calls() as path:
+        for service in serving(settings, tiny_pipeline):
+            path.clear()  # what building the service called
+            posted = service.post({"prompt": "a dog"})
+            changes = path.changes(ROUTE)
+            service.finish(posted)
+    print(f"submit changes file {changes} times; a prompt's way passes {len(path.files)} files")
+    assert changes <= MOST_CHANGES
+    assert len(path.files) <= MOST_FILES
