@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from app.deps import ServicesDep
+from app.dependencies import ServicesDep
 from clipsynth.errors import Forbidden, Unauthorized
-from clipsynth.keys import ANONYMOUS, ApiKey, Scope, any_keys, find_key
+from clipsynth.security.api_keys import ANONYMOUS, ApiKey, Scope, any_keys, find_key
 from clipsynth.settings import Settings, is_loopback
 
 _bearer = HTTPBearer(auto_error=False, description="made by `clipsynth keys create`")

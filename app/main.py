@@ -11,18 +11,24 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app import docs, envelope, errors, estimate, generations, page, replay, sound_generation, views
 from app.auth import Admin, Reader
-from app.deps import Services, ServicesDep
-from app.events import Events
-from app.metrics import CountRequests, Metrics
-from app.uploads import PICTURES_AT_ONCE, BodyLimit
+from app.dependencies import Services, ServicesDep
+from app.middleware import request_context as envelope
+from app.middleware.body_limit import PICTURES_AT_ONCE, BodyLimit
+from app.middleware.metrics import CountRequests, Metrics
+from app.notifications import Events
+from app.responses import problems as errors
+from app.routes import docs, estimate, generations
+from app.routes import elevenlabs as sound_generation
+from app.routes import outputs as views
+from app.routes import pages as page
+from app.routes import remakes as replay
 from clipsynth.errors import RedisUnavailable, ServeError
-from clipsynth.exposition import expose
-from clipsynth.queue import connect
-from clipsynth.schemas import GenerationRequest, ServedModel
+from clipsynth.jobs.queue import connect
+from clipsynth.jobs.store import State, redis_answers
+from clipsynth.schemas.generation import GenerationRequest, ServedModel
+from clipsynth.services.metrics_server import expose
 from clipsynth.settings import Settings
-from clipsynth.state import State, redis_answers
 from clipsynth.storage import Storage
 
 
@@ -57,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="CLIPSynth",
         summary="Text or a picture in, sound out.",
         version=version("clipsynth"),
-        docs_url=None,  # app/docs.py
+        docs_url=None,  # app/routes/docs.py
         redoc_url=None,
         lifespan=lifespan,
     )

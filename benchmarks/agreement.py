@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.agreement import paired
-from training.data import ClipSet, load_clips
-from training.matching import MatchingOptions, cross_fit
-from training.swap import swap
+from training.correspondence.mismatch import swap
+from training.correspondence.network import MatchingOptions, cross_fit
+from training.correspondence.score import paired
+from training.data.clips import ClipSet, load_clips
 
 
 def area(scores: np.ndarray, wrong: np.ndarray) -> float:

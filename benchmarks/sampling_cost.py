@@ -22,7 +22,7 @@ from diffusers.utils.logging import disable_progress_bar
 from torch import nn
 
 from models import ClipSynthPipeline
-from models.code_transformer import CodeTransformer
+from models.baselines.code_transformer import CodeTransformer
 
 SPECVQGAN_COLUMNS, SPECVQGAN_ROWS = 53, 5
 SPECVQGAN_S = SPECVQGAN_COLUMNS * 16 * 256 / 22050  # 16 frames a column, hop 256 at 22,050 Hz

@@ -15,12 +15,12 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.batches import Batch, Batches, BatchMaker
-from training.data import load_clips
-from training.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
+from training.data.batches import Batch, Batches, BatchMaker
+from training.data.clips import load_clips
+from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
+from training.denoiser.train import attention, build_optimizers
 from training.loop import autocast, one_ahead
 from training.recipe import load_recipe
-from training.train_denoiser import attention, build_optimizers
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> float:

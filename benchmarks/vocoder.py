@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from transformers import SpeechT5HifiGan
 
-from models.mel import MelSpectrogram
-from models.video import VIDEO_SUFFIXES, read_video
-from models.vocoder import build_vocoder, vocode
-from models.waveform import level
+from models.audio.level import level
+from models.audio.mel import MelSpectrogram
+from models.audio.vocoder import build_vocoder, vocode
+from models.media.video import VIDEO_SUFFIXES, read_video
 from training.loop import load_state
-from training.train_vocoder import mel_distance, stft_distance
+from training.vocoder.train import mel_distance, stft_distance
 
 SECONDS = 4
 

@@ -18,7 +18,7 @@ from clipsynth.commands.services import api, janitor, openapi, serve, webhooks, 
 from clipsynth.commands.study import study
 from clipsynth.commands.training import agreement, average, export, prepare, swap, train
 from clipsynth.errors import ClipSynthError, ModelUnusable
-from clipsynth.logs import set_up
+from clipsynth.log import set_up
 from clipsynth.settings import Settings
 
 app = typer.Typer(

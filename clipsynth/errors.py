@@ -1,4 +1,4 @@
-"""Errors of the service, each with a stable `code`. Knows no HTTP; `app/errors.py` decides the status."""
+"""Errors of the service, each with a stable `code`. Knows no HTTP; `app/responses/problems.py` decides the status."""
 
 from __future__ import annotations
 

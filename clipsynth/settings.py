@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from clipsynth.prompts import MAX_PICTURES
+from clipsynth.schemas.prompts import MAX_PICTURES
 
 
 def default_data_dir() -> Path:

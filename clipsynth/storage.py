@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import fsspec
 
 from clipsynth.errors import ClipSynthError, NotFound, StorageUnavailable
-from clipsynth.schemas import MEDIA_TYPES, Format
+from clipsynth.schemas.generation import MEDIA_TYPES, Format
 
 logger = logging.getLogger(__name__)
 CHECK_S = 10.0
@@ -33,7 +33,7 @@ def audio_key(generation_id: str, n: int, output_format: str) -> str:
 
 
 def views_key(generation_id: str, n: int) -> str:
-    """Return the key of what can be seen of output n (clipsynth/views.py)."""
+    """Return the key of what can be seen of output n (clipsynth/previews.py)."""
     return f"{generation_id}/{n}.views"
 
 

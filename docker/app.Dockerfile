@@ -27,5 +27,5 @@ USER 10001:10001
 WORKDIR /data
 EXPOSE 8000 9100
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-m", "clipsynth.health", "http://127.0.0.1:8000/readyz"]
+    CMD ["python", "-m", "clipsynth.services.healthcheck", "http://127.0.0.1:8000/readyz"]
 CMD ["clipsynth", "api"]

@@ -39,5 +39,5 @@ USER 10001:10001
 WORKDIR /data
 EXPOSE 9100
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-m", "clipsynth.health", "http://127.0.0.1:9100/healthz"]
+    CMD ["python", "-m", "clipsynth.services.healthcheck", "http://127.0.0.1:9100/healthz"]
 CMD ["clipsynth", "worker"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evaluation.systems import SAMPLE_RATE
-from models.video import RawClip, VideoError, read_video
+from evaluation.interfaces import SAMPLE_RATE
+from models.media.video import RawClip, VideoError, read_video
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from evaluation.audio import fingerprint
 from evaluation.clips import LabelledClip
-from evaluation.sound import fingerprint
-from evaluation.systems import Query, QueryKind, Synthesizer
+from evaluation.interfaces import Query, QueryKind, Synthesizer
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.manifest import BundleError, Manifest
+    from models.bundle import BundleError, Manifest
+    from models.conditioning.prompts import Prompt
     from models.pipeline import ClipSynthOutput, ClipSynthPipeline
-    from models.prompts import Prompt
 
 __all__ = ["BundleError", "ClipSynthOutput", "ClipSynthPipeline", "Manifest", "Prompt"]
 
 _MODULES = {
-    "BundleError": "manifest",
+    "BundleError": "bundle",
     "ClipSynthOutput": "pipeline",
     "ClipSynthPipeline": "pipeline",
-    "Manifest": "manifest",
-    "Prompt": "prompts",
+    "Manifest": "bundle",
+    "Prompt": "conditioning.prompts",
 }
 
 

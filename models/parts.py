@@ -2,10 +2,10 @@
 
 from diffusers import ModelMixin  # diffusers looks the base class up in this very module
 
-from models.condition_encoder import ConditionEncoder
-from models.denoiser import Denoiser
-from models.encoders import OpenClipEncoder, PackagedEncoder
-from models.mel import MelSpectrogram
+from models.audio.mel import MelSpectrogram
+from models.networks.condition_encoder import ConditionEncoder
+from models.networks.denoiser import Denoiser
+from models.networks.encoder import OpenClipEncoder, PackagedEncoder
 
 __all__ = [
     "ConditionEncoder",

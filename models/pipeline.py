@@ -18,9 +18,14 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import SpeechT5HifiGan
 
-from models import character, parts
-from models.attributes import Scales, taken
-from models.condition_encoder import (
+from models import parts
+from models.audio.attributes import Scales, taken
+from models.audio.mel import MelSpectrogram
+from models.audio.vocoder import mix, to_waveforms
+from models.bundle import BundleError, Manifest
+from models.conditioning import attribute_targets as character
+from models.conditioning.prompts import COMPOSITIONS, Composition, Prompt, as_set, templated
+from models.networks.condition_encoder import (
     GUIDANCE,
     Condition,
     ConditionEncoder,
@@ -28,14 +33,10 @@ from models.condition_encoder import (
     Kind,
     told_guidance,
 )
-from models.denoiser import Denoiser
-from models.encoders import JointEncoder
-from models.index import Index
-from models.manifest import BundleError, Manifest
-from models.mel import MelSpectrogram
-from models.prompts import COMPOSITIONS, Composition, Prompt, as_set, templated
+from models.networks.denoiser import Denoiser
+from models.networks.encoder import JointEncoder
+from models.retrieval.clip_index import Index
 from models.sampler import Row, advance
-from models.vocoder import mix, to_waveforms
 
 PART_NAMES = ("encoder", "condition_encoder", "denoiser", "vocoder", "mel")
 

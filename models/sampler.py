@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.condition_encoder import ConditionTokens
+from models.networks.condition_encoder import ConditionTokens
 from models.schedule import time_at
 
 Velocity = Callable[[torch.Tensor, torch.Tensor, ConditionTokens, torch.Tensor | None], torch.Tensor]

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from models.attributes import CONDITIONS, GRID, NAMES
-from models.condition_encoder import GUIDANCE, ConditionEncoder
-from models.denoiser import Denoiser
-from models.encoders import JointEncoder, PackagedEncoder
-from models.manifest import Manifest
-from models.mel import MelSpectrogram
+from models.audio.attributes import CONDITIONS, GRID, NAMES
+from models.audio.mel import MelSpectrogram
+from models.audio.vocoder import build_vocoder
+from models.bundle import Manifest
+from models.networks.condition_encoder import GUIDANCE, ConditionEncoder
+from models.networks.denoiser import Denoiser
+from models.networks.encoder import JointEncoder, PackagedEncoder
 from models.pipeline import ClipSynthPipeline
-from models.vocoder import build_vocoder
 
 # As if of training clips: dB of full scale, and for what is a logarithm of Hz 100 to 8,000 Hz.
 RANGES = {

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.process import wait_until
-from models.encoders import OpenClipEncoder
-from models.index import Index
-from models.pictures import Pictures
+from clipsynth.services.embedded_redis import EmbeddedRedis
+from clipsynth.services.processes import wait_until
+from models.audio.level import level
+from models.media.video import read_video
+from models.networks.encoder import OpenClipEncoder
+from models.retrieval.clip_index import Index
+from models.retrieval.thumbnails import Pictures
 from models.tiny import build_tiny_pipeline
-from models.video import read_video
-from models.waveform import level
 from tests.service import TIMEOUT_S, Serve
 
 torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipsynth.process import wait_until
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from tests.browser import open_chromium
 from tests.service import TIMEOUT_S, Serve
@@ -67,8 +67,8 @@ def sounds(folder: Path) -> None:
     import soundfile
     import torch
 
-    from worker.predict import Predictor
-    from worker.views import spectrogram_png
+    from worker.predictor import Predictor
+    from worker.previews import spectrogram_png
 
     predictor = Predictor.setup(Settings())
     rate = predictor.manifest.sample_rate

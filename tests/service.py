@@ -13,7 +13,7 @@ import sys
 import httpx
 import psutil
 
-from clipsynth.process import wait_until
+from clipsynth.services.processes import wait_until
 
 TIMEOUT_S = 120
 

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from transformers import SpeechT5HifiGan
 
-from models.attributes import Scales, by_name
-from models.condition_encoder import ConditionEncoder
-from models.denoiser import Denoiser
-from models.encoders import load_encoder
-from models.index import Index
-from models.manifest import Manifest
-from models.mel import MelSpectrogram
-from models.pictures import MAX_CLIPS, Pictures
+from models.audio.attributes import Scales, by_name
+from models.audio.mel import MelSpectrogram
+from models.bundle import Manifest
+from models.networks.condition_encoder import ConditionEncoder
+from models.networks.denoiser import Denoiser
+from models.networks.encoder import load_encoder
 from models.pipeline import ClipSynthPipeline
-from training.data import Clips, ClipSet
+from models.retrieval.clip_index import Index
+from models.retrieval.thumbnails import MAX_CLIPS, Pictures
+from training.data.clips import Clips, ClipSet
 from training.loop import load_state
 from training.recipe import Recipe
 

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from models.manifest import Manifest
+from models.bundle import Manifest
 from training.recipe import RunRecipe
 
 LOG_EVERY = 25  # steps

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from models.condition_encoder import ConditionEncoder
-from models.phrases import TAU, PhraseBank
+from models.conditioning.phrase_bank import TAU, PhraseBank
+from models.networks.condition_encoder import ConditionEncoder
 
 CONTRASTIVE = 0.2  # weight of ECLIPSE's contrastive term, their eq. 3
 TEMPERATURE = 0.07

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.encoders import load_encoder
-from models.phrases import PhraseBank
-from training.data import ClipSet
+from models.conditioning.phrase_bank import PhraseBank
+from models.networks.encoder import load_encoder
+from training.data.clips import ClipSet
 
 FILE = "phrases.safetensors"
 

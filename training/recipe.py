@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from models.attributes import CONDITIONS
-from models.condition_encoder import MAX_GUIDANCE, TextCentring
-from models.manifest import Manifest
+from models.audio.attributes import CONDITIONS
+from models.bundle import Manifest
+from models.networks.condition_encoder import MAX_GUIDANCE, TextCentring
 
 
 class _Section(BaseModel):

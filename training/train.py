@@ -10,17 +10,17 @@ from typing import Literal, get_args
 
 import torch
 
-from models.mel import MelSpectrogram
+from models.audio.mel import MelSpectrogram
 from models.pipeline import ClipSynthPipeline
-from training.data import load_clips
-from training.distil import distil
+from training.data.clips import load_clips
+from training.denoiser.guidance_distillation import distil
+from training.denoiser.train import train_denoiser
 from training.export import export
-from training.generated import GeneratedClips
 from training.loop import build_accelerator
 from training.recipe import Recipe, SpecVqganRecipe
-from training.specvqgan import train_specvqgan
-from training.train_denoiser import train_denoiser
-from training.train_vocoder import train_vocoder
+from training.specvqgan.train import train_specvqgan
+from training.vocoder.generated_mels import GeneratedClips
+from training.vocoder.train import train_vocoder
 
 Stage = Literal["all", "vocoder", "denoiser", "distil", "finetune", "export"]
 

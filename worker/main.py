@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from clipsynth.errors import ModelUnusable, ServeError
-from clipsynth.exposition import expose
-from clipsynth.process import let_threads_sleep
-from clipsynth.queue import connect, get_queue
-from clipsynth.schemas import Method, ModelCost, ModelInfo
-from clipsynth.served import MODEL_TTL_S
+from clipsynth.jobs.model_registry import MODEL_TTL_S
+from clipsynth.jobs.queue import connect, get_queue
+from clipsynth.jobs.store import State
+from clipsynth.schemas.generation import Method, ModelCost, ModelInfo
+from clipsynth.services.metrics_server import expose
+from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
-from clipsynth.state import State
 from clipsynth.storage import Storage
-from models.attributes import taken
-from models.manifest import Manifest
+from models.audio.attributes import taken
+from models.bundle import Manifest
 from worker import metrics
 
 if TYPE_CHECKING:
-    from worker.cost import Cost
-    from worker.jobs import Predictor
-    from worker.rq_worker import BatchWorker
+    from worker.calibration import Cost
+    from worker.job_runner import Predictor
+    from worker.rq_adapter.worker import BatchWorker
 
 logger = logging.getLogger(__name__)
 BEAT_TIMEOUT_S = (
@@ -72,8 +72,8 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
             raise ServeError(f"no memory for the model: {error}") from error
         raise ModelUnusable(str(error)) from error
 
-    from worker.jobs import Jobs
-    from worker.rq_worker import BatchWorker
+    from worker.job_runner import Jobs
+    from worker.rq_adapter.worker import BatchWorker
 
     jobs = Jobs(predictor, state, Storage(settings.results_url), max_attempts=settings.max_attempts)
     engine = Engine(predictor, limit=cost.limit)
@@ -133,7 +133,7 @@ def model_info(
 
 def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
     """Add what was measured to what the API is to know."""
-    from worker.jobs import Guides
+    from worker.job_runner import Guides
 
     return info.model_copy(
         update={
@@ -149,7 +149,7 @@ def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
 
 def load(settings: Settings) -> Predictor:
     """Load the bundle of the settings and use every part once, so that the first job pays for nothing."""
-    from worker.predict import Predictor
+    from worker.predictor import Predictor
 
     predictor = Predictor.setup(settings)
     predictor.warm_up()

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from rq.job import Job
 from rq.utils import now as rq_now
 
-from clipsynth.schemas import JobPayload, Status
+from clipsynth.schemas.generation import JobPayload, Status
 
 if TYPE_CHECKING:  # torch is not to be loaded for this
     from models.sampler import Row

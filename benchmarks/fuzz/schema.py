@@ -10,7 +10,7 @@ import tempfile
 import httpx
 
 from benchmarks.serving.service import Service
-from clipsynth.keys import SCOPES, create_key
+from clipsynth.security.api_keys import SCOPES, create_key
 
 # `positive_data_acceptance` is left out: a schema cannot say what a bundle's limits are, or that prompt and image need each other.
 EXCLUDED = "positive_data_acceptance"

@@ -22,13 +22,13 @@ from redis.exceptions import RedisError
 
 from benchmarks.scale.hosts import SUBNET, Host, network
 from benchmarks.serving.load import MANIFEST, look, payload
-from clipsynth.embedded_redis import find_redis_server
 from clipsynth.errors import NotFound
-from clipsynth.process import wait_until
-from clipsynth.queue import connect, enqueue, get_queue
-from clipsynth.schemas import TERMINAL, Status
+from clipsynth.jobs.queue import connect, enqueue, get_queue
+from clipsynth.jobs.store import State, new_id, redis_answers
+from clipsynth.schemas.generation import TERMINAL, Status
+from clipsynth.services.embedded_redis import find_redis_server
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from clipsynth.state import State, new_id, redis_answers
 from clipsynth.storage import Storage, audio_key
 
 STEP_S = 0.05

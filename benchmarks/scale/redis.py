@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale.redis --workers 1 2 4 8 16 32 64 --seconds 8
 
-A worker here is a thread of a few processes that does to Redis what worker/rq_worker.py does for a job, through the same code (claim, lease, look for cancels,
+A worker here is a thread of a few processes that does to Redis what worker/rq_adapter/worker.py does for a job, through the same code (claim, lease, look for cancels,
 progress, final state), and nothing else: it stands for a worker on a machine of its own whose jobs take `--job-s` seconds, `--batch` at a time. The queue is
 kept full, so the rate is limited by the workers until Redis bends it. Latency is what one more client meets meanwhile: that of a read of a generation, and
 that of putting one on the queue, which is what a POST waits for.
@@ -31,13 +31,13 @@ from rq.executions import Execution
 from rq.job import Job
 
 from benchmarks.serving.load import MANIFEST, payload
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.process import wait_until
-from clipsynth.queue import connect, enqueue, get_queue
-from clipsynth.schemas import Output, Progress, Status
+from clipsynth.jobs.queue import connect, enqueue, get_queue
+from clipsynth.jobs.store import End, State, new_id
+from clipsynth.schemas.generation import Output, Progress, Status
+from clipsynth.services.embedded_redis import EmbeddedRedis
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from clipsynth.state import End, State, new_id
-from worker.taking import Taking
+from worker.rq_adapter.claim import Taking
 
 PROCESSES = 4
 LEASE_S = 15
@@ -140,7 +140,7 @@ def measure(
     """Return jobs per second, the share of what the workers could do, and the latency of a read and of a POST's writes in ms, cores."""
     # here, for they load torch, which the workers' processes do without
     from worker.main import model_info
-    from worker.rq_worker import PROGRESS_S, WATCH_S
+    from worker.rq_adapter.worker import PROGRESS_S, WATCH_S
 
     server = EmbeddedRedis(folder)
     redis = connect(server.url)

@@ -25,8 +25,8 @@ from pathlib import Path
 import httpx
 
 from benchmarks.serving.load import MANIFEST
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.process import wait_until
+from clipsynth.services.embedded_redis import EmbeddedRedis
+from clipsynth.services.processes import wait_until
 
 CONFIG = """
 global

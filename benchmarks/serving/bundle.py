@@ -11,13 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.process import let_threads_sleep
-from clipsynth.queue import connect, enqueue
-from clipsynth.schemas import JobPayload
+from clipsynth.jobs.queue import connect, enqueue
+from clipsynth.jobs.store import State, new_id
+from clipsynth.schemas.generation import JobPayload
+from clipsynth.services.embedded_redis import EmbeddedRedis
+from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
-from clipsynth.state import State, new_id
-from models.manifest import Manifest
+from models.bundle import Manifest
 
 PROMPT = "a dog barking"
 BATCHES = (1, 2, 4)

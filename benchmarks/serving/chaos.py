@@ -26,12 +26,12 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from benchmarks.serving.load import MANIFEST, POISON, look, payload
-from clipsynth.embedded_redis import EmbeddedRedis
 from clipsynth.errors import AlreadyEnded, NotFound
-from clipsynth.queue import connect, enqueue, get_queue, withdraw
-from clipsynth.schemas import TERMINAL, Status
+from clipsynth.jobs.queue import connect, enqueue, get_queue, withdraw
+from clipsynth.jobs.store import State, new_id
+from clipsynth.schemas.generation import TERMINAL, Status
+from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
-from clipsynth.state import State, new_id
 from clipsynth.storage import Storage, audio_key
 
 WORKERS = 2
@@ -60,7 +60,7 @@ class Chaos:
         self.storage = Storage(self.settings.results_url)
         self.worker_settings = {"lease_s": 2, "beat_s": 0.5, "max_attempts": max_attempts}
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["benchmarks.serving.simulated", "worker.rq_worker"])
+        self.context.set_forkserver_preload(["benchmarks.serving.simulated", "worker.rq_adapter.worker"])
         self.workers = [self.new_worker() for _ in range(WORKERS)]
         self.jobs: dict[str, str] = {}  # id: prompt
         self.canceled: set[str] = set()

@@ -28,9 +28,9 @@ from benchmarks.serving.client import Figures, ask_at, figures, saturate
 from benchmarks.serving.contenders import Options, contender
 from benchmarks.serving.report import SATURATED, Results
 from benchmarks.serving.venvs import cache_dir
-from clipsynth.process import let_threads_sleep
+from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
-from models.manifest import Manifest
+from models.bundle import Manifest
 
 SYSTEMS = ("raw", "rq", "litserve", "bentoml", "ours")
 ARRIVALS = (SATURATED, "0.25", "0.5", "0.75", "0.9")

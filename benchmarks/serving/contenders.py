@@ -26,12 +26,12 @@ from benchmarks.serving.accelerator import STEP_S, Request
 from benchmarks.serving.client import Http
 from benchmarks.serving.idle import free_port
 from benchmarks.serving.venvs import environment
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.process import let_threads_sleep
-from clipsynth.queue import connect
-from clipsynth.served import MODEL_TTL_S
+from clipsynth.jobs.model_registry import MODEL_TTL_S
+from clipsynth.jobs.queue import connect
+from clipsynth.jobs.store import State
+from clipsynth.services.embedded_redis import EmbeddedRedis
+from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
-from clipsynth.state import State
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0

@@ -25,8 +25,8 @@ from fastapi import FastAPI
 
 from benchmarks.serving.load import MANIFEST
 from benchmarks.serving.service import Service, free_port, running
-from clipsynth.process import wait_until
-from clipsynth.schemas import Generation, GenerationRequest
+from clipsynth.schemas.generation import Generation, GenerationRequest
+from clipsynth.services.processes import wait_until
 from worker.main import model_info
 
 CLIENTS = 8

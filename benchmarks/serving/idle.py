@@ -21,11 +21,11 @@ import httpx
 import numpy as np
 
 from benchmarks.serving.throughput import cpu_s
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.process import let_threads_sleep, start_child, wait_until
-from clipsynth.queue import connect
+from clipsynth.jobs.queue import connect
+from clipsynth.jobs.store import State
+from clipsynth.services.embedded_redis import EmbeddedRedis
+from clipsynth.services.processes import let_threads_sleep, start_child, wait_until
 from clipsynth.settings import Settings
-from clipsynth.state import State
 
 PROMPT = "a dog barking"
 DURATION_S = 0.5

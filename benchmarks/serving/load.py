@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from clipsynth.errors import NotFound
-from clipsynth.schemas import Generation, JobPayload
-from clipsynth.state import State
-from models.manifest import Manifest
+from clipsynth.jobs.store import State
+from clipsynth.schemas.generation import Generation, JobPayload
+from models.bundle import Manifest
 
 MANIFEST = Manifest(name="simulated", min_duration_s=0.5, max_duration_s=10.0, num_inference_steps=8)
 POISON = "poison"  # a prompt that kills the process at its first step

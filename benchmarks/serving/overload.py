@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 
 from benchmarks.serving.service import Service, running
-from clipsynth.process import wait_until
+from clipsynth.services.processes import wait_until
 
 STEP_S, STEPS, ROWS = 0.1, 16, 32  # of the simulated model
 CAPACITY = ROWS / (STEPS * STEP_S)

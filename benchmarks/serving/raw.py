@@ -11,7 +11,7 @@ from benchmarks.serving.client import Answer
 from benchmarks.serving.load import payload
 from benchmarks.serving.simulated import Simulated
 from models.sampler import advance
-from worker.cost import Cost
+from worker.calibration import Cost
 
 TOKENS = 50  # of a row, whatever its duration: the canvas
 

@@ -19,18 +19,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from clipsynth.process import let_threads_sleep
-from clipsynth.prompts import StoredPrompt
-from clipsynth.recipe import Recipe
-from clipsynth.schemas import JobPayload
+from clipsynth.jobs.store import State
+from clipsynth.schemas.generation import JobPayload
+from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.replay_token import Recipe
+from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
-from clipsynth.state import State
 from clipsynth.storage import Storage
-from models.prompts import COMPOSITIONS
+from models.conditioning.prompts import COMPOSITIONS
 from models.sampler import Row
 from worker.engine import Engine, Ticket
-from worker.jobs import Jobs
-from worker.predict import Predictor
+from worker.job_runner import Jobs
+from worker.predictor import Predictor
 
 PROMPTS = ("rain", "a dog barking", "a cat and a bell", "wind in the trees", "an old engine", "applause")
 DURATIONS_S = (0.5, 0.7, 1.0, 1.6, 2.5)

@@ -19,11 +19,11 @@ import httpx
 import psutil
 from redis import Redis
 
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.process import wait_until
-from clipsynth.queue import connect
+from clipsynth.jobs.queue import connect
+from clipsynth.jobs.store import State
+from clipsynth.services.embedded_redis import EmbeddedRedis
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from clipsynth.state import State
 
 START_S = 60
 

@@ -13,11 +13,11 @@ import torch
 
 from benchmarks.serving.accelerator import ROWS, SAMPLES_PER_S, call_s
 from benchmarks.serving.load import MANIFEST, POISON
-from clipsynth.schemas import Format, JobPayload
+from clipsynth.schemas.generation import Format, JobPayload
 from clipsynth.settings import Settings
-from models.condition_encoder import ConditionTokens
+from models.networks.condition_encoder import ConditionTokens
 from models.sampler import Row
-from worker.cost import Cost
+from worker.calibration import Cost
 from worker.main import model_info, run
 
 BATCH = ROWS

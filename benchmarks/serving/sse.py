@@ -17,7 +17,7 @@ from typing import cast
 
 from benchmarks.serving.load import MANIFEST
 from benchmarks.serving.service import Service, running
-from clipsynth.schemas import Generation
+from clipsynth.schemas.generation import Generation
 from worker.main import model_info
 
 BODY = b'{"prompt": "rain", "seed": 7}'

@@ -22,11 +22,11 @@ from typing import Any
 
 from benchmarks.serving.accelerator import STEP_S
 from benchmarks.serving.load import payload
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.queue import connect, enqueue, get_queue
-from clipsynth.schemas import JobPayload
+from clipsynth.jobs.queue import connect, enqueue, get_queue
+from clipsynth.jobs.store import State, new_id
+from clipsynth.schemas.generation import JobPayload
+from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
-from clipsynth.state import State, new_id
 
 WARM_UP_S = 3.0
 
@@ -77,8 +77,8 @@ def plain_worker(redis_url: str, data_dir: Path, model: Any = None) -> None:
     from clipsynth.storage import Storage
     from models.sampler import advance
     from worker.engine import Ticket
-    from worker.jobs import Jobs
-    from worker.rq_job import GenerationJob
+    from worker.job_runner import Jobs
+    from worker.rq_adapter.job import GenerationJob
 
     settings = Settings(redis_url=redis_url, data_dir=data_dir)
     state = State.from_settings(connect(redis_url), settings)

@@ -51,9 +51,9 @@ def _packages(_: Settings) -> str:
 
 
 def _redis(settings: Settings) -> str:
-    from clipsynth.embedded_redis import find_redis_server, running_url
-    from clipsynth.queue import connect
-    from clipsynth.state import redis_answers
+    from clipsynth.jobs.queue import connect
+    from clipsynth.jobs.store import redis_answers
+    from clipsynth.services.embedded_redis import find_redis_server, running_url
 
     url = settings.redis_url or running_url(settings.data_dir)
     if url:
@@ -69,7 +69,7 @@ def _redis(settings: Settings) -> str:
 
 
 def _bundle(settings: Settings) -> str:
-    from models.manifest import Manifest
+    from models.bundle import Manifest
 
     manifest = Manifest.read(settings.model)
     return f"{manifest.name} {manifest.version}, every file as it was made"
@@ -78,7 +78,7 @@ def _bundle(settings: Settings) -> str:
 def _device(settings: Settings) -> str:
     import torch
 
-    from worker.predict import choose_device
+    from worker.predictor import choose_device
 
     device, dtype, reason = choose_device(settings.device)
     return f"{device}, {str(dtype).removeprefix('torch.')} ({reason}); torch {torch.__version__}, {os.cpu_count()} cores"

@@ -57,11 +57,11 @@ def evaluate(
     model: Bundle = None,
 ) -> None:
     """Compare systems on text and image queries, as the paper's Table 1 does; the same command goes on where it was ended."""
-    from clipsynth.process import let_threads_sleep
+    from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
-    from evaluation.report import Options, default_systems, parse_kinds
-    from evaluation.report import evaluate as run
+    from evaluation.evaluate import Options, default_systems, parse_kinds
+    from evaluation.evaluate import evaluate as run
 
     print(
         run(
@@ -102,9 +102,9 @@ def listen(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8010,
 ) -> None:
     """Serve a blind listening test of quality, relevance and noise as a web page, or print its scores."""
-    from evaluation.answers import Answers
-    from evaluation.listen_score import to_markdown
-    from evaluation.listening import choose, make_items, read_folder
+    from evaluation.listening_test.design import choose, make_items, read_folder
+    from evaluation.listening_test.ratings import Answers
+    from evaluation.listening_test.scores import to_markdown
 
     file = answers or folder / "answers.sqlite"
     if score:
@@ -115,7 +115,7 @@ def listen(
 
     import uvicorn
 
-    from evaluation.listen import create_app
+    from evaluation.listening_test.server import create_app
 
     items = make_items(choose(read_folder(folder), queries, seed), seed)
     print(f"{len(items)} sounds; raters open http://{host}:{port}/?rater=NAME; answers go to {file}")

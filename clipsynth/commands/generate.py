@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from clipsynth.attributes import NAMES, Attributes, settle
 from clipsynth.commands.options import Bundle, Device, settings_with
-from clipsynth.schemas import output_seed
+from clipsynth.schemas.attributes import NAMES, Attributes, settle
+from clipsynth.schemas.generation import output_seed
 from clipsynth.settings import Settings
 
 if TYPE_CHECKING:
-    from clipsynth.client import Client
+    from clipsynth.client.client import Client
 
 SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # elsewhere the format itself
 
@@ -112,7 +112,7 @@ def generate(
     }
     with ExitStack() as stack:
         if server:
-            from clipsynth.client import Client
+            from clipsynth.client.client import Client
 
             make = stack.enter_context(
                 _by_service(
@@ -210,10 +210,10 @@ def _write(queries: list[Query], paths: list[list[Path]], seed: int, make: Make)
 def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields: dict[str, Any]) -> Make:
     from PIL import Image, UnidentifiedImageError
 
-    from clipsynth.process import let_threads_sleep
+    from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
-    from worker.predict import Predictor
+    from worker.predictor import Predictor
 
     predictor = Predictor.setup(settings)
     manifest = predictor.manifest
@@ -247,7 +247,7 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
 def _by_service(
     client: Client, num_outputs: int, output_format: str, fields: dict[str, Any]
 ) -> Iterator[Make]:
-    from clipsynth.schemas import Generation
+    from clipsynth.schemas.generation import Generation
 
     with client:
 

@@ -18,7 +18,7 @@ def inspect(
     """Check a bundle and print its parts, sizes, mel, limits and where its card is."""
     from safetensors import safe_open
 
-    from models.manifest import Manifest
+    from models.bundle import Manifest
 
     folder = bundle or Settings().model
     manifest = Manifest.read(folder)
@@ -49,7 +49,7 @@ def models(
     api_key: Annotated[str | None, typer.Option(envvar="CLIPSYNTH_API_KEY")] = None,
 ) -> None:
     """Print what a service serves."""
-    from clipsynth.client import Client
+    from clipsynth.client.client import Client
 
     with Client(server, api_key=api_key, patience_s=0) as client:
         for model in client.models():

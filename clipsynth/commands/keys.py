@@ -21,8 +21,8 @@ def create_key(
     ] = None,
 ) -> None:
     """Make a key and print it, once."""
-    from clipsynth.keys import SCOPES, create_key
-    from clipsynth.reach import reach_redis
+    from clipsynth.security.api_keys import SCOPES, create_key
+    from clipsynth.services.connect import reach_redis
 
     scopes = [s for s in SCOPES if s in (scope or ["generate", "read"])]
     if unknown := set(scope or ()) - set(SCOPES):
@@ -39,8 +39,8 @@ def create_key(
 @keys.command("list")
 def list_keys() -> None:
     """Print id, time, scopes and name of all keys."""
-    from clipsynth.keys import list_keys
-    from clipsynth.reach import reach_redis
+    from clipsynth.security.api_keys import list_keys
+    from clipsynth.services.connect import reach_redis
 
     with reach_redis(Settings()) as redis:
         found = list_keys(redis)
@@ -52,8 +52,8 @@ def list_keys() -> None:
 @keys.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` has it.")]) -> None:
     """Have a key refused from now on."""
-    from clipsynth.keys import revoke_key
-    from clipsynth.reach import reach_redis
+    from clipsynth.security.api_keys import revoke_key
+    from clipsynth.services.connect import reach_redis
 
     with reach_redis(Settings()) as redis:
         print(f"revoked {revoke_key(redis, key_id).name!r}")

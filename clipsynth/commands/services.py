@@ -18,7 +18,7 @@ def serve(
     device: Device = None,
 ) -> None:
     """Start API, worker, janitor, webhooks and (unless CLIPSYNTH_REDIS_URL is set) Redis; Ctrl+C stops all."""
-    from clipsynth.supervisor import serve as run
+    from clipsynth.services.supervisor import serve as run
 
     raise SystemExit(run(settings_with(host=host, port=port, model=model, device=device)))
 
@@ -55,7 +55,7 @@ def janitor() -> None:
     import signal
     import threading
 
-    from clipsynth.janitor import run
+    from clipsynth.services.janitor import run
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -65,6 +65,6 @@ def janitor() -> None:
 
 def webhooks() -> None:
     """Tell clients' addresses of their generations, for ever (needs CLIPSYNTH_REDIS_URL)."""
-    from clipsynth.webhooks import run
+    from clipsynth.services.webhooks import run
 
     run(Settings())

@@ -14,7 +14,7 @@ from clipsynth.commands.options import Bundle, settings_with
 if TYPE_CHECKING:
     from evaluation.studies.ladder import Rung
     from evaluation.studies.setting import Setting
-    from models.condition_encoder import ConditionEncoder
+    from models.networks.condition_encoder import ConditionEncoder
     from models.pipeline import ClipSynthPipeline
 
 study = typer.Typer(
@@ -126,7 +126,7 @@ def studied(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def _setting(**options: Any) -> Setting:
-    from clipsynth.process import let_threads_sleep
+    from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
     from evaluation.studies.setting import Options, Setting
@@ -154,7 +154,7 @@ def _fit_prior(prepared: Path | None) -> Callable[[ClipSynthPipeline], Condition
     def fit(pipe: ClipSynthPipeline) -> ConditionEncoder:
         import torch
 
-        from training.data import load_clips
+        from training.data.clips import load_clips
         from training.prior import fit_prior
         from training.pseudo_text import load_bank
 

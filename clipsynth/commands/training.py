@@ -32,9 +32,9 @@ def prepare(
     """Turn a folder of videos into shards of features to train on; goes on where it was."""
     from rich.progress import Progress
 
-    from models.encoders import OpenClipEncoder, PackagedEncoder
-    from training.prepare import PrepareOptions
-    from training.prepare import prepare as run
+    from models.networks.encoder import OpenClipEncoder, PackagedEncoder
+    from training.prepare.prepare import PrepareOptions
+    from training.prepare.prepare import prepare as run
 
     encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else PackagedEncoder()
     with Progress() as progress:
@@ -60,7 +60,7 @@ def agreement(
     ] = None,
 ) -> None:
     """Score how well each clip's sound and picture agree, learned from the clips themselves; writes PREPARED/agreement.json."""
-    from training.agreement import write_agreement
+    from training.correspondence.score import write_agreement
 
     print(write_agreement(prepared, wav2clip))
 
@@ -72,7 +72,7 @@ def swap(
     seed: Annotated[int, typer.Option(help="Another seed swaps others.")] = 0,
 ) -> None:
     """Exchange the sounds of a share of the training clips among themselves, to see what finds them; OUT links PREPARED's shards."""
-    from training.swap import swap as run
+    from training.correspondence.mismatch import swap as run
 
     print(
         f"{len(run(prepared, out, share=share, seed=seed))} clips swapped, listed in {out / 'swapped.json'}"

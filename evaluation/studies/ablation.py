@@ -9,16 +9,16 @@ from typing import Any
 
 import yaml
 
-from evaluation import report
-from evaluation.bundles import Bundle
-from evaluation.embedders import Classifier
-from evaluation.entries import make_sounds
-from evaluation.interval import Figure, difference
-from evaluation.rows import score
-from evaluation.score import Reference
+from evaluation import evaluate as report
+from evaluation.embedders.base import Classifier
+from evaluation.interfaces import QueryKind, Sources
+from evaluation.metrics.bootstrap import Figure, difference
+from evaluation.report.table import cell, percent, plain
+from evaluation.run.entries import make_sounds
+from evaluation.run.rows import score
+from evaluation.run.scores import Reference
 from evaluation.studies.setting import AGREEMENT, FAD, SECONDS, Setting, table
-from evaluation.systems import QueryKind, Sources
-from evaluation.table import cell, percent, plain
+from evaluation.systems.bundle import Bundle
 
 ASKED: tuple[QueryKind, ...] = ("text", "image")
 COVERAGE, COPIES = "coverage/classifier", "copies/mel"

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.bundles import Bundle, load_pipeline
-from evaluation.interval import Figure, bootstrap, difference, draw_picks
+from evaluation.interfaces import SAMPLE_RATE, QueryKind
+from evaluation.metrics.bootstrap import Figure, bootstrap, difference, draw_picks
 from evaluation.plan import Sample
+from evaluation.report.table import cell, percent
 from evaluation.studies.setting import Setting, table
 from evaluation.studies.variants import with_manifest
-from evaluation.systems import SAMPLE_RATE, QueryKind
-from evaluation.table import cell, percent
-from models.attributes import by_name, measure
+from evaluation.systems.bundle import Bundle, load_pipeline
+from models.audio.attributes import by_name, measure
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 MIDDLE = 0.5

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.agreement import per_class, read_phrases
-from evaluation.bundles import load_pipeline
 from evaluation.clips import read_clips, read_labels
-from evaluation.interval import Figure, draw_picks, mean_figure
+from evaluation.metrics.bootstrap import Figure, draw_picks, mean_figure
+from evaluation.metrics.class_accuracy import per_class, read_phrases
+from evaluation.report.table import cell, percent
 from evaluation.studies.ladder import RAW, Prior, Rung, build
 from evaluation.studies.setting import Setting, Split, suffixes, table
-from evaluation.table import cell, percent
-from models.condition_encoder import ConditionEncoder
-from models.index import Index
-from models.prompts import Prompt
+from evaluation.systems.bundle import load_pipeline
+from models.conditioning.prompts import Prompt
+from models.networks.condition_encoder import ConditionEncoder
+from models.retrieval.clip_index import Index
 
 K = 5
 AS_IT_IS = "as the bundle has it"

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evaluation.bundles import Bundle, load_pipeline
-from evaluation.gap import gap_closed, text_gap
-from evaluation.interval import Figure
+from evaluation.metrics.bootstrap import Figure
+from evaluation.metrics.text_gap import gap_closed, text_gap
+from evaluation.report.table import cell, percent
 from evaluation.studies.setting import AGREEMENT, FAD, SECONDS, Setting, table
 from evaluation.studies.variants import changed, with_condition_encoder
-from evaluation.table import cell, percent
-from models.condition_encoder import ConditionEncoder
+from evaluation.systems.bundle import Bundle, load_pipeline
+from models.networks.condition_encoder import ConditionEncoder
 from models.pipeline import ClipSynthPipeline
 
 RAW = "raw text"

@@ -11,18 +11,18 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from evaluation.bundles import load_pipeline
+from evaluation.audio import fingerprint, fit
 from evaluation.clips import LabelledClip
-from evaluation.interval import Figure, difference, mean_figure
+from evaluation.interfaces import Query, QueryKind
+from evaluation.metrics.bootstrap import Figure, difference, mean_figure
 from evaluation.plan import Sample
-from evaluation.sound import fingerprint, fit
+from evaluation.report.table import cell, percent
 from evaluation.studies.setting import Setting, table
-from evaluation.systems import Query, QueryKind
-from evaluation.table import cell, percent
+from evaluation.systems.bundle import load_pipeline
+from models.audio.level import level
+from models.conditioning.prompts import Composition, Prompt
 from models.pipeline import ClipSynthPipeline
-from models.prompts import Composition, Prompt
 from models.sampler import advance
-from models.waveform import level
 
 NAIVE = "naive"  # one text "A and B"
 

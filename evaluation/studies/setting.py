@@ -12,19 +12,19 @@ from typing import Any, Literal
 import numpy as np
 from rich.progress import Progress
 
-from evaluation.agreement import read_phrases
-from evaluation.classifier import SoundClassifier
 from evaluation.clips import read_clips, read_labels
-from evaluation.embedders import Classifier
-from evaluation.entries import Bench, Entry, make_sounds
-from evaluation.features import Features
-from evaluation.interval import Figure
-from evaluation.judge import claim, get_classifier
+from evaluation.embedders.base import Classifier
+from evaluation.embedders.classifier import SoundClassifier
+from evaluation.embedders.judge import claim, get_classifier
+from evaluation.interfaces import QueryKind, Synthesizer
+from evaluation.metrics.bootstrap import Figure
+from evaluation.metrics.class_accuracy import read_phrases
 from evaluation.plan import Plan, Sample
-from evaluation.rows import time_alone
-from evaluation.score import Reference, fad_figure, judged_figures, kad_figure, seconds_figure
-from evaluation.sounds import SoundStore
-from evaluation.systems import QueryKind, Synthesizer
+from evaluation.run.entries import Bench, Entry, make_sounds
+from evaluation.run.feature_cache import Features
+from evaluation.run.rows import time_alone
+from evaluation.run.scores import Reference, fad_figure, judged_figures, kad_figure, seconds_figure
+from evaluation.run.sound_cache import SoundStore
 
 Split = Literal["dev", "validation"]
 DEV_SEED = 1_000_000  # first seed of sounds for choices; the report's count from 0

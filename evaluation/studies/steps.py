@@ -7,12 +7,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from evaluation.bundles import Bundle, load_pipeline
-from evaluation.interval import Figure
+from evaluation.interfaces import QueryKind
+from evaluation.metrics.bootstrap import Figure
+from evaluation.report.table import cell, percent
 from evaluation.studies.setting import AGREEMENT, FAD, KAD, SECONDS, Setting, table
 from evaluation.studies.variants import with_manifest
-from evaluation.systems import QueryKind
-from evaluation.table import cell, percent
+from evaluation.systems.bundle import Bundle, load_pipeline
 from models.schedule import time_at
 
 STEPS = (4, 6, 8, 10, 12, 16, 25, 50, 100)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from evaluation.sound import fingerprint
-from models.condition_encoder import ConditionEncoder
+from evaluation.audio import fingerprint
+from models.networks.condition_encoder import ConditionEncoder
 from models.pipeline import ClipSynthPipeline
 
 

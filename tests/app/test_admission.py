@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rq import Queue
 
-from clipsynth import admission
-from clipsynth.admission import Hold, admit, load, release_stale
+from clipsynth.admission import limits as admission
+from clipsynth.admission.limits import Hold, admit, load, release_stale
 from clipsynth.errors import QueueFull, RateLimited
-from clipsynth.keys import create_key
-from clipsynth.schemas import ModelCost, Status
+from clipsynth.jobs.store import new_id
+from clipsynth.schemas.generation import ModelCost, Status
+from clipsynth.security.api_keys import create_key
 from clipsynth.settings import Settings
-from clipsynth.state import new_id
 from tests.app.test_generations import check_problem, picture
 from tests.app.test_waiting import INFO, Service
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from clipsynth.attributes import NAMES
-from clipsynth.recipe import Recipe
+from clipsynth.schemas.attributes import NAMES
+from clipsynth.schemas.replay_token import Recipe
 from clipsynth.settings import Settings
-from models import attributes as measured
+from models.audio import attributes as measured
 from models.tiny import RANGES
 from tests.app.test_generations import SHORT, check_problem, picture, serving
 

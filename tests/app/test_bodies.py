@@ -12,9 +12,9 @@ import uvicorn
 from redis import Redis
 
 from app.server import config
-from clipsynth.process import wait_until
+from clipsynth.jobs.store import State
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from clipsynth.state import State
 from tests.app.test_waiting import INFO
 
 GB = 1_000_000_000

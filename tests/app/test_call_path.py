@@ -6,7 +6,7 @@ from clipsynth.settings import Settings
 from tests.app.test_generations import serving
 from tests.support.call_path import record_calls
 
-ROUTE = ("app/generations.py", "create")
+ROUTE = ("app/routes/generations.py", "create")
 MOST_CHANGES, MOST_FILES = 32, 52
 
 
@@ -18,6 +18,5 @@ def test_a_prompt_passes_few_files(redis_url, tiny_pipeline, tmp_path):
             posted = service.post({"prompt": "a dog"})
             changes = path.changes(ROUTE)
             service.finish(posted)
-    print(f"submit changes file {changes} times; a prompt's way passes {len(path.files)} files")
     assert changes <= MOST_CHANGES
     assert len(path.files) <= MOST_FILES

@@ -8,8 +8,8 @@ import logging
 import pytest
 from rq import Queue
 
-from clipsynth.logs import JsonLines, about
-from clipsynth.queue import get_queue
+from clipsynth.jobs.queue import get_queue
+from clipsynth.log import JsonLines, about
 from tests.app.test_admission import serve
 from tests.app.test_generations import check_problem
 

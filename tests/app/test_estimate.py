@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipsynth.schemas import Status
+from clipsynth.schemas.generation import Status
 from tests.app.test_admission import COST, REQUEST_S, serve
 from tests.app.test_generations import check_problem, picture
 from tests.app.test_waiting import INFO

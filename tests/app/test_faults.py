@@ -14,13 +14,13 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app import events
-from app.events import Events
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.queue import enqueue
-from clipsynth.schemas import JobPayload, Status
+from app import notifications as events
+from app.notifications import Events
+from clipsynth.jobs.queue import enqueue
+from clipsynth.jobs.store import State, new_id
+from clipsynth.schemas.generation import JobPayload, Status
+from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
-from clipsynth.state import State, new_id
 from tests.app import test_waiting
 from tests.app.test_generations import SHORT, check_problem, picture, serving
 

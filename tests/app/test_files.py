@@ -6,8 +6,8 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 
-from app import errors
-from app.files import file_response
+from app.responses import problems as errors
+from app.responses.ranges import file_response
 
 DATA = b"0123456789"
 

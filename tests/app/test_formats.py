@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from app.sound import accepted
-from clipsynth.recipe import Recipe
-from clipsynth.schemas import Output
+from app.responses.audio import accepted
+from clipsynth.schemas.generation import Output
+from clipsynth.schemas.replay_token import Recipe
 from clipsynth.settings import Settings
 from tests.app.test_generations import SHORT, check_problem, picture, serving
 

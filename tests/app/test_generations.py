@@ -22,23 +22,23 @@ from rq import Queue
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from app.files import file_response
 from app.main import create_app
+from app.responses.ranges import file_response
 from clipsynth.errors import StorageUnavailable
-from clipsynth.janitor import expire, sweep
-from clipsynth.queue import get_queue
-from clipsynth.schemas import Output
+from clipsynth.jobs.queue import get_queue
+from clipsynth.jobs.store import State
+from clipsynth.schemas.generation import Output
+from clipsynth.services.janitor import expire, sweep
 from clipsynth.settings import Settings
-from clipsynth.state import State
 from clipsynth.storage import Storage
-from models.clip_audio import open_audio
+from models.retrieval.clip_audio import open_audio
 from tests.conftest import IN_COMPANY
 from worker.engine import Engine
-from worker.jobs import Jobs
+from worker.job_runner import Jobs
 from worker.main import model_info
-from worker.predict import Predictor
-from worker.rq_job import GenerationJob
-from worker.rq_worker import BatchWorker
+from worker.predictor import Predictor
+from worker.rq_adapter.job import GenerationJob
+from worker.rq_adapter.worker import BatchWorker
 
 _PICTURES = itertools.count()  # each is another
 

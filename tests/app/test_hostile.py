@@ -9,7 +9,7 @@ from pathlib import Path
 import fastapi_swagger
 import pytest
 
-from app import page
+from app.routes import pages as page
 from app.server import bound_arenas
 from benchmarks.fuzz.mutations import case
 from clipsynth.settings import Settings

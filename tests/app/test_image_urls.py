@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from app import pictures
+from app.requests import images as pictures
 from clipsynth.settings import Settings
 from tests.app.test_generations import SHORT, check_problem, picture, samples, serving
 

@@ -13,10 +13,10 @@ from redis import Redis
 
 from app.auth import warning
 from app.main import create_app
-from clipsynth.embedded_redis import EmbeddedRedis
-from clipsynth.keys import create_key, list_keys, revoke_key
+from clipsynth.security.api_keys import create_key, list_keys, revoke_key
+from clipsynth.services.embedded_redis import EmbeddedRedis
+from clipsynth.services.supervisor import lock_data_dir
 from clipsynth.settings import Settings
-from clipsynth.supervisor import lock_data_dir
 from tests.app.test_generations import check_problem
 from tests.app.test_waiting import Service
 

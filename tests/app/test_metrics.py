@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from app.main import create_app
-from clipsynth.exposition import expose
+from clipsynth.services.metrics_server import expose
 from clipsynth.settings import Settings
 from tests.app.test_generations import SHORT, serving
 from worker import metrics
@@ -127,7 +127,10 @@ def test_without_redis_the_scrape_says_so():
 
 def test_an_api_with_a_metrics_port_tells_there_without_a_key(redis_url, tmp_path, caplog):
     settings = Settings(redis_url=redis_url, data_dir=tmp_path, metrics_port=0, allow_anonymous=False)
-    with caplog.at_level("INFO", "clipsynth.exposition"), TestClient(create_app(settings)) as client:
+    with (
+        caplog.at_level("INFO", "clipsynth.services.metrics_server"),
+        TestClient(create_app(settings)) as client,
+    ):
         assert client.get("/metrics").status_code == 401
         port = caplog.messages[-1].rpartition(" ")[2]
         assert "clipsynth_redis_up 1.0" in fetch(f"http://127.0.0.1:{port}/metrics")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from clipsynth.recipe import Recipe
-from clipsynth.schemas import ModelCost
+from clipsynth.schemas.generation import ModelCost
+from clipsynth.schemas.replay_token import Recipe
 from clipsynth.settings import Settings
 from tests.app.test_generations import SHORT, check_problem, picture, serving
 

@@ -10,13 +10,13 @@ import pytest
 import soundfile
 from PIL import Image
 
-from clipsynth.recipe import Recipe
-from clipsynth.schemas import ModelCost
+from clipsynth.schemas.generation import ModelCost
+from clipsynth.schemas.replay_token import Recipe
 from clipsynth.settings import Settings
-from models.video import read_video
+from models.media.video import read_video
 from tests.app.test_generations import SHORT, check_problem, samples, serving
 from worker.main import methods
-from worker.predict import Predictor
+from worker.predictor import Predictor
 
 
 @pytest.fixture

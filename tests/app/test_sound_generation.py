@@ -8,10 +8,10 @@ import threading
 import pytest
 import soundfile
 
-from app.sound_generation import guidance_scale
-from clipsynth.keys import create_key
-from clipsynth.process import wait_until
-from clipsynth.schemas import Problem, Status
+from app.routes.elevenlabs import guidance_scale
+from clipsynth.schemas.generation import Problem, Status
+from clipsynth.security.api_keys import create_key
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from tests.app.test_generations import check_problem, serving
 

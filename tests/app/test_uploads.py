@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image, ImageCms
 
-from app import uploads
-from app.uploads import SIDE, normalise_image
+from app.middleware import body_limit as uploads
+from app.middleware.body_limit import SIDE, normalise_image
 from clipsynth.errors import ClipSynthError, ImageTooLarge, ImageUndecodable, UnsupportedMedia
 from clipsynth.settings import Settings
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from clipsynth.errors import NotFound
-from clipsynth.janitor import sweep
-from clipsynth.recipe import Recipe
+from clipsynth.schemas.replay_token import Recipe
+from clipsynth.services.janitor import sweep
 from clipsynth.settings import Settings
 from clipsynth.storage import peaks_key, spectrogram_key, views_key
 from tests.app.test_generations import SHORT, check_problem, serving

@@ -11,13 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
-from app import events
+from app import notifications as events
 from app.main import create_app
-from clipsynth.process import wait_until
-from clipsynth.queue import get_queue
-from clipsynth.schemas import ModelInfo, Output, Progress
+from clipsynth.jobs.queue import get_queue
+from clipsynth.jobs.store import State
+from clipsynth.schemas.generation import ModelInfo, Output, Progress
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from clipsynth.state import State
 from clipsynth.storage import Storage, audio_key
 
 INFO = ModelInfo(

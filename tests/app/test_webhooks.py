@@ -14,12 +14,12 @@ import sys
 
 import pytest
 
-from clipsynth import webhooks
-from clipsynth.keys import create_key
-from clipsynth.process import wait_until
-from clipsynth.schemas import Status
+from clipsynth.schemas.generation import Status
+from clipsynth.security.api_keys import create_key
+from clipsynth.services import webhooks
+from clipsynth.services.processes import wait_until
+from clipsynth.services.webhooks import DELAYS_S, Sender
 from clipsynth.settings import Settings
-from clipsynth.webhooks import DELAYS_S, Sender
 from tests.app.test_admission import serve
 from tests.app.test_generations import check_problem
 from tests.clipsynth.test_outbound import heard

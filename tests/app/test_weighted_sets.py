@@ -15,20 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.accept import resolve
-from app.bodies import validate
-from app.replay import KEPT, _prompt
+from app.requests.body import validate
+from app.requests.submit import resolve
+from app.routes.remakes import KEPT, _prompt
 from clipsynth.errors import InvalidRequest
-from clipsynth.prompts import Composition
-from clipsynth.recipe import Recipe
-from clipsynth.schemas import GenerationRequest, JobPayload
+from clipsynth.jobs.store import new_id
+from clipsynth.schemas.generation import GenerationRequest, JobPayload
+from clipsynth.schemas.prompts import Composition
+from clipsynth.schemas.replay_token import Recipe
 from clipsynth.settings import Settings
-from clipsynth.state import new_id
-from models.prompts import COMPOSITIONS
+from models.conditioning.prompts import COMPOSITIONS
 from tests.app.test_generations import SHORT, check_problem, picture, serving
-from worker.jobs import Jobs
+from worker.job_runner import Jobs
 from worker.main import model_info
-from worker.predict import Predictor
+from worker.predictor import Predictor
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import agreement
 from tests.training.planted import write_planted
-from training.data import load_clips
+from training.data.clips import load_clips
 
 
 def test_area_is_that_of_the_roc_curve_with_ties():

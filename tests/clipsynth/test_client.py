@@ -10,9 +10,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from clipsynth.client import AsyncClient, Client, ServiceError
-from clipsynth.process import wait_until
-from clipsynth.schemas import Status
+from clipsynth.client.client import AsyncClient, Client, ServiceError
+from clipsynth.schemas.generation import Status
+from clipsynth.services.processes import wait_until
 from tests.service import TIMEOUT_S
 
 LONG = {"num_inference_steps": 200, "duration_s": 2.0, "num_outputs": 2}

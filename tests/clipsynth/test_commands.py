@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipsynth.cli import app
-from clipsynth.client import ServiceError
+from clipsynth.client.client import ServiceError
 
 TINY = ["--duration", "0.5", "--steps", "2"]
 

@@ -11,7 +11,7 @@ pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
 
 from clipsynth.errors import NotFound, StorageUnavailable  # noqa: E402
-from clipsynth.janitor import sweep  # noqa: E402
+from clipsynth.services.janitor import sweep  # noqa: E402
 from clipsynth.settings import Settings  # noqa: E402
 from clipsynth.storage import Storage, audio_key  # noqa: E402
 from tests.app.test_generations import SHORT, check_problem, picture, serving  # noqa: E402

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from clipsynth.outbound import Refused, Unanswered, ask, check_url, is_public
+from clipsynth.security.safe_http import Refused, Unanswered, ask, check_url, is_public
 
 
 class Heard:

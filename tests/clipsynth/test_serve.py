@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from clipsynth.embedded_redis import running_url
-from clipsynth.process import wait_until
-from clipsynth.state import EXPIRY_KEY
+from clipsynth.jobs.store import EXPIRY_KEY
+from clipsynth.services.embedded_redis import running_url
+from clipsynth.services.processes import wait_until
 from tests.service import TIMEOUT_S, Serve
 
 
@@ -58,7 +58,7 @@ SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.mark.parametrize(
     ("word", "made", "last_line"),
     [
-        ("clipsynth.client", ["dog.wav"], []),
+        ("clipsynth.client.client", ["dog.wav"], []),
         ("httpx", ["dog-0.wav"], ["succeeded None"]),
         ("ClipSynthPipeline", [], []),
     ],

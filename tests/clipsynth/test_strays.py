@@ -8,14 +8,14 @@ import pytest
 from redis import Redis
 from rq.job import Job
 
-from app.redis_metrics import RedisCollector
-from clipsynth.janitor import run
-from clipsynth.queue import enqueue, get_queue
-from clipsynth.record import record_key
-from clipsynth.schemas import JobPayload
+from app.middleware.redis_metrics import RedisCollector
+from clipsynth.jobs.queue import enqueue, get_queue
+from clipsynth.jobs.reconcile import Strays, strays_found
+from clipsynth.jobs.record import record_key
+from clipsynth.jobs.store import End, State
+from clipsynth.schemas.generation import JobPayload
+from clipsynth.services.janitor import run
 from clipsynth.settings import Settings
-from clipsynth.state import End, State
-from clipsynth.strays import Strays, strays_found
 
 ID, OTHER = f"gen_{1:026x}", f"gen_{2:026x}"
 EVERY_END = [("succeeded", {"outputs": ["x"]}), ("failed", {"error": "{}"}), ("expired", {})]

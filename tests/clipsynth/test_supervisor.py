@@ -10,12 +10,12 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from clipsynth import supervisor
 from clipsynth.errors import ModelUnusable, ServeError
-from clipsynth.exposition import expose
-from clipsynth.process import wait_until
+from clipsynth.services import supervisor
+from clipsynth.services.metrics_server import expose
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from models.manifest import Manifest
+from models.bundle import Manifest
 from worker.main import model_info, run
 
 

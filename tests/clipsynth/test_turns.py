@@ -8,12 +8,12 @@ from collections import Counter
 import pytest
 from redis import Redis
 
-from clipsynth.admission import Hold
-from clipsynth.queue import enqueue, get_queue, withdraw
-from clipsynth.schemas import JobPayload
+from clipsynth.admission.estimate import _ahead
+from clipsynth.admission.limits import Hold
+from clipsynth.jobs.queue import enqueue, get_queue, withdraw
+from clipsynth.jobs.store import State
+from clipsynth.schemas.generation import JobPayload
 from clipsynth.settings import Settings
-from clipsynth.state import State
-from clipsynth.waiting import _ahead
 
 PAYLOAD = JobPayload(
     model="tiny",

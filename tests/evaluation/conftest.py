@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.classifier import train_classifier
+from evaluation.embedders.classifier import train_classifier
 from tests.evaluation.sounds import collection
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from evaluation.classifier import SoundClassifier
 from evaluation.clips import read_clips, read_labels, read_sources
+from evaluation.embedders.classifier import SoundClassifier
 from tests.evaluation.sounds import KINDS, synthetic
 
 

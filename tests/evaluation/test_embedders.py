@@ -4,11 +4,11 @@ import torch
 from torchvision.models import inception_v3 as build_inception
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
-from evaluation.classifier import SoundClassifier
-from evaluation.embedders import TextEmbedder, embed_all, load_embedder
-from evaluation.interval import draw_picks
-from evaluation.pictures import efficientnet_lite0, inception_v3, render
-from evaluation.score import text_relevance
+from evaluation.embedders.base import TextEmbedder, embed_all, load_embedder
+from evaluation.embedders.classifier import SoundClassifier
+from evaluation.embedders.mel_images import efficientnet_lite0, inception_v3, render
+from evaluation.metrics.bootstrap import draw_picks
+from evaluation.run.scores import text_relevance
 
 
 def noises(count, seconds=0.5):
@@ -83,7 +83,7 @@ class Energy(torch.nn.Module):
 def test_any_exported_network_is_an_embedder(tmp_path):
     file = tmp_path / "energy.pt2"
     torch.export.save(torch.export.export(Energy(), (torch.zeros(1, 4000),)), file)
-    embedder = load_embedder(f"evaluation.exported:load:{file}?sample_rate=8000&name=energy", judge)
+    embedder = load_embedder(f"evaluation.embedders.exported:load:{file}?sample_rate=8000&name=energy", judge)
     assert embedder.name == "energy"
     sounds = noises(3)
     assert embedder.embed(sounds).shape == (3, 1, 2)
@@ -94,8 +94,8 @@ def test_any_exported_network_is_an_embedder(tmp_path):
     [
         ("vggish", "embedders are"),
         ("clap:/nowhere", "model.safetensors"),
-        ("evaluation.exported:load:/nowhere.pt2", "no weight file"),
-        ("evaluation.exported:lod:/nowhere.pt2", "cannot be imported"),
+        ("evaluation.embedders.exported:load:/nowhere.pt2", "no weight file"),
+        ("evaluation.embedders.exported:lod:/nowhere.pt2", "cannot be imported"),
     ],
 )
 def test_embedders_that_are_not_there_are_named(spec, message):

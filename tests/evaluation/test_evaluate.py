@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from clipsynth.cli import app
 from evaluation.clips import LabelledClip, read_clips, read_labels
-from evaluation.judge import claim, get_classifier
+from evaluation.embedders.judge import claim, get_classifier
+from evaluation.evaluate import Options, default_systems, evaluate, parse_kinds
+from evaluation.interfaces import SAMPLE_RATE
 from evaluation.plan import Plan
-from evaluation.report import Options, default_systems, evaluate, parse_kinds
-from evaluation.systems import SAMPLE_RATE
 
 
 @pytest.fixture(scope="module")

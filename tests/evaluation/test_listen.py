@@ -13,11 +13,9 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from clipsynth.cli import app
-from clipsynth.process import wait_until
-from evaluation.answers import SCALES, Answer, Answers
-from evaluation.listen import create_app
-from evaluation.listen_score import krippendorff_alpha, score, to_markdown
-from evaluation.listening import (
+from clipsynth.services.processes import wait_until
+from evaluation.interfaces import Query
+from evaluation.listening_test.design import (
     TARGET_DBFS,
     choose,
     level_dbfs,
@@ -26,9 +24,11 @@ from evaluation.listening import (
     order,
     read_folder,
 )
+from evaluation.listening_test.ratings import SCALES, Answer, Answers
+from evaluation.listening_test.scores import krippendorff_alpha, score, to_markdown
+from evaluation.listening_test.server import create_app
 from evaluation.plan import Sample, once
-from evaluation.systems import Query
-from models.waveform import MAX_PEAK
+from models.audio.level import MAX_PEAK
 from tests.browser import open_chromium
 
 RATE = 16000

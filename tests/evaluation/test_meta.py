@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from evaluation.agreement import asked_probability, hits
-from evaluation.embedders import Classifier, MelStatistics, RandomConvolution, embed_all
-from evaluation.frechet import frechet_distance
-from evaluation.kernel import kernel_distance
-from evaluation.manifold import coverage, inside
-from evaluation.pictures import efficientnet_lite0
+from evaluation.embedders.base import Classifier, MelStatistics, RandomConvolution, embed_all
+from evaluation.embedders.mel_images import efficientnet_lite0
+from evaluation.metrics.class_accuracy import asked_probability, hits
+from evaluation.metrics.density_coverage import coverage, inside
+from evaluation.metrics.frechet import frechet_distance
+from evaluation.metrics.kernel import kernel_distance
 from tests.evaluation.sounds import KINDS, RATE, collection, muffled, noisy, shuffled
 
 PER_KIND = 7

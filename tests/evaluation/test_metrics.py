@@ -3,14 +3,14 @@ import pytest
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import rbf_kernel
 
-from evaluation.agreement import asked_probability, hits, per_class, read_phrases
-from evaluation.frechet import frechet_distance, frechet_infinity
-from evaluation.gap import gap_closed, text_gap
-from evaluation.interval import bootstrap, draw_picks, figure, mean_figure
-from evaluation.kernel import SCALE, kernel_distance, median_bandwidth
-from evaluation.manifold import coverage, density, inside
-from evaluation.memorisation import TRAIN, memorisation, memorisation_table
-from evaluation.score import Row
+from evaluation.metrics.bootstrap import bootstrap, draw_picks, figure, mean_figure
+from evaluation.metrics.class_accuracy import asked_probability, hits, per_class, read_phrases
+from evaluation.metrics.density_coverage import coverage, density, inside
+from evaluation.metrics.frechet import frechet_distance, frechet_infinity
+from evaluation.metrics.kernel import SCALE, kernel_distance, median_bandwidth
+from evaluation.metrics.text_gap import gap_closed, text_gap
+from evaluation.report.memorisation import TRAIN, memorisation, memorisation_table
+from evaluation.run.scores import Row
 
 
 def gaussians(n, dim, shift=0.0, seed=0):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.specvqgan import SpecVqgan
-from models.code_transformer import CodeTransformer
-from models.mel_codec import MelCodec
-from models.specvqgan import SpecVqganPipeline
+from evaluation.systems.specvqgan import SpecVqgan
+from models.baselines.code_transformer import CodeTransformer
+from models.baselines.mel_codec import MelCodec
+from models.baselines.specvqgan import SpecVqganPipeline
 from models.tiny import build_tiny_pipeline
 
 

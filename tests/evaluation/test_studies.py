@@ -12,15 +12,15 @@ import torch
 from typer.testing import CliRunner
 
 from clipsynth.cli import app
-from evaluation.bundles import Bundle, load_pipeline
-from evaluation.interval import Figure
+from evaluation.metrics.bootstrap import Figure
 from evaluation.studies import ablation, attributes, ceiling, ladder, sets, steps
 from evaluation.studies.setting import AGREEMENT, DEV_SEED, FAD, SECONDS, Options, Setting
 from evaluation.studies.variants import with_manifest
-from models.condition_encoder import ConditionEncoder
-from models.encoders import OpenClipEncoder
-from models.index import Index
+from evaluation.systems.bundle import Bundle, load_pipeline
+from models.networks.condition_encoder import ConditionEncoder
+from models.networks.encoder import OpenClipEncoder
 from models.pipeline import ClipSynthPipeline
+from models.retrieval.clip_index import Index
 from models.tiny import build_tiny_pipeline
 from tests.conftest import TINY_CLIP, write_video
 

@@ -9,18 +9,18 @@ import pytest
 import soundfile
 from PIL import Image
 
-from clipsynth.schemas import GenerationRequest
-from evaluation.bundles import Bundle, Reconstruction
+from clipsynth.schemas.generation import GenerationRequest
+from evaluation.audio import check_sound, fit
 from evaluation.clips import read_sound
-from evaluation.outside import Folder, Service
+from evaluation.interfaces import Query, Sources, split_options
 from evaluation.plan import Sample
-from evaluation.recordings import Recordings, floor_samples
-from evaluation.retriever import Retriever, training_audio
-from evaluation.sound import check_sound, fit
-from evaluation.sounds import SoundStore
-from evaluation.systems import Query, Sources, split_options
-from models.encoders import PackagedEncoder
-from models.index import Index
+from evaluation.run.sound_cache import SoundStore
+from evaluation.systems.bundle import Bundle, Reconstruction
+from evaluation.systems.external import Folder, Service
+from evaluation.systems.recordings import Recordings, floor_samples
+from evaluation.systems.retriever import Retriever, training_audio
+from models.networks.encoder import PackagedEncoder
+from models.retrieval.clip_index import Index
 from tests.conftest import IN_COMPANY
 
 RED = Query("low", "0.mp4", image=Image.new("RGB", (64, 64), "red"), duration_s=1.0)

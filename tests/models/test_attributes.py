@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.signal import chirp
 
-from models.attributes import WINDOW, Scales, by_name, fundamentals, measure
+from models.audio.attributes import WINDOW, Scales, by_name, fundamentals, measure
 
 RATE = 16000
 TIME = np.arange(3 * RATE) / RATE

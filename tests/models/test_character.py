@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.attributes import CONDITIONS, NAMES, Scales, taken
-from models.character import FEWEST, NEIGHBOURS, at_loudness, tell
-from models.condition_encoder import Condition, ConditionEncoder
-from models.index import Index
-from models.prompts import as_set
+from models.audio.attributes import CONDITIONS, NAMES, Scales, taken
+from models.conditioning.attribute_targets import FEWEST, NEIGHBOURS, at_loudness, tell
+from models.conditioning.prompts import as_set
+from models.networks.condition_encoder import Condition, ConditionEncoder
+from models.retrieval.clip_index import Index
 from models.tiny import build_tiny_pipeline
 
 SIZE = 16

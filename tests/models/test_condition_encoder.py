@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.condition_encoder import Condition, ConditionEncoder
+from models.networks.condition_encoder import Condition, ConditionEncoder
 
 SCALARS = ("brightness", "pitch")
 

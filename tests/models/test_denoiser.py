@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from models.condition_encoder import ConditionTokens
-from models.denoiser import Denoiser
+from models.networks.condition_encoder import ConditionTokens
+from models.networks.denoiser import Denoiser
 
 
 def test_a_predicted_clip_is_where_its_velocity_leads():

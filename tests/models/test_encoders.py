@@ -1,7 +1,7 @@
 import torch
 
-from models.class_names import class_names, synonyms
-from models.encoders import PackagedEncoder
+from models.networks.encoder import PackagedEncoder
+from models.networks.imagenet_classes import class_names, synonyms
 
 
 def test_the_anchors_beside_the_module_are_those_of_the_installed_weights(tmp_path, monkeypatch):

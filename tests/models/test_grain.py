@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from models.grain import with_grain
-from models.mel import MelSpectrogram
-from models.mel_fit import fit_to_mel
+from models.audio.mel import MelSpectrogram
+from models.audio.mel_correction import fit_to_mel
+from models.audio.noise_texture import with_grain
 
 RATE = 16000
 MEL = MelSpectrogram()

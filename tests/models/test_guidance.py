@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models import ClipSynthPipeline, Prompt
-from models.condition_encoder import ConditionTokens
+from models.networks.condition_encoder import ConditionTokens
 from models.sampler import Row, advance
 from models.tiny import build_tiny_pipeline
 

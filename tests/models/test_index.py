@@ -3,12 +3,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.clip_audio import open_audio
-from models.index import TENSORS, Index
-from models.manifest import BundleError
+from models.bundle import BundleError
+from models.conditioning.prompts import Prompt
 from models.pipeline import ClipSynthPipeline
-from models.prompts import Prompt
-from models.retrieval import Retrieval
+from models.retrieval.clip_audio import open_audio
+from models.retrieval.clip_index import TENSORS, Index
+from models.retriever import Retrieval
 
 
 def test_an_index_comes_back_as_it_was_written(indexed_pipeline, tmp_path):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.mel import MelSpectrogram
+from models.audio.mel import MelSpectrogram
 
 
 def test_mel_is_audioldms_by_librosa():

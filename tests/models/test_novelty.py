@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from models.novelty import SLACK, Search, copy_distance, distances, pick, pool, relative, to_other_sources
+from models.retrieval.copy_distance import (
+    SLACK,
+    Search,
+    copy_distance,
+    distances,
+    pick,
+    pool,
+    relative,
+    to_other_sources,
+)
 
 
 def noise(seed, frames, bands=8):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.mel import MelSpectrogram
-from models.pictures import Pictures, layouts
+from models.audio.mel import MelSpectrogram
+from models.retrieval.thumbnails import Pictures, layouts
 
 
 def bursts(seed, seconds=2.0):

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from models import BundleError, ClipSynthPipeline
-from models.condition_encoder import Condition
-from models.encoders import OpenClipEncoder
+from models.networks.condition_encoder import Condition
+from models.networks.encoder import OpenClipEncoder
 from models.tiny import build_tiny_pipeline
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from models import ClipSynthPipeline, Prompt
-from models.condition_encoder import ConditionEncoder
-from models.prompts import COMPOSITIONS, templated
-from models.vocoder import mix
+from models.audio.vocoder import mix
+from models.conditioning.prompts import COMPOSITIONS, templated
+from models.networks.condition_encoder import ConditionEncoder
 from tests.conftest import IN_COMPANY
 
 RED = Image.new("RGB", (32, 32), "red")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from models.condition_encoder import ConditionTokens
-from models.manifest import Manifest
-from models.prompts import Prompt
+from models.bundle import Manifest
+from models.conditioning.prompts import Prompt
+from models.networks.condition_encoder import ConditionTokens
 from models.sampler import Row, advance
 from models.schedule import share_at, time_at
 

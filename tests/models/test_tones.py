@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from models.mel import MelSpectrogram
-from models.mel_fit import fit_to_mel
-from models.tones import with_tones
+from models.audio.harmonics import with_tones
+from models.audio.mel import MelSpectrogram
+from models.audio.mel_correction import fit_to_mel
 
 RATE = 16000
 MEL = MelSpectrogram()

@@ -1,7 +1,7 @@
 import torch
 
-from models.mel import MelSpectrogram
-from models.vocoder import build_vocoder, vocode
+from models.audio.mel import MelSpectrogram
+from models.audio.vocoder import build_vocoder, vocode
 
 MEL = MelSpectrogram()
 HOP = MEL.config.hop_length

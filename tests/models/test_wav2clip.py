@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.wav2clip import HOP, N_FFT, PREFIXES, Wav2Clip, load_wav2clip
+from models.baselines.wav2clip import HOP, N_FFT, PREFIXES, Wav2Clip, load_wav2clip
 
 
 def published(model):

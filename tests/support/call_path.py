@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ class CallPath:
     def changes(self, function: tuple[str, str]) -> int:
         """Count the calls between start and end of `function` that enter another file than the call before."""
         calls = self.calls[self.calls.index(function) : self._ended[function]]
-        return sum(before[0] != after[0] for before, after in zip(calls, calls[1:], strict=False))
+        return sum(before[0] != after[0] for before, after in pairwise(calls))
 
     def clear(self) -> None:
         """Forget what was recorded."""

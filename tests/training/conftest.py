@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.encoders import PackagedEncoder
-from training.prepare import prepare
+from models.networks.encoder import PackagedEncoder
+from training.prepare.prepare import prepare
 
 
 @pytest.fixture(scope="session")

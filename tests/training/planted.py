@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from models.mel import MelSpectrogram
-from models.shards import member_offsets, write_shard
+from models.audio.mel import MelSpectrogram
+from models.media.shards import member_offsets, write_shard
 
 RATE, KINDS, DIM = 16000, 6, 16
 

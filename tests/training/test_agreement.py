@@ -10,16 +10,16 @@ from typer.testing import CliRunner
 
 from benchmarks.agreement import area
 from clipsynth.cli import app
-from models.mel import MelSpectrogram
-from models.wav2clip import Wav2Clip
+from models.audio.mel import MelSpectrogram
+from models.baselines.wav2clip import Wav2Clip
 from tests.models.test_wav2clip import published
 from tests.training.planted import write_planted
-from training.agreement import matching_scores, paired, quantiles_among, write_agreement
-from training.batches import sampling_weights
-from training.data import load_clips
-from training.matching import MatchingOptions, Pairs, cross_fit, train_matcher
-from training.sound_features import sound_features
-from training.swap import swap
+from training.correspondence.mismatch import swap
+from training.correspondence.network import MatchingOptions, Pairs, cross_fit, train_matcher
+from training.correspondence.score import matching_scores, paired, quantiles_among, write_agreement
+from training.correspondence.sound_features import sound_features
+from training.data.batches import sampling_weights
+from training.data.clips import load_clips
 
 FAST = MatchingOptions(folds=4, repeats=1, hidden=64, dim=16, epochs=20, batch_size=32)
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from models import ClipSynthPipeline
-from models.condition_encoder import GUIDANCE
+from models.networks.condition_encoder import GUIDANCE
 from models.tiny import build_tiny_pipeline
-from training.batches import Batches, BatchMaker
-from training.data import load_clips
-from training.distil import Guided, build_student, distil
-from training.flow_matching import FlowMatching
-from training.held_out import dev_batches, dev_loss
+from training.data.batches import Batches, BatchMaker
+from training.data.clips import load_clips
+from training.denoiser.flow_matching import FlowMatching
+from training.denoiser.guidance_distillation import Guided, build_student, distil
+from training.denoiser.train import train_denoiser
+from training.denoiser.validation import dev_batches, dev_loss
 from training.loop import build_accelerator, load_state
 from training.recipe import load_recipe
 from training.train import train
-from training.train_denoiser import train_denoiser
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 CPU = torch.device("cpu")

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from models.attributes import by_name, measure
-from models.mel import LOG_FLOOR, MelSpectrogram
-from training.mel_variants import MelVariants
+from models.audio.attributes import by_name, measure
+from models.audio.mel import LOG_FLOOR, MelSpectrogram
+from training.data.augment_mel import MelVariants
 
 RATE = 16000
 TIME = torch.arange(4 * RATE) / RATE

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.condition_encoder import ConditionEncoder
-from models.denoiser import Denoiser
-from training.flow_matching import FlowMatching
+from models.networks.condition_encoder import ConditionEncoder
+from models.networks.denoiser import Denoiser
+from training.denoiser.flow_matching import FlowMatching
+from training.denoiser.train import build_optimizers, learning_rate
 from training.recipe import load_recipe
-from training.train_denoiser import build_optimizers, learning_rate
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 

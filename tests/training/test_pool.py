@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 
 from tests.training.dying import die, make
-from training.pool import make_shards
+from training.prepare.process_pool import make_shards
 
 SHARDS = {n: [f"{n}.{k}" for k in range(4)] for n in range(6)}
 

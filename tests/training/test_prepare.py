@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from models.encoders import OpenClipEncoder
-from models.shards import ShardReader, member_offsets, write_shard
-from models.video import Frame, Sound, VideoError, decode
+from models.media.shards import ShardReader, member_offsets, write_shard
+from models.media.video import Frame, Sound, VideoError, decode
+from models.networks.encoder import OpenClipEncoder
 from tests.conftest import TINY_CLIP, write_video
-from training.cut import cut
-from training.data import load_clips
-from training.fingerprint import fingerprint, near_duplicates
-from training.prepare import PrepareError, PrepareOptions, prepare
-from training.sources import find_sources
+from training.data.clips import load_clips
+from training.prepare.duplicates import fingerprint, near_duplicates
+from training.prepare.prepare import PrepareError, PrepareOptions, prepare
+from training.prepare.sources import find_sources
+from training.prepare.windows import cut
 
 RATE = 16000
 SMALL = PrepareOptions(videos_per_shard=2)

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from models.condition_encoder import ConditionEncoder
-from models.phrases import PhraseBank
+from models.conditioning.phrase_bank import PhraseBank
+from models.networks.condition_encoder import ConditionEncoder
 from training.prior import fit_prior
 
 D, NAMES = 12, 40

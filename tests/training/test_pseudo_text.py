@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.phrases import PhraseBank
-from models.prompts import TEMPLATES, templated
-from training.data import load_clips
+from models.conditioning.phrase_bank import PhraseBank
+from models.conditioning.prompts import TEMPLATES, templated
+from training.data.clips import load_clips
 from training.pseudo_text import FILE, load_bank
 
 D, NAMES = 16, 1000

@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from models.code_transformer import CodeTransformer
-from models.manifest import BundleError
-from models.mel_codec import MelCodec
-from models.specvqgan import SpecVqganPipeline
-from training.data import load_clips
+from models.baselines.code_transformer import CodeTransformer
+from models.baselines.mel_codec import MelCodec
+from models.baselines.specvqgan import SpecVqganPipeline
+from models.bundle import BundleError
+from training.data.clips import load_clips
 from training.loop import build_accelerator, load_state
 from training.recipe import load_recipe
+from training.specvqgan.codec import _Step, draw_mels, perplexity
 from training.train import train
-from training.train_vqgan import _Step, draw_mels, perplexity
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "specvqgan-demo.yaml"
 TINY = [

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.attributes import CONDITIONS, Scales
-from models.mel import MelSpectrogram
-from training.batches import Batches, BatchMaker
-from training.data import load_clips
-from training.mel_variants import MelVariants
+from models.audio.attributes import CONDITIONS, Scales
+from models.audio.mel import MelSpectrogram
+from training.data.attribute_labels import Bases, Teller, draw_told
+from training.data.augment_mel import MelVariants
+from training.data.augment_waveform import at_speed
+from training.data.batches import Batches, BatchMaker
+from training.data.clips import load_clips
+from training.data.waveforms import FADE, Sounds
 from training.recipe import load_recipe
-from training.sounds import FADE, Sounds
-from training.told import Bases, Teller, draw_told
-from training.variants import at_speed
 
 CPU = torch.device("cpu")
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"

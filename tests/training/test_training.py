@@ -14,20 +14,20 @@ from typer.testing import CliRunner
 
 from clipsynth.cli import app
 from models import ClipSynthPipeline
-from models.condition_encoder import ConditionEncoder
-from models.mel import LOG_FLOOR
-from models.phrases import PhraseBank
-from training import train_denoiser as denoiser_stage
-from training.batches import Batches, BatchMaker, sampling_weights
-from training.data import load_clips
-from training.flow_matching import build_denoiser
-from training.generated import GeneratedClips
+from models.audio.mel import LOG_FLOOR
+from models.conditioning.phrase_bank import PhraseBank
+from models.networks.condition_encoder import ConditionEncoder
+from training.data.batches import Batches, BatchMaker, sampling_weights
+from training.data.clips import load_clips
+from training.denoiser import train as denoiser_stage
+from training.denoiser.flow_matching import build_denoiser
+from training.denoiser.train import train_denoiser
 from training.loop import Terminated, build_accelerator, describe_environment, git_commit, load_state
-from training.prepare import PrepareOptions, prepare
+from training.prepare.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
 from training.train import train
-from training.train_denoiser import train_denoiser
-from training.train_vocoder import Segments
+from training.vocoder.generated_mels import GeneratedClips
+from training.vocoder.train import Segments
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

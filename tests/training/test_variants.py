@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.variants import at_speed, mixed
+from training.data.augment_waveform import at_speed, mixed
 
 RATE = 16000
 TIME = torch.arange(2 * RATE) / RATE

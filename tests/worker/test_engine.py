@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from clipsynth.process import wait_until
-from clipsynth.prompts import StoredPrompt
-from clipsynth.schemas import JobPayload
+from clipsynth.schemas.generation import JobPayload
+from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.services.processes import wait_until
 from models import Prompt
-from models.condition_encoder import ConditionTokens
-from models.prompts import COMPOSITIONS
+from models.conditioning.prompts import COMPOSITIONS
+from models.networks.condition_encoder import ConditionTokens
 from models.sampler import Row
 from models.tiny import build_tiny_pipeline
 from tests.conftest import IN_COMPANY
-from worker.cost import measure
+from worker.calibration import measure
 from worker.engine import Engine, Ticket, weight
-from worker.jobs import Jobs
-from worker.predict import Predictor
+from worker.job_runner import Jobs
+from worker.predictor import Predictor
 
 TIMEOUT_S = 60
 EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool))

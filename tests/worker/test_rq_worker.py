@@ -15,21 +15,21 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from clipsynth.errors import NotFound
-from clipsynth.janitor import sweep
-from clipsynth.process import wait_until
-from clipsynth.queue import connect, enqueue, get_queue
-from clipsynth.schemas import JobPayload
+from clipsynth.jobs.queue import connect, enqueue, get_queue
+from clipsynth.jobs.store import EXPIRY_KEY, State
+from clipsynth.schemas.generation import JobPayload
+from clipsynth.services.janitor import sweep
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from clipsynth.state import EXPIRY_KEY, State
 from clipsynth.storage import Storage, audio_key
-from models.condition_encoder import ConditionTokens
-from models.manifest import Manifest
+from models.bundle import Manifest
+from models.networks.condition_encoder import ConditionTokens
 from models.sampler import Row
-from worker.cost import Cost
+from worker.calibration import Cost
 from worker.engine import Engine
-from worker.jobs import Jobs
+from worker.job_runner import Jobs
 from worker.main import BEAT_TIMEOUT_S, Served, beats, model_info
-from worker.rq_worker import BatchWorker
+from worker.rq_adapter.worker import BatchWorker
 
 TIMEOUT_S = 30
 NONE = ConditionTokens(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.mel import MelSpectrogram
-from worker.views import HEIGHT, MAX_POINTS, peaks_json, spectrogram_png
+from models.audio.mel import MelSpectrogram
+from worker.previews import HEIGHT, MAX_POINTS, peaks_json, spectrogram_png
 
 
 def log_mel(waveform):

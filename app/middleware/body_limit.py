@@ -1,0 +1,115 @@
+"""What arrives: bodies counted as they come, pictures checked before they are decoded and re-encoded small."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.responses.problems import refusal
+from clipsynth.errors import (
+    ImageTooLarge,
+    ImageUndecodable,
+    PayloadTooLarge,
+    ReceiveTimeout,
+    UnsupportedMedia,
+)
+from clipsynth.settings import Settings
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+SIDE = 512
+PICTURES_AT_ONCE = 2  # each takes up to 480 MB while it is decoded
+_DECODING = threading.BoundedSemaphore(PICTURES_AT_ONCE)
+
+
+class BodyLimit:
+    """ASGI middleware that refuses a body larger than `max_bytes`, whatever its Content-Length says, or not whole after `timeout_s`.
+
+    After an answer to a body that was not read to its end the connection is closed: its client may go on sending for ever.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self.app, self.max_bytes, self.timeout_s = app, max_bytes, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        declared = int(length) if length.isdecimal() else 0
+        whole = not declared and "transfer-encoding" not in headers
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size, whole
+            if whole:  # all that is left to come is that the client goes
+                return await receive()
+            if max(size, declared) > self.max_bytes:
+                raise refusal(PayloadTooLarge(f"the body is larger than {self.max_bytes} bytes"))
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise refusal(ReceiveTimeout(f"the body was not whole after {self.timeout_s:g} s")) from None
+            size += len(message.get("body", b""))
+            if size > self.max_bytes:
+                return await counted()
+            whole = not message.get("more_body", False)
+            return message
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and not whole:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self.app(scope, counted, closing)
+
+
+def normalise_image(data: bytes, settings: Settings) -> bytes:
+    """Return the picture as an RGB PNG of at most 512 px: upright, transparency on white, no profile and no metadata.
+
+    Raises:
+        UnsupportedMedia, ImageTooLarge, ImageUndecodable: what the picture is or is not.
+    """
+    if len(data) > settings.max_image_bytes:
+        raise ImageTooLarge(f"a picture may have {settings.max_image_bytes} bytes, this one has {len(data)}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnsupportedMedia(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageTooLarge(f"a picture may have {settings.max_image_pixels} pixels") from None
+    except Exception:  # on hostile bytes Pillow raises almost anything
+        raise ImageUndecodable("the picture cannot be decoded") from None
+    width, height = image.size
+    if width * height > settings.max_image_pixels:
+        raise ImageTooLarge(
+            f"a picture may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
+        )
+    if getattr(image, "is_animated", False):
+        raise UnsupportedMedia("the picture is animated; send a single frame")
+    try:
+        with _DECODING:
+            image.draft("RGB", (SIDE, SIDE))
+            return _reencode(ImageOps.exif_transpose(image))
+    except Exception:
+        raise ImageUndecodable("the picture cannot be decoded; is it cut off?") from None
+
+
+def _reencode(image: Image.Image) -> bytes:
+    """Copy the pixels alone into a new, small picture."""
+    if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip to white
+        image = image.convert("I").point(lambda value: value / 256, "L")
+    image.thumbnail((SIDE, SIDE))
+    layers = image.convert("RGBA")
+    flat = Image.new("RGB", layers.size, "white")
+    flat.paste(layers, mask=layers.getchannel("A"))
+    file = io.BytesIO()
+    flat.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,81 @@
+"""`/metrics` for Prometheus: what this process answered, and what Redis knows of queues, models and generations."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.middleware.redis_metrics import RedisCollector
+from clipsynth.errors import DeadlineUnreachable, NoWorker, QueueFull, RateLimited
+from clipsynth.jobs.store import State
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+REJECTS = frozenset(error.code for error in (DeadlineUnreachable, NoWorker, QueueFull, RateLimited))
+
+
+class Metrics:
+    """The metrics of one application."""
+
+    def __init__(self, state: State) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("method", "route", "status")
+        self.requests = Counter("http_requests", "Requests answered.", labels, registry=self.registry)
+        self.seconds = Histogram(
+            "http_request_seconds",
+            "Time to the end of the answer.",
+            ("route",),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.problems = Counter(
+            "clipsynth_problems", "Requests refused, by code.", ("code",), registry=self.registry
+        )
+        self.rejects = Counter(
+            "clipsynth_admission_rejects",
+            "Generations that were not accepted for want of room, rate, time or a worker, by code.",
+            ("code",),
+            registry=self.registry,
+        )
+        for code in REJECTS:
+            self.rejects.labels(code)
+        self.registry.register(RedisCollector(state))
+
+    def refused(self, code: str) -> None:
+        """Count an answer with a problem."""
+        self.problems.labels(code).inc()
+        if code in REJECTS:
+            self.rejects.labels(code).inc()
+
+    def render(self) -> bytes:
+        """Return the text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class CountRequests:
+    """ASGI middleware: counts and times requests by the route's template."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope.get("route") else "any"  # clients choose what is unknown
+            self.metrics.requests.labels(method, route, status).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - started)

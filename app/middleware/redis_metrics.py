@@ -1,0 +1,103 @@
+"""What Redis knows of queues, models and generations, read at each scrape: every API process tells the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import cast
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
+
+from clipsynth.admission.estimate import workers_key
+from clipsynth.admission.limits import load
+from clipsynth.jobs.queue import get_queue
+from clipsynth.jobs.reconcile import strays_found
+from clipsynth.jobs.record import record_key
+from clipsynth.jobs.store import State
+from clipsynth.schemas.generation import ServedModel
+from clipsynth.services.webhooks import counts
+
+
+class RedisCollector(Collector):
+    """While Redis does not answer, `clipsynth_redis_up` is 0 and the rest is left out."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def describe(self) -> list[Metric]:
+        return []  # nothing is read before the first scrape
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            metrics = [*self._models(self._state.models()), *self._counts(), *self._server()]
+            up = 1.0
+        except RedisError:
+            metrics, up = [], 0.0
+        yield GaugeMetricFamily("clipsynth_redis_up", "1 while Redis answers.", up)
+        yield from metrics
+
+    def _models(self, models: list[ServedModel]) -> list[Metric]:
+        def family(name: str, text: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"clipsynth_{name}", text, labels=["model"])
+
+        depth = family("queue_depth", "Jobs that wait.")
+        oldest = family("queue_oldest_age_seconds", "Since when the first of them was accepted; 0 for none.")
+        ready = family("model_ready", "1 while a worker serves it.")
+        workers = family("workers", "Workers of which Redis has heard lately.")
+        unfinished = family("unfinished", "Generations accepted and not ended.")
+        backlog = family("backlog_seconds", "Seconds that their work takes one worker.")
+        wait = family("estimated_wait_seconds", "Seconds that their work takes the workers there are.")
+        for model in models:
+            label = [model.name]
+            queue = get_queue(model.name, self._state.redis)
+            number, work = load(self._state.redis, model.name)
+            alive = self._state.redis.scard(workers_key(model.name))
+            depth.add_metric(label, queue.count)
+            oldest.add_metric(label, self._age(queue.key))
+            ready.add_metric(label, float(model.status == "ready"))
+            workers.add_metric(label, alive)
+            unfinished.add_metric(label, number)
+            if model.cost:
+                seconds = work * model.cost.audio_step_s
+                backlog.add_metric(label, seconds)
+                wait.add_metric(label, seconds / max(1, alive))
+        return [depth, oldest, ready, workers, unfinished, backlog, wait]
+
+    def _age(self, queue_key: str) -> float:
+        redis = self._state.redis
+        first = cast(bytes | None, redis.lindex(queue_key, 0))
+        created = cast(bytes | None, redis.hget(record_key(first.decode()), "created_at")) if first else None
+        return max(0.0, time.time() - float(created)) if created else 0.0
+
+    def _counts(self) -> list[Metric]:
+        ended = CounterMetricFamily("clipsynth_generations_ended", "Generations ended.", labels=["status"])
+        for status, count in self._state.ended().items():
+            ended.add_metric([status], count)
+        waiting, told = counts(self._state.redis)
+        webhooks = GaugeMetricFamily("clipsynth_webhooks_waiting", "Webhooks that are to be told.", waiting)
+        tellings = CounterMetricFamily(
+            "clipsynth_webhook_deliveries", "Webhooks told or given up.", labels=["outcome"]
+        )
+        for outcome, count in told.items():
+            tellings.add_metric([outcome], count)
+        strays = CounterMetricFamily(
+            "clipsynth_strays",
+            "Unfinished generations that were on no queue, and were seen to. Any is a fault.",
+            strays_found(self._state),
+        )
+        return [ended, webhooks, tellings, strays]
+
+    def _server(self) -> list[Metric]:
+        info = cast(dict[str, object], self._state.redis.info())
+        return [
+            GaugeMetricFamily(
+                "clipsynth_redis_memory_bytes", "Memory that Redis uses.", float(str(info["used_memory"]))
+            ),
+            GaugeMetricFamily(
+                "clipsynth_redis_saves",
+                "1 while Redis gets what it is told to its append-only file.",
+                float(info["aof_enabled"] == 1 and info["aof_last_write_status"] == "ok"),
+            ),
+        ]

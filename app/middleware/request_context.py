@@ -1,0 +1,98 @@
+"""What is around every answer: a request id, headers for browsers, a line in the log, and a 500 for what nobody expected."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.responses.problems import unexpected
+from clipsynth.log import ACCESS, REQUEST_ID
+from clipsynth.security.headers import HEADERS
+from clipsynth.settings import Settings
+
+logger = logging.getLogger(ACCESS)
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # probes, which would fill the log
+
+
+def install(app: FastAPI, settings: Settings) -> None:
+    """Add the outermost middleware; to be called after all others are added."""
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "Last-Event-ID",
+                "Prefer",
+                "Range",
+                "X-Request-Id",
+                "xi-api-key",
+            ],
+            expose_headers=[
+                "Content-Range",
+                "ETag",
+                "Generation-Id",
+                "Idempotent-Replayed",
+                "Location",
+                "Preference-Applied",
+                "Retry-After",
+                "X-Request-Id",
+            ],
+        )
+    app.add_middleware(Envelope)
+
+
+class Envelope:
+    """ASGI middleware. A client's `X-Request-Id` is taken if it is a short word; otherwise one is made. Both are sent back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if _SANE_ID.fullmatch(sent) else f"req_{secrets.token_hex(8)}"
+        REQUEST_ID.set(request_id)
+        status = 0
+
+        async def enveloped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, enveloped)
+        except Exception as error:
+            if status:  # the answer has begun: all that is left is to break it off
+                raise
+            await unexpected(error, request_id)(scope, receive, enveloped)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            if route not in QUIET:
+                seconds = round(time.perf_counter() - started, 4)
+                logger.info(
+                    "%s %s %d",
+                    scope["method"],
+                    route,
+                    status,
+                    extra={"route": route, "status": status, "seconds": seconds},
+                )

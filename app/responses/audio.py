@@ -1,0 +1,76 @@
+"""Which file of an output a client gets, and the answer that carries it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request, Response
+
+from app.dependencies import Services
+from app.responses.problems import problems
+from app.responses.ranges import file_response
+from clipsynth.errors import NotFound, NotReady
+from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Output, Status
+from clipsynth.security.api_keys import ApiKey
+from clipsynth.storage import audio_key, file_name
+
+SOUND = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
+SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the sound", "content": SOUND},
+    206: {"description": "the asked part", "content": SOUND},
+    304: {"description": "the client has it"},
+    **problems("not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"),
+}
+
+
+def accepted(outputs: list[Output], accept: str) -> Output | None:
+    """Return the output that an Accept header names with the highest q; of equal ones, the first of `outputs`."""
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        media_type, *parameters = (word.strip() for word in part.split(";"))
+        q = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
+        weights[media_type] = float(q) if q.replace(".", "", 1).isdecimal() else 0.0
+    named = [o for o in outputs if weights.get(o.media_type, 0) > 0]
+    return max(named, key=lambda o: weights[o.media_type], default=None)
+
+
+def succeeded(services: Services, generation_id: str, caller: ApiKey, *, n: int | None = None) -> Generation:
+    """Return a generation of the caller's that has outputs, output n among them.
+
+    Raises:
+        NotFound, Gone: as `State.get`. NotReady: it has not succeeded.
+    """
+    generation = services.state.get(generation_id, owner=caller.id)
+    if generation.status is not Status.SUCCEEDED:
+        raise NotReady(f"the generation is {generation.status}; there is no sound")
+    if n is not None and all(output.index != n for output in generation.outputs):
+        raise NotFound(f"the generation has {generation.input.num_outputs} outputs, none is {n}")
+    return generation
+
+
+def sound(
+    services: Services,
+    generation: Generation,
+    n: int,
+    request: Request,
+    *,
+    output_format: Format | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """Return output n, which there is: in the format asked for, else in one that Accept names, else in the first that was made.
+
+    Raises:
+        NotFound: it was not made in that format. RangeNotSatisfiable: as `file_response`.
+    """
+    outputs = [o for o in generation.outputs if o.index == n]
+    if output_format is not None:
+        outputs = [o for o in outputs if o.format == output_format]
+        if not outputs:
+            made = ", ".join(generation.input.output_formats)
+            raise NotFound(f"the generation was not made as {output_format}, but as {made}")
+    output = accepted(outputs, request.headers.get("accept", "")) or outputs[0]
+    data = services.storage.get(audio_key(generation.id, n, output.format))
+    disposition = f'inline; filename="{file_name(generation.id, n, output.format)}"'
+    response = file_response(request, data, media_type=output.media_type, disposition=disposition)
+    response.headers.update({"Vary": "Accept", **(headers or {})})
+    return response

@@ -1,0 +1,143 @@
+"""Route of /v1/sound-generation: a thin shim in the shape of ElevenLabs' sound effects, for clients that speak it. A request becomes a generation like any other."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from app.auth import ShimMaker
+from app.dependencies import Services, ServicesDep
+from app.requests.body import json_body, read_json, validate
+from app.requests.submit import accept
+from app.responses.audio import SOUND, sound
+from app.responses.problems import problems
+from clipsynth.errors import GenerationFailed, NotInTime
+from clipsynth.schemas.generation import Format, Generation, GenerationRequest, Status
+from clipsynth.schemas.prompts import MAX_DURATION_S, MAX_GUIDANCE, MAX_TEXT, MIN_DURATION_S
+from clipsynth.security.api_keys import ApiKey
+
+router = APIRouter(tags=["compatibility"])
+WAIT_S = 60
+NEUTRAL_INFLUENCE = 0.3  # ElevenLabs' default: here the bundle's own guidance_scale
+FOREIGN_MODELS = "eleven_"
+# Codec and no more: sounds have the model's sample rate, and libsndfile chooses the bit rate.
+OutputFormat = Literal[
+    "mp3_22050_32",
+    "mp3_44100_32",
+    "mp3_44100_64",
+    "mp3_44100_96",
+    "mp3_44100_128",
+    "mp3_44100_192",
+    "wav",
+    "wav_24",
+    "wav_float",
+    "flac",
+    "ogg",
+    "mp3",
+]
+FORMATS: dict[str, Format] = {
+    "wav": "wav",
+    "wav_24": "wav_24",
+    "wav_float": "wav_float",
+    "flac": "flac",
+    "ogg": "ogg",
+}
+
+
+class SoundGenerationRequest(BaseModel):
+    """Body of POST /v1/sound-generation."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"text": "a dog barking", "duration_seconds": 2}]}
+    )
+
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    duration_seconds: float | None = Field(
+        default=None, ge=MIN_DURATION_S, le=MAX_DURATION_S, allow_inf_nan=False
+    )
+    prompt_influence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="guidance: 0 is none, 0.3 the model's own, and so on along that line up to 20",
+    )
+    model_id: str | None = Field(
+        default=None, max_length=40, description="a model served here; ElevenLabs' names mean the first one"
+    )
+    loop: Literal[False] = Field(default=False, description="not offered")
+
+    @field_validator("loop", mode="before")
+    @classmethod
+    def _no_number(cls, value: object) -> object:
+        """Refuse 0, which equals False and so would do for the Literal."""
+        if not isinstance(value, bool):
+            raise ValueError("must be a boolean")
+        return value
+
+
+def guidance_scale(prompt_influence: float, own: float) -> float:
+    """Return the guidance_scale on the line through (0, 1), which is off, and (0.3, the bundle's own), at most 20."""
+    return min(MAX_GUIDANCE, 1 + (own - 1) * prompt_influence / NEUTRAL_INFLUENCE)
+
+
+@router.post(
+    "/v1/sound-generation",
+    response_class=Response,
+    openapi_extra={"requestBody": json_body(SoundGenerationRequest)},
+    responses={
+        200: {"description": "the sound; `Generation-Id` names its generation", "content": SOUND},
+        **problems(
+            "invalid_body",
+            "model_not_found",
+            "gone",
+            "payload_too_large",
+            "unsupported_media",
+            "deadline_unreachable",
+            "rate_limited",
+            "queue_full",
+            "generation_failed",
+            "no_worker",
+            "not_in_time",
+            "receive_timeout",
+            "storage_unavailable",
+        ),
+    },
+)
+async def sound_generation(
+    request: Request,
+    services: ServicesDep,
+    caller: ShimMaker,
+    output_format: Annotated[OutputFormat, Query()] = "mp3_44100_128",
+) -> Response:
+    """Make a sound and answer with it, within 60 s. A key may come as `xi-api-key` too."""
+    body = await read_json(request, SoundGenerationRequest)
+    made_as = FORMATS.get(output_format, "mp3")
+    began = time.monotonic()
+    generation = await run_in_threadpool(_accept, services, caller, body, made_as)
+    generation = await services.events.wait(generation, WAIT_S, made_after=began)
+    if generation.status is not Status.SUCCEEDED:
+        why = generation.error.detail if generation.error else f"it is {generation.status}"
+        failed = generation.status in (Status.FAILED, Status.CANCELED)
+        raise (GenerationFailed if failed else NotInTime)(f"generation {generation.id}: {why}")
+    headers = {"Generation-Id": generation.id, "Cache-Control": "no-store"}
+    return await run_in_threadpool(sound, services, generation, 0, request, headers=headers)
+
+
+def _accept(services: Services, caller: ApiKey, body: SoundGenerationRequest, made_as: Format) -> Generation:
+    own = body.model_id is None or body.model_id.startswith(FOREIGN_MODELS)
+    model = services.state.model(None if own else body.model_id)
+    fields = {
+        "prompt": body.text,
+        "model": model.name,
+        "duration_s": body.duration_seconds,
+        "output_formats": [made_as],
+        "deadline_s": float(WAIT_S),  # nobody fetches it later
+    }
+    if body.prompt_influence is not None:
+        fields["guidance_scale"] = guidance_scale(body.prompt_influence, model.guidance_scale)
+    wanted = validate(GenerationRequest, fields, strict=True)
+    return accept(services, caller, wanted, {}, None)[0]

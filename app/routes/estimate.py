@@ -1,0 +1,47 @@
+"""Route of /v1/estimate: how long a request would take, before it is made."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from app.auth import Maker
+from app.dependencies import Services, ServicesDep
+from app.requests.body import read_body, request_body
+from app.requests.submit import resolve
+from app.responses.problems import problems
+from clipsynth.admission.estimate import forecast
+from clipsynth.jobs.store import new_id
+from clipsynth.schemas.generation import Estimate, GenerationRequest
+from clipsynth.security.api_keys import ApiKey
+
+router = APIRouter(tags=["generations"])
+
+
+@router.post(
+    "/v1/estimate",
+    response_model=Estimate,
+    openapi_extra={"requestBody": request_body()},
+    responses=problems(
+        "invalid_body",
+        "model_not_found",
+        "attribute_unavailable",
+        "method_unavailable",
+        "payload_too_large",
+        "receive_timeout",
+        "unsupported_media",
+        "no_worker",
+    ),
+)
+async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Estimate:
+    """Say how long a generation with this body would take if it were made now. Nothing is made, and pictures are not looked at."""
+    wanted, _files = await read_body(request)
+    return await run_in_threadpool(_estimate, services, caller, wanted)
+
+
+def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:
+    model = services.state.model(wanted.model)
+    expected = forecast(services.redis, resolve(wanted, model, new_id()), model.cost, owner=caller.id)
+    return Estimate(
+        model=model.name, unfinished=expected.unfinished, p50_s=expected.p50_s, p90_s=expected.p90_s
+    )

@@ -1,0 +1,222 @@
+"""Routes of /v1/generations."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import math
+import re
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from app.auth import Maker, Reader
+from app.dependencies import ServicesDep
+from app.requests.body import read_body, request_body
+from app.requests.submit import accept
+from app.responses.audio import SOUND, SOUND_RESPONSES, accepted, sound, succeeded
+from app.responses.problems import problems
+from clipsynth.errors import InvalidRequest, StorageUnavailable
+from clipsynth.jobs.queue import withdraw
+from clipsynth.schemas.generation import Format, Generation, Page, Status
+
+router = APIRouter(prefix="/v1/generations", tags=["generations"])
+MAX_WAIT_S = 60
+KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
+FormatQuery = Annotated[Format | None, Query(alias="format")]
+EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["status", "progress", "completed", "gone"]},
+        "data": {"type": "string"},
+    },
+}
+PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=Generation,
+    openapi_extra={"requestBody": request_body()},
+    responses={
+        200: {"model": Generation, "description": "with `Prefer: wait`: it has ended", "content": SOUND},
+        **problems(
+            "invalid_body",
+            "model_not_found",
+            "attribute_unavailable",
+            "method_unavailable",
+            "idempotency_mismatch",
+            "image_undecodable",
+            "image_not_fetched",
+            "payload_too_large",
+            "receive_timeout",
+            "image_too_large",
+            "unsupported_media",
+            "deadline_unreachable",
+            "gone",
+            "not_ready",
+            "rate_limited",
+            "queue_full",
+            "no_worker",
+            "storage_unavailable",
+        ),
+    },
+)
+async def create(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: Maker,
+    prefer: PreferHeader = None,
+    idempotency_key: KeyHeader = None,
+) -> Any:
+    """Accept a request as JSON, or as multipart with the same field names and pictures as files.
+
+    The same `Idempotency-Key` and request again give the same generation. `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
+    """
+    wanted, files = await read_body(request)
+    began = time.monotonic()
+    async with services.room_for_pictures(wanted):
+        accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
+        generation, replayed = await accepting
+    location = f"/v1/generations/{generation.id}"
+    headers = {"Location": location, "Retry-After": "1"} | (
+        {"Idempotent-Replayed": "true"} if replayed else {}
+    )
+    if wait_s := _wait_s(prefer):
+        made_after = -math.inf if replayed else began
+        generation = await services.events.wait(generation, wait_s, made_after=made_after)
+        if generation.finished_at is not None:
+            headers["Preference-Applied"] = f"wait={wait_s}"
+            del headers["Retry-After"]
+            response.status_code = 200
+            if accepted(generation.outputs, request.headers.get("accept", "")):
+                return await run_in_threadpool(sound, services, generation, 0, request, headers=headers)
+    response.headers.update(headers)
+    return generation
+
+
+def _wait_s(prefer: str | None) -> int:
+    """Return for how long a Prefer header (RFC 7240) asks to wait; 0 for not at all."""
+    match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer or "")
+    return min(int(match[1]), MAX_WAIT_S) if match else 0
+
+
+@router.get(
+    "/{generation_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "each event's `data` is the resource",
+            "content": {"text/event-stream": {"schema": EVENT}},
+        },
+        **problems("not_found", "gone"),
+    },
+)
+async def events(
+    generation_id: str,
+    services: ServicesDep,
+    caller: Reader,
+    last_event_id: Annotated[str | None, Header(max_length=100)] = None,
+) -> StreamingResponse:
+    """Follow a generation as server-sent events: `status`, `progress`, at last `completed`, each with the resource."""
+    await run_in_threadpool(services.state.get, generation_id, owner=caller.id)
+    stream = services.events.stream(generation_id, last_event_id)
+    return StreamingResponse(
+        stream,
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.get("", response_model=Page, responses=problems())
+def list_(
+    services: ServicesDep,
+    caller: Reader,
+    status: Status | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> Page:
+    """List the generations of this API key, the newest first."""
+    before = _decode_cursor(cursor) if cursor else None
+    found, place = services.state.page(status=status, before=before, limit=limit, owner=caller.id)
+    return Page(data=found, next_cursor=_encode_cursor(*place) if place else None)
+
+
+def _encode_cursor(created_at: float, generation_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{created_at!r} {generation_id}".encode()).decode()
+
+
+def _decode_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        created_at, generation_id = base64.urlsafe_b64decode(cursor).decode().split()
+        place = float(created_at)
+    except ValueError:
+        raise InvalidRequest("/cursor: not one that a page came with") from None
+    if not math.isfinite(place):
+        raise InvalidRequest("/cursor: not one that a page came with")
+    return place, generation_id
+
+
+@router.get("/{generation_id}", response_model=Generation, responses=problems("not_found", "gone"))
+def get(generation_id: str, response: Response, services: ServicesDep, caller: Reader) -> Generation:
+    """Return a generation; while it is unfinished, with Retry-After."""
+    generation = services.state.get(generation_id, owner=caller.id)
+    if generation.finished_at is None:
+        response.headers["Retry-After"] = "1"
+    return generation
+
+
+@router.post(
+    "/{generation_id}/cancel",
+    response_model=Generation,
+    responses={
+        202: {"model": Generation, "description": "a worker is at it"},
+        **problems("not_found", "gone", "already_ended"),
+    },
+)
+def cancel(generation_id: str, response: Response, services: ServicesDep, caller: Maker) -> Generation:
+    """Cancel: 200 where it was queued, 202 where a worker is at it and will stop at its next step."""
+    if services.state.cancel(generation_id, owner=caller.id) is Status.PROCESSING:
+        response.status_code = 202
+    generation = services.state.get(generation_id)
+    if generation.status is Status.CANCELED:
+        withdraw(services.redis, generation_id, generation.model)
+    return generation
+
+
+@router.delete(
+    "/{generation_id}",
+    status_code=204,
+    response_class=Response,
+    responses={202: {"description": "a worker is at it"}, **problems("not_found", "gone")},
+)
+def delete(generation_id: str, services: ServicesDep, caller: Maker) -> Response:
+    """Forget a generation and its files; 202 where a worker is at it and will stop at its next step."""
+    generation = services.state.get(generation_id, owner=caller.id)
+    services.state.forget(generation_id)
+    withdraw(services.redis, generation_id, generation.model)
+    with contextlib.suppress(StorageUnavailable):  # nobody reaches them any more, and the janitor tries again
+        services.storage.delete(generation_id)
+    return Response(status_code=202 if generation.status is Status.PROCESSING else 204)
+
+
+@router.get("/{generation_id}/audio/{n}", response_class=Response, responses=SOUND_RESPONSES)
+@router.head("/{generation_id}/audio/{n}", response_class=Response, include_in_schema=False)
+def audio(
+    generation_id: str,
+    n: int,
+    request: Request,
+    services: ServicesDep,
+    caller: Reader,
+    output_format: FormatQuery = None,
+) -> Response:
+    """Return output n, whole or the part that a Range header asks for: as `format` says, else as Accept, else as first asked for."""
+    generation = succeeded(services, generation_id, caller, n=n)
+    return sound(services, generation, n, request, output_format=output_format)

@@ -1,0 +1,75 @@
+"""Routes of what can be seen of an output: its spectrogram, its peaks. Both were made with the sound and go with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.auth import Reader
+from app.dependencies import ServicesDep
+from app.responses.audio import succeeded
+from app.responses.problems import problems
+from app.responses.ranges import file_response
+from clipsynth.previews import get_peaks, get_spectrogram
+
+router = APIRouter(prefix="/v1/generations", tags=["generations"])
+
+
+def _responses(media_type: str, schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    content = {media_type: {"schema": schema}}
+    return {
+        200: {"description": "the file", "content": content},
+        206: {"description": "the asked part", "content": {media_type: {"schema": {"type": "string"}}}},
+        304: {"description": "the client has it"},
+        **problems("not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"),
+    }
+
+
+_PEAKS = {
+    "type": "object",
+    "description": "as audiowaveform writes it: `data` has the minimum and the maximum of each stretch in turn",
+    "required": ["version", "channels", "sample_rate", "samples_per_pixel", "bits", "length", "data"],
+    "properties": {
+        **{
+            name: {"type": "integer"}
+            for name in ("version", "channels", "sample_rate", "samples_per_pixel", "bits", "length")
+        },
+        "data": {"type": "array", "items": {"type": "integer"}},
+    },
+    "examples": [
+        {
+            "version": 2,
+            "channels": 1,
+            "sample_rate": 16000,
+            "samples_per_pixel": 64,
+            "bits": 16,
+            "length": 2,
+            "data": [-12, 15, -3021, 2810],
+        }
+    ],
+}
+_PNG = _responses("image/png", {"type": "string", "format": "binary"})
+_JSON = _responses("application/json", _PEAKS)
+
+
+@router.get("/{generation_id}/spectrogram/{n}", response_class=Response, responses=_PNG)
+@router.head("/{generation_id}/spectrogram/{n}", response_class=Response, include_in_schema=False)
+def spectrogram(
+    generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader
+) -> Response:
+    """Return the mel spectrogram of output n as a PNG: 10 ms per pixel, 0 to 8 kHz from the bottom, 80 dB from black to bright."""
+    generation = succeeded(services, generation_id, caller, n=n)
+    data = get_spectrogram(services.storage, generation.id, n)
+    name = f'inline; filename="{generation.id}-{n}.png"'
+    return file_response(request, data, media_type="image/png", disposition=name)
+
+
+@router.get("/{generation_id}/peaks/{n}", response_class=Response, responses=_JSON)
+@router.head("/{generation_id}/peaks/{n}", response_class=Response, include_in_schema=False)
+def peaks(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
+    """Return the peaks of output n's waveform, in up to 1,000 stretches, for a player to draw."""
+    generation = succeeded(services, generation_id, caller, n=n)
+    data = get_peaks(services.storage, generation.id, n)
+    name = f'inline; filename="{generation.id}-{n}.json"'
+    return file_response(request, data, media_type="application/json", disposition=name)

@@ -1,0 +1,147 @@
+"""Routes of recipes: those of a generation, and /v1/replay, which makes the sound of one again."""
+
+from __future__ import annotations
+
+import hashlib
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.auth import Maker, Reader
+from app.dependencies import Services, ServicesDep
+from app.requests.body import json_body, read_json, validate
+from app.requests.images import PART
+from app.requests.submit import accept
+from app.responses.audio import succeeded
+from app.responses.problems import problems
+from clipsynth.errors import InvalidRequest, NotFound, PictureGone, RecipeMismatch
+from clipsynth.schemas.generation import Generation, GenerationRequest
+from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.replay_token import Recipe
+from clipsynth.security.api_keys import ApiKey
+
+router = APIRouter(tags=["generations"])
+KEPT = {
+    "model",
+    "prompt",
+    "composition",
+    "negative_prompt",
+    "attributes",  # where there are none, {}: words of the prompt were not read as such then
+    "method",
+    "rank",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "duration_s",
+}
+
+
+class ReplayRequest(BaseModel):
+    """Body of POST /v1/replay."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"recipe": "eyJ2IjoxLCJtb2RlbCI6…"}]}
+    )
+
+    recipe: str = Field(max_length=100_000, description="of an output")
+
+
+class OutputRecipe(BaseModel):
+    """What made output `index`: as a token to keep and replay, and spelled out."""
+
+    index: int
+    id: str = Field(description="which the sound's files name in their metadata")
+    token: str
+    recipe: Recipe
+
+
+class Recipes(BaseModel):
+    """The recipes of a generation's outputs."""
+
+    data: list[OutputRecipe]
+
+
+@router.get(
+    "/v1/generations/{generation_id}/recipe",
+    response_model=Recipes,
+    responses=problems("not_found", "gone", "not_ready"),
+)
+def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipes:
+    """Return the recipe of each output."""
+    outputs = succeeded(services, generation_id, caller).outputs
+    tokens = {output.index: output.recipe for output in outputs if output.recipe}
+    return Recipes(
+        data=[
+            OutputRecipe(index=n, id=(recipe := Recipe.read(token)).id, token=token, recipe=recipe)
+            for n, token in tokens.items()
+        ]
+    )
+
+
+@router.post(
+    "/v1/replay",
+    status_code=202,
+    response_model=Generation,
+    openapi_extra={"requestBody": json_body(ReplayRequest)},
+    responses=problems(
+        "invalid_body",
+        "model_not_found",
+        "attribute_unavailable",
+        "method_unavailable",
+        "payload_too_large",
+        "receive_timeout",
+        "unsupported_media",
+        "recipe_mismatch",
+        "picture_gone",
+        "rate_limited",
+        "queue_full",
+        "no_worker",
+        "storage_unavailable",
+    ),
+)
+async def replay(request: Request, response: Response, services: ServicesDep, caller: Maker) -> Generation:
+    """Make the sound of a recipe again: the same to the byte alone on the same device, within 1e-4 in company."""
+    body = await read_json(request, ReplayRequest)
+    generation = await run_in_threadpool(_replay, services, caller, body.recipe)
+    response.headers.update({"Location": f"/v1/generations/{generation.id}", "Retry-After": "1"})
+    return generation
+
+
+def _replay(services: Services, caller: ApiKey, token: str) -> Generation:
+    recipe = Recipe.read(token)
+    served = services.state.model(recipe.model)
+    if served.version != recipe.version:
+        raise RecipeMismatch(
+            f"the recipe is of version {recipe.version} of {recipe.model}; served is {served.version}"
+        )
+    files: dict[str, bytes] = {}
+    fields = recipe.model_dump(include=KEPT)
+    if recipe.prompts is not None:
+        fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts]
+    if recipe.image_key is not None:
+        lone = StoredPrompt(image_key=recipe.image_key, image_sha256=recipe.image_sha256)
+        fields["image"] = _prompt(services, lone, files)["image"]
+    return accept(services, caller, validate(GenerationRequest, fields, strict=True), files, None)[0]
+
+
+def _prompt(services: Services, item: StoredPrompt, files: dict[str, bytes]) -> dict[str, object]:
+    """Return an item as a client would have sent it; its picture is put into `files`."""
+    content: dict[str, object] = {"text": item.text}
+    if item.image_key is not None:
+        name = str(len(files))
+        files[name] = _picture(services, item.image_key, item.image_sha256)
+        content["image"] = PART + name
+    return content | {"weight": item.weight}
+
+
+def _picture(services: Services, key: str, sha256: str | None) -> bytes:
+    try:
+        picture = services.storage.get(key)
+    except ValueError:
+        raise InvalidRequest("/recipe: names no picture") from None
+    except NotFound:
+        picture = b""
+    if hashlib.sha256(picture).hexdigest() != sha256:
+        raise PictureGone("the picture of the recipe is not stored any more; send it with a new request")
+    return picture

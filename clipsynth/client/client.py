@@ -1,0 +1,298 @@
+"""A client of the HTTP API: `Client("http://localhost:8000").generate("a dog barking").save("dog.wav")`. `AsyncClient` is the same with `await`.
+
+What passes is waited for: an address that does not answer, a full queue (429), a service that restarts (5xx). All else raises `ServiceError`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from httpx_sse import aconnect_sse
+
+from clipsynth.client.retry import Patience, ServiceError, as_unreachable, check
+from clipsynth.schemas.generation import TERMINAL, Estimate, Format, Generation, Output, ServedModel, Status
+
+__all__ = ["AsyncClient", "Client", "ServiceError", "Sound", "Sounds"]
+DEFAULT_URL = "http://localhost:8000"
+READ_TIMEOUT_S = 30.0  # twice the time between two pings of an event stream
+T = TypeVar("T")
+Picture = bytes | str | Path  # its bytes, or the path of its file
+Progress = Callable[[Generation], None]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One sound: its file's bytes, and what the service says of it."""
+
+    data: bytes
+    output: Output
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file as it came; its format is `output.format`, whatever the name's ending."""
+        path = Path(path)
+        path.write_bytes(self.data)
+        return path
+
+
+@dataclass(frozen=True)
+class Sounds(Sequence[Sound]):
+    """The sounds of a generation, in the order of their seeds."""
+
+    generation: Generation
+    sounds: list[Sound]
+
+    def __getitem__(self, n: Any) -> Any:
+        return self.sounds[n]
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the first to `path`, further ones with -1, -2, … before its ending."""
+        path = Path(path)
+        names = [path, *(path.with_stem(f"{path.stem}-{n}") for n in range(1, len(self.sounds)))]
+        return [sound.save(name) for sound, name in zip(self.sounds, names, strict=True)]
+
+
+class AsyncClient:
+    """Talks to one service; to be used as a context manager, or closed by `close()`.
+
+    Args:
+        api_key: as `clipsynth keys create` prints it; needed where the service wants one.
+        patience_s: for how long what passes is waited for before it is raised.
+        transport: of httpx, where the service is not reached over the network, such as `httpx.ASGITransport`.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        patience_s: float = 120.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.patience_s = patience_s
+        self._http = httpx.AsyncClient(
+            base_url=base_url, headers=headers, timeout=READ_TIMEOUT_S, transport=transport
+        )
+
+    async def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        image: Picture | None = None,
+        prompts: Sequence[Mapping[str, Any]] | None = None,
+        on_progress: Progress | None = None,
+        **options: Any,
+    ) -> Sounds:
+        """Ask for sounds, wait, and return them.
+
+        Args:
+            prompts: a weighted set: `[{"text": "piano"}, {"image": Path("x.jpg"), "weight": 0.5}]`.
+            on_progress: called with the generation at each change.
+            options: further fields of the request: `seed`, `duration_s`, `num_outputs`, `negative_prompt`, `composition`, `attributes={"pitch": 0.8}`, …
+
+        Raises:
+            ServiceError: it was refused, or ended without a sound; `code` says how.
+        """
+        submitted = generation = await self.submit(prompt, image=image, prompts=prompts, **options)
+        async for generation in self.follow(submitted.id):
+            if on_progress:
+                on_progress(generation)
+        return await self.sounds(generation)
+
+    async def submit(
+        self,
+        prompt: str | None = None,
+        *,
+        image: Picture | None = None,
+        prompts: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Generation:
+        """Ask for sounds and return at once. The request is safe to repeat: it carries an idempotency key."""
+        body = {
+            "prompt": prompt,
+            "image": image and _base64(image),
+            "prompts": prompts
+            and [
+                {**item, **({"image": _base64(item["image"])} if item.get("image") else {})}
+                for item in prompts
+            ],
+            **options,
+        }
+        response = await self._send(
+            "POST",
+            "/v1/generations",
+            json={name: value for name, value in body.items() if value is not None},
+            headers={"Idempotency-Key": uuid.uuid4().hex},
+        )
+        return Generation.model_validate(response.json())
+
+    async def follow(self, generation_id: str) -> AsyncGenerator[Generation]:
+        """Yield the generation at each of its changes until it has ended. An interrupted stream is taken up where it was."""
+        last_id: str | None = None
+        patience = Patience(self.patience_s)
+        while True:
+            try:
+                headers = {"Last-Event-ID": last_id} if last_id else {}
+                url = f"/v1/generations/{generation_id}/events"
+                with as_unreachable():
+                    async with aconnect_sse(self._http, "GET", url, headers=headers) as source:
+                        await check(source.response)
+                        async for event in source.aiter_sse():
+                            patience = Patience(self.patience_s)
+                            last_id = event.id or last_id
+                            if not event.data:  # a ping
+                                continue
+                            if event.event == "gone":
+                                raise ServiceError("the service has forgotten it", code="gone", status=410)
+                            yield (generation := Generation.model_validate_json(event.data))
+                            if generation.status in TERMINAL:
+                                return
+            except ServiceError as error:
+                await patience.wait_after(error)
+
+    async def sounds(self, generation: Generation, *, output_format: Format | None = None) -> Sounds:
+        """Return the sounds of a generation that has ended, in one of its formats (by default the first).
+
+        Raises:
+            ServiceError: it made none.
+        """
+        if generation.status is not Status.SUCCEEDED:
+            error = generation.error
+            raise ServiceError(
+                error.detail if error else f"the generation is {generation.status}",
+                code=error.code if error else generation.status.value,
+            )
+        wanted = output_format or generation.input.output_formats[0]
+        outputs = [output for output in generation.outputs if output.format == wanted]
+        found = [Sound((await self._send("GET", output.url)).content, output) for output in outputs]
+        return Sounds(generation, found)
+
+    async def get(self, generation_id: str) -> Generation:
+        response = await self._send("GET", f"/v1/generations/{generation_id}")
+        return Generation.model_validate(response.json())
+
+    async def cancel(self, generation_id: str) -> Generation:
+        """Cancel; ServiceError `already_ended` where it is too late."""
+        response = await self._send("POST", f"/v1/generations/{generation_id}/cancel")
+        return Generation.model_validate(response.json())
+
+    async def forget(self, generation_id: str) -> None:
+        """Have a generation and its files removed."""
+        await self._send("DELETE", f"/v1/generations/{generation_id}")
+
+    async def replay(self, recipe: str) -> Generation:
+        """Have the sound of a recipe made again."""
+        response = await self._send("POST", "/v1/replay", json={"recipe": recipe})
+        return Generation.model_validate(response.json())
+
+    async def estimate(self, prompt: str, **options: Any) -> Estimate:
+        """Return how long a request would take."""
+        response = await self._send("POST", "/v1/estimate", json={"prompt": prompt, **options})
+        return Estimate.model_validate(response.json())
+
+    async def models(self) -> list[ServedModel]:
+        response = await self._send("GET", "/v1/models")
+        return [ServedModel.model_validate(model) for model in response.json()]
+
+    async def _send(self, method: str, url: str, **request: Any) -> httpx.Response:
+        patience = Patience(self.patience_s)
+        while True:
+            try:
+                with as_unreachable():
+                    response = await self._http.request(method, url, **request)
+                await check(response)
+                return response
+            except ServiceError as error:
+                await patience.wait_after(error)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Client:
+    """`AsyncClient` for code without `await`: the same methods, run by an event loop in a thread."""
+
+    def __init__(
+        self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, patience_s: float = 120.0
+    ) -> None:
+        self._stack = contextlib.ExitStack()
+        self._portal: BlockingPortal = self._stack.enter_context(start_blocking_portal())
+        self._client = AsyncClient(base_url, api_key=api_key, patience_s=patience_s)
+        self._stack.callback(self._run, self._client.close)
+
+    def _run(self, method: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
+        return self._portal.call(partial(method, *args, **options))
+
+    def generate(self, prompt: str | None = None, **options: Any) -> Sounds:
+        return self._run(self._client.generate, prompt, **options)
+
+    def submit(self, prompt: str | None = None, **options: Any) -> Generation:
+        return self._run(self._client.submit, prompt, **options)
+
+    def follow(self, generation_id: str) -> Iterator[Generation]:
+        changes = self._client.follow(generation_id)
+        try:
+            while True:
+                yield self._run(changes.__anext__)
+        except StopAsyncIteration:
+            return
+        finally:
+            self._run(changes.aclose)
+
+    def sounds(self, generation: Generation, *, output_format: Format | None = None) -> Sounds:
+        return self._run(self._client.sounds, generation, output_format=output_format)
+
+    def get(self, generation_id: str) -> Generation:
+        return self._run(self._client.get, generation_id)
+
+    def cancel(self, generation_id: str) -> Generation:
+        return self._run(self._client.cancel, generation_id)
+
+    def forget(self, generation_id: str) -> None:
+        self._run(self._client.forget, generation_id)
+
+    def replay(self, recipe: str) -> Generation:
+        return self._run(self._client.replay, recipe)
+
+    def estimate(self, prompt: str, **options: Any) -> Estimate:
+        return self._run(self._client.estimate, prompt, **options)
+
+    def models(self) -> list[ServedModel]:
+        return self._run(self._client.models)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _base64(picture: Picture) -> str:
+    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    return base64.b64encode(data).decode()

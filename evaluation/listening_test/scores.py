@@ -1,0 +1,118 @@
+"""`clipsynth listen --score`: the paper's Table 2 from the answers, with intervals and with how far raters agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.listening_test.ratings import HIGHEST, LOWEST, SCALES, Answer
+
+RESAMPLES = 2000
+HEADERS = {"quality": "Quality ↑", "relevance": "Relevance ↑", "noise": "Noise ↓"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean rating of a system on a scale, 0 to 1 as in the paper's Table 2, with its 95 % interval; nan where nobody rated."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f}–{self.high:.3f})" if self.n else "–"
+
+
+def krippendorff_alpha(ratings: np.ndarray) -> float:
+    """Return Krippendorff's alpha for ordinal ratings (raters, units), nan where a rater gave none (Krippendorff 2011, "Computing Krippendorff's
+    Alpha-Reliability", C and D); 1 is full agreement, 0 chance; nan where no unit has two ratings, or all ratings are the same.
+    """
+    units = ratings[:, (~np.isnan(ratings)).sum(0) > 1]
+    values = np.unique(units[~np.isnan(units)])
+    if len(values) < 2:
+        return float("nan")
+    counts = np.stack([(units == value).sum(0) for value in values])  # (values, units)
+    paired = counts.sum(0)
+    coincidences = (counts / (paired - 1)) @ counts.T - np.diag((counts / (paired - 1)).sum(1))
+    totals = coincidences.sum(1)
+    places = np.cumsum(totals) - totals / 2  # the mean rank of a value
+    distances = np.square(places[:, None] - places)
+    expected = (np.outer(totals, totals) * distances).sum() / (totals.sum() - 1)
+    return float(1 - (coincidences * distances).sum() / expected)
+
+
+def score(answers: Sequence[Answer], scale: str, *, seed: int = 0) -> dict[str, Score]:
+    """Return {system: score} on one scale.
+
+    Raters and queries are both resampled, each by itself (Owen 2007, "The pigeonhole bootstrap"): either might have been others.
+    """
+    given = [a for a in answers if a.scale == scale]
+    raters, queries = _places(a.rater for a in given), _places(a.query for a in given)
+    rng = np.random.default_rng(seed)
+    rater_weights, query_weights = (_resample(rng, len(names)) for names in (raters, queries))
+    scores = {}
+    for system in dict.fromkeys(a.system for a in answers):
+        own = [a for a in given if a.system == system]
+        if not own:
+            scores[system] = Score(np.nan, np.nan, np.nan, 0)
+            continue
+        values = np.array([(a.value - LOWEST) / (HIGHEST - LOWEST) for a in own])
+        weights = (
+            rater_weights[:, [raters[a.rater] for a in own]]
+            * query_weights[:, [queries[a.query] for a in own]]
+        )
+        heard = weights[weights.sum(1) > 0]
+        low, high = np.quantile(heard @ values / heard.sum(1), [0.025, 0.975])
+        scores[system] = Score(float(values.mean()), float(low), float(high), len(own))
+    return scores
+
+
+def _places(names: Iterable[str]) -> dict[str, int]:
+    """Return {name: place} of different names."""
+    return {name: n for n, name in enumerate(sorted(set(names)))}
+
+
+def _resample(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return (RESAMPLES, size): how often each is drawn when `size` of them are, with replacement."""
+    if not size:
+        return np.zeros((RESAMPLES, 0), int)
+    return rng.multinomial(size, np.full(size, 1 / size), RESAMPLES)
+
+
+def agreement(answers: Sequence[Answer], scale: str) -> float:
+    """Return Krippendorff's alpha of one scale, over items."""
+    given = [a for a in answers if a.scale == scale]
+    raters, items = _places(a.rater for a in given), _places(a.item for a in given)
+    ratings = np.full((len(raters), len(items)), np.nan)
+    for a in given:
+        ratings[raters[a.rater], items[a.item]] = a.value
+    return krippendorff_alpha(ratings)
+
+
+def to_markdown(answers: Sequence[Answer]) -> str:
+    """Return Table 2 of the answers.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not answers:
+        raise ValueError("nobody has rated yet")
+    scores = {scale: score(answers, scale) for scale in SCALES}
+    lines = [
+        f"| system | {' | '.join(HEADERS[s] for s in SCALES)} | ratings |",
+        "|---|" + "---|" * len(SCALES) + "---:|",
+    ]
+    for system in sorted({a.system for a in answers}):
+        row = [scores[scale][system] for scale in SCALES]
+        lines.append(f"| {system} | {' | '.join(map(str, row))} | {sum(r.n for r in row)} |")
+    alphas = [agreement(answers, scale) for scale in SCALES]
+    lines.append(f"| *Krippendorff's α* | {' | '.join(f'{alpha:.2f}' for alpha in alphas)} | |")
+    raters, queries = (len({getattr(a, name) for a in answers}) for name in ("rater", "query"))
+    lines.append(
+        f"\n{raters} raters, {queries} queries. Ratings 1 to 5 as (r - 1) / 4; 95 % intervals resample raters and queries; α of ordinal ratings,"
+        " nan where there is nothing to compare."
+    )
+    return "\n".join(lines)

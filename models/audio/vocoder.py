@@ -1,0 +1,74 @@
+"""Configuration of the vocoder: HiFi-GAN (Kong et al. 2020) of transformers, with few and wide layers at the high rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+from models.audio.harmonics import with_tones
+from models.audio.level import MAX_PEAK
+from models.audio.mel import MelSpectrogram
+from models.audio.mel_correction import fit_to_mel
+from models.audio.noise_texture import with_grain
+
+# 8 * 5 * 4 = 160 samples per mel frame; rates and kernels for which the length is exactly 160 per frame.
+UPSAMPLE_RATES = (8, 5, 4)
+UPSAMPLE_KERNEL_SIZES = (16, 11, 8)
+RESBLOCK_KERNEL_SIZES = (3, 7)
+RESBLOCK_DILATION_SIZES = ((1, 3), (1, 3))
+
+UNREST = 0.5  # nepers, deviation of what a mel is moved by before it is vocoded
+
+
+def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -> SpeechT5HifiGan:
+    """Return an untrained vocoder for `mel`; it standardises its input with its own buffers `mean` and `scale` (n_mels,)."""
+    return SpeechT5HifiGan(
+        SpeechT5HifiGanConfig(
+            model_in_dim=mel.config.n_mels,
+            sampling_rate=mel.config.sample_rate,
+            upsample_initial_channel=upsample_initial_channel,
+            upsample_rates=list(UPSAMPLE_RATES),
+            upsample_kernel_sizes=list(UPSAMPLE_KERNEL_SIZES),
+            resblock_kernel_sizes=list(RESBLOCK_KERNEL_SIZES),
+            resblock_dilation_sizes=[list(sizes) for sizes in RESBLOCK_DILATION_SIZES],
+            normalize_before=True,
+        )
+    )
+
+
+def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with tones of their own pitch and fitted to them, grain where they have none.
+
+    What stands still in a mel would repeat with every frame and buzz at the frame rate, so the vocoder never sees two frames alike: to each log-mel the
+    same noise is added, and the fit takes its levels away again.
+    """
+    unrest = torch.randn(log_mel.shape[1:], generator=torch.Generator().manual_seed(0)).to(log_mel)
+    restless = (log_mel + UNREST * unrest).to(vocoder.dtype)
+    waveforms = vocoder(restless).float().reshape(len(log_mel), -1)
+    return fit_to_mel(with_tones(waveforms, log_mel, mel), with_grain(log_mel, mel), mel)
+
+
+def to_waveforms(
+    vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram, *, gain: float, size: int
+) -> list[np.ndarray]:
+    """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; none has a peak above 0.99."""
+    waveforms = gain * vocode(vocoder, log_mel, mel)[:, :size]
+    peaks = waveforms.abs().amax(-1, keepdim=True)
+    return list((waveforms * (MAX_PEAK / peaks.clamp(min=MAX_PEAK))).cpu().numpy())
+
+
+def mix(voices: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Return voices (V, T) as one waveform (T,): each at the same RMS, summed by weight, the sum at the RMS of the loudest voice.
+
+    Its peak is at most 0.99. A silent voice stays silent.
+    """
+    levels = np.sqrt(np.square(voices, dtype=np.float64).mean(-1))
+    shares = np.divide(weights, levels, out=np.zeros_like(levels), where=levels != 0)
+    total = shares @ voices
+    loudness = np.sqrt(np.square(total).mean())
+    gain = min(levels.max() / loudness, MAX_PEAK / np.abs(total).max()) if loudness else 0.0
+    mixed: np.ndarray = (gain * total).astype(np.float32)
+    return mixed

@@ -1,0 +1,123 @@
+"""How well a clip's sound and picture agree: one number per clip, in `PREPARED/agreement.json`.
+
+Run: clipsynth agreement PREPARED [--wav2clip FILE]
+
+Learned without labels from the prepared clips (`training/correspondence/network.py`), or the cosine of Wav2CLIP's embedding and the frames'. The file:
+{"method", "index": sha256 of the index it belongs to, "clips": {key: [score, quantile among the training clips, 0..1]}}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from models.audio.mel import MelSpectrogram
+from models.baselines.wav2clip import load_wav2clip
+from models.bundle import file_sha256
+from training.correspondence.network import MatchingOptions, Pairs, cross_fit
+from training.correspondence.sound_features import sound_features
+from training.data.clips import Clips, ClipSet, load_clips
+
+FILE = "agreement.json"
+
+
+def write_agreement(folder: Path, wav2clip: Path | None = None) -> Path:
+    """Score the clips of a prepared folder and write its `agreement.json`; return that file's path.
+
+    Args:
+        wav2clip: weights of Wav2CLIP; without them a network is trained on the clips.
+
+    Raises:
+        ValueError: no prepared folder, too few videos, or a Wav2CLIP that does not fit.
+    """
+    clips = load_clips(folder, agreement=False)
+    if wav2clip:
+        check_wav2clip_fits(folder)
+        train, dev = wav2clip_scores(clips, wav2clip)
+    else:
+        train, dev = matching_scores(clips)
+    quantiles = quantiles_among(train, train), quantiles_among(dev, train)
+    found: dict[str, list[float]] = {}
+    for split, scores, places in ((clips.train, train, quantiles[0]), (clips.dev, dev, quantiles[1])):
+        for line, score, place in zip(split.index, scores.tolist(), places.tolist(), strict=True):
+            found.setdefault(line["key"], [round(score, 5), round(place, 5)])
+    record = {
+        "method": "wav2clip" if wav2clip else "matching",
+        "index": file_sha256(folder / "index.jsonl"),
+        "clips": found,
+    }
+    temporary = folder / "agreement.tmp"
+    temporary.write_text(json.dumps(record) + "\n")
+    os.replace(temporary, folder / FILE)
+    return folder / FILE
+
+
+def quantiles_among(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return (N,) the share of `reference` (M,) that lies below each score; of equals half."""
+    ordered = reference.sort().values
+    left, right = (torch.searchsorted(ordered, scores, right=side) for side in (False, True))
+    return (left + right) / (2 * len(ordered))
+
+
+def matching_scores(
+    clips: ClipSet, options: MatchingOptions | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scores of the training clips (N,), cross-fitted, and of the dev clips (M,)."""
+    train, dev = paired(clips)
+    ours, theirs, _ = cross_fit(train, dev, options or MatchingOptions())
+    return ours, theirs
+
+
+def wav2clip_scores(clips: ClipSet, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cosines of Wav2CLIP's embedding of a clip's sound and its frames' mean, for the training clips (N,) and the dev clips (M,).
+
+    Raises:
+        ValueError: `load_wav2clip` refuses the file.
+    """
+    model = load_wav2clip(file)
+
+    @torch.inference_mode()
+    def scores(split: Clips) -> torch.Tensor:
+        pairs = ((model(split.waveform(i)[None])[0], split.embeds(i).mean(0)) for i in range(len(split)))
+        return torch.stack([F.cosine_similarity(sound, picture, dim=0) for sound, picture in pairs])
+
+    return scores(clips.train), scores(clips.dev)
+
+
+def check_wav2clip_fits(folder: Path) -> None:
+    """Raise ValueError unless the clips of a prepared folder were embedded with a CLIP ViT-B/32, in whose space Wav2CLIP is."""
+    config = json.loads((folder / "encoder" / "config.json").read_text())
+    if config.get("_class_name") != "OpenClipEncoder" or not config["model_name"].startswith("ViT-B-32"):
+        used = config.get("model_name") or config.get("_class_name")
+        raise ValueError(
+            f"Wav2CLIP is in the space of CLIP ViT-B/32, the clips of {folder} are in that of {used}; "
+            "prepare with --clip-model ViT-B-32, or leave out --wav2clip"
+        )
+
+
+def paired(clips: ClipSet) -> tuple[Pairs, Pairs]:
+    """Return the features of both splits, standardised by those of the training clips."""
+    frame_rate = MelSpectrogram().frame_rate
+    tables = [
+        (
+            torch.stack([sound_features(split.mel(i), frame_rate) for i in range(len(split))]),
+            torch.stack([split.embeds(i).mean(0) - clips.image_mean for i in range(len(split))]),
+        )
+        for split in (clips.train, clips.dev)
+    ]
+    numbers: dict[str, int] = {}
+    pairs = []
+    for split, columns in zip((clips.train, clips.dev), tables, strict=True):
+        sounds, pictures = (_standardise(x, by) for x, by in zip(columns, tables[0], strict=True))
+        videos = torch.tensor([numbers.setdefault(line["video"], len(numbers)) for line in split.index])
+        pairs.append(Pairs(sounds, pictures, videos))
+    return pairs[0], pairs[1]
+
+
+def _standardise(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    """Bring columns to the mean 0 and deviation 1 that they have in `by`; columns that are constant there stay near 0."""
+    return ((x - by.mean(0)) / by.std(0).clamp(min=1e-4)).clamp(-10, 10)

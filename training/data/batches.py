@@ -1,0 +1,264 @@
+"""Batches for the denoiser. Every random choice is keyed by (seed, step, place in the batch), so a run that was resumed, or that is spread
+over processes, sees the very samples of one that was not.
+
+What is small is drawn on the CPU, ahead of its step (`Draw`); sounds are read, varied and made to mels where the network is (`BatchMaker`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch.utils.data import Dataset
+
+from models.audio.mel import MelSpectrogram
+from models.conditioning.phrase_bank import PhraseBank
+from training.data.attribute_labels import Bases, Teller, draw_told, draw_variant, told_scalars
+from training.data.augment_mel import MelVariants
+from training.data.clips import Clips, random_start
+from training.data.waveforms import Sounds, Sources
+from training.loop import check_rows
+from training.recipe import Recipe
+
+MAX_SET = 2  # conditions of one sample in training
+CLEAN_SHARE = 0.25  # of samples: without noise on the condition
+SET_SHARE = 0.2  # of samples: with two frames of one clip
+NEAREST_PHRASES = 5  # of which one stands for a frame
+MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first
+
+
+def sampling_weights(scores: torch.Tensor) -> torch.Tensor:
+    """Return how often clips (N,) with these quantiles of agreement are drawn, in sum 1: sigmoid((s - 0.3) / 0.1)."""
+    weights = torch.sigmoid((scores - 0.3) / 0.1)
+    return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step, on one device.
+
+    `mel`, `noise` (B, F, M); `t` (B,) in (0, 1); `embeds` (B, K, D) as encoded and `is_text` (B, K); `condition_noise` (B, K, D) of unit
+    expected norm, to be scaled by `sigma` (B, K); `weights` (B, K) are 1, but in a mix the sounds' amplitudes, of which the larger is 1;
+    `mask` (B, K), all False for a row whose condition was dropped; `scalars` (B, S) in 0..1, NaN where one is not told.
+    """
+
+    mel: torch.Tensor
+    noise: torch.Tensor
+    t: torch.Tensor
+    embeds: torch.Tensor
+    is_text: torch.Tensor
+    condition_noise: torch.Tensor
+    sigma: torch.Tensor
+    weights: torch.Tensor
+    mask: torch.Tensor
+    scalars: torch.Tensor
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of it, in the order above."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(x.to(device, non_blocking=True) for x in self.tensors))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One process's part of a micro-step of `size` rows, before its sounds are made: rows `rank`, `rank` + `world_size`, … of it, of `frames` each.
+
+    `small` is all of the batch but `mel`, `noise` and `scalars`, by name; `bases` (B, S) are what the last are made of (`Teller`). `sounds` are those of its own clips, None where all are kept on the device.
+    """
+
+    frames: int
+    sources: Sources
+    small: Mapping[str, torch.Tensor]
+    bases: torch.Tensor
+    noise_seed: int
+    size: int
+    rank: int = 0
+    world_size: int = 1
+    sounds: Sounds | None = None
+
+
+class BatchMaker:
+    """Makes the batches of draws on a device, and has the sounds of all clips there where the draws hold none."""
+
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        """Make what `batches` draw."""
+        clips = batches.clips
+        self.device = device
+        self.mel = MelSpectrogram().to(device)
+        self.variants = MelVariants(self.mel).to(device)
+        self.tell = Teller(batches.bases, self.variants).to(device)
+        self.kept = Sounds.of(clips, range(len(clips))).to(device) if batches.keep else None
+
+    def __call__(self, draw: Draw) -> Batch:
+        """Return the batch.
+
+        Raises:
+            ValueError: neither are sounds kept here, nor has the draw its own.
+        """
+        sounds = self.kept if draw.sounds is None else draw.sounds.to(self.device)
+        if sounds is None:
+            raise ValueError("neither are sounds kept, nor has the draw its own")
+        # All rows' noise is drawn wherever the step is taken, for a row's must not depend on how many processes share it.
+        g = torch.Generator(self.device).manual_seed(draw.noise_seed)
+        noise = torch.randn(draw.size, draw.frames, self.mel.config.n_mels, generator=g, device=self.device)
+        log_mel = draw.sources.mels(sounds, self.mel, self.variants, draw.frames)
+        return Batch(
+            mel=log_mel,
+            noise=noise[draw.rank :: draw.world_size].contiguous(),
+            scalars=self.tell(draw.bases.to(self.device, non_blocking=True), log_mel),
+            **{name: x.to(self.device, non_blocking=True) for name, x in draw.small.items()},
+        )
+
+
+class Batches(Dataset[Draw]):
+    """Item n is this process's part of the batch of micro-step n. With `keep` a draw holds no sounds: whoever makes the batch has those of all clips."""
+
+    def __init__(
+        self,
+        clips: Clips,
+        recipe: Recipe,
+        bank: PhraseBank | None = None,
+        *,
+        scalars: Sequence[str] | None = None,
+        keep: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Check that the clips have what the recipe's `condition` needs; `bank` has the phrases of `pseudo_text`, `scalars` are what
+        the network can be told, by default `told_scalars`.
+
+        Raises:
+            ValueError: a condition on text, and a clip without captions; or rows that do not divide by `world_size`.
+        """
+        self.clips, self.recipe, self.keep = clips, recipe, keep
+        self.rank, self.world_size = rank, world_size
+        d = recipe.denoiser
+        self.size = d.batch_size // d.gradient_accumulation_steps
+        check_rows(self.size, world_size, "denoiser.batch_size / gradient_accumulation_steps")
+        self.bank = bank
+        mel = MelSpectrogram().config
+        self.sample_rate, self.hop = mel.sample_rate, mel.hop_length
+        self.bases = Bases(clips, told_scalars(recipe, clips) if scalars is None else scalars)
+        self.weights = self._agreement_weights() if d.agreement_weight else None
+        if d.condition != "image":
+            bare = [line["video"] for line in clips.index if "captions" not in line["arrays"]]
+            if bare:
+                raise ValueError(
+                    f"condition {d.condition!r} needs captions, {len(bare)} clips have none, e.g. {bare[0]}; "
+                    "prepare with --captions"
+                )
+
+    def _agreement_weights(self) -> torch.Tensor:
+        """Return how often each clip is drawn (N,), by how well its sound fits its picture.
+
+        Raises:
+            ValueError: the clips have no agreement.
+        """
+        scores = [self.clips.agreement(i) for i in range(len(self.clips))]
+        known = [score for score in scores if score is not None]
+        if len(known) < len(scores):
+            raise ValueError("agreement_weight needs scores; run: clipsynth agreement PREPARED")
+        return sampling_weights(torch.tensor(known))
+
+    def places(self, n: int) -> list[int]:
+        """Return the clips of micro-batch n, for all processes: epoch after epoch, each in an order of its own, nothing twice. With
+        weights, drawn by them.
+        """
+        if self.weights is not None:
+            g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
+            return self.weights.multinomial(self.size, replacement=True, generator=g).tolist()
+        chosen: list[int] = []
+        epoch, offset = divmod(n * self.size, len(self.clips))
+        while len(chosen) < self.size:
+            g = torch.Generator().manual_seed(self.recipe.seed + epoch)
+            order = torch.randperm(len(self.clips), generator=g).tolist()
+            chosen += order[offset : offset + self.size - len(chosen)]
+            epoch, offset = epoch + 1, 0
+        return chosen
+
+    def __getitem__(self, n: int) -> Draw:
+        d = self.recipe.denoiser
+        seed = self.recipe.seed * 1_000_003 + n
+        g = torch.Generator().manual_seed(seed)
+        unit = d.length_step or d.frames_per_token
+        lengths = -(-d.min_frames // unit), d.max_frames // unit + 1
+        frames = unit * int(torch.randint(*lengths, (), generator=g))
+        frames -= frames % d.frames_per_token
+        seeds = torch.randint(2**62, (self.size,), generator=g).tolist()
+        mine = list(zip(self.places(n), seeds, strict=True))[self.rank :: self.world_size]
+        rows = [self._row(clip, frames, torch.Generator().manual_seed(row_seed)) for clip, row_seed in mine]
+        sources = Sources(
+            **{f.name: torch.tensor([made[f.name] for made, _ in rows]) for f in fields(Sources)}
+        )
+        sounds = None
+        if not self.keep:
+            used, places = torch.cat([sources.clips, sources.others]).unique(return_inverse=True)
+            sounds = Sounds.of(self.clips, used.tolist())
+            sources = replace(sources, clips=places[: len(mine)], others=places[len(mine) :])
+        small = {name: torch.stack([row[name] for _, row in rows]) for name in rows[0][1]}
+        bases = small.pop("bases")
+        return Draw(frames, sources, small, bases, seed, self.size, self.rank, self.world_size, sounds)
+
+    def _row(
+        self, clip: int, frames: int, g: torch.Generator
+    ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        """Return one row: what its sound is made of, by the names of `Sources`, and the rest of it, by those of `Batch`, with its `bases`."""
+        d = self.recipe.denoiser
+        shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
+        mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
+        told = draw_told(self.bases.names, g) if kept and not mixing else set()
+        variant = draw_variant(d, told & self.bases.named[clip].keys(), g)
+        size = round(frames * self.hop * variant["speeds"])
+        start = random_start(self._samples(clip), size, g)
+        made: dict[str, float] = {
+            "clips": clip,
+            "starts": start,
+            "others": clip,
+            "other_starts": 0,
+            "gains": 0.0,
+            **variant,
+        }
+        embeds, is_text = self._conditions(clip, g)
+        weights = torch.ones(MAX_SET)
+        if mixing:
+            other = int(torch.randint(len(self.clips), (), generator=g))
+            gain = 10 ** (MIX_DB * float(2 * torch.rand((), generator=g) - 1) / 20)
+            other_start = random_start(self._samples(other), size, g)
+            made |= {"others": other, "other_starts": other_start, "gains": gain}
+            weights = torch.tensor([min(1.0, 1 / gain), min(1.0, gain)])
+            embeds[1], is_text[1] = (x[0] for x in self._conditions(other, g))
+        sigma = d.max_sigma * torch.rand(MAX_SET, generator=g)
+        sigma[torch.rand(MAX_SET, generator=g) < CLEAN_SHARE] = 0.0
+        return made, {
+            "t": torch.sigmoid(d.logit_mean + d.logit_std * torch.randn((), generator=g)),
+            "embeds": embeds,
+            "is_text": is_text,
+            "condition_noise": torch.randn(embeds.shape, generator=g) / embeds.shape[-1] ** 0.5,
+            "sigma": sigma,
+            "weights": weights,
+            "mask": torch.tensor([kept, kept and (two or mixing)]),
+            "bases": self.bases(clip, told, start, round(size * min(1, variant["paces"])), variant["speeds"]),
+        }
+
+    def _samples(self, clip: int) -> int:
+        """Return how long a clip is, in samples."""
+        return round(self.clips.index[clip]["duration_s"] * self.sample_rate)
+
+    def _conditions(self, clip: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return two embeddings (2, D) of frames, captions, or for "hybrid" either, and which are texts (2,); of a share `pseudo_text` of frames one
+        of the `NEAREST_PHRASES` of a generic bank.
+        """
+        d = self.recipe.denoiser
+        text = {"image": d.pseudo_text, "text": 1.0, "hybrid": 0.5}[d.condition]
+        is_text = torch.rand(MAX_SET, generator=g) < text
+        chosen = []
+        for kind in is_text.tolist():
+            embeds = self.clips.captions(clip) if kind and self.bank is None else self.clips.embeds(clip)
+            one = embeds[int(torch.randint(len(embeds), (), generator=g))]
+            chosen.append(self.bank.draw(one, NEAREST_PHRASES, g) if kind and self.bank is not None else one)
+        return torch.stack(chosen), is_text

@@ -1,0 +1,134 @@
+"""Prepared clips, read from shards one array at a time, and random crops of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from models.audio.mel import LOG_FLOOR
+from models.bundle import file_sha256
+from models.media.shards import ShardReader
+
+
+class Clips:
+    """One split of a prepared folder. Nothing but the index is in memory, unless `keep` was called."""
+
+    def __init__(self, reader: ShardReader, index: list[dict[str, Any]]) -> None:
+        self._reader, self.index = reader, index
+        self._kept: dict[tuple[int, str], torch.Tensor] = {}
+
+    def keep(self) -> None:
+        """Read every clip into memory."""
+        for i, line in enumerate(self.index):
+            self._kept |= {(i, name): self._read(i, name) for name in line["arrays"]}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _read(self, i: int, name: str) -> torch.Tensor:
+        if (i, name) in self._kept:
+            return self._kept[i, name]
+        return torch.from_numpy(self._reader.array(self.index[i], name))
+
+    def pcm(self, i: int) -> torch.Tensor:
+        """Return clip i's sound (T,) as int16."""
+        return self._read(i, "waveform")
+
+    def waveform(self, i: int) -> torch.Tensor:
+        """Return clip i's sound (T,) in [-1, 1]."""
+        return self.pcm(i).float() / 32767
+
+    def mel(self, i: int) -> torch.Tensor:
+        """Return clip i's log-mel (F, n_mels)."""
+        return self._read(i, "mel").float()
+
+    def embeds(self, i: int) -> torch.Tensor:
+        """Return the embeddings (K, D) of clip i's frames."""
+        return self._read(i, "embeds").float()
+
+    def captions(self, i: int) -> torch.Tensor:
+        """Return the embeddings (C, D) of clip i's captions; only where `prepare` was given some."""
+        return self._read(i, "captions").float()
+
+    def agreement(self, i: int) -> float | None:
+        """Return how well clip i's sound and picture agree, as a quantile 0..1 among the training clips; None where nobody has scored it."""
+        quantile: float | None = self.index[i].get("agreement")
+        return quantile
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """A prepared folder: two splits, and what `prepare` measured on the training clips.
+
+    `mel_mean`, `mel_std` (n_mels,); `image_mean`, `text_mean` (D,); `output_gain` brings a generated sound back to the level that the clips had
+    before `prepare` scaled their peaks (geometric mean over clips).
+    """
+
+    train: Clips
+    dev: Clips
+    mel_mean: torch.Tensor
+    mel_std: torch.Tensor
+    image_mean: torch.Tensor
+    text_mean: torch.Tensor
+    output_gain: float
+
+    @property
+    def max_duration_s(self) -> float:
+        """The longest clip, rounded down to half a second; what a bundle trained here may be asked for."""
+        return int(2 * max(line["duration_s"] for line in self.train.index)) / 2
+
+
+def load_clips(folder: Path, *, agreement: bool = True) -> ClipSet:
+    """Open what `prepare` wrote, and with `agreement` what `clipsynth agreement` did, if it was there.
+
+    Raises:
+        ValueError: `folder` is not a prepared folder, or its `agreement.json` is of another index.
+    """
+    if not (folder / "index.jsonl").is_file():
+        raise ValueError(f"{folder} holds no prepared clips; run: clipsynth prepare VIDEOS {folder}")
+    with (folder / "index.jsonl").open() as f:
+        index = [json.loads(line) for line in f]
+    if agreement and (folder / "agreement.json").is_file():
+        _add_agreement(index, folder)
+    reader = ShardReader(folder / "shards")
+    train, dev = ([line for line in index if line["dev"] is split] for split in (False, True))
+    statistics = load_file(folder / "statistics.safetensors")
+    output_gain = 1 / float(statistics.pop("gain"))
+    return ClipSet(
+        Clips(reader, train or dev), Clips(reader, dev or train), output_gain=output_gain, **statistics
+    )
+
+
+def _add_agreement(index: list[dict[str, Any]], folder: Path) -> None:
+    """Put each clip's quantile of agreement into its line, as `agreement`."""
+    record = json.loads((folder / "agreement.json").read_text())
+    if record["index"] != file_sha256(folder / "index.jsonl"):
+        raise ValueError(
+            f"{folder / 'agreement.json'} belongs to other clips; run: clipsynth agreement {folder}"
+        )
+    for line in index:
+        if line["key"] in record["clips"]:
+            line["agreement"] = record["clips"][line["key"]][1]
+
+
+def crop(x: torch.Tensor, length: int, start: int, *, fill: float = 0.0) -> torch.Tensor:
+    """Return x[start : start + length] along the first dimension, with `fill` after its end."""
+    part = x[start : start + length]
+    if len(part) == length:
+        return part
+    return torch.cat([part, part.new_full((length - len(part), *part.shape[1:]), fill)])
+
+
+def crop_mel(log_mel: torch.Tensor, length: int, start: int) -> torch.Tensor:
+    """Return `length` frames of a log-mel (F, n_mels) from `start` on, with silence after its end."""
+    return crop(log_mel, length, start, fill=LOG_FLOOR)
+
+
+def random_start(size: int, length: int, generator: torch.Generator) -> int:
+    """Return a uniform start of a crop of `length` in `size`; 0 where it does not fit."""
+    return int(torch.randint(max(size - length, 0) + 1, (), generator=generator))

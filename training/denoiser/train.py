@@ -1,0 +1,266 @@
+"""Train the denoiser: rectified flow on mel tokens, conditioned on embeddings of a clip's own frames (or, as a choice, its captions).
+
+Runs in one process or in many: accelerate launch --num_processes 2 -m clipsynth.cli train RECIPE (or torchrun).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models.networks.condition_encoder import GUIDANCE, ConditionEncoder
+from models.networks.denoiser import Denoiser
+from training.data.attribute_labels import told_scalars
+from training.data.batches import Batch, Batches, BatchMaker
+from training.data.clips import ClipSet
+from training.denoiser.cuda_graphs import Recorded, recordable
+from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
+from training.denoiser.samples import samples, spectrograms, vocode
+from training.denoiser.validation import dev_batches, dev_loss
+from training.loop import Run, arriving, autocast, load_state, load_weights
+from training.pseudo_text import load_bank
+from training.recipe import DenoiserRecipe, Recipe, TransformerRecipe, VqganRecipe
+
+
+def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that between them update every parameter once."""
+    d = recipe.denoiser
+    matrices: list[nn.Parameter] = []
+    if d.optimizer == "muon":
+        matrices = [p for p in model.denoiser.transformer.blocks.parameters() if p.ndim == 2]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    fused = rest[0].is_cuda or None
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            rest, lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay, fused=fused
+        )
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=d.learning_rate, weight_decay=d.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
+
+
+def attention(device: torch.device) -> AbstractContextManager[None]:
+    """Return the context of a training step's attention: on a CPU the fused kernel is slower than plain products at the length of a clip."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def learning_rate(d: DenoiserRecipe | VqganRecipe | TransformerRecipe, n: int) -> float:
+    """Return the learning rate of step n: warm-up, constant, cosine decay over the last `decay_share` of the steps."""
+    decay_steps = max(1.0, d.decay_share * d.steps)
+    decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (d.steps - n) / decay_steps))
+    return d.learning_rate * min(1.0, (n + 1) / d.warmup_steps) * decay
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage of the denoiser's training is after.
+
+    `stage`: its name, and its folder in the run. `loss`: the module that takes a `Batch` to the loss (); the parts that are trained are within it. `dev`: the same
+    for a batch of those that `held_out` makes, by which the best weights are told.
+    """
+
+    stage: str
+    loss: nn.Module
+    dev: Callable[[Batch], torch.Tensor]
+    held_out: Callable[[], list[Batch]]
+
+
+def train_denoiser(
+    recipe: Recipe,
+    clips: ClipSet,
+    accelerator: Accelerator,
+    init: tuple[ConditionEncoder, Denoiser] | None = None,
+) -> tuple[ConditionEncoder, Denoiser]:
+    """Train or resume; return the parts with averaged weights (EMA), those of the lowest dev loss.
+
+    Args:
+        init: trained parts to start from where there is no state to resume. The statistics of mels and embeddings stay theirs, for in that
+            space the denoiser has learned, and so do the scalars that they were told, if any; the bank that texts are projected on is made of the new clips.
+
+    Raises:
+        ValueError: `init` is of another shape than the recipe's, or the clips lack the captions that it needs.
+    """
+    torch.manual_seed(recipe.seed)
+    if init is not None:
+        init = (_without_guidance(init[0]), init[1])
+    scalars = (init and init[0].config.scalars) or told_scalars(recipe, clips.train)
+    condition_encoder = build_condition_encoder(recipe, clips, init[0].means if init else None, scalars)
+    model = FlowMatching(condition_encoder, build_denoiser(recipe, clips))
+    if init is not None:
+        learned = {name: p.data for name, p in init[0].named_parameters()}
+        ours = model.condition_encoder
+        load_weights("condition_encoder", ours, ours.state_dict() | learned)
+        load_weights("denoiser", model.denoiser, init[1].state_dict())
+
+    def held_out() -> list[Batch]:
+        return dev_batches(clips.dev, recipe, len(scalars))
+
+    return train_parts(recipe, clips, model, Objective("denoiser", model, model, held_out), accelerator)
+
+
+def _without_guidance(encoder: ConditionEncoder) -> ConditionEncoder:
+    """Return an encoder without the scalar that is learned after this stage, as the denoiser is a plain one where that is not told."""
+    known = encoder.config.scalars
+    if GUIDANCE not in known:
+        return encoder
+    return encoder.changed(scalars=[name for name in known if name != GUIDANCE], guidance_scales=[])
+
+
+def train_parts(
+    recipe: Recipe, clips: ClipSet, model: FlowMatching, objective: Objective, accelerator: Accelerator
+) -> tuple[ConditionEncoder, Denoiser]:
+    """Train a stage's parts, or resume it, by the settings of `recipe.denoiser`; return them with averaged weights (EMA), those of the lowest dev loss.
+
+    Raises:
+        ValueError: the saved state is of another shape than `model`.
+    """
+    d = recipe.denoiser
+    folder = Path(recipe.run) / objective.stage
+    objective.loss.to(accelerator.device)
+    optimizers = build_optimizers(recipe, model)
+    ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+    first, best, stale = 0, math.inf, 0
+    state = load_state(folder / "state.pt")
+    if state is not None:
+        load_weights(objective.stage, model, state["weights"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["rng"])
+        first, best, stale = state["step"], state["best"], state.get("stale", 0)
+    ema.to(accelerator.device)
+    if first < d.steps and (d.patience is None or stale < d.patience):
+        _fit(recipe, clips, model, objective, optimizers, ema, accelerator, first, best, stale)
+    averaged = load_state(folder / "best.pt")
+    if averaged is None:
+        ema.copy_to(model.parameters())
+    else:
+        model.load_state_dict(averaged["weights"])
+    model.cpu().eval()
+    return model.condition_encoder, model.denoiser
+
+
+def _fit(
+    recipe: Recipe,
+    clips: ClipSet,
+    model: FlowMatching,
+    objective: Objective,
+    optimizers: list[torch.optim.Optimizer],
+    ema: EMAModel,
+    accelerator: Accelerator,
+    first: int,
+    best: float,
+    stale: int,
+) -> None:
+    """Take the steps from `first` on, in place.
+
+    Args:
+        best, stale: the lowest dev loss so far, and how many evaluations have not been better since.
+    """
+    d, accumulate = recipe.denoiser, recipe.denoiser.gradient_accumulation_steps
+    folder = Path(recipe.run) / objective.stage
+    if d.compile:
+        for part in objective.loss.modules():
+            if isinstance(part, Denoiser):
+                part.transformer.compile(dynamic=True)
+    wrapped = accelerator.prepare_model(objective.loss)
+    bank = load_bank(Path(recipe.clips), clips) if d.condition == "image" and d.pseudo_text else None
+    batches = Batches(
+        clips.train,
+        recipe,
+        bank,
+        scalars=model.condition_encoder.config.scalars,
+        keep=recipe.in_memory,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    held_out = objective.held_out() if accelerator.is_main_process else []
+    make = BatchMaker(batches, accelerator.device)
+    recorded = None
+    if recordable(recipe, accelerator):
+        recorded = Recorded(objective.loss, lambda: autocast(recipe, accelerator.device))
+    model.train()
+    coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
+
+    def step(n: int) -> torch.Tensor:
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(d, n)
+        total = torch.zeros((), device=accelerator.device)
+        for micro in range(accumulate):
+            batch = make(next(coming))
+            if recorded is not None:
+                total = recorded(batch)
+                continue
+            with (
+                accelerator.no_sync(wrapped) if micro < accumulate - 1 else nullcontext(),
+                autocast(recipe, accelerator.device),
+                attention(accelerator.device),
+            ):
+                loss = wrapped(batch) / accumulate
+            accelerator.backward(loss)
+            total += loss.detach()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        ema.step(model.parameters())
+        return total
+
+    @torch.random.fork_rng(devices=())  # what is drawn here must not change the steps that follow
+    def evaluate(n: int) -> bool:
+        """Measure the averaged weights on dev clips, keep them if they are the best; return whether to go on."""
+        nonlocal best, stale
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        model.eval()
+        loss = dev_loss(objective.dev, held_out, accelerator.device)
+        run.log("dev", n, loss)
+        made = samples(model, held_out[0], accelerator.device, recipe.requests)
+        run.show(n, spectrograms(held_out[0].mel.cpu(), made))
+        if (sound := vocode(recipe, made)) is not None:
+            run.play(n, sound)
+        stale = 0 if loss < best else stale + 1
+        if loss < best:
+            best = loss
+            run.save({"step": n, "dev": loss, "weights": model.state_dict()}, "best.pt")
+        ema.restore(model.parameters())
+        model.train()
+        return d.patience is None or stale < d.patience
+
+    def state(n: int) -> dict[str, object]:
+        return {
+            "step": n,
+            "best": best,
+            "stale": stale,
+            "weights": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "ema": ema.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    run = Run(objective.stage, folder, recipe, accelerator)
+    run.steps(
+        first,
+        d.steps,
+        step,
+        state=state,
+        evaluate=evaluate,
+        evaluate_every=d.evaluate_every,
+        clips_per_step=d.batch_size,
+    )

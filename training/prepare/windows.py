@@ -1,0 +1,78 @@
+"""Videos to clips: windows of equal length, without silence, at one level, each with the frames that were on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.media.video import MIN_DURATION_S, Frame, Sound, VideoError
+
+SILENCE_RMS = 10 ** (-60 / 20)  # a window below -60 dB of full scale is silence
+
+
+@dataclass(frozen=True)
+class Window:
+    """`waveform` (T,) float32 as decoded, from second `start_s` of its video, and its frames, timed from the window's first sample."""
+
+    start_s: float
+    waveform: np.ndarray
+    frames: list[Frame]
+
+
+def cut(items: Iterable[Sound | Frame], *, sample_rate: int, clip_s: float) -> Iterator[Window]:
+    """Yield windows of `clip_s` seconds; the last may be as short as half a second. Silent windows are left out.
+
+    Holds about a window at a time, however long the video, where sound and pictures come interleaved; else the sound since the last picture. A window without a
+    frame of its own takes the one last shown.
+
+    Raises:
+        VideoError: no frame, less than half a second of sound, or nothing but silence.
+    """
+    size = round(clip_s * sample_rate)
+    parts: list[np.ndarray] = []  # the sound from sample `start` on
+    frames: list[Frame] = []
+    origin_s: float | None = None
+    start, heard, shown_s, made = 0, 0, float("-inf"), 0
+
+    def window(end: int) -> Window | None:
+        nonlocal parts, frames, start, made
+        held = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        waveform, parts = held[: end - start], [held[end - start :]]
+        zero_s, end_s = start / sample_rate + (origin_s or 0.0), end / sample_rate + (origin_s or 0.0)
+        before = [f for f in frames if f.time_s <= zero_s][-1:]
+        inside = [f for f in frames if zero_s < f.time_s < end_s]
+        frames = [f for f in frames if f.time_s < end_s][-1:] + [f for f in frames if f.time_s >= end_s]
+        own = before + inside or frames[:1]
+        begin, start = start, end
+        centred = waveform - waveform.mean()
+        if not own or float(np.sqrt(np.mean(centred**2))) < SILENCE_RMS:
+            return None
+        made += 1
+        return Window(begin / sample_rate, waveform, [Frame(f.time_s - zero_s, f.picture) for f in own])
+
+    for item in items:
+        if isinstance(item, Sound):
+            origin_s = item.time_s if origin_s is None else origin_s
+            parts.append(item.samples)
+            heard += len(item.samples)
+        else:
+            frames.append(item)
+            shown_s = item.time_s
+        while (
+            origin_s is not None
+            and heard - start >= size
+            and shown_s - origin_s >= (start + size) / sample_rate
+        ):
+            if (clip := window(start + size)) is not None:
+                yield clip
+    while heard - start >= max(1, round(MIN_DURATION_S * sample_rate)):
+        if (clip := window(min(start + size, heard))) is not None:
+            yield clip
+    if not frames:
+        raise VideoError("no picture")
+    if heard < MIN_DURATION_S * sample_rate:
+        raise VideoError(f"shorter than {MIN_DURATION_S:g} s")
+    if not made:
+        raise VideoError("silent")

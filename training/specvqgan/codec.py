@@ -1,0 +1,218 @@
+"""Train the codec of SpecVQGAN: L1 on standardised mels, the codebook's and commitment loss (van den Oord et al. 2017, eq. 3, but for its beta, which weighs the
+codebook's term as in the code of Esser et al. 2021 and of diffusers), and a patch discriminator with hinge losses (Esser et al. 2021, eq. 5). The paper's perceptual loss (LPAPS) needs a network trained on labels; it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from models.baselines.mel_codec import MelCodec
+from training.data.clips import Clips, ClipSet, crop_mel, random_start
+from training.denoiser.samples import spectrograms
+from training.denoiser.train import learning_rate
+from training.loop import Run, autocast, load_state, load_weights, one_ahead
+from training.recipe import SpecVqganRecipe
+
+DEV_BATCH = 32
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping patches of a standardised mel (Isola et al. 2017, 3.2.2), at 1/4 of the usual width."""
+
+    def __init__(self, channels: tuple[int, ...] = (1, 16, 32, 64)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for a, b in pairwise(channels):
+            layers += [nn.Conv2d(a, b, 4, 2, 1), nn.GroupNorm(1, b), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, 4, padding=1))
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """Return a verdict per patch of pictures (B, H, W)."""
+        verdicts: torch.Tensor = self.layers(picture[:, None])
+        return verdicts
+
+
+def build_codec(recipe: SpecVqganRecipe, clips: ClipSet) -> MelCodec:
+    """Return an untrained codec with the statistics of the training clips."""
+    v = recipe.vqgan
+    codec = MelCodec(
+        codebook_size=v.codebook_size,
+        code_dim=v.code_dim,
+        channels=v.channels,
+        n_mels=len(clips.mel_mean),
+        bins_per_code=v.bins_per_code,
+        frames_per_code=v.frames_per_code,
+    )
+    codec.mel_mean.copy_(clips.mel_mean)
+    codec.mel_std.copy_(clips.mel_std)
+    return codec
+
+
+def draw_mels(clips: Clips, recipe: SpecVqganRecipe, n: int) -> torch.Tensor:
+    """Return the random crops (B, frames, M) of step n; they depend on (seed, n) alone."""
+    g = torch.Generator().manual_seed(recipe.seed * 1_000_003 + n)
+    mels = []
+    for _ in range(recipe.vqgan.batch_size):
+        mel = clips.mel(int(torch.randint(len(clips), (), generator=g)))
+        start = random_start(len(mel), recipe.vqgan.frames, g)
+        mels.append(crop_mel(mel, recipe.vqgan.frames, start))
+    return torch.stack(mels)
+
+
+def perplexity(codes: torch.Tensor, codebook_size: int) -> float:
+    """Return exp(entropy) of the use of codes: how many entries of the codebook are in effective use."""
+    share = torch.bincount(codes.flatten(), minlength=codebook_size).float() / codes.numel()
+    return math.exp(torch.special.entr(share).sum().item())
+
+
+@torch.no_grad()
+def dev_figures(codec: MelCodec, clips: Clips, frames: int, device: torch.device) -> dict[str, float]:
+    """Return the mean L1 on standardised held-out clips (their first `frames`), and the perplexity of their codes."""
+    distances, codes = [], []
+    for start in range(0, len(clips), DEV_BATCH):
+        part = range(start, min(start + DEV_BATCH, len(clips)))
+        mel = torch.stack([crop_mel(clips.mel(i), frames, 0) for i in part]).to(device)
+        codes.append(codec.encode(mel))
+        distances.append(((codec.decode(codes[-1]) - mel) / codec.mel_std).abs().mean((1, 2)))
+    return {
+        "dev": torch.cat(distances).mean().item(),
+        "dev_perplexity": perplexity(torch.cat(codes), codec.config.codebook_size),
+    }
+
+
+def train_vqgan(recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerator) -> MelCodec:
+    """Train or resume; return the codec.
+
+    Raises:
+        ValueError: the saved state is of another shape than the recipe's.
+    """
+    torch.manual_seed(recipe.seed)
+    v = recipe.vqgan
+    folder = Path(recipe.run) / "vqgan"
+    step = _Step(recipe, clips, accelerator)
+    first = 0
+    saved = load_state(folder / "state.pt")
+    if saved is not None:
+        step.load(saved)
+        first = saved["step"]
+    if first < v.steps:
+        run = Run("vqgan", folder, recipe, accelerator)
+        mels = one_ahead(lambda n: draw_mels(clips.train, recipe, n), range(first, v.steps))
+
+        def evaluate(n: int) -> bool:
+            step.codec.eval()
+            for name, value in dev_figures(step.codec, clips.dev, v.frames, accelerator.device).items():
+                run.log(name, n, value)
+            part = range(min(4, len(clips.dev)))
+            real = torch.stack([crop_mel(clips.dev.mel(i), v.frames, 0) for i in part]).to(accelerator.device)
+            with torch.no_grad():
+                made = step.codec.decode(step.codec.encode(real))
+            run.show(n, spectrograms(real.cpu(), made.cpu()))
+            return True
+
+        run.steps(
+            first,
+            v.steps,
+            lambda n: step(n, next(mels)),
+            state=step.state,
+            evaluate=evaluate,
+            evaluate_every=v.evaluate_every,
+            clips_per_step=v.batch_size,
+        )
+    return step.codec.cpu().eval()
+
+
+class _Step:
+    """One step of the codec and, once it plays, its discriminator; with all state that there is."""
+
+    def __init__(self, recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerator) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        self.codec, self.discriminator = build_codec(recipe, clips), PatchDiscriminator()
+        self.parts: dict[str, nn.Module] = {"codec": self.codec, "discriminator": self.discriminator}
+        self.optimizers = {
+            name: torch.optim.AdamW(part.to(accelerator.device).parameters(), betas=(0.5, 0.9))
+            for name, part in self.parts.items()
+        }
+        self.unused_for = torch.full((recipe.vqgan.codebook_size,), recipe.vqgan.restart_every)  # steps
+
+    def state(self, n: int) -> dict[str, object]:
+        return {
+            "step": n,
+            "weights": {name: part.state_dict() for name, part in self.parts.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "unused_for": self.unused_for,
+        }
+
+    def load(self, saved: dict) -> None:
+        for name, part in self.parts.items():
+            load_weights(name, part, saved["weights"][name])
+            self.optimizers[name].load_state_dict(saved["optimizers"][name])
+        self.unused_for = saved["unused_for"]
+
+    def __call__(self, n: int, mel: torch.Tensor) -> torch.Tensor:
+        v = self.recipe.vqgan
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(v, n)
+        self.codec.train()
+        mel = mel.to(self.accelerator.device)
+        if (
+            n == 0
+        ):  # the entries start where the latents are: far from them, all but a few would never be chosen
+            with torch.no_grad():
+                latents = self.codec.latents(self.codec.to_patches(mel))
+            self._restart(latents.permute(0, 2, 3, 1).flatten(0, 2), n)
+        with autocast(self.recipe, self.accelerator.device):
+            patches, made, codebook_loss, latents = self.codec(mel)
+        distance = F.l1_loss(made, patches)
+        loss = distance + codebook_loss
+        if n >= v.adversarial_from:
+            loss = loss + v.adversarial_weight * self._play(self._picture(made), self._picture(patches))
+        self._update("codec", loss)
+        self._count(latents)
+        self._restart(latents, n)
+        return distance.detach()
+
+    def _picture(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return the standardised mel (B, F, M) of patches."""
+        return (self.codec.to_mel(patches) - self.codec.mel_mean) / self.codec.mel_std
+
+    def _play(self, made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Take a step of the discriminator; return what it says of `made`."""
+        self.discriminator.requires_grad_(True)
+        with autocast(self.recipe, self.accelerator.device):
+            verdicts = self.discriminator(real), self.discriminator(made.detach())
+        self._update("discriminator", F.relu(1 - verdicts[0]).mean() + F.relu(1 + verdicts[1]).mean())
+        self.discriminator.requires_grad_(False)
+        with autocast(self.recipe, self.accelerator.device):
+            return -self.discriminator(made).float().mean()
+
+    def _update(self, name: str, loss: torch.Tensor) -> None:
+        self.optimizers[name].zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        nn.utils.clip_grad_norm_(self.parts[name].parameters(), 1.0)
+        self.optimizers[name].step()
+
+    @torch.no_grad()
+    def _count(self, latents: torch.Tensor) -> None:
+        """Note which entries this step used."""
+        used = torch.cdist(latents, self.codec.vqgan.quantize.embedding.weight).argmin(1).unique()
+        self.unused_for += 1
+        self.unused_for[used.cpu()] = 0
+
+    @torch.no_grad()
+    def _restart(self, latents: torch.Tensor, n: int) -> None:
+        """Put the entries that were not used for long where latents (N, code_dim) of this step are."""
+        idle = (self.unused_for >= self.recipe.vqgan.restart_every).nonzero()[:, 0]
+        if len(idle):
+            g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
+            chosen = latents[torch.randint(len(latents), (len(idle),), generator=g).to(latents.device)]
+            self.codec.vqgan.quantize.embedding.weight[idle.to(latents.device)] = chosen.to(torch.float32)
+            self.unused_for[idle] = 0

@@ -1,0 +1,77 @@
+"""`clipsynth train` for a recipe of the baseline: its codec, its transformer, then a folder that `SpecVqganPipeline` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from models.baselines.specvqgan import SpecVqganPipeline
+from models.pipeline import ClipSynthPipeline
+from training.data.clips import load_clips
+from training.loop import build_accelerator, load_state
+from training.recipe import SpecVqganRecipe
+from training.specvqgan.codec import train_vqgan
+from training.specvqgan.transformer import train_transformer
+
+SpecVqganStage = Literal["all", "vqgan", "transformer", "export"]
+
+
+def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | None = None) -> Path | None:
+    """Run one stage, or all; return the folder of the trained pipeline where one was written.
+
+    Raises:
+        ValueError: no such stage, no prepared folder, an unfit bundle or state, a stage that another needs has not been trained, or several processes.
+        Terminated: SIGTERM came.
+    """
+    if stage not in get_args(SpecVqganStage):
+        raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(get_args(SpecVqganStage))}")
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    clips = load_clips(Path(recipe.clips))
+    accelerator = build_accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(f"SpecVQGAN is trained by one process, got {accelerator.num_processes}")
+    for needed in {"transformer": ("vqgan",), "export": ("vqgan", "transformer")}.get(stage, ()):
+        if not _steps_done(recipe, needed):
+            raise ValueError(
+                f"{recipe.run} has no trained {needed} yet; run: clipsynth train … --stage {needed}"
+            )
+
+    still = _without_training(recipe)
+    codec = train_vqgan(recipe if stage in ("vqgan", "all") else still, clips, accelerator)
+    if stage == "vqgan":
+        return None
+    parts = train_transformer(recipe if stage != "export" else still, clips, codec, accelerator)
+    if stage == "transformer":
+        return None
+
+    folder = out or Path(recipe.run) / "pipeline"
+    bundle = ClipSynthPipeline.from_pretrained(recipe.bundle)
+    SpecVqganPipeline(
+        bundle.encoder,
+        parts[0],
+        codec,
+        parts[1],
+        bundle.vocoder,
+        bundle.mel,
+        output_gain=clips.output_gain,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _steps_done(recipe: SpecVqganRecipe, stage: str) -> int:
+    """Return how many steps of a stage were taken so far."""
+    state = load_state(Path(recipe.run) / stage / "state.pt")
+    return 0 if state is None else int(state["step"])
+
+
+def _without_training(recipe: SpecVqganRecipe) -> SpecVqganRecipe:
+    """Return the recipe with no steps to take."""
+    return recipe.model_copy(
+        update={
+            "vqgan": recipe.vqgan.model_copy(update={"steps": 0}),
+            "transformer": recipe.transformer.model_copy(update={"steps": 0}),
+        }
+    )

@@ -1,0 +1,274 @@
+"""Train the vocoder on the clips' own sound.
+
+Warm-up on log-mel and multi-resolution STFT distances (Yamamoto et al. 2020, eq. 5-7), from `adversarial_from` on with discriminators as well
+(HiFi-GAN, Kong et al. 2020, eq. 5-6), and last on mels that a denoiser made, paired with the sounds that they came from.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import SpeechT5HifiGan
+
+from models.audio.mel import MelSpectrogram
+from models.audio.vocoder import build_vocoder
+from training.data.clips import Clips, ClipSet, crop, crop_mel, random_start
+from training.denoiser.validation import DEV_FRAMES
+from training.loop import Run, arriving, autocast, check_rows, load_state, load_weights
+from training.recipe import Recipe, VocoderRecipe
+from training.vocoder.discriminators import (
+    RESOLUTIONS,
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_distance,
+)
+
+MEL_WEIGHT = 2.0
+# Below about -88 dB of full scale nobody hears a difference, yet the logarithm makes digital silence the largest part of the loss.
+LOG_MEL_FLOOR = -8.0
+MAGNITUDE_FLOOR = 1e-2
+SILENT = 1e-3  # peak of a segment that is not worth training on
+DEV_CLIPS = 32
+
+
+def mel_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute difference of log-mels (B, F, M) above `LOG_MEL_FLOOR`."""
+    return F.l1_loss(made.clamp(min=LOG_MEL_FLOOR), target.clamp(min=LOG_MEL_FLOOR))
+
+
+def stft_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return spectral convergence plus log-magnitude L1 above `MAGNITUDE_FLOOR` of waveforms (B, T), averaged over `RESOLUTIONS`."""
+    total = made.new_zeros(())
+    for n_fft, hop, window in RESOLUTIONS:
+        a, b = (
+            torch.stft(w, n_fft, hop, window, torch.hann_window(window, device=w.device), return_complex=True)
+            .abs()
+            .clamp(min=1e-7)  # the gradient of |0| is not finite
+            for w in (made, target)
+        )
+        convergence = torch.linalg.norm(b - a) / torch.linalg.norm(b).clamp(min=MAGNITUDE_FLOOR)
+        log_a, log_b = (x.clamp(min=MAGNITUDE_FLOOR).log() for x in (a, b))
+        total = total + convergence + F.l1_loss(log_a, log_b)
+    return total / len(RESOLUTIONS)
+
+
+class Sounds(Protocol):
+    """Mels (F, n_mels) and the waveforms (T,) that a vocoder should make of them."""
+
+    def __len__(self) -> int: ...
+    def mel(self, i: int) -> torch.Tensor: ...
+    def waveform(self, i: int) -> torch.Tensor: ...
+
+
+class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Training segments; item n is the batch of step n and depends on (seed, n) alone, so that a resumed run sees the same ones. Silent ones are
+    passed over.
+    """
+
+    def __init__(self, sounds: Sounds, recipe: Recipe, hop: int, rank: int = 0, world_size: int = 1) -> None:
+        check_rows(recipe.vocoder.batch_size, world_size, "vocoder.batch_size")
+        self.sounds, self.recipe, self.hop = sounds, recipe, hop
+        self.rank, self.world_size = rank, world_size
+
+    def __getitem__(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return this process's log-mels (B, segment_frames, M) and their waveforms (B, segment_frames * hop)."""
+        v = self.recipe.vocoder
+        length = v.segment_frames * self.hop
+        mels, waves = [], []
+        for row in range(self.rank, v.batch_size, self.world_size):
+            g = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + n) * 4096 + row)
+            for _ in range(20):  # a corpus of silence ends, too
+                i = int(torch.randint(len(self.sounds), (), generator=g))
+                mel = self.sounds.mel(i)
+                start = random_start(len(mel), v.segment_frames, g)
+                wave = crop(self.sounds.waveform(i), length, start * self.hop)
+                if wave.abs().max() >= SILENT:
+                    break
+            mels.append(crop_mel(mel, v.segment_frames, start))
+            waves.append(wave)
+        return torch.stack(mels), torch.stack(waves)
+
+
+def learning_rate(v: VocoderRecipe, n: int) -> float:
+    """Return the learning rate of step n: 100 steps of warm-up, then exponential decay."""
+    return float(v.learning_rate * min(1.0, (n + 1) / 100) * 0.5 ** (n / v.half_life_steps))
+
+
+def untrained_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> SpeechT5HifiGan:
+    """Return a vocoder that standardises its input by the statistics of the training clips."""
+    vocoder = build_vocoder(mel, upsample_initial_channel=recipe.vocoder.upsample_initial_channel)
+    vocoder.mean.copy_(clips.mel_mean)
+    vocoder.scale.copy_(clips.mel_std)
+    for weight in vocoder.parameters():
+        if weight.ndim == 3:  # the class starts at std 0.01, from which short runs do not recover
+            nn.init.kaiming_normal_(weight, a=0.1)
+    nn.init.normal_(vocoder.conv_post.weight, std=0.01)
+    return vocoder
+
+
+@torch.no_grad()
+def dev_distances(
+    vocoder: nn.Module, mel: MelSpectrogram, clips: Clips, device: torch.device
+) -> dict[str, float]:
+    """Return mel and STFT distances on the first seconds of up to `DEV_CLIPS` held-out clips."""
+    mels, stfts = [], []
+    samples = DEV_FRAMES * mel.config.hop_length
+    for i in range(min(DEV_CLIPS, len(clips))):
+        target = crop(clips.waveform(i), samples, 0)[None].to(device)
+        made = vocoder(mel(target))[:, : target.shape[1]]
+        mels.append(mel_distance(mel(made), mel(target)).item())
+        stfts.append(stft_distance(made, target).item())
+    return {"dev_mel": sum(mels) / len(mels), "dev_stft": sum(stfts) / len(stfts)}
+
+
+def train_vocoder(
+    recipe: Recipe,
+    clips: ClipSet,
+    mel: MelSpectrogram,
+    accelerator: Accelerator,
+    init: SpeechT5HifiGan | None = None,
+    generated: Sounds | None = None,
+) -> SpeechT5HifiGan:
+    """Train or resume; return the vocoder.
+
+    Args:
+        init: a trained vocoder to start from where there is no state to resume.
+        generated: mels that a denoiser made; with them, `finetune_steps` more than `steps` are taken, all of those on them.
+
+    Raises:
+        ValueError: `init` or the saved state is of another shape than the recipe's.
+    """
+    torch.manual_seed(recipe.seed)
+    v = recipe.vocoder
+    folder = recipe.vocoder_folder
+    vocoder, discriminators = untrained_vocoder(recipe, clips, mel), Discriminators(v.discriminator_width)
+    vocoder.to(accelerator.device), discriminators.to(accelerator.device), mel.to(accelerator.device)
+    parts = {"vocoder": vocoder, "discriminators": discriminators}
+    optimizers = {
+        name: torch.optim.AdamW(part.parameters(), lr=v.learning_rate, betas=(0.8, 0.99))
+        for name, part in parts.items()
+    }
+    first = 0
+    saved = load_state(folder / "state.pt")
+    if saved is not None:
+        for name, part in parts.items():
+            load_weights(name, part, saved["weights"][name])
+            optimizers[name].load_state_dict(saved["optimizers"][name])
+        first = saved["step"]
+    elif init is not None:
+        load_weights("vocoder", vocoder, init.state_dict())
+    last = v.steps + (v.finetune_steps if generated is not None else 0)
+    if first < last:
+        run = Run("vocoder", folder, recipe, accelerator)
+        step = _Step(recipe, mel, accelerator, parts, optimizers)
+        segments = Segments(
+            generated or clips.train,
+            recipe,
+            mel.config.hop_length,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        coming = arriving(segments, range(first, last), recipe.workers)
+
+        def evaluate(n: int) -> bool:
+            vocoder.eval()
+            for name, value in dev_distances(vocoder, mel, clips.dev, accelerator.device).items():
+                run.log(name, n, value)
+            return True
+
+        def state(n: int) -> dict[str, object]:
+            return {
+                "step": n,
+                "weights": {name: part.state_dict() for name, part in parts.items()},
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            }
+
+        with _fp32_output(vocoder):
+            run.steps(
+                first,
+                last,
+                lambda n: step(n, *next(coming)),
+                state=state,
+                evaluate=evaluate,
+                evaluate_every=v.evaluate_every,
+                clips_per_step=v.batch_size,
+            )
+    mel.cpu()
+    return vocoder.cpu().eval()
+
+
+class _Step:
+    """One step of the vocoder and, once they play, its discriminators."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        mel: MelSpectrogram,
+        accelerator: Accelerator,
+        parts: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.AdamW],
+    ) -> None:
+        self.recipe, self.mel, self.accelerator, self.optimizers = recipe, mel, accelerator, optimizers
+        self.vocoder, self.discriminators = (
+            accelerator.prepare_model(parts[name]) for name in ("vocoder", "discriminators")
+        )
+
+    def __call__(self, n: int, mels: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        v = self.recipe.vocoder
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(v, n)
+        mels, target = mels.to(self.accelerator.device), target.to(self.accelerator.device)
+        self.vocoder.train()
+        with autocast(self.recipe, self.accelerator.device):
+            made = self.vocoder(mels)[:, : target.shape[1]]
+        loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
+        spectral = loss.detach()
+        if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
+            loss = v.spectral_weight * loss + self._play(made, target)
+        self._update("vocoder", self.vocoder, loss)
+        return spectral
+
+    def _play(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Take a step of the discriminators; return what they say of `made`."""
+        self.discriminators.requires_grad_(True)
+        loss = discriminator_loss(self.discriminators(target), self.discriminators(made.detach()))
+        self._update("discriminators", self.discriminators, loss)
+        self.discriminators.requires_grad_(
+            False
+        )  # the generator's gradient passes through, theirs is not needed
+        with torch.no_grad():
+            real = self.discriminators(target)
+        judged = self.discriminators(made)
+        return adversarial_loss(judged) + 2 * feature_distance(real, judged)
+
+    def _update(self, name: str, part: nn.Module, loss: torch.Tensor) -> None:
+        self.optimizers[name].zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        nn.utils.clip_grad_norm_(part.parameters(), 10.0)
+        self.optimizers[name].step()
+
+
+class _fp32_output:
+    """While it lasts, the vocoder's last layer computes in fp32: bf16's rounding would be heard as noise 54 dB below the sound."""
+
+    def __init__(self, vocoder: SpeechT5HifiGan) -> None:
+        self.layer = vocoder.conv_post
+
+    def __enter__(self) -> None:
+        forward = self.layer.forward
+
+        def forward_fp32(x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                return forward(x.float())
+
+        self.layer.forward = forward_fp32
+
+    def __exit__(self, *_: object) -> None:
+        del self.layer.forward

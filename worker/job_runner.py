@@ -1,0 +1,287 @@
+"""What a job is: from the payload on the queue to files in storage and a final public state. Knows no RQ."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from clipsynth.errors import NotFound, StorageUnavailable
+from clipsynth.jobs.record import Standing
+from clipsynth.jobs.store import End, State
+from clipsynth.previews import put_views
+from clipsynth.schemas.generation import (
+    MEDIA_TYPES,
+    TERMINAL,
+    Format,
+    JobPayload,
+    Nearness,
+    Output,
+    Problem,
+    Status,
+    TrainingClip,
+    output_seed,
+)
+from clipsynth.schemas.replay_token import Recipe
+from clipsynth.storage import Storage, audio_key, file_name
+from models.bundle import Manifest
+from models.sampler import Row
+from worker.calibration import Cost
+from worker.engine import Model, Ticket, is_out_of_memory
+from worker.metrics import RECOVERED, kind
+from worker.previews import peaks_json, spectrogram_png
+
+logger = logging.getLogger(__name__)
+
+
+class Predictor(Model, Protocol):
+    """A model that reads payloads; worker/predictor.py has the one that is served."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    def num_tokens(self, duration_s: float) -> int: ...
+
+    def measure(self) -> Cost: ...
+
+    def rows(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[Row]: ...
+
+    def log_mel(self, waveform: np.ndarray) -> np.ndarray: ...
+
+    def encode_response(self, waveform: np.ndarray, output_format: Format, *, comment: str) -> bytes: ...
+
+
+@runtime_checkable
+class Retrieves(Protocol):
+    """A predictor that may have the training sounds to play."""
+
+    @property
+    def retrieves(self) -> bool: ...
+
+    def nearest_clips(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[int]: ...
+
+    def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]: ...
+
+
+@runtime_checkable
+class Guides(Protocol):
+    """A predictor that may have learned guidance."""
+
+    @property
+    def told_guidance(self) -> Sequence[float]: ...
+
+
+@runtime_checkable
+class Compares(Protocol):
+    """A predictor that compares its sounds with its training clips."""
+
+    def nearness(self, waveform: np.ndarray) -> Nearness: ...
+
+
+class Refused(Exception):
+    """The bundle cannot do what the payload asks for; the message is for the client."""
+
+    code = "invalid_request"
+
+
+class Unavailable(Refused):
+    code = "method_unavailable"
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Make of what the bundle cannot do, and of a picture that is gone, what the client is told."""
+    try:
+        yield
+    except (ValueError, NotFound) as error:
+        raise Refused(str(error)) from error
+
+
+class Jobs:
+    """Makes tickets for the engine of payloads, and public states of ended tickets."""
+
+    def __init__(self, predictor: Predictor, state: State, storage: Storage, *, max_attempts: int) -> None:
+        self.predictor, self.state, self.storage, self.max_attempts = predictor, state, storage, max_attempts
+
+    def read(self, generation_id: str, args: Any, standing: Standing | None) -> JobPayload | None:
+        """Return the payload of a job that is to be run; otherwise see to its public state and return None."""
+        if standing is None or standing.status in TERMINAL or standing.cancel_requested:
+            self._cancel(generation_id)
+            return None
+        if standing.overdue:
+            self.state.change(generation_id, Status.EXPIRED)
+            return None
+        if standing.lost >= self.max_attempts:
+            self._give_up(generation_id)
+            return None
+        try:
+            named, raw_payload = args
+            payload = JobPayload.model_validate(raw_payload)
+            if named != generation_id:
+                raise ValueError("of another generation")
+        except (ValueError, TypeError) as error:
+            count = error.error_count() if isinstance(error, ValidationError) else 1
+            self.refuse(generation_id, f"payload: {count} errors")
+            return None
+        return payload
+
+    def refuse(self, generation_id: str, detail: str) -> None:
+        self.state.fail(generation_id, Problem(code="invalid_request", detail=detail))
+
+    def ticket(self, generation_id: str, payload: JobPayload) -> Ticket:
+        shortcut = partial(self._retrieve, generation_id, payload)
+        told = self.predictor.told_guidance if isinstance(self.predictor, Guides) else ()
+        return Ticket(
+            shortcut=shortcut if payload.method == "retrieval" else None,
+            prepare=partial(self._prepare, payload),
+            deliver=partial(self._deliver, generation_id, payload),
+            num_rows=payload.num_outputs,
+            num_tokens=self.predictor.num_tokens(payload.duration_s),
+            duration_s=payload.duration_s,
+            passes=sum(payload.branches(told)),
+            kind=kind(payload),
+        )
+
+    def _prepare(self, payload: JobPayload) -> list[Row]:
+        with refusing():
+            return self.predictor.rows(payload, self._pictures(payload))
+
+    def _pictures(self, payload: JobPayload) -> dict[str, Image.Image]:
+        keys = [condition.image_key for condition in payload.conditions if condition.image_key]
+        return {key: Image.open(io.BytesIO(self.storage.get(key))) for key in keys}
+
+    def _retrieve(self, generation_id: str, payload: JobPayload) -> Iterator[list[Output]]:
+        """Find the training clips that a payload asks for, and write each as an output."""
+        with refusing():
+            predictor = self.predictor
+            if not isinstance(predictor, Retrieves) or not predictor.retrieves:
+                raise Unavailable("this worker has no training sounds to play")
+            clips = predictor.nearest_clips(payload, self._pictures(payload))
+        for n, number in enumerate(clips):
+            waveform, clip = predictor.clip(number, payload.duration_s)
+            yield self._deliver(generation_id, payload, n, waveform, clip)
+
+    def _deliver(
+        self,
+        generation_id: str,
+        payload: JobPayload,
+        n: int,
+        waveform: np.ndarray,
+        clip: TrainingClip | None = None,
+    ) -> list[Output]:
+        """Write output n in every format asked for, and what of it can be seen; `clip` is what it was retrieved from."""
+        sample_rate = self.predictor.manifest.sample_rate
+        put_views(
+            self.storage,
+            generation_id,
+            n,
+            spectrogram=spectrogram_png(self.predictor.log_mel(waveform)),
+            peaks=peaks_json(waveform, sample_rate),
+        )
+        recipe = self._recipe(payload, n)
+        how = (
+            f"retrieved by CLIPSynth from {clip.source} ({clip.licence})"
+            if clip
+            else "generated by CLIPSynth"
+        )
+        comment = f"{how}; recipe {recipe.id}"
+        nearness = Nearness()
+        if clip is None and isinstance(self.predictor, Compares):
+            nearness = self.predictor.nearness(waveform)
+        outputs = []
+        for fmt in payload.output_formats:
+            data = self.predictor.encode_response(waveform, fmt, comment=comment)
+            self.storage.put(audio_key(generation_id, n, fmt), data)
+            outputs.append(
+                Output(
+                    index=n,
+                    url=f"/v1/generations/{generation_id}/audio/{n}"
+                    + ("" if fmt == payload.output_formats[0] else f"?format={fmt}"),
+                    media_type=MEDIA_TYPES[fmt],
+                    format=fmt,
+                    filename=file_name(generation_id, n, fmt),
+                    duration_s=len(waveform) / sample_rate,
+                    sample_rate=sample_rate,
+                    seed=output_seed(payload.seed, n),
+                    clip=clip,
+                    **dict(nearness),
+                    recipe=recipe.token(),
+                    spectrogram_url=f"/v1/generations/{generation_id}/spectrogram/{n}",
+                    peaks_url=f"/v1/generations/{generation_id}/peaks/{n}",
+                )
+            )
+        return outputs
+
+    def _recipe(self, payload: JobPayload, n: int) -> Recipe:
+        taken = Recipe.model_fields.keys() & JobPayload.model_fields.keys() - {"v", "seed", "rank"}
+        return Recipe(
+            **payload.model_dump(include=set(taken)),
+            rank=payload.rank + n if payload.method == "retrieval" else 0,
+            seed=output_seed(payload.seed, n),
+            version=self.predictor.manifest.version,
+            dtype=self.predictor.dtype,
+            torch=torch.__version__,
+        )
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def outcome(self, generation_id: str, ticket: Ticket, stopped_by: Status | Problem | None) -> End:
+        """Return how an ended ticket's generation is to end; `stopped_by` is why the worker had it stopped."""
+        if isinstance(stopped_by, Status):
+            return End(generation_id, stopped_by)
+        if stopped_by is not None or ticket.error is not None:
+            problem = stopped_by or self._problem(generation_id, cast(Exception, ticket.error))
+            return End(generation_id, Status.FAILED, {"error": problem.model_dump_json()})
+        outputs = [o.model_dump() for n in sorted(ticket.results) for o in ticket.results[n]]
+        return End(generation_id, Status.SUCCEEDED, {"outputs": outputs})
+
+    def confirm(self, end: End, *, made: bool) -> None:
+        """See to what follows an end. It was not made where its cancel came first, which ended it, or another worker that took this one for lost."""
+        if not made or end.status is Status.CANCELED:
+            self._cancel(end.generation_id)
+        if made:
+            logger.info("job %s: %s", end.status, end.generation_id)
+
+    def _problem(self, generation_id: str, error: Exception) -> Problem:
+        """Return what the client may know of an error; the log has the rest."""
+        if isinstance(error, Refused):
+            return Problem(code=error.code, detail=str(error))
+        logger.error("job failed: %s", generation_id, exc_info=error)
+        if is_out_of_memory(error):
+            return Problem(
+                code="out_of_memory", detail="the device has too little memory for this sound alone"
+            )
+        if isinstance(error, StorageUnavailable):
+            return Problem(code="storage_failed", detail="the sound could not be stored")
+        return Problem(code="generation_failed", detail="the model could not make this sound")
+
+    def _cancel(self, generation_id: str) -> None:
+        """End a generation that nobody waits for, and remove its files; leave one that ended otherwise."""
+        standing = self.state.standings([generation_id])[0]
+        if standing is None or standing.status is Status.CANCELED or standing.cancel_requested:
+            self.state.change(generation_id, Status.CANCELED)
+            try:
+                self.storage.delete(generation_id)
+            except StorageUnavailable:
+                logger.warning("files of %s are left to the janitor", generation_id, exc_info=True)
+
+    def abandoned(self, generation_id: str) -> None:
+        """Count that the job's worker was lost; RQ puts the job back on the queue."""
+        RECOVERED.inc()
+        if self.state.abandon(generation_id) >= self.max_attempts:
+            self._give_up(generation_id)
+
+    def _give_up(self, generation_id: str) -> None:
+        detail = f"the worker was lost {self.max_attempts} times while it ran this job alone"
+        self.state.fail(generation_id, Problem(code="worker_lost", detail=detail))
