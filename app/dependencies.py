@@ -11,9 +11,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 from redis import Redis
 
-from app.notifications import Events
+from app.notifications import Notifications
 from clipsynth.errors import RateLimited
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import GenerationRequest
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
@@ -28,25 +28,25 @@ class Services:
 
     settings: Settings
     redis: Redis
-    state: State
+    state: JobStore
     storage: Storage
-    events: Events
-    # Held for a request with pictures at hand, which else would hold a thread until its turn to be decoded.
+    events: Notifications
+    # Held for a request with images at hand, which else would hold a thread until its turn to be decoded.
     decoding: asyncio.Semaphore
     fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_FETCHES))
 
     @asynccontextmanager
-    async def room_for_pictures(self, wanted: GenerationRequest) -> AsyncIterator[None]:
-        """Hold a place for a request with pictures. To fetch takes a thread for a while, and others need some too; to decode takes memory.
+    async def image_slot(self, wanted: GenerationRequest) -> AsyncIterator[None]:
+        """Hold a place for a request with images. To fetch takes a thread for a while, and others need some too; to decode takes memory.
 
         Raises:
-            RateLimited: all places for requests whose pictures are to be fetched are taken.
+            RateLimited: all places for requests whose images are to be fetched are taken.
         """
-        if not wanted.has_pictures:
+        if not wanted.has_images:
             yield
             return
         if wanted.has_urls and self.fetches.locked():
-            raise RateLimited("too many pictures are being fetched", retry_after_s=FETCH_RETRY_S)
+            raise RateLimited("too many images are being fetched", retry_after_s=FETCH_RETRY_S)
         async with self.fetches if wanted.has_urls else self.decoding:
             yield
 

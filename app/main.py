@@ -14,9 +14,9 @@ from fastapi.responses import PlainTextResponse
 from app.auth import Admin, Reader
 from app.dependencies import Services, ServicesDep
 from app.middleware import request_context as envelope
-from app.middleware.body_limit import PICTURES_AT_ONCE, BodyLimit
+from app.middleware.body_limit import MAX_DECODING, BodyLimit
 from app.middleware.metrics import CountRequests, Metrics
-from app.notifications import Events
+from app.notifications import Notifications
 from app.responses import problems as errors
 from app.routes import docs, estimate, generations
 from app.routes import elevenlabs as sound_generation
@@ -25,7 +25,7 @@ from app.routes import pages as page
 from app.routes import remakes as replay
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.jobs.queue import connect
-from clipsynth.jobs.store import State, redis_answers
+from clipsynth.jobs.store import JobStore, is_redis_up
 from clipsynth.schemas.generation import GenerationRequest, ServedModel
 from clipsynth.services.metrics_server import expose
 from clipsynth.settings import Settings
@@ -41,8 +41,8 @@ def create_app(settings: Settings) -> FastAPI:
     if not settings.redis_url:
         raise ServeError("the API needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     redis = connect(settings.redis_url)
-    state = State.from_settings(redis, settings)
-    events = Events(settings.redis_url, state)
+    state = JobStore.from_settings(redis, settings)
+    events = Notifications(settings.redis_url, state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="CLIPSynth",
-        summary="Text or a picture in, sound out.",
+        summary="Text or an image in, sound out.",
         version=version("clipsynth"),
         docs_url=None,  # app/routes/docs.py
         redoc_url=None,
@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         state,
         Storage(settings.results_url),
         events,
-        decoding=asyncio.Semaphore(PICTURES_AT_ONCE),
+        decoding=asyncio.Semaphore(MAX_DECODING),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.receive_timeout_s)
     metrics = Metrics(state)
@@ -94,7 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/readyz", tags=["health"], responses=errors.problems("storage_unavailable", needs_key=False))
     def readyz(services: ServicesDep) -> Response:
         """Answer 200 while Redis answers and files can be stored."""
-        if not redis_answers(services.redis):
+        if not is_redis_up(services.redis):
             raise RedisUnavailable("Redis does not answer")
         services.storage.check()
         return Response('{"status":"ok"}', media_type="application/json")

@@ -17,7 +17,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from clipsynth.errors import Gone
-from clipsynth.jobs.store import EVENTS_PREFIX, State
+from clipsynth.jobs.store import EVENTS_PREFIX, JobStore
 from clipsynth.schemas.generation import TERMINAL, Generation
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,13 @@ REMEMBERED = 4096  # ended generations; between its making and the wait for it, 
 ENDS = frozenset({*TERMINAL, "gone"})  # of what Redis tells, what ends a generation
 
 
-class Events:
+class Notifications:
     """Wakes those who wait for a generation, and reads it once for all of them.
 
     Between two changes nothing is read. What may have been missed while Redis was away is looked at when it is back.
     """
 
-    def __init__(self, redis_url: str, state: State) -> None:
+    def __init__(self, redis_url: str, state: JobStore) -> None:
         self.redis_url, self.state = redis_url, state
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # for any change
         self._waiting_for_end: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
@@ -153,10 +153,10 @@ class Events:
 
     async def _may_be_over(self, generation_id: str) -> bool:
         try:
-            [standing] = await run_in_threadpool(self.state.standings, [generation_id])
+            [status_view] = await run_in_threadpool(self.state.status_views, [generation_id])
         except RedisError:
             return True
-        return standing is None or standing.status in TERMINAL
+        return status_view is None or status_view.status in TERMINAL
 
     async def stream(self, generation_id: str, last_event_id: str | None = None) -> AsyncIterator[str]:
         """Yield server-sent events: `status`, `progress`, at last `completed` (or `gone`), each with the resource.

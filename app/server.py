@@ -17,7 +17,7 @@ ARENAS = 2
 _M_ARENA_MAX = -8  # of malloc.h
 
 
-class ImpatientProtocol(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """Closes a connection on which no request has begun, or whose headers are not whole, `receive_timeout_s` after its last answer."""
 
     receive_timeout_s = 60.0
@@ -53,7 +53,7 @@ class ImpatientProtocol(H11Protocol):
 
 def config(settings: Settings, **options: Any) -> uvicorn.Config:
     """Return how the API is served."""
-    protocol = type("Protocol", (ImpatientProtocol,), {"receive_timeout_s": settings.receive_timeout_s})
+    protocol = type("Protocol", (TimeoutProtocol,), {"receive_timeout_s": settings.receive_timeout_s})
     return uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -67,7 +67,7 @@ def config(settings: Settings, **options: Any) -> uvicorn.Config:
 
 
 def bound_arenas(arenas: int = ARENAS) -> bool:
-    """Have glibc's malloc share `arenas` between threads, where each would keep what pictures took in one of its own; False without glibc."""
+    """Have glibc's malloc share `arenas` between threads, where each would keep what images took in one of its own; False without glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(mallopt and mallopt(_M_ARENA_MAX, arenas))
 

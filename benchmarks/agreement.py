@@ -2,7 +2,7 @@
 
 Run: python -m benchmarks.agreement data/demo [--seeds 3] [--share 0.2] [--set epochs=12] [--labels manifest.csv]
 
-The labels (CSV file,label,split) enter the report alone: a dog's sound with another dog's picture is not wrong, so the area is also given over swaps
+The labels (CSV file,label,split) enter the report alone: a dog's sound with another dog's image is not wrong, so the area is also given over swaps
 between classes.
 """
 

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
     arguments = parser.parse_args()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -26,7 +26,7 @@ def main() -> None:
     axes.set(xlabel="step", ylabel="flow loss on dev", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(arguments.picture, dpi=100)
+    figure.savefig(arguments.image, dpi=100)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Text or picture in, sound out.",
+    help="Text or image in, sound out.",
 )
 PANELS = {
     "Sounds": (generate, models, inspect),

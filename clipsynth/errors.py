@@ -70,8 +70,8 @@ class RecipeMismatch(ClipSynthError):
     code = "recipe_mismatch"
 
 
-class PictureGone(ClipSynthError):
-    code = "picture_gone"
+class ImageGone(ClipSynthError):
+    code = "image_gone"
 
 
 class RangeNotSatisfiable(ClipSynthError):

@@ -1,4 +1,4 @@
-"""What can be seen of an output, stored as one file: each file costs the worker as much as the sound's own. The picture's length, the picture, the peaks."""
+"""What can be seen of an output, stored as one file: each file costs the worker as much as the sound's own. The image's length, the image, the peaks."""
 
 from __future__ import annotations
 

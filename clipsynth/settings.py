@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from clipsynth.schemas.prompts import MAX_PICTURES
+from clipsynth.schemas.prompts import MAX_IMAGES
 
 
 def default_data_dir() -> Path:
@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     janitor_interval_s: float = 60
     job_timeout_s: int = 600
     lease_s: int = 15
-    beat_s: float = 5
+    heartbeat_s: float = 5
     max_attempts: int = 3
 
     def __init__(self, **values: Any) -> None:
@@ -105,8 +105,8 @@ class Settings(BaseSettings):
 
     @property
     def max_body_bytes(self) -> int:
-        """Pictures in base64 (4/3) and their JSON."""
-        return MAX_PICTURES * self.max_image_bytes * 4 // 3 + 65_536
+        """Images in base64 (4/3) and their JSON."""
+        return MAX_IMAGES * self.max_image_bytes * 4 // 3 + 65_536
 
     @property
     def results_url(self) -> str:

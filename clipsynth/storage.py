@@ -23,7 +23,7 @@ _KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', 'view
 
 
 def image_key(generation_id: str, n: int = 0) -> str:
-    """Return the key of the picture of item n of a request's prompts, or of its only one."""
+    """Return the key of the image of item n of a request's prompts, or of its only one."""
     return f"{generation_id}/in/{n}.png"
 
 
@@ -38,7 +38,7 @@ def views_key(generation_id: str, n: int) -> str:
 
 
 def spectrogram_key(generation_id: str, n: int) -> str:
-    """Return the key of the picture of output n, where an earlier worker stored it by itself."""
+    """Return the key of the image of output n, where an earlier worker stored it by itself."""
     return f"{generation_id}/{n}.png"
 
 

@@ -18,10 +18,10 @@ def write_video(path: Path, *, hz: float, colour: str) -> None:
         video = container.add_stream("libx264", rate=FRAMES_PER_S)
         video.width, video.height, video.pix_fmt = SIDE, SIDE, "yuv420p"
         audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-        picture = av.VideoFrame.from_image(Image.new("RGB", (SIDE, SIDE), colour))
+        image = av.VideoFrame.from_image(Image.new("RGB", (SIDE, SIDE), colour))
         for n in range(SECONDS * FRAMES_PER_S):
-            picture.pts = n
-            container.mux(video.encode(picture))
+            image.pts = n
+            container.mux(video.encode(image))
         container.mux(video.encode(None))
         tone = 0.3 * np.sin(2 * np.pi * hz * np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE)
         frame = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), format="fltp", layout="mono")

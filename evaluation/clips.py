@@ -81,4 +81,4 @@ def read_clips(folder: Path, labels: dict[str, str]) -> Iterator[LabelledClip]:
     """
     for file, label in labels.items():
         raw = read_clip(folder / file)
-        yield LabelledClip(file, label, raw.waveform, raw.frames[len(raw.frames) // 2].picture)
+        yield LabelledClip(file, label, raw.waveform, raw.frames[len(raw.frames) // 2].image)

@@ -19,21 +19,30 @@ from evaluation.clips import read_clips, read_labels, read_sources
 from evaluation.embedders.base import Embedder, TextEmbedder, load_embedder
 from evaluation.embedders.classifier import SoundClassifier
 from evaluation.embedders.judge import claim, get_classifier
-from evaluation.embedders.mel_images import MelPictures, efficientnet_lite0, inception_v3
+from evaluation.embedders.mel_images import MelImages, efficientnet_lite0, inception_v3
 from evaluation.interfaces import QueryKind, Sources, Synthesizer, load_system
 from evaluation.metrics.class_accuracy import read_phrases
 from evaluation.plan import Plan, Sample
 from evaluation.report.html import Players, page, player
 from evaluation.report.memorisation import memorisation, memorisation_table
 from evaluation.report.table import as_json, columns, gap_table, markdown
-from evaluation.run.entries import FLOOR, KINDS, REAL, TRAIN_EXTRA_S, Bench, Entry, make_sounds, write_queries
+from evaluation.run.entries import (
+    FLOOR,
+    KINDS,
+    REAL,
+    TRAIN_EXTRA_S,
+    Entry,
+    EvaluationContext,
+    make_sounds,
+    write_queries,
+)
 from evaluation.run.rows import score, text_gaps
-from evaluation.run.scores import Reference, Row
+from evaluation.run.scores import Reference, TableRow
 from models.retrieval.copy_distance import Search, pick, to_other_sources
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluateOptions:
     """What `clipsynth evaluate` was asked for; its help says what each is."""
 
     clips: Path
@@ -80,10 +89,10 @@ def parse_kinds(names: Sequence[str] | None) -> list[QueryKind]:
     return [kind for kind in KINDS if not names or kind in names or kind == "clip"]
 
 
-def evaluate(options: Options) -> str:
+def evaluate(options: EvaluateOptions) -> str:
     """Write `results.json`, `results.md` and `report.html` to `options.out` and return the Markdown.
 
-    Queries are pictures of the "validation" split and phrases of its classes; neither a generator nor the judge may have seen that split.
+    Queries are images of the "validation" split and phrases of its classes; neither a generator nor the judge may have seen that split.
 
     Raises:
         ValueError: labels, videos, queries, systems or embedders that cannot be used; the message names what.
@@ -94,11 +103,11 @@ def evaluate(options: Options) -> str:
     plan = make_plan(options, judge)
     systems = load_systems(options)
     embedders = [load_embedder(spec, lambda: judge) for spec in options.embedders]
-    pictures = [efficientnet_lite0(), *([inception_v3(options.inception)] if options.inception else [])]
+    images = [efficientnet_lite0(), *([inception_v3(options.inception)] if options.inception else [])]
     write_queries(options.out / "queries.csv", plan, options.kinds)
 
     # 2. Sounds.
-    bench = Bench(options.out, plan, options.clips)
+    bench = EvaluationContext(options.out, plan, options.clips)
     train = read_labels(options.label_file, "train")
     asked = [
         bench.asked(s, kind) for s in systems for kind in KINDS if kind in s.kinds and kind in options.kinds
@@ -108,18 +117,18 @@ def evaluate(options: Options) -> str:
     make_sounds([real, floor, training, *asked], options.batch_size)
 
     # 3. Figures.
-    reference = make_reference(options, plan, judge, embedders, pictures, real, training)
+    reference = make_reference(options, plan, judge, embedders, images, real, training)
     rows = [score(entry, reference, plan, rtf_clips=options.rtf_clips) for entry in track(entries, "figures")]
 
     # 4. Table, numbers, page.
     relevance = next((e.name for e in embedders if isinstance(e, TextEmbedder)), "classifier")
-    shown = columns(rows, [e.name for e in embedders], pictures[-1].name, relevance)
+    shown = columns(rows, [e.name for e in embedders], images[-1].name, relevance)
     baseline = options.baseline or systems[0].name
     gaps = text_gaps(rows, [c.figure for c in shown if c.figure != "RTF"], baseline)
     notes = describe(options, plan, judge, reference)
     settings = {
         "systems": {s.name: s.version for s in systems},
-        "embedders": {e.name: e.version for e in [*embedders, *pictures]},
+        "embedders": {e.name: e.version for e in [*embedders, *images]},
         "baseline": baseline,
         "clips": len(plan.clips),
         "seeds": plan.seeds,
@@ -141,7 +150,7 @@ def evaluate(options: Options) -> str:
     return table
 
 
-def make_plan(options: Options, judge: SoundClassifier) -> Plan:
+def make_plan(options: EvaluateOptions, judge: SoundClassifier) -> Plan:
     """Return the plan for the validation clips.
 
     Raises:
@@ -155,7 +164,7 @@ def make_plan(options: Options, judge: SoundClassifier) -> Plan:
     return Plan(clips, phrases, options.seeds, options.per_class, options.duration_s)
 
 
-def load_systems(options: Options) -> list[Synthesizer]:
+def load_systems(options: EvaluateOptions) -> list[Synthesizer]:
     """Return the systems, in their order.
 
     Raises:
@@ -174,11 +183,11 @@ def load_systems(options: Options) -> list[Synthesizer]:
 
 
 def make_reference(
-    options: Options,
+    options: EvaluateOptions,
     plan: Plan,
     judge: SoundClassifier,
     embedders: Sequence[Embedder],
-    pictures: Sequence[MelPictures],
+    images: Sequence[MelImages],
     real: Entry,
     training: Entry,
 ) -> Reference:
@@ -191,8 +200,8 @@ def make_reference(
     return Reference(
         labels=[clip.label for clip in plan.clips],
         embedders=embedders,
-        embeds={e.name: real.compared.embeds(e) for e in [*embedders, *pictures]},
-        pictures=pictures,
+        embeds={e.name: real.compared.embeds(e) for e in [*embedders, *images]},
+        images=images,
         judge=judge,
         training=search,
         training_apart=to_other_sources(apart, picked, [sources[s.query.clip] for s in training.sets[0]]),
@@ -200,7 +209,7 @@ def make_reference(
     )
 
 
-def describe(options: Options, plan: Plan, judge: SoundClassifier, reference: Reference) -> list[str]:
+def describe(options: EvaluateOptions, plan: Plan, judge: SoundClassifier, reference: Reference) -> list[str]:
     """Return what must be known to read the table."""
     agreement = f"{plan.per_class} sounds of each class" if plan.per_class else "the same sounds"
     return [
@@ -212,7 +221,7 @@ def describe(options: Options, plan: Plan, judge: SoundClassifier, reference: Re
     ]
 
 
-def players(entry: Entry, row: Row) -> Players:
+def players(entry: Entry, row: TableRow) -> Players:
     """Return players of a row's sounds."""
     first = {s.query.label: s for s in reversed(entry.sets[0])}
     return Players(

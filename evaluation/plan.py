@@ -1,6 +1,6 @@
 """The plan: which queries are asked, with which seeds. The same for every system, so that N and class counts are equal.
 
-Each labelled validation clip is asked for by its picture and by a phrase of its class, several times, with a seed each: a `Sample` is one such sound. Text and picture
+Each labelled validation clip is asked for by its image and by a phrase of its class, several times, with a seed each: a `Sample` is one such sound. Text and image
 queries of one clip stand side by side, and the clip is the unit that intervals resample.
 """
 
@@ -95,7 +95,7 @@ class Plan:
         found = {s.query.clip: s for s in samples if s.turn == turn}
         return [found[clip.file] for clip in self.clips]
 
-    def for_agreement(self, samples: Sequence[Sample]) -> list[Sample]:
+    def for_class_accuracy(self, samples: Sequence[Sample]) -> list[Sample]:
         """Return the first `per_class` samples of each class; those for distances where `per_class` is 0."""
         taken: dict[str, int] = defaultdict(int)
         found = []

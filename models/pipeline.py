@@ -1,4 +1,4 @@
-"""`ClipSynthPipeline`: a prompt or a picture in, waveforms out. Keeps no state between calls."""
+"""`ClipSynthPipeline`: a prompt or an image in, waveforms out. Keeps no state between calls."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from models.networks.condition_encoder import (
     ConditionEncoder,
     ConditionTokens,
     Kind,
-    told_guidance,
+    distilled_guidance_range,
 )
 from models.networks.denoiser import Denoiser
 from models.networks.encoder import JointEncoder
 from models.retrieval.clip_index import Index
-from models.sampler import Row, advance
+from models.sampler import SamplerRow, advance
 
 PART_NAMES = ("encoder", "condition_encoder", "denoiser", "vocoder", "mel")
 
@@ -156,12 +156,12 @@ class ClipSynthPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback_on_step_end: Callable[[int, int], None] | None = None,
     ) -> ClipSynthOutput:
-        """Generate sounds for a prompt, a picture, or both together.
+        """Generate sounds for a prompt, an image, or both together.
 
         Args:
-            prompt: a text, or a set of texts and pictures with weights, at least one of them positive.
+            prompt: a text, or a set of texts and images with weights, at least one of them positive.
             negative_prompt: takes the unconditional branch's place, as what has a negative weight does; needs guidance_scale > 1.
-            composition: how several texts and pictures come together; `prepare_rows` has what each means.
+            composition: how several texts and images come together; `prepare_rows` has what each means.
             num_inference_steps: denoising steps, 1 to 200; None for the bundle's default, as below.
             guidance_scale: classifier-free guidance weight; at most 1 is off.
             duration_s: seconds of each waveform, within the bundle's range.
@@ -215,7 +215,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         generators: Sequence[torch.Generator | None],
         composition: Composition = "set",
         attributes: Mapping[str, float] | None = None,
-    ) -> list[Row]:
+    ) -> list[SamplerRow]:
         """Return a row per generator, at step 0, with noise drawn on the CPU; arguments as for a call.
 
         In `set` all prompts of positive weight are tokens of one set, each scaled by its weight. In `compose` each guides the sound by itself, with
@@ -241,19 +241,19 @@ class ClipSynthPipeline(DiffusionPipeline):
         guided_conds: list[ConditionTokens] = []
         alone = composition != "compose" or weights == (1.0,)
         if alone and not unwanted and self.condition_encoder.takes_guidance(guidance_scale, interval):
-            told[GUIDANCE] = told_guidance(guidance_scale)
+            told[GUIDANCE] = distilled_guidance_range(guidance_scale)
             guided_conds, _ = self._compose(wanted, composition, told)
         uncond = self.condition_encoder.encode([unwanted])
         loudness = scales.value("loudness", asked["loudness"]) if "loudness" in asked else None
-        voices = len(conds) if composition == "mix" else 1
+        components = len(conds) if composition == "mix" else 1
         shape = (self.num_tokens(duration_s), self.denoiser.token_dim)
         dtype, device = self.denoiser.dtype, self.denoiser.device
         noise = [
-            torch.stack([torch.randn(shape, generator=g) for _ in range(voices)]).to(device, dtype)
+            torch.stack([torch.randn(shape, generator=g) for _ in range(components)]).to(device, dtype)
             for g in generators
         ]
         return [
-            Row(
+            SamplerRow(
                 x,
                 conds,
                 uncond,
@@ -287,7 +287,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         return taken(self.manifest.attributes, self.condition_encoder.config.scalars)
 
     @property
-    def told_guidance(self) -> tuple[float, ...]:
+    def distilled_guidance_range(self) -> tuple[float, ...]:
         """Lowest and highest weight of guidance that takes no pass of its own; empty where the bundle has not learned that."""
         encoder, times = self.condition_encoder, self.manifest.guidance_interval
         scales = tuple(encoder.config.guidance_scales)
@@ -353,7 +353,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         frames = math.ceil(duration_s * self.mel.frame_rate)
         return math.ceil(frames / self.denoiser.config.frames_per_token)
 
-    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+    def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
         """Return the waveforms (T,) of rows with equally many voices and tokens; at the level of the training clips' sources.
 
         Voices are mixed, and a row that has a loudness is brought to it. A waveform that would clip is scaled down to a peak of 0.99.
@@ -361,9 +361,9 @@ class ClipSynthPipeline(DiffusionPipeline):
         size = round(duration_s * self.mel.config.sample_rate)
         log_mel = self.denoiser.to_mel(torch.cat([row.latents for row in rows]))
         waveforms = to_waveforms(self.vocoder, log_mel, self.mel, gain=self.manifest.output_gain, size=size)
-        voices = rows[0].voices
-        if voices > 1:
-            parts_of = (np.stack(waveforms[n : n + voices]) for n in range(0, len(waveforms), voices))
+        components = rows[0].components
+        if components > 1:
+            parts_of = (np.stack(waveforms[n : n + components]) for n in range(0, len(waveforms), components))
             waveforms = [mix(part, row.weights) for part, row in zip(parts_of, rows, strict=True)]
         return [
             character.at_loudness(wave, row.loudness_dbfs) for wave, row in zip(waveforms, rows, strict=True)

@@ -18,7 +18,7 @@ from models.retrieval.clip_index import Index
 class Retrieval:
     """The training clips of a bundle, and their sounds.
 
-    Embeddings are compared as the denoiser sees them: each centred with the mean of its kind, for texts and pictures lie in separate cones.
+    Embeddings are compared as the denoiser sees them: each centred with the mean of its kind, for texts and images lie in separate cones.
     """
 
     def __init__(self, pipeline: ClipSynthPipeline, index: Index, audio: ClipAudio) -> None:

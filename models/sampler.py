@@ -18,7 +18,7 @@ Velocity = Callable[[torch.Tensor, torch.Tensor, ConditionTokens, torch.Tensor |
 
 
 @dataclass
-class Row:
+class SamplerRow:
     """State of one sound being generated: in one voice, or in several that are mixed when they are done.
 
     Attributes:
@@ -54,17 +54,17 @@ class Row:
     time_shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.weights) != len(self.conds) or self.voices not in (1, len(self.conds)):
+        if len(self.weights) != len(self.conds) or self.components not in (1, len(self.conds)):
             raise ValueError(
-                f"{self.voices} voices do not fit {len(self.conds)} conditions and {len(self.weights)} weights"
+                f"{self.components} voices do not fit {len(self.conds)} conditions and {len(self.weights)} weights"
             )
-        if self.guided_conds and not len(self.guided_conds) == len(self.conds) == self.voices:
+        if self.guided_conds and not len(self.guided_conds) == len(self.conds) == self.components:
             raise ValueError(
-                f"{len(self.guided_conds)} guided conditions do not fit {self.voices} voices and {len(self.conds)} conditions"
+                f"{len(self.guided_conds)} guided conditions do not fit {self.components} voices and {len(self.conds)} conditions"
             )
 
     @property
-    def voices(self) -> int:
+    def components(self) -> int:
         """V, how many sounds are sampled for it."""
         return len(self.latents)
 
@@ -93,22 +93,22 @@ class Row:
         return self.guidance_scale > 1 and low <= self.t < high
 
     @property
-    def doubled(self) -> bool:
+    def needs_uncond(self) -> bool:
         """Whether the next step needs the unconditional pass."""
         return self.guided and not (self.guided_conds and self.guidance_rescale == 0)
 
     @property
-    def led_by(self) -> Sequence[ConditionTokens]:
+    def active_conditions(self) -> Sequence[ConditionTokens]:
         """The conditions of the next step."""
-        return self.guided_conds if self.guided and not self.doubled else self.conds
+        return self.guided_conds if self.guided and not self.needs_uncond else self.conds
 
     @property
     def passes(self) -> int:
         """Rows of the network that the next step takes: one for each condition and, doubled, one for each voice."""
-        return len(self.conds) + (self.voices if self.doubled else 0)
+        return len(self.conds) + (self.components if self.needs_uncond else 0)
 
 
-def advance(rows: Sequence[Row], velocity: Velocity) -> int:
+def advance(rows: Sequence[SamplerRow], velocity: Velocity) -> int:
     """Take one step of every row, in place, with one call of the network; return the row-forwards spent. All rows take it or, on an error, none.
 
     Adams-Bashforth of second order for steps h of any length (the first is Euler's): x += h_n ((1 + r/2) v_n - r/2 v_(n-1)) with r = h_n / h_(n-1).
@@ -118,13 +118,13 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     """
     if any(row.done for row in rows):
         raise ValueError("a finished row cannot take another step")
-    doubled = [row for row in rows if row.doubled]
-    batch = [(row, i % row.voices, cond) for row in rows for i, cond in enumerate(row.led_by)]
-    batch += [(row, i, row.uncond) for row in doubled for i in range(row.voices)]
+    needs_uncond = [row for row in rows if row.needs_uncond]
+    batch = [(row, i % row.components, cond) for row in rows for i, cond in enumerate(row.active_conditions)]
+    batch += [(row, i, row.uncond) for row in needs_uncond for i in range(row.components)]
     parts = _forward(batch, velocity).split(
-        [len(row.conds) for row in rows] + [row.voices for row in doubled]
+        [len(row.conds) for row in rows] + [row.components for row in needs_uncond]
     )
-    unconditional = {id(row): v for row, v in zip(doubled, parts[len(rows) :], strict=True)}
+    unconditional = {id(row): v for row, v in zip(needs_uncond, parts[len(rows) :], strict=True)}
     stepped = []
     for row, v in zip(rows, parts[: len(rows)], strict=True):
         v_row = _combine(row, v, unconditional.get(id(row)))
@@ -135,7 +135,7 @@ def advance(rows: Sequence[Row], velocity: Velocity) -> int:
     return len(batch)
 
 
-def _change(row: Row, v: torch.Tensor) -> torch.Tensor:
+def _change(row: SamplerRow, v: torch.Tensor) -> torch.Tensor:
     """Return what the next step adds to a row's voices (V, L, C), whose velocity is v."""
     length = row.time_after(row.step + 1) - row.t
     if row.previous_velocity is None:
@@ -144,7 +144,7 @@ def _change(row: Row, v: torch.Tensor) -> torch.Tensor:
     return length * ((1 + half) * v - half * row.previous_velocity)
 
 
-def _combine(row: Row, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.Tensor:
+def _combine(row: SamplerRow, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.Tensor:
     """Return the velocity (V, L, C) of a row's voices from those with its conditions (N, …, C) and, where doubled, without them (V, …, C).
 
     A voice that N conditions lead follows v_uncond + scale * sum_i w_i (v_i - v_uncond) (Liu et al. 2022, "Compositional Visual Generation with
@@ -152,7 +152,7 @@ def _combine(row: Row, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.
     that one condition more does not take from the others. Where guidance is off there is no such product of theirs; it is the mean of the v_i by weight then.
     """
     v = v[:, : row.num_tokens]
-    together = row.voices == 1 and row.weights != (1.0,)
+    together = row.components == 1 and row.weights != (1.0,)
     if v_uncond is None:
         return _weighted(row, v) / sum(row.weights) if together else v
     v_uncond = v_uncond[:, : row.num_tokens]
@@ -169,7 +169,7 @@ def _rescaled(guided: torch.Tensor, plain: torch.Tensor, share: float) -> torch.
     return guided * (1 + share * (ratio - 1))
 
 
-def _weighted(row: Row, v: torch.Tensor) -> torch.Tensor:
+def _weighted(row: SamplerRow, v: torch.Tensor) -> torch.Tensor:
     """Return the sum (1, L, C) of v (N, L, C) by the row's weights."""
     total = row.weights[0] * v[:1]
     for i, weight in enumerate(row.weights[1:], 1):
@@ -177,14 +177,14 @@ def _weighted(row: Row, v: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _forward(batch: list[tuple[Row, int, ConditionTokens]], velocity: Velocity) -> torch.Tensor:
+def _forward(batch: list[tuple[SamplerRow, int, ConditionTokens]], velocity: Velocity) -> torch.Tensor:
     """Pad voices (row, number) and condition sets to the longest and call the network once; return (N, L, C)."""
-    voices = [row.latents[i] for row, i, _ in batch]
-    lengths = [len(voice) for voice in voices]
+    components = [row.latents[i] for row, i, _ in batch]
+    lengths = [len(voice) for voice in components]
     if min(lengths) == max(lengths):
-        tokens, mask = torch.stack(voices), None
+        tokens, mask = torch.stack(components), None
     else:
-        tokens = torch.nn.utils.rnn.pad_sequence(voices, batch_first=True)
+        tokens = torch.nn.utils.rnn.pad_sequence(components, batch_first=True)
         mask = (
             torch.arange(max(lengths), device=tokens.device)[None]
             < torch.tensor(lengths, device=tokens.device)[:, None]

@@ -17,7 +17,7 @@ from models.audio.level import level
 from models.media.video import read_video
 from models.networks.encoder import OpenClipEncoder
 from models.retrieval.clip_index import Index
-from models.retrieval.thumbnails import Pictures
+from models.retrieval.thumbnails import Thumbnails
 from models.tiny import build_tiny_pipeline
 from tests.service import TIMEOUT_S, Serve
 
@@ -25,7 +25,7 @@ torch.set_num_threads(1)  # the networks are tiny, and a busy second core would 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the processes that tests start need it
 # Of full scale, by which a sound may differ in other company. An untrained network's mels are full of tones, whose oscillators grow what rounding changes; a
 # trained one keeps to the 2e-3 of docs/api.md.
-IN_COMPANY = 1e-2
+BATCHED_TOLERANCE = 1e-2
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def tiny_pipeline():
 
 @pytest.fixture(scope="session")
 def indexed_pipeline(videos):
-    """A pipeline whose index has the clips of `videos`, with pictures of their sounds."""
+    """A pipeline whose index has the clips of `videos`, with images of their sounds."""
     pipe = build_tiny_pipeline()
     files = [f"{n}.mp4" for n in range(4)]
     raw = [read_video(videos / file, sample_rate=16000) for file in files]
@@ -44,13 +44,13 @@ def indexed_pipeline(videos):
         for n, file in enumerate(files)
     ]
     sounds = [torch.from_numpy(level(clip.waveform[8000:24000])[0])[None] for clip in raw]
-    pictures = Pictures.of(
+    images = Thumbnails.of(
         [pipe.mel(sound)[0].numpy() for sound in sounds],
         [frozenset({file}) for file in files],
         frame_rate=100.0,
     )
-    frames = [clip.frames[0].picture for clip in raw]
-    pipe.index = Index(pipe.encoder.encode_image(frames), clips, pictures)
+    frames = [clip.frames[0].image for clip in raw]
+    pipe.index = Index(pipe.encoder.encode_image(frames), clips, images)
     return pipe
 
 
@@ -101,10 +101,10 @@ def write_video(
         video = container.add_stream("libx264", rate=3)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
-        picture = av.VideoFrame.from_image(Image.new("RGB", (64, 64), colour))
+        image = av.VideoFrame.from_image(Image.new("RGB", (64, 64), colour))
         for n in range(round(3 * seconds)):
-            picture.pts = n
-            container.mux(video.encode(picture))
+            image.pts = n
+            container.mux(video.encode(image))
         container.mux(video.encode(None))
         if audio:
             tone = 0.3 * np.sin(2 * np.pi * hz * np.arange(round(seconds * 16000)) / 16000)

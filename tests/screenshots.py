@@ -33,7 +33,7 @@ PROMPTS = ("an acoustic guitar", "somebody plays the drums")
 
 
 def main(folder: Path) -> None:
-    """Write a picture of each theme and of a phone."""
+    """Write an image of each theme and of a phone."""
     with tempfile.TemporaryDirectory() as data, open_chromium() as browser:
         service = Serve(Settings().model, Path(data) / "data")
         try:
@@ -54,8 +54,8 @@ def main(folder: Path) -> None:
                     page.keyboard.press("Control+Enter")
                     page.get_by_role("article", name=prompt).locator("img[src]").first.wait_for()
                 page.wait_for_load_state("networkidle")
-                picture = Image.open(io.BytesIO(page.screenshot()))
-                picture.quantize(128).save(folder / f"{name}.png", optimize=True)
+                image = Image.open(io.BytesIO(page.screenshot()))
+                image.quantize(128).save(folder / f"{name}.png", optimize=True)
                 page.close()
         finally:
             service.stop()
@@ -85,8 +85,8 @@ def sounds(folder: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(9, 3.4), layout="constrained")
     for prompt, ax in zip(STRIP, axes.flat, strict=True):
         sound = make(prompt.removeprefix("an ").removeprefix("a ").replace(" ", "-"), prompt)
-        picture = Image.open(io.BytesIO(spectrogram_png(predictor.log_mel(sound)))).convert("RGB")
-        ax.imshow(picture, aspect="auto", extent=(0, len(sound) / rate, 0, 1))
+        image = Image.open(io.BytesIO(spectrogram_png(predictor.log_mel(sound)))).convert("RGB")
+        ax.imshow(image, aspect="auto", extent=(0, len(sound) / rate, 0, 1))
         ax.set_title(prompt, fontsize=9)
         ax.set_yticks([])
         ax.tick_params(labelsize=7)

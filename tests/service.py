@@ -31,7 +31,7 @@ class Serve:
             **os.environ,
             "CLIPSYNTH_DATA_DIR": str(data_dir),
             "CLIPSYNTH_LEASE_S": "4",
-            "CLIPSYNTH_BEAT_S": "1",
+            "CLIPSYNTH_HEARTBEAT_S": "1",
             "CLIPSYNTH_JANITOR_INTERVAL_S": "0.5",
             "CLIPSYNTH_LOG_FORMAT": "json",
         }

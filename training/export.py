@@ -21,7 +21,7 @@ from models.networks.denoiser import Denoiser
 from models.networks.encoder import load_encoder
 from models.pipeline import ClipSynthPipeline
 from models.retrieval.clip_index import Index
-from models.retrieval.thumbnails import MAX_CLIPS, Pictures
+from models.retrieval.thumbnails import MAX_CLIPS, Thumbnails
 from training.data.clips import Clips, ClipSet
 from training.loop import load_state
 from training.recipe import Recipe
@@ -45,18 +45,18 @@ def read_attribution(path: Path) -> dict[str, dict[str, str]]:
 
 
 def build_index(clips: Clips, attribution: Mapping[str, Mapping[str, str]]) -> Index:
-    """Return the retrieval index of training clips, with their sources and licences, and pictures of their sounds; a clip's source is its video there."""
+    """Return the retrieval index of training clips, with their sources and licences, and images of their sounds; a clip's source is its video there."""
     unknown = {"source": NOT_STATED, "licence": NOT_STATED}
     lines = [
         {name: line[name] for name in INDEX_FIELDS} | dict(attribution.get(line["video"], unknown))
         for line in clips.index
     ]
-    pictures = None
+    images = None
     if len(clips) <= MAX_CLIPS:
         videos = [frozenset({line["video"]}) for line in clips.index]
         log_mels = [clips.mel(i).numpy() for i in range(len(clips))]
-        pictures = Pictures.of(log_mels, videos, frame_rate=MelSpectrogram().frame_rate)
-    return Index(torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))]), lines, pictures)
+        images = Thumbnails.of(log_mels, videos, frame_rate=MelSpectrogram().frame_rate)
+    return Index(torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))]), lines, images)
 
 
 def export(
@@ -106,10 +106,10 @@ def model_card(
     }
     dev = states["denoiser"].get("dev")
     learned_guidance = ""
-    if pipe.told_guidance:
+    if pipe.distilled_guidance_range:
         distilled = load_state(Path(recipe.run) / "distil" / "best.pt") or {}
         learned_guidance = (
-            f"\n- Guidance of weight {pipe.told_guidance[0]:g} to {pipe.told_guidance[1]:g} learned by the denoiser itself: {distilled.get('step', '?')} steps more; "
+            f"\n- Guidance of weight {pipe.distilled_guidance_range[0]:g} to {pipe.distilled_guidance_range[1]:g} learned by the denoiser itself: {distilled.get('step', '?')} steps more; "
             f"mean squared distance to guidance in two passes at the default weight {distilled.get('dev', math.nan):.4f} on the same grid, where guidance is on."
         )
     until = "on" if v.finetune_adversarial else f"to {v.steps}"

@@ -170,10 +170,10 @@ class Run:
             with (self.folder / f"{name}.tsv").open("a") as f:
                 f.write(f"{n}\t{value:.5f}\t{time.time():.0f}\n")
 
-    def show(self, n: int, picture: torch.Tensor) -> None:
-        """Put a grey picture (H, W) in [0, 1] of step n into TensorBoard."""
+    def show(self, n: int, image: torch.Tensor) -> None:
+        """Put a grey image (H, W) in [0, 1] of step n into TensorBoard."""
         if self._writer is not None:
-            self._writer.add_image(f"{self.stage}/spectrograms", picture[None], n)
+            self._writer.add_image(f"{self.stage}/spectrograms", image[None], n)
 
     def play(self, n: int, waveform: torch.Tensor) -> None:
         """Put a sound (T,) in [-1, 1] of step n into TensorBoard."""

@@ -1,6 +1,6 @@
-"""A learned step from a text's embedding to that of a picture of it, fitted without captions (the non-diffusion prior of ECLIPSE, Patel et al. 2023, at a thousandth of its size).
+"""A learned step from a text's embedding to that of an image of it, fitted without captions (the non-diffusion prior of ECLIPSE, Patel et al. 2023, at a thousandth of its size).
 
-Its pairs are pseudo pairs: a training picture, and one of the phrases of a generic list that lie nearest to it.
+Its pairs are pseudo pairs: a training image, and one of the phrases of a generic list that lie nearest to it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def fit_prior(
     batch_size: int = 256,
     seed: int = 0,
 ) -> ConditionEncoder:
-    """Return the condition encoder with a prior of width `dim`, fitted to pictures (N, D) as encoded; the rest of it is as it was.
+    """Return the condition encoder with a prior of width `dim`, fitted to images (N, D) as encoded; the rest of it is as it was.
 
-    Loss: 1 - cosine of what the prior makes of a phrase and its picture, and the contrastive loss among the batch's pictures.
+    Loss: 1 - cosine of what the prior makes of a phrase and its image, and the contrastive loss among the batch's images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -38,7 +38,7 @@ def fit_prior(
     generator = torch.Generator().manual_seed(seed)
     cosines, numbers = bank.similar(embeds, k)
     phrases = bank.phrases.clone()  # encoders give tensors of inference mode
-    pictures = fitted.centre(embeds, "image")
+    images = fitted.centre(embeds, "image")
     optimizer = torch.optim.AdamW(fitted.prior.parameters(), lr=1e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     size = min(batch_size, len(embeds))
@@ -48,7 +48,7 @@ def fit_prior(
         template = torch.randint(len(phrases), (size,), generator=generator)
         texts = phrases[template, numbers[picks].gather(1, place)[:, 0]]
         led = fitted.centre(texts, "text")
-        similar = led @ pictures[picks].T
+        similar = led @ images[picks].T
         loss = 1 - similar.diagonal().mean()
         loss = loss + CONTRASTIVE * F.cross_entropy(similar / TEMPERATURE, torch.arange(size))
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Texts for pictures that nobody described: what a generic list of phrases has nearest to a frame (after Lafite2, Zhou et al. 2022, retrieving in place of writing).
+"""Texts for images that nobody described: what a generic list of phrases has nearest to a frame (after Lafite2, Zhou et al. 2022, retrieving in place of writing).
 
 The denoiser then sees embeddings of texts in training, from videos alone, and not one word that belongs to a clip.
 """

@@ -60,10 +60,10 @@ class DenoiserRecipe(_Section):
     2024) at AdamW's step size, and everything else by AdamW.
 
     A row is played at one of `speeds`. A share `mix_share` are mixes with a second clip as it is, with a condition of each. `scalars` are told beside a
-    condition: the names of `models.attributes.CONDITIONS`, and "agreement" of sound and picture, by which clips are drawn as well with
-    `agreement_weight`. A row that is told an attribute is varied in it (`training.told`), its pitch by up to `told_semitones` and its brightness by up to `told_tilt` dB per
-    octave either way; told its noisiness, its bands lie up to `told_contrast` times as far below the loudest, or as near; told its density, it goes up to `told_pace` times
-    as fast or as slow, and of those that go faster half start again up to `told_pulses` times per second.
+    condition: the names of `models.attributes.CONDITIONS`, and "agreement" of sound and image, by which clips are drawn as well with
+    `agreement_weight`. A row that is told an attribute is varied in it (`training.told`), its pitch by up to `attribute_semitones` and its brightness by up to `attribute_tilt` dB per
+    octave either way; told its noisiness, its bands lie up to `attribute_contrast` times as far below the loudest, or as near; told its density, it goes up to `attribute_pace` times
+    as fast or as slow, and of those that go faster half start again up to `attribute_pulses` times per second.
     In the place of a share `pseudo_text` of frames stands one of the phrases of a generic bank that are nearest. Times are logit-normal with `logit_mean` and `logit_std` (Esser et al.
     2024, 3.1): less than 0 looks more at the noisy times that a time shift samples at.
     """
@@ -81,11 +81,11 @@ class DenoiserRecipe(_Section):
     speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)
     scalars: tuple[str, ...] = Field((), strict=False)
     agreement_weight: bool = False
-    told_semitones: float = 0.0
-    told_tilt: float = 0.0
-    told_contrast: PositiveFloat = 1.0
-    told_pace: PositiveFloat = 1.0
-    told_pulses: NonNegativeFloat = 0.0
+    attribute_semitones: float = 0.0
+    attribute_tilt: float = 0.0
+    attribute_contrast: PositiveFloat = 1.0
+    attribute_pace: PositiveFloat = 1.0
+    attribute_pulses: NonNegativeFloat = 0.0
     pseudo_text: float = 0.0
     logit_mean: float = 0.0
     logit_std: PositiveFloat = 1.0

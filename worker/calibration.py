@@ -22,7 +22,7 @@ WORTHWHILE = 1.1  # twice doubling must gain this much in throughput, or the mea
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepCost:
     """A step of n tokens takes `fixed_s` + n * `token_s` seconds; `limit` is the most tokens of one network call."""
 
     fixed_s: float
@@ -35,7 +35,7 @@ class Cost:
         return self.fixed_s + self.limit * self.token_s
 
 
-def measure(step_s: Callable[[int], float], num_tokens: int) -> Cost:
+def measure(step_s: Callable[[int], float], num_tokens: int) -> StepCost:
     """Fit the cost by steps of 1, 2, 4, … rows.
 
     The limit is the smallest batch whose throughput is near the best one, and never more than what was seen to fit in memory.
@@ -68,7 +68,7 @@ def measure(step_s: Callable[[int], float], num_tokens: int) -> Cost:
         rows *= 2
     limit = sizes[int(np.argmax(rates >= WORTH * rates.max()))]
     token_s, fixed_s = np.polyfit(sizes, seconds, 1) if len(sizes) > 1 else (seconds[0] / sizes[0], 0.0)
-    cost = Cost(max(0.0, float(fixed_s)), max(1e-12, float(token_s)), limit)
+    cost = StepCost(max(0.0, float(fixed_s)), max(1e-12, float(token_s)), limit)
     logger.info(
         "a step takes %.1f ms + %.2f ms per row of %d tokens; at most %d tokens (%d rows) at a time",
         1e3 * cost.fixed_s,
@@ -80,12 +80,12 @@ def measure(step_s: Callable[[int], float], num_tokens: int) -> Cost:
     return cost
 
 
-def measure_pipeline(pipeline: ClipSynthPipeline) -> Cost:
+def measure_pipeline(pipeline: ClipSynthPipeline) -> StepCost:
     """Measure the denoiser of a pipeline with rows of the bundle's default duration."""
     import torch
 
     from models.networks.condition_encoder import ConditionTokens
-    from models.sampler import Row, advance
+    from models.sampler import SamplerRow, advance
 
     num_tokens = pipeline.num_tokens(pipeline.manifest.duration_s)
     device, dtype = pipeline.denoiser.device, pipeline.denoiser.dtype
@@ -94,7 +94,7 @@ def measure_pipeline(pipeline: ClipSynthPipeline) -> Cost:
         empty: ConditionTokens = pipeline.condition_encoder.encode([[]])
 
     def step_s(rows: int) -> float:
-        batch = [Row(latents, [empty], empty, 1, 1.0) for _ in range(rows)]
+        batch = [SamplerRow(latents, [empty], empty, 1, 1.0) for _ in range(rows)]
         started = time.perf_counter()
         with torch.inference_mode():
             advance(batch, pipeline.denoiser)

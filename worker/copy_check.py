@@ -10,7 +10,7 @@ import numpy as np
 from clipsynth.schemas.generation import NearClip, Nearness, TrainingClip
 from models.audio.level import level
 from models.retrieval.clip_index import Index
-from models.retrieval.thumbnails import Pictures
+from models.retrieval.thumbnails import Thumbnails
 
 CLIPS = 3  # named with an output
 
@@ -22,15 +22,15 @@ def described(clip: dict[str, Any]) -> TrainingClip:
 
 def nearness(
     index: Index,
-    pictures: Pictures,
+    images: Thumbnails,
     log_mel: Callable[[np.ndarray], np.ndarray],
     waveform: np.ndarray,
     sample_rate: int,
 ) -> Nearness:
     """Compare a waveform (T,) with the training clips by its log-mel."""
-    found = pictures.nearest(log_mel(level(waveform)[0]), CLIPS)
+    found = images.nearest(log_mel(level(waveform)[0]), CLIPS)
     novelty = found[0][1]
-    copy_distance = pictures.copy_distance(len(waveform) / sample_rate)
+    copy_distance = images.copy_distance(len(waveform) / sample_rate)
     return Nearness(
         novelty=round(novelty, 4),
         is_copy=None if copy_distance is None else novelty < copy_distance,

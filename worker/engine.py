@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from models.sampler import Row, Velocity, advance
+from models.sampler import SamplerRow, Velocity, advance
 from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, stage, stepped
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,12 @@ class Model(Protocol):
     @property
     def velocity(self) -> Velocity: ...
 
-    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+    def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
         """Return the waveforms (T,) of rows with equally many voices and tokens."""
 
 
 @dataclass(eq=False)
-class Ticket:
+class SamplingRequest:
     """One job in the engine.
 
     Attributes:
@@ -53,7 +53,7 @@ class Ticket:
         error: what ended the job.
     """
 
-    prepare: Callable[[], list[Row]]
+    prepare: Callable[[], list[SamplerRow]]
     deliver: Callable[[int, np.ndarray], Any]
     num_rows: int
     num_tokens: int
@@ -61,7 +61,7 @@ class Ticket:
     passes: int = 2
     kind: str = "text"
     shortcut: Callable[[], Iterable[Any]] | None = None
-    rows: list[Row] = field(default_factory=list)
+    rows: list[SamplerRow] = field(default_factory=list)
     results: dict[int, Any] = field(default_factory=dict)
     error: Exception | None = None
     canceled: bool = False
@@ -96,13 +96,13 @@ class Ticket:
 
 
 @dataclass(eq=False)
-class _Seat:
-    ticket: Ticket
+class _Slot:
+    ticket: SamplingRequest
     index: int
-    row: Row
+    row: SamplerRow
 
 
-def weight(rows: Sequence[Row]) -> int:
+def weight(rows: Sequence[SamplerRow]) -> int:
     """Return the tokens that one step of these rows passes through the network, padding included."""
     return sum(row.passes for row in rows) * max((row.num_tokens for row in rows), default=0)
 
@@ -130,10 +130,10 @@ class Engine:
     def __init__(self, model: Model, *, limit: int) -> None:
         self.model, self.limit = model, limit
         self.step_s = 0.0  # what the last step took
-        self.ended: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
+        self.ended: queue.SimpleQueue[SamplingRequest] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._waiting: deque[_Seat] = deque()
-        self._running: list[_Seat] = []
+        self._waiting: deque[_Slot] = deque()
+        self._running: list[_Slot] = []
         self._side = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -158,12 +158,12 @@ class Engine:
             self._thread.join()
         self._side.shutdown()
 
-    def submit(self, ticket: Ticket) -> None:
+    def submit(self, ticket: SamplingRequest) -> None:
         """Prepare the ticket's rows at once; they join before the next step that finds room for them."""
         work = self._take_shortcut if ticket.shortcut else self._prepare
-        self._errand(ticket, partial(work, ticket))
+        self._run_task(ticket, partial(work, ticket))
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: SamplingRequest) -> None:
         """Have the ticket end before its next step."""
         self._inbox.put(partial(setattr, ticket, "canceled", True))
 
@@ -235,7 +235,7 @@ class Engine:
             else:
                 left = left[len(chunk) :]
 
-    def _chunk(self, seats: list[_Seat]) -> list[_Seat]:
+    def _chunk(self, seats: list[_Slot]) -> list[_Slot]:
         """Return the longest start of `seats` that the limit allows, one at least."""
         passes, longest = 0, 0
         for size, seat in enumerate(seats):
@@ -245,7 +245,7 @@ class Engine:
                 return seats[:size]
         return seats
 
-    def _step_one_by_one(self, chunk: list[_Seat], error: Exception) -> None:
+    def _step_one_by_one(self, chunk: list[_Slot], error: Exception) -> None:
         """Find out by itself which job cannot take its step: only that one fails."""
         tickets = list(dict.fromkeys(seat.ticket for seat in chunk))
         if len(tickets) == 1:
@@ -263,7 +263,7 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------- errands
 
-    def _errand(self, ticket: Ticket, work: Callable[[], None]) -> None:
+    def _run_task(self, ticket: SamplingRequest, work: Callable[[], None]) -> None:
         """Do `work` on a side thread; what it raises ends the ticket alone."""
         ticket.errands += 1
 
@@ -278,38 +278,38 @@ class Engine:
 
         self._side.submit(run)
 
-    def _back(self, ticket: Ticket, error: Exception | None) -> None:
+    def _back(self, ticket: SamplingRequest, error: Exception | None) -> None:
         if error is not None and is_device_lost(error):
             raise error
         ticket.errands -= 1
         ticket.error = ticket.error or error
         self._end_if_over(ticket)
 
-    def _prepare(self, ticket: Ticket) -> None:
+    def _prepare(self, ticket: SamplingRequest) -> None:
         with stage("encode_prompt"):
             ticket.rows = rows = ticket.prepare()
         ticket.prepared_at = time.monotonic()
-        self._inbox.put(lambda: self._waiting.extend(_Seat(ticket, n, row) for n, row in enumerate(rows)))
+        self._inbox.put(lambda: self._waiting.extend(_Slot(ticket, n, row) for n, row in enumerate(rows)))
 
-    def _take_shortcut(self, ticket: Ticket) -> None:
+    def _take_shortcut(self, ticket: SamplingRequest) -> None:
         assert ticket.shortcut is not None
         for n, result in enumerate(ticket.shortcut()):
             ticket.results[n] = result
             if ticket.dead:
                 return
 
-    def _send_to_decoder(self, done: list[_Seat]) -> None:
+    def _send_to_decoder(self, done: list[_Slot]) -> None:
         """Decode rows of one length together: padding would change the end of a shorter one."""
-        groups: dict[tuple[int, int, float], list[_Seat]] = {}
+        groups: dict[tuple[int, int, float], list[_Slot]] = {}
         for seat in done:
             row = seat.row
-            groups.setdefault((row.voices, row.num_tokens, seat.ticket.duration_s), []).append(seat)
-        for (voices, _, _), seats in groups.items():
-            size = max(1, MAX_DECODED // voices)
+            groups.setdefault((row.components, row.num_tokens, seat.ticket.duration_s), []).append(seat)
+        for (components, _, _), seats in groups.items():
+            size = max(1, MAX_DECODED // components)
             for start in range(0, len(seats), size):
                 self._decode(seats[start : start + size])
 
-    def _decode(self, seats: list[_Seat]) -> None:
+    def _decode(self, seats: list[_Slot]) -> None:
         """Decode on a side thread, and deliver each row on its own."""
         for seat in seats:
             seat.ticket.errands += 1
@@ -328,7 +328,7 @@ class Engine:
 
         self._side.submit(run)
 
-    def _waveforms(self, seats: list[_Seat]) -> Iterator[np.ndarray | Exception]:
+    def _waveforms(self, seats: list[_Slot]) -> Iterator[np.ndarray | Exception]:
         try:
             with torch.inference_mode(), stage("vocode"):
                 waveforms = self.model.decode([seat.row for seat in seats], seats[0].ticket.duration_s)
@@ -344,7 +344,7 @@ class Engine:
                 waveform if np.isfinite(waveform).all() else FloatingPointError("the waveform is not finite")
             )
 
-    def _end_if_over(self, ticket: Ticket) -> None:
+    def _end_if_over(self, ticket: SamplingRequest) -> None:
         """Hand out a ticket once it is dead or complete and no side thread is at it."""
         over = ticket.dead or len(ticket.results) == ticket.num_rows
         if over and not ticket.errands and not ticket.ended:

@@ -15,8 +15,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from clipsynth.errors import NotFound, StorageUnavailable
-from clipsynth.jobs.record import Standing
-from clipsynth.jobs.store import End, State
+from clipsynth.jobs.record import JobStatusView
+from clipsynth.jobs.store import End, JobStore
 from clipsynth.previews import put_views
 from clipsynth.schemas.generation import (
     MEDIA_TYPES,
@@ -30,19 +30,19 @@ from clipsynth.schemas.generation import (
     TrainingClip,
     output_seed,
 )
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.storage import Storage, audio_key, file_name
 from models.bundle import Manifest
-from models.sampler import Row
-from worker.calibration import Cost
-from worker.engine import Model, Ticket, is_out_of_memory
+from models.sampler import SamplerRow
+from worker.calibration import StepCost
+from worker.engine import Model, SamplingRequest, is_out_of_memory
 from worker.metrics import RECOVERED, kind
 from worker.previews import peaks_json, spectrogram_png
 
 logger = logging.getLogger(__name__)
 
 
-class Predictor(Model, Protocol):
+class ServedModelProtocol(Model, Protocol):
     """A model that reads payloads; worker/predictor.py has the one that is served."""
 
     @property
@@ -53,9 +53,9 @@ class Predictor(Model, Protocol):
 
     def num_tokens(self, duration_s: float) -> int: ...
 
-    def measure(self) -> Cost: ...
+    def measure(self) -> StepCost: ...
 
-    def rows(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[Row]: ...
+    def rows(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[SamplerRow]: ...
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray: ...
 
@@ -69,7 +69,7 @@ class Retrieves(Protocol):
     @property
     def retrieves(self) -> bool: ...
 
-    def nearest_clips(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[int]: ...
+    def nearest_clips(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[int]: ...
 
     def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]: ...
 
@@ -79,7 +79,7 @@ class Guides(Protocol):
     """A predictor that may have learned guidance."""
 
     @property
-    def told_guidance(self) -> Sequence[float]: ...
+    def distilled_guidance_range(self) -> Sequence[float]: ...
 
 
 @runtime_checkable
@@ -89,40 +89,42 @@ class Compares(Protocol):
     def nearness(self, waveform: np.ndarray) -> Nearness: ...
 
 
-class Refused(Exception):
+class JobRejected(Exception):
     """The bundle cannot do what the payload asks for; the message is for the client."""
 
     code = "invalid_request"
 
 
-class Unavailable(Refused):
+class Unavailable(JobRejected):
     code = "method_unavailable"
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Make of what the bundle cannot do, and of a picture that is gone, what the client is told."""
+    """Make of what the bundle cannot do, and of an image that is gone, what the client is told."""
     try:
         yield
     except (ValueError, NotFound) as error:
-        raise Refused(str(error)) from error
+        raise JobRejected(str(error)) from error
 
 
-class Jobs:
+class JobRunner:
     """Makes tickets for the engine of payloads, and public states of ended tickets."""
 
-    def __init__(self, predictor: Predictor, state: State, storage: Storage, *, max_attempts: int) -> None:
+    def __init__(
+        self, predictor: ServedModelProtocol, state: JobStore, storage: Storage, *, max_attempts: int
+    ) -> None:
         self.predictor, self.state, self.storage, self.max_attempts = predictor, state, storage, max_attempts
 
-    def read(self, generation_id: str, args: Any, standing: Standing | None) -> JobPayload | None:
+    def read(self, generation_id: str, args: Any, status_view: JobStatusView | None) -> JobPayload | None:
         """Return the payload of a job that is to be run; otherwise see to its public state and return None."""
-        if standing is None or standing.status in TERMINAL or standing.cancel_requested:
+        if status_view is None or status_view.status in TERMINAL or status_view.cancel_requested:
             self._cancel(generation_id)
             return None
-        if standing.overdue:
+        if status_view.overdue:
             self.state.change(generation_id, Status.EXPIRED)
             return None
-        if standing.lost >= self.max_attempts:
+        if status_view.lost >= self.max_attempts:
             self._give_up(generation_id)
             return None
         try:
@@ -139,10 +141,10 @@ class Jobs:
     def refuse(self, generation_id: str, detail: str) -> None:
         self.state.fail(generation_id, Problem(code="invalid_request", detail=detail))
 
-    def ticket(self, generation_id: str, payload: JobPayload) -> Ticket:
+    def ticket(self, generation_id: str, payload: JobPayload) -> SamplingRequest:
         shortcut = partial(self._retrieve, generation_id, payload)
-        told = self.predictor.told_guidance if isinstance(self.predictor, Guides) else ()
-        return Ticket(
+        told = self.predictor.distilled_guidance_range if isinstance(self.predictor, Guides) else ()
+        return SamplingRequest(
             shortcut=shortcut if payload.method == "retrieval" else None,
             prepare=partial(self._prepare, payload),
             deliver=partial(self._deliver, generation_id, payload),
@@ -153,11 +155,11 @@ class Jobs:
             kind=kind(payload),
         )
 
-    def _prepare(self, payload: JobPayload) -> list[Row]:
+    def _prepare(self, payload: JobPayload) -> list[SamplerRow]:
         with refusing():
-            return self.predictor.rows(payload, self._pictures(payload))
+            return self.predictor.rows(payload, self._images(payload))
 
-    def _pictures(self, payload: JobPayload) -> dict[str, Image.Image]:
+    def _images(self, payload: JobPayload) -> dict[str, Image.Image]:
         keys = [condition.image_key for condition in payload.conditions if condition.image_key]
         return {key: Image.open(io.BytesIO(self.storage.get(key))) for key in keys}
 
@@ -167,7 +169,7 @@ class Jobs:
             predictor = self.predictor
             if not isinstance(predictor, Retrieves) or not predictor.retrieves:
                 raise Unavailable("this worker has no training sounds to play")
-            clips = predictor.nearest_clips(payload, self._pictures(payload))
+            clips = predictor.nearest_clips(payload, self._images(payload))
         for n, number in enumerate(clips):
             waveform, clip = predictor.clip(number, payload.duration_s)
             yield self._deliver(generation_id, payload, n, waveform, clip)
@@ -223,9 +225,9 @@ class Jobs:
             )
         return outputs
 
-    def _recipe(self, payload: JobPayload, n: int) -> Recipe:
-        taken = Recipe.model_fields.keys() & JobPayload.model_fields.keys() - {"v", "seed", "rank"}
-        return Recipe(
+    def _recipe(self, payload: JobPayload, n: int) -> ReplayToken:
+        taken = ReplayToken.model_fields.keys() & JobPayload.model_fields.keys() - {"v", "seed", "rank"}
+        return ReplayToken(
             **payload.model_dump(include=set(taken)),
             rank=payload.rank + n if payload.method == "retrieval" else 0,
             seed=output_seed(payload.seed, n),
@@ -236,7 +238,9 @@ class Jobs:
 
     # ------------------------------------------------------------------------------------------------ the end
 
-    def outcome(self, generation_id: str, ticket: Ticket, stopped_by: Status | Problem | None) -> End:
+    def outcome(
+        self, generation_id: str, ticket: SamplingRequest, stopped_by: Status | Problem | None
+    ) -> End:
         """Return how an ended ticket's generation is to end; `stopped_by` is why the worker had it stopped."""
         if isinstance(stopped_by, Status):
             return End(generation_id, stopped_by)
@@ -255,7 +259,7 @@ class Jobs:
 
     def _problem(self, generation_id: str, error: Exception) -> Problem:
         """Return what the client may know of an error; the log has the rest."""
-        if isinstance(error, Refused):
+        if isinstance(error, JobRejected):
             return Problem(code=error.code, detail=str(error))
         logger.error("job failed: %s", generation_id, exc_info=error)
         if is_out_of_memory(error):
@@ -268,8 +272,8 @@ class Jobs:
 
     def _cancel(self, generation_id: str) -> None:
         """End a generation that nobody waits for, and remove its files; leave one that ended otherwise."""
-        standing = self.state.standings([generation_id])[0]
-        if standing is None or standing.status is Status.CANCELED or standing.cancel_requested:
+        status_view = self.state.status_views([generation_id])[0]
+        if status_view is None or status_view.status is Status.CANCELED or status_view.cancel_requested:
             self.state.change(generation_id, Status.CANCELED)
             try:
                 self.storage.delete(generation_id)

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from clipsynth.errors import ModelUnusable, ServeError
 from clipsynth.jobs.model_registry import MODEL_TTL_S
 from clipsynth.jobs.queue import connect, get_queue
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import Method, ModelCost, ModelInfo
 from clipsynth.services.metrics_server import expose
 from clipsynth.services.processes import let_threads_sleep
@@ -27,15 +27,15 @@ from models.bundle import Manifest
 from worker import metrics
 
 if TYPE_CHECKING:
-    from worker.calibration import Cost
-    from worker.job_runner import Predictor
+    from worker.calibration import StepCost
+    from worker.job_runner import ServedModelProtocol
     from worker.rq_adapter.worker import BatchWorker
 
 logger = logging.getLogger(__name__)
-BEAT_TIMEOUT_S = (
+HEARTBEAT_TIMEOUT_S = (
     60.0  # without a beat the process hangs; a Redis that is away does not hold one up for so long
 )
-Load = Callable[[Settings], "Predictor"]
+Load = Callable[[Settings], "ServedModelProtocol"]
 
 
 def main(settings: Settings) -> None:
@@ -59,7 +59,7 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     if not settings.redis_url:
         raise ServeError("a worker needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     started = time.perf_counter()
-    state = State.from_settings(connect(settings.redis_url), settings)
+    state = JobStore.from_settings(connect(settings.redis_url), settings)
     state.announce_starting(info)
     from worker.engine import Engine, is_out_of_memory
 
@@ -72,28 +72,28 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
             raise ServeError(f"no memory for the model: {error}") from error
         raise ModelUnusable(str(error)) from error
 
-    from worker.job_runner import Jobs
+    from worker.job_runner import JobRunner
     from worker.rq_adapter.worker import BatchWorker
 
-    jobs = Jobs(predictor, state, Storage(settings.results_url), max_attempts=settings.max_attempts)
+    jobs = JobRunner(predictor, state, Storage(settings.results_url), max_attempts=settings.max_attempts)
     engine = Engine(predictor, limit=cost.limit)
     worker = BatchWorker(
         get_queue(info.name, connect(settings.redis_url)),
         redis_url=settings.redis_url,
         lease_s=settings.lease_s,
-        beat_s=settings.beat_s,
+        heartbeat_s=settings.heartbeat_s,
         jobs=jobs,
         engine=engine,
     )
     if settings.metrics_port is not None:
-        expose(metrics.REGISTRY, settings.metrics_port, healthy=lambda: beats(worker))
-    served = Served(settings, load, worker, with_cost(info, predictor, cost))
+        expose(metrics.REGISTRY, settings.metrics_port, healthy=lambda: is_alive(worker))
+    served = ServedBundle(settings, load, worker, with_cost(info, predictor, cost))
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=served.reload, daemon=True).start())
     served.announce()
     threading.Thread(target=served.keep_announcing, daemon=True).start()
     engine.start()
     worker.recovery.start()
-    metrics.HELD.set_function(lambda: worker.jobs_at_hand)
+    metrics.HELD.set_function(lambda: worker.claimed_jobs)
     metrics.STEP_AGE.set_function(lambda: worker.step_age_s)
     logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
     worker.work(logging_level="WARNING")
@@ -101,9 +101,9 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     engine.stop()
 
 
-def beats(worker: BatchWorker) -> bool:
+def is_alive(worker: BatchWorker) -> bool:
     """Return whether the process is alive. That Redis answers is not asked: a restart would not help."""
-    return time.monotonic() - worker.recovery.beat_at < BEAT_TIMEOUT_S and not worker.engine.crashed
+    return time.monotonic() - worker.recovery.heartbeat_at < HEARTBEAT_TIMEOUT_S and not worker.engine.crashed
 
 
 def read_scalars(folder: Path) -> list[str]:
@@ -131,7 +131,7 @@ def model_info(
     )
 
 
-def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
+def with_cost(info: ModelInfo, predictor: ServedModelProtocol, cost: StepCost) -> ModelInfo:
     """Add what was measured to what the API is to know."""
     from worker.job_runner import Guides
 
@@ -141,13 +141,15 @@ def with_cost(info: ModelInfo, predictor: Predictor, cost: Cost) -> ModelInfo:
                 audio_step_s=cost.step_s * predictor.num_tokens(1.0) / cost.limit,
                 step_s=cost.step_s,
                 guided_share=predictor.manifest.guided_share,
-                told_guidance=list(predictor.told_guidance) if isinstance(predictor, Guides) else [],
+                distilled_guidance_range=list(predictor.distilled_guidance_range)
+                if isinstance(predictor, Guides)
+                else [],
             )
         }
     )
 
 
-def load(settings: Settings) -> Predictor:
+def load(settings: Settings) -> ServedModelProtocol:
     """Load the bundle of the settings and use every part once, so that the first job pays for nothing."""
     from worker.predictor import Predictor
 
@@ -156,7 +158,7 @@ def load(settings: Settings) -> Predictor:
     return predictor
 
 
-class Served:
+class ServedBundle:
     """The bundle at hand, and how it is exchanged for what lies in its folder now."""
 
     def __init__(self, settings: Settings, load: Load, worker: BatchWorker, info: ModelInfo) -> None:
@@ -182,7 +184,7 @@ class Served:
         told = with_cost(info, predictor, cost)
         self.worker.swap_when_idle(lambda: self._exchange(predictor, told, cost.limit))
 
-    def _exchange(self, predictor: Predictor, info: ModelInfo, limit: int) -> None:
+    def _exchange(self, predictor: ServedModelProtocol, info: ModelInfo, limit: int) -> None:
         self.worker.jobs.predictor = predictor
         self.worker.engine.model, self.worker.engine.limit = predictor, limit
         self.info = info

@@ -14,8 +14,8 @@ from rq.utils import now as rq_now
 from clipsynth.schemas.generation import JobPayload, Status
 
 if TYPE_CHECKING:  # torch is not to be loaded for this
-    from models.sampler import Row
-    from worker.engine import Ticket
+    from models.sampler import SamplerRow
+    from worker.engine import SamplingRequest
 
 REGISTRY = CollectorRegistry()
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180, 600)
@@ -90,7 +90,7 @@ def stage(name: str) -> Iterator[None]:
     JOB_SECONDS.labels(name).observe(time.monotonic() - started)
 
 
-def stepped(rows: Sequence[Row], seconds: float) -> None:
+def stepped(rows: Sequence[SamplerRow], seconds: float) -> None:
     """Note a call of the network."""
     lengths = [row.num_tokens for row in rows]
     BATCH_SIZE.observe(len(rows))
@@ -99,7 +99,7 @@ def stepped(rows: Sequence[Row], seconds: float) -> None:
     STEPS.inc(len(rows))
 
 
-def settled(model: str, job: Job, ticket: Ticket, status: Status | None, seconds: float) -> None:
+def settled(model: str, job: Job, ticket: SamplingRequest, status: Status | None, seconds: float) -> None:
     """Note a job that has its final status, `seconds` after it was claimed; None where another end came first."""
     JOBS.labels(model, ticket.kind, status or "not_made").inc()
     if job.created_at:

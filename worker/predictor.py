@@ -15,9 +15,9 @@ from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Manifest, Prompt
 from models.retrieval.clip_audio import ClipAudio, open_audio
 from models.retriever import Retrieval
-from models.sampler import Row, Velocity
+from models.sampler import SamplerRow, Velocity
 from worker.audio_files import encode
-from worker.calibration import Cost, measure_pipeline
+from worker.calibration import StepCost, measure_pipeline
 from worker.copy_check import described, nearness
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ class Predictor:
         return self.pipeline.manifest
 
     @property
-    def told_guidance(self) -> Sequence[float]:
+    def distilled_guidance_range(self) -> Sequence[float]:
         """Lowest and highest weight of guidance that takes no pass of its own; empty where the bundle has not learned that."""
-        return self.pipeline.told_guidance
+        return self.pipeline.distilled_guidance_range
 
     @property
     def velocity(self) -> Velocity:
@@ -127,14 +127,14 @@ class Predictor:
     def num_tokens(self, duration_s: float) -> int:
         return self.pipeline.num_tokens(duration_s)
 
-    def measure(self) -> Cost:
+    def measure(self) -> StepCost:
         """Return what a denoising step costs on this device."""
         return measure_pipeline(self.pipeline)
 
-    def rows(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[Row]:
-        """Return a row per output, at step 0; `pictures` are those that the payload names. Raises ValueError on what the bundle cannot do."""
+    def rows(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[SamplerRow]:
+        """Return a row per output, at step 0; `images` are those that the payload names. Raises ValueError on what the bundle cannot do."""
         return self.pipeline.prepare_rows(
-            _prompts(payload, pictures),
+            _prompts(payload, images),
             composition=payload.composition,
             num_inference_steps=payload.num_inference_steps,
             guidance_scale=payload.guidance_scale,
@@ -146,7 +146,7 @@ class Predictor:
             ],
         )
 
-    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+    def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
         """Return the waveforms (T,) of rows with equally many voices and tokens."""
         return self.pipeline.decode(rows, duration_s)
 
@@ -170,11 +170,11 @@ class Predictor:
         """Whether the training clips can be played."""
         return self._retrieval is not None
 
-    def nearest_clips(self, payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[int]:
+    def nearest_clips(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[int]:
         """Return the numbers in the index of the training clips that a payload asks for; arguments and errors as for `rows`."""
         assert self._retrieval is not None
         k = payload.rank + payload.num_outputs
-        return self._retrieval.nearest(_prompts(payload, pictures), k)[payload.rank :]
+        return self._retrieval.nearest(_prompts(payload, images), k)[payload.rank :]
 
     def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]:
         """Return the sound (T,) of a training clip, cut or filled to `duration_s`, and what it is.
@@ -190,14 +190,14 @@ class Predictor:
         return sound, described(self._retrieval.index.clips[number])
 
     def nearness(self, waveform: np.ndarray) -> Nearness:
-        """Return how a waveform (T,) lies to the training clips, where the bundle has pictures of their sounds."""
+        """Return how a waveform (T,) lies to the training clips, where the bundle has images of their sounds."""
         index = self.pipeline.index
-        if index is None or index.pictures is None:
+        if index is None or index.images is None:
             return Nearness()
-        return nearness(index, index.pictures, self.log_mel, waveform, self.manifest.sample_rate)
+        return nearness(index, index.images, self.log_mel, waveform, self.manifest.sample_rate)
 
 
-def _prompts(payload: JobPayload, pictures: Mapping[str, Image.Image]) -> list[Prompt]:
+def _prompts(payload: JobPayload, images: Mapping[str, Image.Image]) -> list[Prompt]:
     return [
-        Prompt(pictures[c.image_key] if c.image_key else c.text or "", c.weight) for c in payload.conditions
+        Prompt(images[c.image_key] if c.image_key else c.text or "", c.weight) for c in payload.conditions
     ]

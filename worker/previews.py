@@ -1,4 +1,4 @@
-"""What of a sound can be seen: a picture of its spectrogram, and its peaks for players to draw. Made once, beside the sound."""
+"""What of a sound can be seen: an image of its spectrogram, and its peaks for players to draw. Made once, beside the sound."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-RANGE_DB = 80.0  # below the loudest value, where the picture is black
+RANGE_DB = 80.0  # below the loudest value, where the image is black
 HEIGHT = 128
 MAX_POINTS = 1000
 _COLOURS = np.interp(  # from silent to loud; evenly spaced anchors in RGB

@@ -1,4 +1,4 @@
-"""What arrives: bodies counted as they come, pictures checked before they are decoded and re-encoded small."""
+"""What arrives: bodies counted as they come, images checked before they are decoded and re-encoded small."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from clipsynth.settings import Settings
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE = 512
-PICTURES_AT_ONCE = 2  # each takes up to 480 MB while it is decoded
-_DECODING = threading.BoundedSemaphore(PICTURES_AT_ONCE)
+MAX_DECODING = 2  # each takes up to 480 MB while it is decoded
+_DECODING = threading.BoundedSemaphore(MAX_DECODING)
 
 
 class BodyLimit:
@@ -72,38 +72,38 @@ class BodyLimit:
 
 
 def normalise_image(data: bytes, settings: Settings) -> bytes:
-    """Return the picture as an RGB PNG of at most 512 px: upright, transparency on white, no profile and no metadata.
+    """Return the image as an RGB PNG of at most 512 px: upright, transparency on white, no profile and no metadata.
 
     Raises:
-        UnsupportedMedia, ImageTooLarge, ImageUndecodable: what the picture is or is not.
+        UnsupportedMedia, ImageTooLarge, ImageUndecodable: what the image is or is not.
     """
     if len(data) > settings.max_image_bytes:
-        raise ImageTooLarge(f"a picture may have {settings.max_image_bytes} bytes, this one has {len(data)}")
+        raise ImageTooLarge(f"an image may have {settings.max_image_bytes} bytes, this one has {len(data)}")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise UnsupportedMedia(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
+        raise UnsupportedMedia(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageTooLarge(f"a picture may have {settings.max_image_pixels} pixels") from None
+        raise ImageTooLarge(f"an image may have {settings.max_image_pixels} pixels") from None
     except Exception:  # on hostile bytes Pillow raises almost anything
-        raise ImageUndecodable("the picture cannot be decoded") from None
+        raise ImageUndecodable("the image cannot be decoded") from None
     width, height = image.size
     if width * height > settings.max_image_pixels:
         raise ImageTooLarge(
-            f"a picture may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
+            f"an image may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
         )
     if getattr(image, "is_animated", False):
-        raise UnsupportedMedia("the picture is animated; send a single frame")
+        raise UnsupportedMedia("the image is animated; send a single frame")
     try:
         with _DECODING:
             image.draft("RGB", (SIDE, SIDE))
             return _reencode(ImageOps.exif_transpose(image))
     except Exception:
-        raise ImageUndecodable("the picture cannot be decoded; is it cut off?") from None
+        raise ImageUndecodable("the image cannot be decoded; is it cut off?") from None
 
 
 def _reencode(image: Image.Image) -> bytes:
-    """Copy the pixels alone into a new, small picture."""
+    """Copy the pixels alone into a new, small image."""
     if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip to white
         image = image.convert("I").point(lambda value: value / 256, "L")
     image.thumbnail((SIDE, SIDE))

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.middleware.redis_metrics import RedisCollector
 from clipsynth.errors import DeadlineUnreachable, NoWorker, QueueFull, RateLimited
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 REJECTS = frozenset(error.code for error in (DeadlineUnreachable, NoWorker, QueueFull, RateLimited))
@@ -18,7 +18,7 @@ REJECTS = frozenset(error.code for error in (DeadlineUnreachable, NoWorker, Queu
 class Metrics:
     """The metrics of one application."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: JobStore) -> None:
         self.registry = CollectorRegistry()
         labels = ("method", "route", "status")
         self.requests = Counter("http_requests", "Requests answered.", labels, registry=self.registry)

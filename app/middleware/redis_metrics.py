@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 from clipsynth.admission.estimate import workers_key
 from clipsynth.admission.limits import load
 from clipsynth.jobs.queue import get_queue
-from clipsynth.jobs.reconcile import strays_found
+from clipsynth.jobs.reconcile import orphans_found
 from clipsynth.jobs.record import record_key
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import ServedModel
 from clipsynth.services.webhooks import counts
 
@@ -23,7 +23,7 @@ from clipsynth.services.webhooks import counts
 class RedisCollector(Collector):
     """While Redis does not answer, `clipsynth_redis_up` is 0 and the rest is left out."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: JobStore) -> None:
         self._state = state
 
     def describe(self) -> list[Metric]:
@@ -82,12 +82,12 @@ class RedisCollector(Collector):
         )
         for outcome, count in told.items():
             tellings.add_metric([outcome], count)
-        strays = CounterMetricFamily(
-            "clipsynth_strays",
+        orphans = CounterMetricFamily(
+            "clipsynth_orphaned_jobs",
             "Unfinished generations that were on no queue, and were seen to. Any is a fault.",
-            strays_found(self._state),
+            orphans_found(self._state),
         )
-        return [ended, webhooks, tellings, strays]
+        return [ended, webhooks, tellings, orphans]
 
     def _server(self) -> list[Metric]:
         info = cast(dict[str, object], self._state.redis.info())

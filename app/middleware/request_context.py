@@ -50,10 +50,10 @@ def install(app: FastAPI, settings: Settings) -> None:
                 "X-Request-Id",
             ],
         )
-    app.add_middleware(Envelope)
+    app.add_middleware(RequestContext)
 
 
-class Envelope:
+class RequestContext:
     """ASGI middleware. A client's `X-Request-Id` is taken if it is a short word; otherwise one is made. Both are sent back."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON, or for a generation a form with the same field names and pictures. Read by routes, for FastAPI reads before it looks at keys."""
+"""Bodies of requests: JSON, or for a generation a form with the same field names and images. Read by routes, for FastAPI reads before it looks at keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 from app.requests.images import PART
 from clipsynth.errors import InvalidBody, InvalidRequest, UnsupportedMedia
 from clipsynth.schemas.generation import GenerationRequest
-from clipsynth.schemas.prompts import MAX_PICTURES
+from clipsynth.schemas.prompts import MAX_IMAGES
 
 LISTS = frozenset({"output_formats", "webhook_events"})  # fields that a form repeats
 JSON_FIELDS = frozenset({"prompts", "attributes", "metadata"})  # fields that a form carries as JSON text
@@ -56,7 +56,7 @@ async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, byte
     if content_type == "application/json":
         return validate(GenerationRequest, _parse_object(await request.body()), strict=True), {}
     if content_type == "multipart/form-data":
-        async with request.form(max_files=MAX_PICTURES, max_fields=32) as form:
+        async with request.form(max_files=MAX_IMAGES, max_fields=32) as form:
             return await _read_form(form)
     raise UnsupportedMedia(f"send application/json or multipart/form-data, not {content_type or 'nothing'}")
 
@@ -104,7 +104,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 async def _read_form(form: FormData) -> tuple[GenerationRequest, dict[str, bytes]]:
-    """Read fields as text. An only file is the picture, whatever its name, unless `prompts` says what it is; a field `image` may say `part:<name>`."""
+    """Read fields as text. An only file is the image, whatever its name, unless `prompts` says what it is; a field `image` may say `part:<name>`."""
     fields: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     for name, value in form.multi_items():

@@ -1,4 +1,4 @@
-"""The pictures of a request: where each comes from (a form's file, base64, a data URL, another host), and what is stored of them."""
+"""The images of a request: where each comes from (a form's file, base64, a data URL, another host), and what is stored of them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from app.middleware.body_limit import normalise_image
 from clipsynth.errors import ClipSynthError, ImageNotFetched, InvalidRequest
 from clipsynth.schemas.generation import GenerationRequest
-from clipsynth.security.safe_http import Refused, Unanswered, ask, check_url
+from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask, check_url
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
-FETCH_S = 10.0  # for one picture of another host
+FETCH_S = 10.0  # for one image of another host
 PART = "part:"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a request. `n` is the item of prompts that it is, 0 for one without prompts; `data` None where it is still to be fetched."""
+class RequestImage:
+    """One image of a request. `n` is the item of prompts that it is, 0 for one without prompts; `data` None where it is still to be fetched."""
 
     n: int
     pointer: str
@@ -47,34 +47,36 @@ class Picture:
             raise type(error)(f"{self.pointer}: {error}") from None
 
 
-def read_pictures(wanted: GenerationRequest, files: Mapping[str, bytes], settings: Settings) -> list[Picture]:
-    """Return the pictures of a request, and look at no more of them than is needed to find them.
+def read_images(
+    wanted: GenerationRequest, files: Mapping[str, bytes], settings: Settings
+) -> list[RequestImage]:
+    """Return the images of a request, and look at no more of them than is needed to find them.
 
     Raises:
         InvalidRequest: one cannot be found, may not be fetched, or a file is named by none.
     """
-    pictures = []
+    images = []
     left = set(files)
     for n, field, image, url in _fields(wanted):
         if image is None:
             _check(field, url or "", settings)
-            pictures.append(Picture(n, field, None, url))
+            images.append(RequestImage(n, field, None, url))
             continue
         if image.startswith(PART):
             name = image.removeprefix(PART)
             if name not in files:
                 raise InvalidRequest(f"{field}: the form has no file {name!r}")
             left.discard(name)
-            pictures.append(Picture(n, field, files[name]))
+            images.append(RequestImage(n, field, files[name]))
         else:
-            pictures.append(Picture(n, field, _decode(field, image)))
+            images.append(RequestImage(n, field, _decode(field, image)))
     if left:
         raise InvalidRequest(f"/prompts: none names the file {min(left)!r}")
-    return pictures
+    return images
 
 
 def _fields(wanted: GenerationRequest) -> Iterator[tuple[int, str, str | None, str | None]]:
-    """Return (item, pointer, image, image_url) of each picture."""
+    """Return (item, pointer, image, image_url) of each image."""
     items = [(0, "", wanted.image, wanted.image_url)]
     items += [(n, f"/prompts/{n}", item.image, item.image_url) for n, item in enumerate(wanted.prompts or ())]
     for n, parent, image, url in items:
@@ -95,10 +97,10 @@ def _decode(field: str, text: str) -> bytes:
 
 def _check(field: str, url: str, settings: Settings) -> None:
     if settings.image_urls == "off":
-        raise InvalidRequest(f"{field}: this service fetches no pictures; send the picture itself")
+        raise InvalidRequest(f"{field}: this service fetches no images; send the image itself")
     try:
         check_url(url, allow_loopback=settings.image_urls == "loopback")
-    except Refused as error:
+    except UrlRefused as error:
         raise InvalidRequest(f"{field}: {error}") from None
 
 
@@ -114,9 +116,9 @@ def _fetch(url: str, settings: Settings) -> bytes:
                 allow_loopback=settings.image_urls == "loopback",
             )
         )
-    except Refused as error:
+    except UrlRefused as error:
         raise InvalidRequest(str(error)) from None
-    except Unanswered as error:
+    except HostUnreachable as error:
         raise ImageNotFetched(str(error)) from None
     if answer.status != 200:
         raise ImageNotFetched(f"the other host answered with {answer.status}; redirects are not followed")

@@ -12,9 +12,9 @@ from dataclasses import replace
 from redis.exceptions import RedisError
 
 from app.dependencies import Services
-from app.requests.images import Picture, read_pictures
+from app.requests.images import RequestImage, read_images
 from clipsynth.admission.estimate import forecast, passes
-from clipsynth.admission.limits import Hold, admit, release_hold
+from clipsynth.admission.limits import Reservation, admit, release_reservation
 from clipsynth.errors import DeadlineUnreachable, InvalidRequest, MethodUnavailable, NotFound, NotReady
 from clipsynth.jobs import idempotency
 from clipsynth.jobs.queue import enqueue
@@ -30,7 +30,7 @@ from clipsynth.schemas.generation import (
 )
 from clipsynth.schemas.prompts import StoredPrompt
 from clipsynth.security.api_keys import ApiKey
-from clipsynth.security.safe_http import Refused, check_url
+from clipsynth.security.safe_http import UrlRefused, check_url
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from clipsynth.storage import image_key
@@ -46,7 +46,7 @@ def accept(
     files: Mapping[str, bytes],
     idempotency_key: str | None,
 ) -> tuple[Generation, bool]:
-    """Resolve, take room, store the pictures, and queue. What is acknowledged is on the queue.
+    """Resolve, take room, store the images, and queue. What is acknowledged is on the queue.
 
     Args:
         files: those of a form, which `wanted` names as `part:<name>`.
@@ -55,11 +55,11 @@ def accept(
         The generation, and whether it had been made before under the same idempotency key.
     """
     state = services.state
-    pictures = read_pictures(wanted, files, services.settings)
+    images = read_images(wanted, files, services.settings)
     webhook = _webhook(services.settings, caller, wanted)
     generation_id = new_id()
     if idempotency_key is not None:
-        generation_id = _claim(services, caller, wanted, pictures, idempotency_key, generation_id)
+        generation_id = _claim(services, caller, wanted, images, idempotency_key, generation_id)
         # not found: it is new, or its first request was refused, or cut off before it was queued
         with contextlib.suppress(NotFound):
             return state.get(generation_id, owner=caller.id), True
@@ -69,7 +69,7 @@ def accept(
     if hold is None:
         return _made_meanwhile(services, caller, generation_id), True
     try:
-        _store(services, generation_id, payload, pictures)
+        _store(services, generation_id, payload, images)
         generation = enqueue(
             services.redis,
             state,
@@ -83,21 +83,23 @@ def accept(
         )
     except Exception:
         with contextlib.suppress(RedisError):  # the janitor gives it back then
-            release_hold(services.redis, hold)
+            release_reservation(services.redis, hold)
         raise
     logger.info("job accepted: %s", generation_id, extra={"job_id": generation_id, "key_id": caller.id})
     return generation, False
 
 
-def _store(services: Services, generation_id: str, payload: JobPayload, pictures: Sequence[Picture]) -> None:
-    """Store the pictures and note their hashes in the payload; none if one of them is refused."""
-    small = [picture.normalised(services.settings) for picture in pictures]
+def _store(
+    services: Services, generation_id: str, payload: JobPayload, images: Sequence[RequestImage]
+) -> None:
+    """Store the images and note their hashes in the payload; none if one of them is refused."""
+    small = [image.normalised(services.settings) for image in images]
     if small:
         services.state.reserve(generation_id)
-    for picture, data in zip(pictures, small, strict=True):
-        holder = payload.prompts[picture.n] if payload.prompts else payload
+    for image, data in zip(images, small, strict=True):
+        holder = payload.prompts[image.n] if payload.prompts else payload
         holder.image_sha256 = hashlib.sha256(data).hexdigest()
-        services.storage.put(image_key(generation_id, picture.n), data)
+        services.storage.put(image_key(generation_id, image.n), data)
 
 
 def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> Webhook | None:
@@ -105,7 +107,7 @@ def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> W
         return None
     try:
         check_url(wanted.webhook_url, allow_loopback=settings.webhook_loopback)
-    except Refused as error:
+    except UrlRefused as error:
         raise InvalidRequest(f"/webhook_url: {error}") from None
     if not (caller.webhook_secret or settings.webhook_secret):
         raise InvalidRequest("/webhook_url: without an API key the service needs CLIPSYNTH_WEBHOOK_SECRET")
@@ -116,13 +118,13 @@ def _claim(
     services: Services,
     caller: ApiKey,
     wanted: GenerationRequest,
-    pictures: Sequence[Picture],
+    images: Sequence[RequestImage],
     key: str,
     generation_id: str,
 ) -> str:
     """Return the id that the idempotency key stands for; `generation_id` where it is new."""
     request = wanted.model_dump_json(exclude={"image": True, "prompts": {"__all__": {"image"}}})
-    seen = [picture.fingerprint for picture in pictures]
+    seen = [image.fingerprint for image in images]
     return idempotency.claim(
         services.redis,
         owner=caller.id,
@@ -135,19 +137,19 @@ def _claim(
 
 def _take_room(
     services: Services, caller: ApiKey, generation_id: str, payload: JobPayload, cost: ModelCost | None
-) -> Hold | None:
+) -> Reservation | None:
     """Return the room taken; None where another request with this id has it.
 
     Room comes first: of all that may refuse a request it costs least, and under overload nearly all are refused.
     """
-    hold = Hold(generation_id, caller.id, payload.model, passes(payload, cost))
+    hold = Reservation(generation_id, caller.id, payload.model, passes(payload, cost))
     if not admit(services.redis, hold, services.settings, cost):
         return None
     expected = forecast(
         services.redis, payload, cost, owner=caller.id, counted=True, corrected=payload.deadline_s is not None
     )
     if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
-        release_hold(services.redis, hold)
+        release_reservation(services.redis, hold)
         raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
     return replace(hold, eta_s=expected.base_s)
 
@@ -160,13 +162,13 @@ def _made_meanwhile(services: Services, caller: ApiKey, generation_id: str) -> G
 
 
 def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> JobPayload:
-    """Fill in the bundle's defaults, a seed and where pictures will lie, and hold the bundle's limits."""
+    """Fill in the bundle's defaults, a seed and where images will lie, and hold the bundle's limits."""
     if wanted.method not in model.methods:
         raise MethodUnavailable(
             f"/method: model {model.name} offers {', '.join(model.methods)}, asked for {wanted.method}"
         )
     is_retrieval = wanted.method == "retrieval"
-    lone_picture = wanted.image is not None or wanted.image_url is not None
+    lone_image = wanted.image is not None or wanted.image_url is not None
     asked = None if wanted.attributes is None else wanted.attributes.given()
     prompt, attributes = settle(wanted.prompt, asked, model.attributes, model=model.name)
     payload = JobPayload(
@@ -176,13 +178,13 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
         and [
             StoredPrompt(
                 text=item.text,
-                image_key=image_key(generation_id, n) if item.is_picture else None,
+                image_key=image_key(generation_id, n) if item.is_image else None,
                 weight=item.weight,
             )
             for n, item in enumerate(wanted.prompts)
         ],
         composition=wanted.composition,
-        image_key=image_key(generation_id) if lone_picture else None,
+        image_key=image_key(generation_id) if lone_image else None,
         negative_prompt=wanted.negative_prompt,
         attributes=attributes,
         method=wanted.method,

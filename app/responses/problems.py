@@ -40,7 +40,7 @@ STATUS = {
     "not_ready": 409,
     "already_ended": 409,
     "recipe_mismatch": 409,
-    "picture_gone": 410,
+    "image_gone": 410,
     "range_not_satisfiable": 416,
     "rate_limited": 429,
     "queue_full": 429,

@@ -34,7 +34,7 @@ router = APIRouter(tags=["generations"])
     ),
 )
 async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Estimate:
-    """Say how long a generation with this body would take if it were made now. Nothing is made, and pictures are not looked at."""
+    """Say how long a generation with this body would take if it were made now. Nothing is made, and images are not looked at."""
     wanted, _files = await read_body(request)
     return await run_in_threadpool(_estimate, services, caller, wanted)
 

@@ -76,13 +76,13 @@ async def create(
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Any:
-    """Accept a request as JSON, or as multipart with the same field names and pictures as files.
+    """Accept a request as JSON, or as multipart with the same field names and images as files.
 
     The same `Idempotency-Key` and request again give the same generation. `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
     """
     wanted, files = await read_body(request)
     began = time.monotonic()
-    async with services.room_for_pictures(wanted):
+    async with services.image_slot(wanted):
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
         generation, replayed = await accepting
     location = f"/v1/generations/{generation.id}"

@@ -15,10 +15,10 @@ from app.requests.images import PART
 from app.requests.submit import accept
 from app.responses.audio import succeeded
 from app.responses.problems import problems
-from clipsynth.errors import InvalidRequest, NotFound, PictureGone, RecipeMismatch
+from clipsynth.errors import ImageGone, InvalidRequest, NotFound, RecipeMismatch
 from clipsynth.schemas.generation import Generation, GenerationRequest
 from clipsynth.schemas.prompts import StoredPrompt
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["generations"])
@@ -53,7 +53,7 @@ class OutputRecipe(BaseModel):
     index: int
     id: str = Field(description="which the sound's files name in their metadata")
     token: str
-    recipe: Recipe
+    recipe: ReplayToken
 
 
 class Recipes(BaseModel):
@@ -73,7 +73,7 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
     tokens = {output.index: output.recipe for output in outputs if output.recipe}
     return Recipes(
         data=[
-            OutputRecipe(index=n, id=(recipe := Recipe.read(token)).id, token=token, recipe=recipe)
+            OutputRecipe(index=n, id=(recipe := ReplayToken.read(token)).id, token=token, recipe=recipe)
             for n, token in tokens.items()
         ]
     )
@@ -93,7 +93,7 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
         "receive_timeout",
         "unsupported_media",
         "recipe_mismatch",
-        "picture_gone",
+        "image_gone",
         "rate_limited",
         "queue_full",
         "no_worker",
@@ -109,7 +109,7 @@ async def replay(request: Request, response: Response, services: ServicesDep, ca
 
 
 def _replay(services: Services, caller: ApiKey, token: str) -> Generation:
-    recipe = Recipe.read(token)
+    recipe = ReplayToken.read(token)
     served = services.state.model(recipe.model)
     if served.version != recipe.version:
         raise RecipeMismatch(
@@ -126,22 +126,22 @@ def _replay(services: Services, caller: ApiKey, token: str) -> Generation:
 
 
 def _prompt(services: Services, item: StoredPrompt, files: dict[str, bytes]) -> dict[str, object]:
-    """Return an item as a client would have sent it; its picture is put into `files`."""
+    """Return an item as a client would have sent it; its image is put into `files`."""
     content: dict[str, object] = {"text": item.text}
     if item.image_key is not None:
         name = str(len(files))
-        files[name] = _picture(services, item.image_key, item.image_sha256)
+        files[name] = _image(services, item.image_key, item.image_sha256)
         content["image"] = PART + name
     return content | {"weight": item.weight}
 
 
-def _picture(services: Services, key: str, sha256: str | None) -> bytes:
+def _image(services: Services, key: str, sha256: str | None) -> bytes:
     try:
-        picture = services.storage.get(key)
+        image = services.storage.get(key)
     except ValueError:
-        raise InvalidRequest("/recipe: names no picture") from None
+        raise InvalidRequest("/recipe: names no image") from None
     except NotFound:
-        picture = b""
-    if hashlib.sha256(picture).hexdigest() != sha256:
-        raise PictureGone("the picture of the recipe is not stored any more; send it with a new request")
-    return picture
+        image = b""
+    if hashlib.sha256(image).hexdigest() != sha256:
+        raise ImageGone("the image of the recipe is not stored any more; send it with a new request")
+    return image

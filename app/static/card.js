@@ -10,8 +10,8 @@ import { curl, python, recipeLink } from "./snippets.js";
 
 /** Return what a request asks for in words. */
 export function title(body) {
-  const name = (item) => (item.image ? "a picture" : item.text);
-  if (!body.prompts) return [body.prompt, body.image && "a picture"].filter(Boolean).join(" + ");
+  const name = (item) => (item.image ? "an image" : item.text);
+  if (!body.prompts) return [body.prompt, body.image && "an image"].filter(Boolean).join(" + ");
   return body.prompts.map((item) => `${name(item)}${item.weight === 1 ? "" : ` ×${Number(item.weight.toFixed(2))}`}`).join(" + ");
 }
 

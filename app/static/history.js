@@ -16,7 +16,7 @@ function write(entries) {
     try {
       return localStorage.setItem(NAME, JSON.stringify(entries));
     } catch (error) {
-      if (!entries.length) throw error; // pictures take room: the oldest go
+      if (!entries.length) throw error; // images take room: the oldest go
     }
   }
 }

@@ -26,7 +26,7 @@ function body() {
 async function generate() {
   const wanted = body();
   if (!wanted) {
-    complain(new Error("Say what it should sound like, or add a picture."));
+    complain(new Error("Say what it should sound like, or add an image."));
     $("prompt").focus();
     return;
   }
@@ -86,7 +86,7 @@ function estimateSoon() {
   }, 400);
 }
 
-/** Return what a request costs by, without its texts and pictures: in a set nothing of them, else how many are to be heard. */
+/** Return what a request costs by, without its texts and images: in a set nothing of them, else how many are to be heard. */
 function sketch() {
   const { prompts, composition } = mixture.fields() ?? {};
   if (!composition) return { prompt: "any" };
@@ -130,11 +130,11 @@ async function recall() {
   }
 }
 
-// --- pictures ---
+// --- images ---
 
-async function addPictures(files) {
+async function addImages(files) {
   try {
-    for (const file of files) if (file.type.startsWith("image/")) await mixture.addPicture(file);
+    for (const file of files) if (file.type.startsWith("image/")) await mixture.addImage(file);
     complain(null);
   } catch (error) {
     complain(error);
@@ -173,14 +173,14 @@ async function lookForModels() {
 $("composer").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
 $("add-text").addEventListener("click", guarded(() => mixture.addText()));
 $("add-negative").addEventListener("click", guarded(() => mixture.addText("", -1)));
-$("add-picture").addEventListener("click", () => $("file").click());
-$("file").addEventListener("change", async ({ target }) => { await addPictures(target.files); target.value = ""; });
+$("add-image").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", async ({ target }) => { await addImages(target.files); target.value = ""; });
 $("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", onclick: () => { $("prompt").value = text; mixture.onchange(); $("prompt").focus(); } }, text)));
 
 document.addEventListener("dragover", (event) => { event.preventDefault(); $("composer").classList.add("dropping"); });
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("composer").classList.remove("dropping"); });
-document.addEventListener("drop", (event) => { event.preventDefault(); $("composer").classList.remove("dropping"); addPictures(event.dataTransfer.files); });
-document.addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); addPictures(event.clipboardData.files); } });
+document.addEventListener("drop", (event) => { event.preventDefault(); $("composer").classList.remove("dropping"); addImages(event.dataTransfer.files); });
+document.addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); addImages(event.clipboardData.files); } });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); if (!event.repeat) generate(); }
   const typing = event.target.closest("input, textarea, select, button, a, summary, dialog");

@@ -1,21 +1,21 @@
-/** What the sound is to be made of: the prompt box, and chips of words and pictures with weights. */
+/** What the sound is to be made of: the prompt box, and chips of words and images with weights. */
 
 import { $, h } from "./dom.js";
 
-const SIDE = 512; // px; the service makes pictures this small anyway
+const SIDE = 512; // px; the service makes images this small anyway
 const MAX_ITEMS = 8;
-const MAX_PICTURES = 4;
+const MAX_IMAGES = 4;
 
 /** How several things come together, in words; the first is what a request without it means. */
 export const COMPOSITIONS = { set: "together", compose: "guided by each", mix: "separately, then mixed" };
 
-/** Read a picture, however large, into a small JPEG in base64. */
-async function readPicture(file) {
+/** Read an image, however large, into a small JPEG in base64. */
+async function readImage(file) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name || "That"} is not a picture that this browser can read.`);
+    throw new Error(`${file.name || "That"} is not an image that this browser can read.`);
   }
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = h("canvas", { width: Math.max(1, bitmap.width * scale), height: Math.max(1, bitmap.height * scale) });
@@ -26,7 +26,7 @@ async function readPicture(file) {
   return canvas.toDataURL("image/jpeg", 0.9).split(",")[1];
 }
 
-const pictureBlob = (base64) => new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/jpeg" });
+const imageBlob = (base64) => new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/jpeg" });
 
 export class Mixture {
   /** @param {() => void} onchange called when anything changes */
@@ -44,9 +44,9 @@ export class Mixture {
     this.#add({ text, weight });
   }
 
-  async addPicture(file) {
-    if (this.items.filter((item) => item.image).length >= MAX_PICTURES) throw new Error(`At most ${MAX_PICTURES} pictures.`);
-    this.#add({ image: await readPicture(file), name: file.name || "picture", weight: 1 });
+  async addImage(file) {
+    if (this.items.filter((item) => item.image).length >= MAX_IMAGES) throw new Error(`At most ${MAX_IMAGES} images.`);
+    this.#add({ image: await readImage(file), name: file.name || "image", weight: 1 });
   }
 
   #add(item) {
@@ -66,7 +66,7 @@ export class Mixture {
       chip.classList.toggle("negative", item.weight < 0);
     };
     const content = item.image
-      ? h("img", { src: URL.createObjectURL(pictureBlob(item.image)), alt: `Picture: ${item.name}` })
+      ? h("img", { src: URL.createObjectURL(imageBlob(item.image)), alt: `Image: ${item.name}` })
       : h("input", {
           type: "text", value: item.text, maxLength: 1000, placeholder: item.weight < 0 ? "what to leave out" : "piano",
           "aria-label": "Words", oninput: (event) => { item.text = event.target.value; this.onchange(); },
@@ -101,7 +101,7 @@ export class Mixture {
     return prompt ? [{ text: prompt, weight: 1 }, ...items] : items;
   }
 
-  /** Return the fields of a request: a lone text or picture by itself, else a weighted set. Null if there is nothing. */
+  /** Return the fields of a request: a lone text or image by itself, else a weighted set. Null if there is nothing. */
   fields() {
     const items = this.#filled();
     if (!items.some((item) => item.weight > 0)) return null;
@@ -119,7 +119,7 @@ export class Mixture {
     const items = prompts ?? [...(prompt ? [{ text: prompt, weight: 1 }] : []), ...(image ? [{ image, weight: 1 }] : [])];
     const first = items.findIndex((item) => item.text && item.weight === 1);
     this.prompt.value = items[first]?.text ?? "";
-    items.forEach((item, n) => n !== first && this.#add({ name: "picture", ...item }));
+    items.forEach((item, n) => n !== first && this.#add({ name: "image", ...item }));
     this.onchange();
   }
 

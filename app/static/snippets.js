@@ -4,12 +4,12 @@ const JSON_TEXTS = new Set(["prompts", "attributes"]); // fields that a form car
 const formText = ([name, value]) => [name, JSON_TEXTS.has(name) ? JSON.stringify(value) : value];
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** Return the request with pictures as names of parts, and those names. */
+/** Return the request with images as names of parts, and those names. */
 function withParts(body) {
   const parts = [];
   const part = (item) => {
     if (!item.image) return item;
-    parts.push(`picture${parts.length + 1}`);
+    parts.push(`image${parts.length + 1}`);
     return { ...item, image: `part:${parts.at(-1)}` };
   };
   const named = body.prompts ? { ...body, prompts: body.prompts.map(part) } : part(body);

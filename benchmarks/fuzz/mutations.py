@@ -1,4 +1,4 @@
-"""Broken requests, each a function of a seed and a number: pictures, multipart bodies, headers. Knows no server."""
+"""Broken requests, each a function of a seed and a number: images, multipart bodies, headers. Knows no server."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def _request(
     return method + b" " + path + b" HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------------- images
 
 
-def _picture(draw: random.Random) -> bytes:
+def _image(draw: random.Random) -> bytes:
     mode = draw.choice(["RGB", "L", "P", "RGBA", "1", "I;16", "CMYK"])
     fmt = draw.choice(
         ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO"]
@@ -143,7 +143,7 @@ def mutate(draw: random.Random, data: bytes) -> bytes:
 
 
 def _image(draw: random.Random) -> bytes:
-    data = _bomb(draw) if draw.random() < 0.1 else _picture(draw)
+    data = _bomb(draw) if draw.random() < 0.1 else _image(draw)
     if draw.random() < 0.9:
         data = mutate(draw, data)
     if draw.random() < 0.3:

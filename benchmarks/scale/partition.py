@@ -24,7 +24,7 @@ from benchmarks.scale.hosts import SUBNET, Host, network
 from benchmarks.serving.load import MANIFEST, look, payload
 from clipsynth.errors import NotFound
 from clipsynth.jobs.queue import connect, enqueue, get_queue
-from clipsynth.jobs.store import State, new_id, redis_answers
+from clipsynth.jobs.store import JobStore, is_redis_up, new_id
 from clipsynth.schemas.generation import TERMINAL, Status
 from clipsynth.services.embedded_redis import find_redis_server
 from clipsynth.services.processes import wait_until
@@ -47,14 +47,14 @@ def start_worker(host: Host, url: str, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(host.command(*command), stdout=log, stderr=log)
 
 
-def submit(redis: Redis, state: State, settings: Settings, jobs: int) -> list[str]:
+def submit(redis: Redis, state: JobStore, settings: Settings, jobs: int) -> list[str]:
     ids = [new_id() for _ in range(jobs)]
     for generation_id in ids:
         enqueue(redis, state, generation_id, payload(num_inference_steps=40, num_outputs=2), settings)
     return ids
 
 
-def whole(state: State, storage: Storage, generation_id: str) -> bool:
+def whole(state: JobStore, storage: Storage, generation_id: str) -> bool:
     """Return whether both outputs are listed and stored."""
     try:
         found = state.get(generation_id)
@@ -72,9 +72,9 @@ def run(folder: Path, *, cut: str, jobs: int, cut_s: float) -> dict[str, int | f
         processes = [start_redis(hosts["redis"], folder)]
         redis = connect(url)
         try:
-            assert wait_until(lambda: redis_answers(redis), timeout_s=30)
+            assert wait_until(lambda: is_redis_up(redis), timeout_s=30)
             settings = Settings(redis_url=url, data_dir=folder)
-            state, storage = State.from_settings(redis, settings), Storage(settings.results_url)
+            state, storage = JobStore.from_settings(redis, settings), Storage(settings.results_url)
             processes += [start_worker(hosts[name], url, folder) for name in ("one", "two")]
             workers = f"rq:workers:{get_queue(MANIFEST.name, redis).name}"
             assert wait_until(lambda: redis.scard(workers) == 2, timeout_s=60)
@@ -87,7 +87,7 @@ def run(folder: Path, *, cut: str, jobs: int, cut_s: float) -> dict[str, int | f
             hosts["redis" if cut == "redis" else "one"].plug(in_=False)
             time.sleep(cut_s)
             hosts["redis" if cut == "redis" else "one"].plug(in_=True)
-            assert wait_until(lambda: redis_answers(redis), timeout_s=30)
+            assert wait_until(lambda: is_redis_up(redis), timeout_s=30)
             before, mended = ended(), time.monotonic()
             wait_until(lambda: ended() >= jobs, timeout_s=STUCK_S)
             took_s = time.monotonic() - mended

@@ -32,12 +32,12 @@ from rq.job import Job
 
 from benchmarks.serving.load import MANIFEST, payload
 from clipsynth.jobs.queue import connect, enqueue, get_queue
-from clipsynth.jobs.store import End, State, new_id
+from clipsynth.jobs.store import End, JobStore, new_id
 from clipsynth.schemas.generation import Output, Progress, Status
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from worker.rq_adapter.claim import Taking
+from worker.rq_adapter.claim import JobClaimer
 
 PROCESSES = 4
 LEASE_S = 15
@@ -58,9 +58,9 @@ def simulate(
 ) -> None:
     """Be a worker and its clients: batches of jobs that take `job_s`, with the traffic of real ones: a look at cancels every `watch_s`, progress every `progress_s`."""
     settings = Settings(redis_url="redis://unused")
-    state = State(redis, result_ttl_s=3600)
+    state = JobStore(redis, result_ttl_s=3600)
     queue = get_queue(MANIFEST.name, redis)
-    taking = Taking(queue, Job)
+    taking = JobClaimer(queue, Job)
     name = f"simulated-{new_id()}"
     stop.wait(random.uniform(0, job_s))  # not all at once
     while not stop.is_set():
@@ -77,7 +77,7 @@ def simulate(
         settle(redis, state, jobs, executions, name)
 
 
-def begin(redis: Redis, state: State, queue: Queue, jobs: list[Job], name: str) -> list[Execution]:
+def begin(redis: Redis, state: JobStore, queue: Queue, jobs: list[Job], name: str) -> list[Execution]:
     """Lease jobs, as BatchWorker._begin does."""
     executions = []
     with redis.pipeline() as pipeline:
@@ -87,13 +87,13 @@ def begin(redis: Redis, state: State, queue: Queue, jobs: list[Job], name: str) 
             job.prepare_for_execution(name, pipeline)
             pipeline.persist(job.key)
             pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-            state.start(job.id, company=True, pipeline=pipeline)
+            state.start(job.id, batched_with_others=True, pipeline=pipeline)
         pipeline.execute()
     return executions
 
 
-def settle(redis: Redis, state: State, jobs: list[Job], executions: list[Execution], name: str) -> None:
-    """Write what the end of jobs writes, as Settler and BatchWorker._record do: one transaction for all."""
+def settle(redis: Redis, state: JobStore, jobs: list[Job], executions: list[Execution], name: str) -> None:
+    """Write what the end of jobs writes, as Finalizer and BatchWorker._record do: one transaction for all."""
     with redis.pipeline() as pipeline:
         for job in jobs:
             output = Output(
@@ -145,7 +145,7 @@ def measure(
     server = EmbeddedRedis(folder)
     redis = connect(server.url)
     redis.config_set("appendfsync", fsync)
-    state = State(redis, result_ttl_s=3600)
+    state = JobStore(redis, result_ttl_s=3600)
     state.announce(model_info(MANIFEST))
     context = multiprocessing.get_context("spawn")
     stop = context.Event()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from clipsynth.jobs.queue import connect, enqueue
-from clipsynth.jobs.store import State, new_id
+from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.processes import let_threads_sleep
@@ -52,7 +52,7 @@ def ours(model: Path, jobs: int) -> float:
         server = EmbeddedRedis(Path(folder))
         settings = Settings(redis_url=server.url, data_dir=Path(folder))
         redis = connect(server.url)
-        state = State.from_settings(redis, settings)
+        state = JobStore.from_settings(redis, settings)
         process = multiprocessing.get_context("spawn").Process(
             target=worker, args=(server.url, Path(folder), model), daemon=True
         )

@@ -28,7 +28,7 @@ from redis.exceptions import RedisError
 from benchmarks.serving.load import MANIFEST, POISON, look, payload
 from clipsynth.errors import AlreadyEnded, NotFound
 from clipsynth.jobs.queue import connect, enqueue, get_queue, withdraw
-from clipsynth.jobs.store import State, new_id
+from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.schemas.generation import TERMINAL, Status
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
@@ -56,9 +56,9 @@ class Chaos:
         self.redis_server = EmbeddedRedis(folder)
         self.settings = Settings(redis_url=self.redis_server.url, data_dir=folder)
         self.redis = connect(self.redis_server.url)
-        self.state = State.from_settings(self.redis, self.settings)
+        self.state = JobStore.from_settings(self.redis, self.settings)
         self.storage = Storage(self.settings.results_url)
-        self.worker_settings = {"lease_s": 2, "beat_s": 0.5, "max_attempts": max_attempts}
+        self.worker_settings = {"lease_s": 2, "heartbeat_s": 0.5, "max_attempts": max_attempts}
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["benchmarks.serving.simulated", "worker.rq_adapter.worker"])
         self.workers = [self.new_worker() for _ in range(WORKERS)]

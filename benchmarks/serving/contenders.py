@@ -28,7 +28,7 @@ from benchmarks.serving.idle import free_port
 from benchmarks.serving.venvs import environment
 from clipsynth.jobs.model_registry import MODEL_TTL_S
 from clipsynth.jobs.queue import connect
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
@@ -152,7 +152,7 @@ def plain_rq_worker(redis_url: str, data_dir: Path, bundle: str | None) -> None:
     else:
         torch_for_one_thread()
         predictor = Canvas(STEP_S)
-    state = State.from_settings(connect(redis_url), settings)
+    state = JobStore.from_settings(connect(redis_url), settings)
 
     def announce() -> None:
         while True:

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.serving.throughput import cpu_s
 from clipsynth.jobs.queue import connect
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.processes import let_threads_sleep, start_child, wait_until
 from clipsynth.settings import Settings
@@ -68,7 +68,7 @@ def measure(model: Path, folder: Path, *, requests: int, steps: int, idle_s: flo
     children = {n: start_child([sys.executable, "-m", "clipsynth.cli", n], environment) for n in names}
     http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
     try:
-        state = State.from_settings(redis, settings)
+        state = JobStore.from_settings(redis, settings)
         assert wait_until(lambda: [m.status for m in state.models()] == ["ready"], timeout_s=120)
         assert wait_until(lambda: answers(http), timeout_s=30)
         predictor = load(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipsynth.errors import NotFound
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import Generation, JobPayload
 from models.bundle import Manifest
 
@@ -28,7 +28,7 @@ def payload(**fields: object) -> JobPayload:
     return JobPayload(**defaults | fields)
 
 
-def look(state: State, generation_id: str) -> Generation | None:
+def look(state: JobStore, generation_id: str) -> Generation | None:
     """Return a generation; None where its record is lost."""
     try:
         return state.get(generation_id)

@@ -11,7 +11,7 @@ from benchmarks.serving.client import Answer
 from benchmarks.serving.load import payload
 from benchmarks.serving.simulated import Simulated
 from models.sampler import advance
-from worker.calibration import Cost
+from worker.calibration import StepCost
 
 TOKENS = 50  # of a row, whatever its duration: the canvas
 
@@ -22,8 +22,8 @@ class Canvas(Simulated):
     def num_tokens(self, _: float) -> int:
         return TOKENS
 
-    def measure(self) -> Cost:
-        return Cost(self.step_s, 1e-12, ROWS * TOKENS)
+    def measure(self) -> StepCost:
+        return StepCost(self.step_s, 1e-12, ROWS * TOKENS)
 
 
 def throughput(wanted: Iterator[Request], seconds: float) -> float:

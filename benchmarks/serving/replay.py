@@ -19,17 +19,17 @@ from typing import Any, cast
 
 import numpy as np
 
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import JobPayload
 from clipsynth.schemas.prompts import StoredPrompt
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 from models.conditioning.prompts import COMPOSITIONS
-from models.sampler import Row
-from worker.engine import Engine, Ticket
-from worker.job_runner import Jobs
+from models.sampler import SamplerRow
+from worker.engine import Engine, SamplingRequest
+from worker.job_runner import JobRunner
 from worker.predictor import Predictor
 
 PROMPTS = ("rain", "a dog barking", "a cat and a bell", "wind in the trees", "an old engine", "applause")
@@ -43,8 +43,8 @@ class Trial:
 
     def __init__(self, predictor: Predictor, folder: Path, seed: int) -> None:
         self.predictor, self.draw = predictor, random.Random(seed)
-        no_redis = cast(State, None)
-        self.jobs = Jobs(predictor, no_redis, Storage(folder.as_uri()), max_attempts=1)
+        no_redis = cast(JobStore, None)
+        self.jobs = JobRunner(predictor, no_redis, Storage(folder.as_uri()), max_attempts=1)
 
     def wish(self) -> JobPayload:
         """Return a random request."""
@@ -68,7 +68,7 @@ class Trial:
 
     def again(self, token: str) -> JobPayload:
         """Return the request that a recipe stands for."""
-        fields = Recipe.read(token).model_dump()
+        fields = ReplayToken.read(token).model_dump()
         return self.payload(**{k: v for k, v in fields.items() if k in JobPayload.model_fields})
 
     def make(self, payloads: list[JobPayload], at_a_time: int) -> list[tuple[str, np.ndarray]]:
@@ -86,7 +86,7 @@ class Trial:
         assert not any(ticket.error for ticket in tickets)
         return [ticket.results[n] for ticket in tickets for n in range(ticket.num_rows)]
 
-    def _ticket(self, number: int, payload: JobPayload) -> Ticket:
+    def _ticket(self, number: int, payload: JobPayload) -> SamplingRequest:
         ticket = self.jobs.ticket(f"gen_{number:026x}", payload)
         deliver = ticket.deliver
         ticket.deliver = lambda n, waveform: (deliver(n, waveform)[0].recipe, waveform)
@@ -96,13 +96,13 @@ class Trial:
         """Return the waveform of a request as the first of four rows of its own shape."""
         others = [first.model_copy(update={"seed": self.draw.randrange(2**32)}) for _ in range(3)]
 
-        def rows() -> list[Row]:
+        def rows() -> list[SamplerRow]:
             return [self.predictor.rows(payload, {})[0] for payload in (first, *others)]
 
         engine = Engine(self.predictor, limit=10**9)
         tokens = self.predictor.num_tokens(first.duration_s)
-        passes = sum(first.branches(self.predictor.told_guidance))
-        ticket = Ticket(rows, lambda _, waveform: waveform, 4, tokens, first.duration_s, passes)
+        passes = sum(first.branches(self.predictor.distilled_guidance_range))
+        ticket = SamplingRequest(rows, lambda _, waveform: waveform, 4, tokens, first.duration_s, passes)
         engine.submit(ticket)
         while not ticket.ended:
             engine.turn()

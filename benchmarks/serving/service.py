@@ -20,7 +20,7 @@ import psutil
 from redis import Redis
 
 from clipsynth.jobs.queue import connect
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
@@ -42,7 +42,7 @@ class Service:
     url: str
     port: int
     redis: Redis
-    state: State
+    state: JobStore
     api: psutil.Process
     log: Path
 
@@ -102,7 +102,7 @@ def running(
                 psutil.Process(api.pid).cpu_affinity(sorted(api_cores))
             url = f"http://127.0.0.1:{port}"
             service = Service(
-                url, port, redis, State.from_settings(redis, Settings()), psutil.Process(api.pid), log
+                url, port, redis, JobStore.from_settings(redis, Settings()), psutil.Process(api.pid), log
             )
             if not wait_until(lambda: _answers(service, ready=bool(workers)), timeout_s=START_S):
                 raise TimeoutError(f"the service does not start: {log.read_text()}")

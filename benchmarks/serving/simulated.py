@@ -16,8 +16,8 @@ from benchmarks.serving.load import MANIFEST, POISON
 from clipsynth.schemas.generation import Format, JobPayload
 from clipsynth.settings import Settings
 from models.networks.condition_encoder import ConditionTokens
-from models.sampler import Row
-from worker.calibration import Cost
+from models.sampler import SamplerRow
+from worker.calibration import StepCost
 from worker.main import model_info, run
 
 BATCH = ROWS
@@ -36,17 +36,17 @@ class Simulated:
     def __init__(self, step_s: float) -> None:
         self.step_s = step_s
 
-    def measure(self) -> Cost:
-        return Cost(self.step_s, 1e-12, BATCH * TOKENS_PER_S)
+    def measure(self) -> StepCost:
+        return StepCost(self.step_s, 1e-12, BATCH * TOKENS_PER_S)
 
     def num_tokens(self, duration_s: float) -> int:
         return round(TOKENS_PER_S * duration_s)
 
-    def rows(self, payload: JobPayload, _: object = None) -> list[Row]:
+    def rows(self, payload: JobPayload, _: object = None) -> list[SamplerRow]:
         condition = _CONDITIONS[payload.prompt == POISON]
         latents = torch.zeros(1, self.num_tokens(payload.duration_s), 1)
         return [
-            Row(latents, [condition], condition, payload.num_inference_steps, payload.guidance_scale)
+            SamplerRow(latents, [condition], condition, payload.num_inference_steps, payload.guidance_scale)
             for _ in range(payload.num_outputs)
         ]
 
@@ -58,7 +58,7 @@ class Simulated:
         time.sleep(call_s(len(tokens), self.step_s, BATCH))
         return tokens
 
-    def decode(self, rows: Sequence[Row], duration_s: float) -> list[np.ndarray]:
+    def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
         return list(np.zeros((len(rows), round(duration_s * SAMPLES_PER_S)), np.float32))
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:

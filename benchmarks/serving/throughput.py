@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.serving.accelerator import STEP_S
 from benchmarks.serving.load import payload
 from clipsynth.jobs.queue import connect, enqueue, get_queue
-from clipsynth.jobs.store import State, new_id
+from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
@@ -76,19 +76,19 @@ def plain_worker(redis_url: str, data_dir: Path, model: Any = None) -> None:
     from benchmarks.serving.simulated import Simulated
     from clipsynth.storage import Storage
     from models.sampler import advance
-    from worker.engine import Ticket
-    from worker.job_runner import Jobs
+    from worker.engine import SamplingRequest
+    from worker.job_runner import JobRunner
     from worker.rq_adapter.job import GenerationJob
 
     settings = Settings(redis_url=redis_url, data_dir=data_dir)
-    state = State.from_settings(connect(redis_url), settings)
+    state = JobStore.from_settings(connect(redis_url), settings)
     model = model or Simulated(STEP_S)
-    jobs = Jobs(model, state, Storage(settings.results_url), max_attempts=3)
+    jobs = JobRunner(model, state, Storage(settings.results_url), max_attempts=3)
 
     def generate(generation_id: str, raw_payload: dict[str, Any]) -> None:
         wanted = JobPayload.model_validate(raw_payload)
-        state.start(generation_id, company=False)
-        ticket: Ticket = jobs.ticket(generation_id, wanted)
+        state.start(generation_id, batched_with_others=False)
+        ticket: SamplingRequest = jobs.ticket(generation_id, wanted)
         ticket.rows = ticket.prepare()
         while not ticket.rows[0].done:
             advance(ticket.rows, model.velocity)
@@ -124,7 +124,7 @@ def through_redis(
         server = EmbeddedRedis(Path(folder))
         settings = Settings(redis_url=server.url, data_dir=Path(folder))
         redis = connect(server.url)
-        state = State.from_settings(redis, settings)
+        state = JobStore.from_settings(redis, settings)
         draw = random.Random(0)
         process = multiprocessing.get_context("spawn").Process(
             target=target, args=(server.url, Path(folder), *arguments), daemon=True

@@ -38,7 +38,7 @@ def passes(payload: JobPayload, cost: ModelCost | None) -> float:
     """Return a request's work: seconds of sound times passes of the network; none where training clips are played."""
     if payload.method == "retrieval":
         return 0.0
-    conditional, unconditional = payload.branches(cost.told_guidance if cost else ())
+    conditional, unconditional = payload.branches(cost.distilled_guidance_range if cost else ())
     passes_per_step = conditional + unconditional * (cost.guided_share if cost else 1.0)
     return payload.num_outputs * payload.num_inference_steps * payload.duration_s * passes_per_step
 

@@ -18,9 +18,9 @@ from clipsynth.errors import QueueFull, RateLimited
 from clipsynth.schemas.generation import ModelCost
 from clipsynth.settings import Settings
 
-HOLDS_KEY = "clipsynth:holds"  # sorted set: room taken for what is not created yet, by time
+RESERVATIONS_KEY = "clipsynth:holds"  # sorted set: room taken for what is not created yet, by time
 INFLIGHT_KEY = "clipsynth:inflight"  # hash: unfinished generations by owner
-HOLD_S = 120.0  # after which room is given back: its request was cut off
+RESERVATION_S = 120.0  # after which room is given back: its request was cut off
 UNKNOWN_S = 5.0  # Retry-After while no worker has measured its cost
 MAX_RETRY_S = 3600.0
 
@@ -90,8 +90,8 @@ return {'ok', '0'}
 
 
 @dataclass(frozen=True)
-class Hold:
-    """Room for one generation, until it is created or `release_hold` gives it back; `eta_s` is what it was told."""
+class Reservation:
+    """Room for one generation, until it is created or `release_reservation` gives it back; `eta_s` is what it was told."""
 
     generation_id: str
     owner: str
@@ -105,14 +105,14 @@ class Hold:
 
     def settle(self, pipeline: Pipeline) -> dict[str, object]:
         """Queue on the pipeline that the room is the record's from now on; return the fields that the record needs for it."""
-        pipeline.zrem(HOLDS_KEY, self.member)
+        pipeline.zrem(RESERVATIONS_KEY, self.member)
         fields: dict[str, object] = {"model": self.model, "work": f"{self.work:.6f}"}
         # What takes no work says nothing of how long work takes.
         told = self.eta_s is not None and self.work > 0
         return fields | ({"eta_s": self.eta_s} if told else {})
 
 
-def admit(redis: Redis, hold: Hold, settings: Settings, cost: ModelCost | None) -> bool:
+def admit(redis: Redis, hold: Reservation, settings: Settings, cost: ModelCost | None) -> bool:
     """Take room for a generation; False where its id has room already: another request is about it.
 
     Raises:
@@ -124,7 +124,7 @@ def admit(redis: Redis, hold: Hold, settings: Settings, cost: ModelCost | None) 
             f"clipsynth:load:{hold.model}",
             INFLIGHT_KEY,
             f"clipsynth:bucket:{hold.owner}",
-            HOLDS_KEY,
+            RESERVATIONS_KEY,
             f"clipsynth:gen:{hold.generation_id}",
         ],
         args=[
@@ -152,16 +152,18 @@ def admit(redis: Redis, hold: Hold, settings: Settings, cost: ModelCost | None) 
     raise QueueFull(f"{whose} of model {hold.model} is full", retry_after_s=retry_after_s)
 
 
-def release_hold(redis: Redis, hold: Hold) -> None:
+def release_reservation(redis: Redis, hold: Reservation) -> None:
     """Give back the room of a generation that was not created."""
-    redis.register_script(_RELEASE_HOLD)(keys=[HOLDS_KEY], args=[hold.member])
+    redis.register_script(_RELEASE_HOLD)(keys=[RESERVATIONS_KEY], args=[hold.member])
 
 
-def release_stale(redis: Redis) -> int:
+def release_stale_reservations(redis: Redis) -> int:
     """Give back the room of requests that were cut off, and return how many those were."""
-    members = cast(list[bytes], redis.zrange(HOLDS_KEY, "-inf", repr(time.time() - HOLD_S), byscore=True))
+    members = cast(
+        list[bytes], redis.zrange(RESERVATIONS_KEY, "-inf", repr(time.time() - RESERVATION_S), byscore=True)
+    )
     for member in members:
-        redis.register_script(_RELEASE_HOLD)(keys=[HOLDS_KEY], args=[member])
+        redis.register_script(_RELEASE_HOLD)(keys=[RESERVATIONS_KEY], args=[member])
     return len(members)
 
 

@@ -19,14 +19,14 @@ import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from httpx_sse import aconnect_sse
 
-from clipsynth.client.retry import Patience, ServiceError, as_unreachable, check
+from clipsynth.client.retry import RetryPolicy, ServiceError, as_unreachable, check
 from clipsynth.schemas.generation import TERMINAL, Estimate, Format, Generation, Output, ServedModel, Status
 
 __all__ = ["AsyncClient", "Client", "ServiceError", "Sound", "Sounds"]
 DEFAULT_URL = "http://localhost:8000"
 READ_TIMEOUT_S = 30.0  # twice the time between two pings of an event stream
 T = TypeVar("T")
-Picture = bytes | str | Path  # its bytes, or the path of its file
+Image = bytes | str | Path  # its bytes, or the path of its file
 Progress = Callable[[Generation], None]
 
 
@@ -91,7 +91,7 @@ class AsyncClient:
         self,
         prompt: str | None = None,
         *,
-        image: Picture | None = None,
+        image: Image | None = None,
         prompts: Sequence[Mapping[str, Any]] | None = None,
         on_progress: Progress | None = None,
         **options: Any,
@@ -116,7 +116,7 @@ class AsyncClient:
         self,
         prompt: str | None = None,
         *,
-        image: Picture | None = None,
+        image: Image | None = None,
         prompts: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> Generation:
@@ -142,7 +142,7 @@ class AsyncClient:
     async def follow(self, generation_id: str) -> AsyncGenerator[Generation]:
         """Yield the generation at each of its changes until it has ended. An interrupted stream is taken up where it was."""
         last_id: str | None = None
-        patience = Patience(self.patience_s)
+        patience = RetryPolicy(self.patience_s)
         while True:
             try:
                 headers = {"Last-Event-ID": last_id} if last_id else {}
@@ -151,7 +151,7 @@ class AsyncClient:
                     async with aconnect_sse(self._http, "GET", url, headers=headers) as source:
                         await check(source.response)
                         async for event in source.aiter_sse():
-                            patience = Patience(self.patience_s)
+                            patience = RetryPolicy(self.patience_s)
                             last_id = event.id or last_id
                             if not event.data:  # a ping
                                 continue
@@ -208,7 +208,7 @@ class AsyncClient:
         return [ServedModel.model_validate(model) for model in response.json()]
 
     async def _send(self, method: str, url: str, **request: Any) -> httpx.Response:
-        patience = Patience(self.patience_s)
+        patience = RetryPolicy(self.patience_s)
         while True:
             try:
                 with as_unreachable():
@@ -293,6 +293,6 @@ class Client:
         self.close()
 
 
-def _base64(picture: Picture) -> str:
-    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+def _base64(image: Image) -> str:
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
     return base64.b64encode(data).decode()

@@ -35,7 +35,7 @@ class ServiceError(ClipSynthError):
         return self.code == "unreachable" or self.status in (429, 502, 503, 504)
 
 
-class Patience:
+class RetryPolicy:
     """Waits after what passes, each time longer or as long as the service says, until `patience_s` are over."""
 
     def __init__(self, patience_s: float) -> None:

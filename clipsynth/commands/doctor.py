@@ -18,7 +18,7 @@ MIN_FREE_BYTES = 1_000_000_000
 ROLES = {"app": "fastapi", "client": "httpx_sse", "worker": "torch", "train": "accelerate"}
 
 
-class Trouble(Exception):
+class Failure(Exception):
     """Something that must be put right; the message says how."""
 
 
@@ -29,7 +29,7 @@ def doctor() -> None:
     for name, check in CHECKS.items():
         try:
             print(f"ok     {name:<9}{check(settings)}")
-        except (Trouble, ClipSynthError, ValueError, OSError) as error:
+        except (Failure, ClipSynthError, ValueError, OSError) as error:
             failed += 1
             print(f"wrong  {name:<9}{error}")
     if failed:
@@ -38,7 +38,7 @@ def doctor() -> None:
 
 def _python(_: Settings) -> str:
     if not (3, 11) <= sys.version_info < (3, 13):
-        raise Trouble(f"Python {sys.version.split()[0]}; CLIPSynth needs 3.11 or 3.12")
+        raise Failure(f"Python {sys.version.split()[0]}; CLIPSynth needs 3.11 or 3.12")
     return f"{sys.version.split()[0]}, clipsynth {version('clipsynth')}"
 
 
@@ -46,25 +46,25 @@ def _packages(_: Settings) -> str:
     there = [role for role, package in ROLES.items() if importlib.util.find_spec(package)]
     missing = [role for role in ROLES if role not in there]
     if not {"app", "worker"} <= set(there):
-        raise Trouble(f"the parts {', '.join(missing)} are not installed; `pip install 'clipsynth[all]'`")
+        raise Failure(f"the parts {', '.join(missing)} are not installed; `pip install 'clipsynth[all]'`")
     return f"installed for {', '.join(there)}" + (f"; not for {', '.join(missing)}" if missing else "")
 
 
 def _redis(settings: Settings) -> str:
     from clipsynth.jobs.queue import connect
-    from clipsynth.jobs.store import redis_answers
+    from clipsynth.jobs.store import is_redis_up
     from clipsynth.services.embedded_redis import find_redis_server, running_url
 
     url = settings.redis_url or running_url(settings.data_dir)
     if url:
         with connect(url) as redis:
-            if redis_answers(redis):
+            if is_redis_up(redis):
                 told = redis.info("server")
                 return f"{told['redis_version']} answers" + (
                     "" if settings.redis_url else ", that of a running serve"
                 )
         if settings.redis_url:
-            raise Trouble("CLIPSYNTH_REDIS_URL is set, and nothing answers there; start Redis or unset it")
+            raise Failure("CLIPSYNTH_REDIS_URL is set, and nothing answers there; start Redis or unset it")
     return f"`clipsynth serve` would start {find_redis_server()}"
 
 
@@ -90,7 +90,7 @@ def _port(settings: Settings) -> str:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise Trouble(
+            raise Failure(
                 f"{settings.host}:{settings.port} cannot be had ({error.strerror}); stop what holds it, or set CLIPSYNTH_PORT"
             ) from None
     return f"{settings.host}:{settings.port} is free"
@@ -101,10 +101,10 @@ def _disk(settings: Settings) -> str:
         p for p in (settings.data_dir.absolute(), *settings.data_dir.absolute().parents) if p.exists()
     )
     if not os.access(there, os.W_OK):
-        raise Trouble(f"{settings.data_dir} cannot be written; set CLIPSYNTH_DATA_DIR to a folder of yours")
+        raise Failure(f"{settings.data_dir} cannot be written; set CLIPSYNTH_DATA_DIR to a folder of yours")
     free = shutil.disk_usage(there).free
     if free < MIN_FREE_BYTES:
-        raise Trouble(f"{free / 1e9:.1f} GB free at {Path(there)}; a day of results may take more")
+        raise Failure(f"{free / 1e9:.1f} GB free at {Path(there)}; a day of results may take more")
     return f"{free / 1e9:.0f} GB free for {settings.data_dir}"
 
 

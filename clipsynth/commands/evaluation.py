@@ -60,12 +60,12 @@ def evaluate(
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
-    from evaluation.evaluate import Options, default_systems, parse_kinds
+    from evaluation.evaluate import EvaluateOptions, default_systems, parse_kinds
     from evaluation.evaluate import evaluate as run
 
     print(
         run(
-            Options(
+            EvaluateOptions(
                 clips=clips,
                 queries=queries,
                 out=out,
@@ -74,7 +74,7 @@ def evaluate(
                 labels=labels,
                 prepared=prepared,
                 kinds=parse_kinds(query_kind),
-                embedders=embedder or Options.embedders,
+                embedders=embedder or EvaluateOptions.embedders,
                 inception=inception,
                 seeds=seeds,
                 per_class=per_class,
@@ -103,14 +103,14 @@ def listen(
 ) -> None:
     """Serve a blind listening test of quality, relevance and noise as a web page, or print its scores."""
     from evaluation.listening_test.design import choose, make_items, read_folder
-    from evaluation.listening_test.ratings import Answers
+    from evaluation.listening_test.ratings import RatingStore
     from evaluation.listening_test.scores import to_markdown
 
     file = answers or folder / "answers.sqlite"
     if score:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: nobody has rated yet")
-        print(to_markdown(Answers(file).every()))
+        print(to_markdown(RatingStore(file).every()))
         return
 
     import uvicorn
@@ -119,4 +119,4 @@ def listen(
 
     items = make_items(choose(read_folder(folder), queries, seed), seed)
     print(f"{len(items)} sounds; raters open http://{host}:{port}/?rater=NAME; answers go to {file}")
-    uvicorn.run(create_app(items, Answers(file), seed=seed), host=host, port=port, log_level="warning")
+    uvicorn.run(create_app(items, RatingStore(file), seed=seed), host=host, port=port, log_level="warning")

@@ -1,4 +1,4 @@
-"""`clipsynth generate`: prompts and pictures to files, by a bundle in this process or by a service."""
+"""`clipsynth generate`: prompts and images to files, by a bundle in this process or by a service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # elsewhere the 
 
 @dataclass(frozen=True)
 class Query:
-    """What one sound is asked for: a text, a picture's file, or both."""
+    """What one sound is asked for: a text, an image's file, or both."""
 
     prompt: str | None
     image: Path | None
@@ -58,13 +58,13 @@ def generate(
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="A picture to hear: with a prompt, one for both; without, each becomes a sound."),
+        typer.Option(help="An image to hear: with a prompt, one for both; without, each becomes a sound."),
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
     composition: Annotated[
         str,
         typer.Option(
-            help="How prompt and picture come together: set, at once; compose, each guiding; mix, as two sounds."
+            help="How prompt and image come together: set, at once; compose, each guiding; mix, as two sounds."
         ),
     ] = "set",
     attribute: Annotated[
@@ -128,12 +128,12 @@ def read_queries(prompts: list[str], from_file: Path | None, images: list[Path])
     """Return the queries of a command line.
 
     Raises:
-        ValueError: there is none, or several pictures beside a prompt. FileNotFoundError: no such file.
+        ValueError: there is none, or several images beside a prompt. FileNotFoundError: no such file.
     """
     lines = from_file.read_text().splitlines() if from_file else []
     texts = [*prompts, *(line.strip() for line in lines if line.strip() and not line.startswith("#"))]
     if missing := [path for path in images if not path.is_file()]:
-        raise FileNotFoundError(f"{missing[0]}: no such picture")
+        raise FileNotFoundError(f"{missing[0]}: no such image")
     if texts and len(images) > 1:
         raise ValueError("with a prompt, one --image at most")
     if not texts and not images:
@@ -224,15 +224,15 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
 
     def make(query: Query, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
         try:
-            picture = Image.open(query.image).convert("RGB") if query.image else None
+            opened_image = Image.open(query.image).convert("RGB") if query.image else None
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{query.image} cannot be read as a picture: {error}") from None
+            raise ValueError(f"{query.image} cannot be read as a opened_image: {error}") from None
         prompt, attributes = settle(query.prompt, fields["attributes"], taken, model=manifest.name)
         request = {
             **resolved,
             "negative_prompt": fields["negative_prompt"],
             "prompt": prompt,
-            "image": picture,
+            "image": opened_image,
         }
         waves = [
             predictor.predict(**request, attributes=attributes, seed=output_seed(seed, n), on_step=on_step)

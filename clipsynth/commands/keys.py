@@ -22,12 +22,12 @@ def create_key(
 ) -> None:
     """Make a key and print it, once."""
     from clipsynth.security.api_keys import SCOPES, create_key
-    from clipsynth.services.connect import reach_redis
+    from clipsynth.services.connect import wait_for_redis
 
     scopes = [s for s in SCOPES if s in (scope or ["generate", "read"])]
     if unknown := set(scope or ()) - set(SCOPES):
         raise ValueError(f"no scope: {', '.join(sorted(unknown))}; there are {', '.join(SCOPES)}")
-    with reach_redis(Settings()) as redis:
+    with wait_for_redis(Settings()) as redis:
         key, token = create_key(redis, name, scopes)
     print(token)
     print(
@@ -40,9 +40,9 @@ def create_key(
 def list_keys() -> None:
     """Print id, time, scopes and name of all keys."""
     from clipsynth.security.api_keys import list_keys
-    from clipsynth.services.connect import reach_redis
+    from clipsynth.services.connect import wait_for_redis
 
-    with reach_redis(Settings()) as redis:
+    with wait_for_redis(Settings()) as redis:
         found = list_keys(redis)
     for key in found:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
@@ -53,7 +53,7 @@ def list_keys() -> None:
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` has it.")]) -> None:
     """Have a key refused from now on."""
     from clipsynth.security.api_keys import revoke_key
-    from clipsynth.services.connect import reach_redis
+    from clipsynth.services.connect import wait_for_redis
 
-    with reach_redis(Settings()) as redis:
+    with wait_for_redis(Settings()) as redis:
         print(f"revoked {revoke_key(redis, key_id).name!r}")

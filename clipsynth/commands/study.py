@@ -35,7 +35,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
         Annotated[
             Path | None,
             typer.Option(
-                help="What `prepare` made of the training clips: says which are dev, and holds their pictures."
+                help="What `prepare` made of the training clips: says which are dev, and holds their images."
             ),
         ],
         None,
@@ -84,11 +84,11 @@ Sigma = Annotated[
 ]
 Bank = Annotated[
     list[str] | None,
-    typer.Option(help="SHARE,TAU of the projection on training pictures; three of them by default."),
+    typer.Option(help="SHARE,TAU of the projection on training images; three of them by default."),
 ]
 PriorToo = Annotated[
     bool,
-    typer.Option("--prior", help="Fit a prior on pictures and a generic list of phrases; needs --prepared."),
+    typer.Option("--prior", help="Fit a prior on images and a generic list of phrases; needs --prepared."),
 ]
 RungToo = Annotated[
     list[str] | None,
@@ -129,11 +129,11 @@ def _setting(**options: Any) -> Setting:
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
-    from evaluation.studies.setting import Options, Setting
+    from evaluation.studies.setting import Setting, StudyOptions
 
     if options.get("split", "dev") not in ("dev", "validation"):
         raise ValueError(f"--split is dev or validation, got {options['split']!r}")
-    return Setting(Options(**options))
+    return Setting(StudyOptions(**options))
 
 
 def _rungs(
@@ -147,7 +147,7 @@ def _rungs(
 
 
 def _fit_prior(prepared: Path | None) -> Callable[[ClipSynthPipeline], ConditionEncoder] | None:
-    """Return what fits a prior to the pictures of a prepared folder, or None without one."""
+    """Return what fits a prior to the images of a prepared folder, or None without one."""
     if prepared is None:
         return None
 
@@ -174,7 +174,7 @@ def ceiling(
     rung: RungToo = None,
     model: Bundle = None,
 ) -> None:
-    """How often the training pictures nearest to a query are of its class: no sound is made."""
+    """How often the training images nearest to a query are of its class: no sound is made."""
     from evaluation.studies.ceiling import ceiling as run
 
     rungs = _rungs([], bank, prior, rung)

@@ -59,10 +59,10 @@ def agreement(
         typer.Option(help="Wav2CLIP's weights, a local file: for clips embedded by CLIP ViT-B/32."),
     ] = None,
 ) -> None:
-    """Score how well each clip's sound and picture agree, learned from the clips themselves; writes PREPARED/agreement.json."""
-    from training.correspondence.score import write_agreement
+    """Score how well each clip's sound and image agree, learned from the clips themselves; writes PREPARED/agreement.json."""
+    from training.correspondence.score import write_correspondence
 
-    print(write_agreement(prepared, wav2clip))
+    print(write_correspondence(prepared, wav2clip))
 
 
 def swap(

@@ -25,7 +25,7 @@ return rows
 """
 
 
-class ServedModels:
+class ModelRegistry:
     """Reads and announces bundles over one Redis connection pool."""
 
     redis: Redis

@@ -13,9 +13,9 @@ from rq.serializers import JSONSerializer
 
 from clipsynth.admission.estimate import passes
 from clipsynth.admission.fair_queue import take_turn
-from clipsynth.admission.limits import Hold
+from clipsynth.admission.limits import Reservation
 from clipsynth.jobs.record import client_notes
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.log import REQUEST_ID
 from clipsynth.schemas.generation import Generation, JobPayload, Webhook
 from clipsynth.security.api_keys import ANONYMOUS
@@ -38,13 +38,13 @@ def get_queue(model: str, redis: Redis) -> Queue:
 
 def enqueue(
     redis: Redis,
-    state: State,
+    state: JobStore,
     generation_id: str,
     payload: JobPayload,
     settings: Settings,
     *,
     owner: str = ANONYMOUS.id,
-    hold: Hold | None = None,
+    hold: Reservation | None = None,
     webhook: Webhook | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Generation:
@@ -81,7 +81,7 @@ def _job(queue: Queue, generation_id: str, payload: JobPayload, settings: Settin
 
 
 def put_back(
-    state: State, generation_id: str, payload: JobPayload, settings: Settings, pipeline: Pipeline
+    state: JobStore, generation_id: str, payload: JobPayload, settings: Settings, pipeline: Pipeline
 ) -> None:
     """Queue the commands that make a job anew, first on its queue, for a generation that has none. The pipeline has to be in its MULTI."""
     queue = get_queue(payload.model, state.redis)
@@ -89,7 +89,7 @@ def put_back(
     state.put_back(generation_id, pipeline)
 
 
-def at_hand(redis: Redis, models: Collection[str]) -> set[str]:
+def is_queued(redis: Redis, models: Collection[str]) -> set[str]:
     """Return the ids of all jobs that these models' queues know of at one moment: those that wait, were taken, or are leased."""
     with redis.pipeline() as pipeline:
         for queue in (get_queue(model, redis) for model in models):

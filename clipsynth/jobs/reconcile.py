@@ -8,10 +8,10 @@ from typing import cast
 from pydantic import ValidationError
 from redis.exceptions import WatchError
 
-from clipsynth.jobs.queue import at_hand, put_back
+from clipsynth.jobs.queue import is_queued, put_back
 from clipsynth.jobs.record import record_key
 from clipsynth.jobs.scripts import UNFINISHED_KEY
-from clipsynth.jobs.store import End, State
+from clipsynth.jobs.store import End, JobStore
 from clipsynth.schemas.generation import TERMINAL, JobPayload, Problem, Status
 from clipsynth.settings import Settings
 
@@ -22,7 +22,7 @@ LOST = Problem(
 ).model_dump_json()
 
 
-def strays_found(state: State) -> int:
+def orphans_found(state: JobStore) -> int:
     """Return how many strays were found since Redis was set up."""
     return int(cast(bytes | None, state.redis.get(STRAYS_KEY)) or 0)
 
@@ -31,10 +31,10 @@ class _Newer(Exception):
     pass
 
 
-class Strays:
+class OrphanReconciler:
     """Looks for strays. One is seen to at the second look that finds it: the first only suspects it."""
 
-    def __init__(self, state: State, settings: Settings) -> None:
+    def __init__(self, state: JobStore, settings: Settings) -> None:
         self.state, self.settings = state, settings
         self._suspects: set[str] = set()
 
@@ -43,33 +43,33 @@ class Strays:
         suspects = self._find()
         found = 0
         for generation_id in sorted(suspects & self._suspects):
-            found += self._see_to(generation_id)
+            found += self._requeue(generation_id)
         self._suspects = suspects
         return found
 
     def _find(self) -> set[str]:
         """Return what is unfinished, and a moment later on no list: what a worker takes, leases or gives back is on one all the time."""
         unfinished = self.state.unfinished()
-        return unfinished.keys() - at_hand(self.state.redis, set(unfinished.values()))
+        return unfinished.keys() - is_queued(self.state.redis, set(unfinished.values()))
 
-    def _see_to(self, generation_id: str) -> bool:
+    def _requeue(self, generation_id: str) -> bool:
         """Return whether it was a stray still, and this janitor the one to see to it."""
         redis, key = self.state.redis, record_key(generation_id)
         with redis.pipeline() as pipeline:
             pipeline.watch(key)
             if generation_id not in self._find():
                 return False
-            standing = self.state.standings([generation_id])[0]
-            if standing and standing.status in TERMINAL:  # it ended by the script of an earlier version
+            status_view = self.state.status_views([generation_id])[0]
+            if status_view and status_view.status in TERMINAL:  # it ended by the script of an earlier version
                 redis.hdel(UNFINISHED_KEY, generation_id)
                 return False
             try:
-                payload = self._payload(key) if standing else None
+                payload = self._payload(key) if status_view else None
             except _Newer:  # a janitor of that version will see to it
                 return False
             pipeline.multi()
             pipeline.incr(STRAYS_KEY)
-            if standing and standing.cancel_requested:
+            if status_view and status_view.cancel_requested:
                 self.state.end(End(generation_id, Status.CANCELED), pipeline)
             elif payload:
                 put_back(self.state, generation_id, payload, self.settings, pipeline)

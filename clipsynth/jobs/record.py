@@ -22,7 +22,7 @@ from clipsynth.schemas.generation import (
     Webhook,
 )
 
-STANDING = ("status", "cancel_requested", "solo", "lost", "deadline_at")  # what Standing.read takes
+STATUS_FIELDS = ("status", "cancel_requested", "solo", "lost", "deadline_at")  # what Standing.read takes
 
 
 def is_wrong_type(error: Exception) -> bool:
@@ -45,24 +45,24 @@ def record_key(generation_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Standing:
+class JobStatusView:
     """A generation as its worker sees it: `solo` is that it must run alone, `lost` how often it was lost with its worker when alone."""
 
     status: Status
     cancel_requested: bool
-    solo: bool
+    run_alone: bool
     lost: int
     deadline_at: float | None
 
     @classmethod
-    def read(cls, values: Any) -> Standing | None:
-        """Return the standing that the values of STANDING tell; None where there is no record, or none that can be read."""
+    def read(cls, values: Any) -> JobStatusView | None:
+        """Return the standing that the values of STATUS_FIELDS tell; None where there is no record, or none that can be read."""
         try:
-            status, cancel_requested, solo, lost, deadline_at = values
+            status, cancel_requested, run_alone, lost, deadline_at = values
             return cls(
                 Status(status.decode()),
                 cancel_requested is not None,
-                solo is not None,
+                run_alone is not None,
                 int(lost or 0),
                 float(deadline_at) if deadline_at else None,
             )

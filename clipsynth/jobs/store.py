@@ -14,10 +14,10 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from clipsynth.admission.estimate import place
-from clipsynth.admission.limits import Hold
+from clipsynth.admission.limits import Reservation
 from clipsynth.errors import AlreadyEnded, Gone, NotFound
-from clipsynth.jobs.model_registry import ServedModels
-from clipsynth.jobs.record import STANDING, Standing, read_resource, record_key, resource, results
+from clipsynth.jobs.model_registry import ModelRegistry
+from clipsynth.jobs.record import STATUS_FIELDS, JobStatusView, read_resource, record_key, resource, results
 from clipsynth.jobs.scripts import RELEASE_UNFINISHED, TRANSITION, UNFINISHED_KEY, UNWANTED
 from clipsynth.schemas.generation import TERMINAL, Generation, JobPayload, Problem, Progress, Status
 from clipsynth.security.api_keys import ANONYMOUS
@@ -49,7 +49,7 @@ def new_id() -> str:
     return f"gen_{secrets.token_hex(13)}"
 
 
-class State(ServedModels):
+class JobStore(ModelRegistry):
     """Reads and changes the public state over one Redis connection pool."""
 
     def __init__(self, redis: Redis, *, result_ttl_s: int, tombstone_ttl_s: int = 604_800) -> None:
@@ -59,7 +59,7 @@ class State(ServedModels):
         self._unwanted = redis.register_script(UNWANTED)
 
     @classmethod
-    def from_settings(cls, redis: Redis, settings: Settings) -> State:
+    def from_settings(cls, redis: Redis, settings: Settings) -> JobStore:
         return cls(redis, result_ttl_s=settings.result_ttl_s, tombstone_ttl_s=settings.tombstone_ttl_s)
 
     def reserve(self, generation_id: str) -> None:
@@ -73,7 +73,7 @@ class State(ServedModels):
         pipeline: Pipeline,
         *,
         owner: str,
-        hold: Hold | None = None,
+        hold: Reservation | None = None,
         notes: Mapping[str, str] | None = None,
     ) -> Generation:
         """Queue the commands that create a generation on `pipeline` and return what it will be; `notes` are fields of `record.client_notes`."""
@@ -133,9 +133,11 @@ class State(ServedModels):
             return 0
         return int(self._transition(keys=keys, args=values))
 
-    def start(self, generation_id: str, *, company: bool, pipeline: Pipeline | None = None) -> bool:
+    def start(
+        self, generation_id: str, *, batched_with_others: bool, pipeline: Pipeline | None = None
+    ) -> bool:
         """Move to processing; `company` is whether its worker runs other jobs meanwhile. False where the generation is final or gone."""
-        fields: dict[str, object] = {"started_at": time.time(), "company": int(company)}
+        fields: dict[str, object] = {"started_at": time.time(), "company": int(batched_with_others)}
         return self._change(generation_id, Status.PROCESSING, UNFINISHED, fields, pipeline=pipeline) >= 0
 
     def joined(self, generation_id: str, pipeline: Pipeline) -> None:
@@ -148,8 +150,8 @@ class State(ServedModels):
 
         What was lost in company is not counted: another job may have been the reason.
         """
-        company = self.redis.hget(record_key(generation_id), "company") == b"1"
-        add_lost = 0 if company else 1
+        batched_with_others = self.redis.hget(record_key(generation_id), "company") == b"1"
+        add_lost = 0 if batched_with_others else 1
         return self._change(generation_id, Status.QUEUED, [Status.PROCESSING], {"solo": 1}, add_lost=add_lost)
 
     def put_back(self, generation_id: str, pipeline: Pipeline) -> None:
@@ -171,12 +173,12 @@ class State(ServedModels):
             status = self.get(generation_id).status
         raise AlreadyEnded(f"the generation has ended: {status}")
 
-    def standings(self, ids: Sequence[str]) -> list[Standing | None]:
+    def status_views(self, ids: Sequence[str]) -> list[JobStatusView | None]:
         """Return what a worker must know of each generation; None for one that was forgotten or cannot be read."""
         with self.redis.pipeline(transaction=False) as pipeline:
             for generation_id in ids:
-                pipeline.hmget(record_key(generation_id), STANDING)
-            return [Standing.read(values) for values in results(pipeline)]
+                pipeline.hmget(record_key(generation_id), STATUS_FIELDS)
+            return [JobStatusView.read(values) for values in results(pipeline)]
 
     def unwanted(self, ids: Sequence[str]) -> set[str]:
         """Return which of these nobody waits for any more: forgotten, canceled, or about to be."""
@@ -328,7 +330,7 @@ class State(ServedModels):
         ]
 
 
-def redis_answers(redis: Redis) -> bool:
+def is_redis_up(redis: Redis) -> bool:
     """Return whether Redis answers a ping."""
     try:
         return bool(redis.ping())

@@ -91,7 +91,7 @@ class GenerationRequest(BaseModel):
         default=None,
         min_length=1,
         max_length=MAX_PROMPTS,
-        description="a weighted set of texts and pictures in the place of prompt and image; its order means nothing",
+        description="a weighted set of texts and images in the place of prompt and image; its order means nothing",
     )
     composition: Composition = "set"
     negative_prompt: str | None = Field(
@@ -150,23 +150,23 @@ class GenerationRequest(BaseModel):
         if self.prompts is not None and alone != (None, None, None):
             raise ValueError("prompts holds all of a set: no prompt, image or image_url beside it")
         if self.image is not None and self.image_url is not None:
-            raise ValueError("only one of image and image_url; prompts may have several pictures")
+            raise ValueError("only one of image and image_url; prompts may have several images")
         if self.rank and self.method != "retrieval":
             raise ValueError("rank is for the method retrieval")
         return self
 
     @property
     def has_urls(self) -> bool:
-        """Whether pictures of it are to be fetched."""
+        """Whether images of it are to be fetched."""
         return any(item.image_url is not None for item in (self, *(self.prompts or ())))
 
     @property
-    def has_pictures(self) -> bool:
+    def has_images(self) -> bool:
         return self.has_urls or any(item.image is not None for item in (self, *(self.prompts or ())))
 
 
 class JobPayload(BaseModel):
-    """The resolved request on the queue. `image_key` names a picture in storage; `attributes` are those asked for, and those that words of the prompt said, which it then has no more."""
+    """The resolved request on the queue. `image_key` names an image in storage; `attributes` are those asked for, and those that words of the prompt said, which it then has no more."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -205,18 +205,21 @@ class JobPayload(BaseModel):
             image_sha256=self.image_sha256,
         )
 
-    def branches(self, told_guidance: Sequence[float] = ()) -> tuple[int, int]:
+    def branches(self, distilled_guidance_range: Sequence[float] = ()) -> tuple[int, int]:
         """Return the rows of the network that a step of one output takes: those with its conditions, and those that guidance adds while it is on.
 
         Args:
-            told_guidance: lowest and highest weight of guidance for which the model adds none, if it has learned that: for all but compositions that
+            distilled_guidance_range: lowest and highest weight of guidance for which the model adds none, if it has learned that: for all but compositions that
                 guide by several conditions or by weight, and negative prompts.
         """
         weights = [condition.weight for condition in self.conditions]
         wanted = [weight for weight in weights if weight > 0]
         conditional = 1 if self.composition == "set" else len(wanted)
         alone = wanted == weights and (self.composition != "compose" or wanted == [1.0])
-        learned = bool(told_guidance) and told_guidance[0] <= self.guidance_scale <= told_guidance[1]
+        learned = (
+            bool(distilled_guidance_range)
+            and distilled_guidance_range[0] <= self.guidance_scale <= distilled_guidance_range[1]
+        )
         if self.guidance_scale <= 1 or (alone and learned):
             return conditional, 0
         return conditional, len(wanted) if self.composition == "mix" else 1
@@ -245,7 +248,7 @@ class NearClip(TrainingClip):
 
 
 class Nearness(BaseModel):
-    """How a sound lies to the training clips; empty where the bundle keeps no pictures of them."""
+    """How a sound lies to the training clips; empty where the bundle keeps no images of them."""
 
     novelty: float | None = Field(
         default=None, description="0 to 1: distance to the nearest training clip, with which `nearest` begins"
@@ -344,14 +347,14 @@ class ModelCost(BaseModel):
     """What a worker measured at its start.
 
     `audio_step_s`: seconds that a full batch takes for one denoising step of one second of sound, guidance off. `step_s`: seconds of a full
-    step. `guided_share`: share of the steps that guidance doubles. `told_guidance`: lowest and highest weight of guidance that doubles none, empty
+    step. `guided_share`: share of the steps that guidance doubles. `distilled_guidance_range`: lowest and highest weight of guidance that doubles none, empty
     for a model that has not learned that.
     """
 
     audio_step_s: float
     step_s: float
     guided_share: float
-    told_guidance: list[float] = []
+    distilled_guidance_range: list[float] = []
 
 
 class ModelInfo(BaseModel):

@@ -1,4 +1,4 @@
-"""Weighted prompts: how a client writes a set of texts and pictures, and how it is kept. The order of a set means nothing."""
+"""Weighted prompts: how a client writes a set of texts and images, and how it is kept. The order of a set means nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_PROMPTS = 8
-MAX_PICTURES = 4
+MAX_IMAGES = 4
 MAX_TEXT = 1000
 MAX_WEIGHT, MIN_WEIGHT = 10.0, 0.01  # of its magnitude
 MAX_URL = 2000
@@ -34,7 +34,7 @@ Weight = Annotated[
     ),
 ]
 ImageUrl = Annotated[
-    str, Field(max_length=MAX_URL, description="an https URL of a picture, where this service fetches them")
+    str, Field(max_length=MAX_URL, description="an https URL of an image, where this service fetches them")
 ]
 IMAGE = "a PNG, JPEG or WebP in base64 or as a data URL; in a form `part:<name>`, the name of a file in it"
 
@@ -46,7 +46,7 @@ def not_blank(text: str | None) -> str | None:
 
 
 class WeightedPrompt(BaseModel):
-    """One text or picture of a set, and how much of it is wanted."""
+    """One text or image of a set, and how much of it is wanted."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,7 +71,7 @@ class WeightedPrompt(BaseModel):
         return self
 
     @property
-    def is_picture(self) -> bool:
+    def is_image(self) -> bool:
         return self.text is None
 
 
@@ -79,13 +79,13 @@ def check_set(prompts: list[WeightedPrompt] | None) -> list[WeightedPrompt] | No
     """Raise ValueError where the items do not make a set together."""
     if prompts is not None and all(prompt.weight < 0 for prompt in prompts):
         raise ValueError("at least one weight must be positive")
-    if sum(prompt.is_picture for prompt in prompts or ()) > MAX_PICTURES:
-        raise ValueError(f"at most {MAX_PICTURES} pictures")
+    if sum(prompt.is_image for prompt in prompts or ()) > MAX_IMAGES:
+        raise ValueError(f"at most {MAX_IMAGES} images")
     return prompts
 
 
 class StoredPrompt(BaseModel):
-    """One text or picture of a set as jobs and recipes have it; `image_key` names a picture in storage."""
+    """One text or image of a set as jobs and recipes have it; `image_key` names an image in storage."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -108,7 +108,7 @@ def as_set(
     image_key: str | None,
     image_sha256: str | None,
 ) -> list[StoredPrompt]:
-    """Return all that a job or recipe asks for as one set: text and picture have weight 1, the negative prompt -1."""
+    """Return all that a job or recipe asks for as one set: text and image have weight 1, the negative prompt -1."""
     items = list(prompts or [])
     if prompt is not None:
         items.append(StoredPrompt(text=prompt))

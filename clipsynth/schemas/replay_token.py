@@ -14,8 +14,8 @@ from clipsynth.schemas.generation import Method
 from clipsynth.schemas.prompts import Composition, StoredPrompt
 
 
-class Recipe(BaseModel):
-    """The request that makes exactly this output, and what it was made with. `image_key` names a picture in storage."""
+class ReplayToken(BaseModel):
+    """The request that makes exactly this output, and what it was made with. `image_key` names an image in storage."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,7 +50,7 @@ class Recipe(BaseModel):
 
     @property
     def id(self) -> str:
-        """16 hex digits: the same for the same sound, wherever its picture is stored."""
+        """16 hex digits: the same for the same sound, wherever its image is stored."""
         unsaid: dict[str, Any] = {"image_key": True, "prompts": {"__all__": {"image_key"}}}
         if not self.attributes:
             unsaid["attributes"] = True  # the id is what it was before there were any
@@ -60,7 +60,7 @@ class Recipe(BaseModel):
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     @classmethod
-    def read(cls, token: str) -> Recipe:
+    def read(cls, token: str) -> ReplayToken:
         """Return the recipe of a token.
 
         Raises:

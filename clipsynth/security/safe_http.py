@@ -29,16 +29,16 @@ _RESOLVERS = ThreadPoolExecutor(16, thread_name_prefix="resolve")
 _WRAPPED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
 
 
-class Refused(ValueError):
+class UrlRefused(ValueError):
     """The URL may not be asked; the message is for the client."""
 
 
-class Unanswered(Exception):
+class HostUnreachable(Exception):
     """The other side did not answer as it should; the message says how."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class HostAnswer:
     """Status and, as far as it was asked for, body."""
 
     status: int
@@ -64,24 +64,24 @@ def check_url(url: str, *, allow_loopback: bool = False) -> SplitResult:
         allow_loopback: http and this machine's own addresses too, for development.
 
     Raises:
-        Refused: it may not.
+        UrlRefused: it may not.
     """
     if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-        raise Refused(f"not a plain URL of at most {MAX_URL} ASCII characters")
+        raise UrlRefused(f"not a plain URL of at most {MAX_URL} ASCII characters")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise Refused("not a URL") from None
+        raise UrlRefused("not a URL") from None
     if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise Refused("not an https URL")
+        raise UrlRefused("not an https URL")
     if parts.username is not None or parts.password is not None or parts.fragment or port == 0:
-        raise Refused("a URL here has no user, password or fragment")
+        raise UrlRefused("a URL here has no user, password or fragment")
     literal = _literal(parts.hostname)
     if parts.scheme == "http" and not (
         allow_loopback and (parts.hostname == "localhost" or (literal is not None and literal.is_loopback))
     ):
-        raise Refused("not an https URL")
+        raise UrlRefused("not an https URL")
     if literal is not None:
         _check_address(literal, allow_loopback)
     return parts
@@ -96,7 +96,7 @@ def _literal(host: str) -> Address | None:
 
 def _check_address(address: Address, allow_loopback: bool) -> None:
     if not is_public(address) and not (allow_loopback and address.is_loopback):
-        raise Refused("the address is not of the public internet")
+        raise UrlRefused("the address is not of the public internet")
 
 
 async def _resolve(host: str, port: int, allow_loopback: bool, plain: bool) -> Address:
@@ -106,13 +106,13 @@ async def _resolve(host: str, port: int, allow_loopback: bool, plain: bool) -> A
         found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, lookup)
         addresses = [ipaddress.ip_address(info[4][0]) for info in found]
     except (OSError, ValueError, UnicodeError):
-        raise Unanswered("the name does not resolve") from None
+        raise HostUnreachable("the name does not resolve") from None
     for address in addresses:
         _check_address(address, allow_loopback)
         if plain and not address.is_loopback:
-            raise Refused("not an https URL")
+            raise UrlRefused("not an https URL")
     if not addresses:
-        raise Unanswered("the name does not resolve")
+        raise HostUnreachable("the name does not resolve")
     return addresses[0]
 
 
@@ -126,14 +126,14 @@ async def ask(
     max_bytes: int = 0,
     allow_loopback: bool = False,
     tls: ssl.SSLContext | None = None,
-) -> Answer:
+) -> HostAnswer:
     """Send one request and return its answer, with the body if `max_bytes` is not 0.
 
     Args:
         timeout_s: for all of it, the name's resolution too.
 
     Raises:
-        Refused: the URL may not be asked. Unanswered: no answer in time, or one that is too large.
+        UrlRefused: the URL may not be asked. HostUnreachable: no answer in time, or one that is too large.
     """
     import httpx
 
@@ -159,11 +159,11 @@ async def ask(
                     extensions={"sni_hostname": host},
                 ) as response,
             ):
-                return Answer(response.status_code, await _read(response, max_bytes))
+                return HostAnswer(response.status_code, await _read(response, max_bytes))
     except TimeoutError:
-        raise Unanswered(f"no answer within {timeout_s:g} s") from None
+        raise HostUnreachable(f"no answer within {timeout_s:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-        raise Unanswered(f"not reached: {type(error).__name__}") from None
+        raise HostUnreachable(f"not reached: {type(error).__name__}") from None
 
 
 async def _read(response: httpx.Response, max_bytes: int) -> bytes:
@@ -172,5 +172,5 @@ async def _read(response: httpx.Response, max_bytes: int) -> bytes:
         async for part in response.aiter_raw():
             body += part
             if len(body) > max_bytes:
-                raise Unanswered(f"the answer is larger than {max_bytes} bytes")
+                raise HostUnreachable(f"the answer is larger than {max_bytes} bytes")
     return body

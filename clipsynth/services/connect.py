@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from redis import Redis
 
 from clipsynth.jobs.queue import connect
-from clipsynth.jobs.store import redis_answers
+from clipsynth.jobs.store import is_redis_up
 from clipsynth.services.embedded_redis import EmbeddedRedis, running_url
 from clipsynth.services.supervisor import lock_data_dir
 from clipsynth.settings import Settings
 
 
 @contextmanager
-def reach_redis(settings: Settings) -> Iterator[Redis]:
+def wait_for_redis(settings: Settings) -> Iterator[Redis]:
     """Yield a client.
 
     Raises:
@@ -24,7 +24,7 @@ def reach_redis(settings: Settings) -> Iterator[Redis]:
     url = settings.redis_url or running_url(settings.data_dir)
     if url:
         with connect(url) as redis:
-            if settings.redis_url or redis_answers(redis):
+            if settings.redis_url or is_redis_up(redis):
                 yield redis
                 return
     with lock_data_dir(settings.data_dir) as lock:

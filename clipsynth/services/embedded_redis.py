@@ -12,7 +12,7 @@ from typing import IO
 from redis import Redis
 
 from clipsynth.errors import ServeError
-from clipsynth.jobs.store import redis_answers
+from clipsynth.jobs.store import is_redis_up
 from clipsynth.services.processes import start_child, wait_until
 
 URL_FILE = "redis.url"  # in the data folder, while a server runs
@@ -82,7 +82,7 @@ class EmbeddedRedis:
         self.process = start_child(self._command, keep_open=self._keep_open)
         with Redis.from_url(self.url) as client:
             answers = wait_until(
-                lambda: redis_answers(client) or not self.is_running(), timeout_s=START_TIMEOUT_S
+                lambda: is_redis_up(client) or not self.is_running(), timeout_s=START_TIMEOUT_S
             )
         if not answers or not self.is_running():
             self.stop()

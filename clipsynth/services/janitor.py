@@ -8,11 +8,11 @@ import time
 
 from redis.exceptions import RedisError
 
-from clipsynth.admission.limits import release_stale
+from clipsynth.admission.limits import release_stale_reservations
 from clipsynth.errors import ClipSynthError, ServeError, StorageUnavailable
 from clipsynth.jobs.queue import connect, withdraw
-from clipsynth.jobs.reconcile import Strays
-from clipsynth.jobs.store import State
+from clipsynth.jobs.reconcile import OrphanReconciler
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import Status
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
@@ -23,7 +23,7 @@ STRAY_INTERVAL_S = 15.0
 RETRY_S = 600.0  # until files that could not be removed are tried again
 
 
-def sweep(state: State, storage: Storage) -> int:
+def sweep(state: JobStore, storage: Storage) -> int:
     """Remove what has expired and return how many generations that were.
 
     The record goes first, so that nobody is sent to files that are gone; the entry in the index last, so that a pass that was cut
@@ -44,14 +44,14 @@ def sweep(state: State, storage: Storage) -> int:
     return swept
 
 
-def expire(state: State) -> int:
+def expire(state: JobStore) -> int:
     """End what still waits although its deadline is over, and return how many generations that were."""
     ended = 0
     ids = state.overdue()
-    for generation_id, standing in zip(ids, state.standings(ids), strict=True):
-        if standing and standing.status is Status.PROCESSING:
+    for generation_id, status_view in zip(ids, state.status_views(ids), strict=True):
+        if status_view and status_view.status is Status.PROCESSING:
             continue  # its worker sees to it, or loses it, and then it waits again
-        if standing and state.change(generation_id, Status.EXPIRED, of=[Status.QUEUED]):
+        if status_view and state.change(generation_id, Status.EXPIRED, of=[Status.QUEUED]):
             withdraw(state.redis, generation_id, state.get(generation_id).model)
             ended += 1
         state.settled(generation_id)
@@ -66,9 +66,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """
     if not settings.redis_url:
         raise ServeError("the janitor needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
-    state = State.from_settings(connect(settings.redis_url), settings)
+    state = JobStore.from_settings(connect(settings.redis_url), settings)
     storage = Storage(settings.results_url)
-    strays = Strays(state, settings)
+    orphans = OrphanReconciler(state, settings)
     next_sweep = next_look = time.monotonic()
     while not stop.is_set():
         try:
@@ -76,10 +76,10 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 logger.info("%d generations expired before their turn", ended)
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + STRAY_INTERVAL_S
-                strays.look()
+                orphans.look()
             if time.monotonic() >= next_sweep:
                 next_sweep = time.monotonic() + settings.janitor_interval_s
-                if cut_off := release_stale(state.redis):
+                if cut_off := release_stale_reservations(state.redis):
                     logger.info("gave back the room of %d requests that were cut off", cut_off)
                 if swept := sweep(state, storage):
                     logger.info("removed %d generations", swept)

@@ -25,10 +25,10 @@ from redis.exceptions import RedisError
 from clipsynth.errors import Gone, NotFound, ServeError
 from clipsynth.jobs.queue import connect
 from clipsynth.jobs.record import record_key
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import Delivery
 from clipsynth.security.api_keys import webhook_secret
-from clipsynth.security.safe_http import Refused, Unanswered, ask
+from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Sender:
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self.redis, self.settings = redis, settings
-        self.state = State.from_settings(redis, settings)
+        self.state = JobStore.from_settings(redis, settings)
         self._claim = redis.register_script(_CLAIM)
         self._note = redis.register_script(_NOTE)
 
@@ -181,7 +181,7 @@ class Sender:
                 timeout_s=TIMEOUT_S,
                 allow_loopback=self.settings.webhook_loopback,
             )
-        except (Refused, Unanswered) as error:
+        except (UrlRefused, HostUnreachable) as error:
             return None, str(error)
         return answer.status, "" if 200 <= answer.status < 300 else f"answered {answer.status}"
 

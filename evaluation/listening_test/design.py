@@ -29,7 +29,7 @@ BLOCK_S, HOP_S, RELATIVE_GATE_DB = 0.4, 0.1, 10.0  # blocks and relative gate of
 
 
 @dataclass(frozen=True)
-class Sound:
+class RatedSound:
     """One line of a manifest."""
 
     system: str
@@ -68,7 +68,7 @@ def level_dbfs(samples: np.ndarray, rate: int) -> float:
     return float(10 * np.log10(gated.mean()))
 
 
-def match_levels(sounds: Sequence[Sound]) -> list[float]:
+def match_levels(sounds: Sequence[RatedSound]) -> list[float]:
     """Return the gain of each sound that brings all to one level, the highest up to `TARGET_DBFS` at which none clips. Silence stays what it is.
 
     Raises:
@@ -90,7 +90,7 @@ def match_levels(sounds: Sequence[Sound]) -> list[float]:
     return [10 ** ((target - level) / 20) if level > -np.inf else 1.0 for level in levels]
 
 
-def read_folder(folder: Path) -> list[Sound]:
+def read_folder(folder: Path) -> list[RatedSound]:
     """Return the sounds of a folder.
 
     Raises:
@@ -128,12 +128,12 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _read_manifest(folder: Path) -> list[Sound]:
+def _read_manifest(folder: Path) -> list[RatedSound]:
     rows = _read_csv(folder / "manifest.csv", COLUMNS)
-    return [Sound(row["system"], row["query"], folder / row["file"]) for row in rows]
+    return [RatedSound(row["system"], row["query"], folder / row["file"]) for row in rows]
 
 
-def _read_evaluation(folder: Path) -> list[Sound]:
+def _read_evaluation(folder: Path) -> list[RatedSound]:
     """Return what each system that was asked by text answered to the first text query of each clip."""
     systems: Mapping[str, str] = json.loads((folder / "results.json").read_text())["settings"]["systems"]
     columns = ("kind", "clip", "seed", "label", "prompt", "duration_s")
@@ -156,13 +156,13 @@ def _read_evaluation(folder: Path) -> list[Sound]:
         for sample in asked:
             files = [made / f"{s.stem}.flac" for s in (sample, once(sample))]
             file = next((f for f in files if f.is_file()), files[0])
-            sounds.append(Sound(system, str(sample.query.prompt), file))
+            sounds.append(RatedSound(system, str(sample.query.prompt), file))
     if not sounds:
         raise ValueError(f"{folder} has no sounds of text queries")
     return sounds
 
 
-def choose(sounds: Sequence[Sound], queries: int, seed: int) -> list[Sound]:
+def choose(sounds: Sequence[RatedSound], queries: int, seed: int) -> list[RatedSound]:
     """Return the sounds of `queries` different queries, chosen by seed, one of each system; the same queries for every system."""
     every = sorted({sound.query for sound in sounds})
     chosen = set(random.Random(seed).sample(every, min(queries, len(every))))
@@ -170,7 +170,7 @@ def choose(sounds: Sequence[Sound], queries: int, seed: int) -> list[Sound]:
     return [s for s in sounds if first.get((s.system, s.query)) is s]
 
 
-def make_items(sounds: Sequence[Sound], seed: int) -> list[Item]:
+def make_items(sounds: Sequence[RatedSound], seed: int) -> list[Item]:
     """Return the items of sounds, levelled.
 
     Raises:

@@ -18,7 +18,7 @@ LOWEST, HIGHEST = 1, 5
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredRating:
     """One rating, 1 to 5."""
 
     rater: str
@@ -29,7 +29,7 @@ class Answer:
     value: int
 
 
-class Answers:
+class RatingStore:
     """A file of answers. Whoever answers again replaces the first answer."""
 
     def __init__(self, path: Path) -> None:
@@ -70,10 +70,10 @@ class Answers:
                 found.setdefault(item, {})[scale] = value
         return found
 
-    def every(self) -> list[Answer]:
+    def every(self) -> list[StoredRating]:
         """Return all answers, oldest first."""
         with self._connect() as db:
             rows = db.execute(
                 "SELECT rater, item, system, query, scale, value FROM answers ORDER BY answered_at"
             ).fetchall()
-        return [Answer(*row) for row in rows]
+        return [StoredRating(*row) for row in rows]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.listening_test.ratings import HIGHEST, LOWEST, SCALES, Answer
+from evaluation.listening_test.ratings import HIGHEST, LOWEST, SCALES, StoredRating
 
 RESAMPLES = 2000
 HEADERS = {"quality": "Quality ↑", "relevance": "Relevance ↑", "noise": "Noise ↓"}
@@ -44,7 +44,7 @@ def krippendorff_alpha(ratings: np.ndarray) -> float:
     return float(1 - (coincidences * distances).sum() / expected)
 
 
-def score(answers: Sequence[Answer], scale: str, *, seed: int = 0) -> dict[str, Score]:
+def score(answers: Sequence[StoredRating], scale: str, *, seed: int = 0) -> dict[str, Score]:
     """Return {system: score} on one scale.
 
     Raters and queries are both resampled, each by itself (Owen 2007, "The pigeonhole bootstrap"): either might have been others.
@@ -82,7 +82,7 @@ def _resample(rng: np.random.Generator, size: int) -> np.ndarray:
     return rng.multinomial(size, np.full(size, 1 / size), RESAMPLES)
 
 
-def agreement(answers: Sequence[Answer], scale: str) -> float:
+def agreement(answers: Sequence[StoredRating], scale: str) -> float:
     """Return Krippendorff's alpha of one scale, over items."""
     given = [a for a in answers if a.scale == scale]
     raters, items = _places(a.rater for a in given), _places(a.item for a in given)
@@ -92,7 +92,7 @@ def agreement(answers: Sequence[Answer], scale: str) -> float:
     return krippendorff_alpha(ratings)
 
 
-def to_markdown(answers: Sequence[Answer]) -> str:
+def to_markdown(answers: Sequence[StoredRating]) -> str:
     """Return Table 2 of the answers.
 
     Raises:

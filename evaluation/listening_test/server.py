@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from clipsynth.security.headers import HEADERS
 from evaluation.listening_test.design import Item, order
-from evaluation.listening_test.ratings import HIGHEST, LOWEST, SCALES, Answers, Scale
+from evaluation.listening_test.ratings import HIGHEST, LOWEST, SCALES, RatingStore, Scale
 
 PAGE = Path(__file__).with_name("static")
 COOKIE = "rater"
@@ -39,7 +39,7 @@ class Asked(BaseModel):
     ratings: dict[str, int]
 
 
-class Progress(BaseModel):
+class RaterProgress(BaseModel):
     """How far a rater is; `item` is null at the end."""
 
     done: int
@@ -58,7 +58,7 @@ def rater_of(request: Request) -> str:
 Rater = Annotated[str, Depends(rater_of)]
 
 
-def create_app(items: Sequence[Item], answers: Answers, *, seed: int) -> FastAPI:
+def create_app(items: Sequence[Item], answers: RatingStore, *, seed: int) -> FastAPI:
     """Return the app of a test."""
     app = FastAPI(title="CLIPSynth listening test", docs_url=None, redoc_url=None, openapi_url=None)
     by_id = {item.id: item for item in items}
@@ -81,7 +81,7 @@ def create_app(items: Sequence[Item], answers: Answers, *, seed: int) -> FastAPI
         return response
 
     @app.get("/next")
-    def next_item(rater: Rater) -> Progress:
+    def next_item(rater: Rater) -> RaterProgress:
         """Return the first item that lacks a rating."""
         given = answers.of(rater)
         open_items = [i for i in order(items, seed, rater) if len(given.get(i.id, {})) < len(SCALES)]
@@ -89,7 +89,7 @@ def create_app(items: Sequence[Item], answers: Answers, *, seed: int) -> FastAPI
         if open_items:
             item = open_items[0]
             asked = Asked(id=item.id, query=item.query, ratings=given.get(item.id, {}))
-        return Progress(done=len(items) - len(open_items), total=len(items), item=asked)
+        return RaterProgress(done=len(items) - len(open_items), total=len(items), item=asked)
 
     def find(item_id: str) -> Item:
         if item_id not in by_id:

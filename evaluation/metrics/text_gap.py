@@ -1,4 +1,4 @@
-"""The text gap of any metric: how much worse a system trained on pictures is when it is asked in words."""
+"""The text gap of any metric: how much worse a system trained on images is when it is asked in words."""
 
 from __future__ import annotations
 

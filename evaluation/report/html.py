@@ -20,7 +20,7 @@ from PIL import Image
 from evaluation.embedders.mel_images import RANGE
 from evaluation.interfaces import SAMPLE_RATE
 from evaluation.report.table import Column, cell
-from evaluation.run.scores import Row
+from evaluation.run.scores import TableRow
 from models.audio.level import level
 from models.audio.mel import MelSpectrogram
 
@@ -44,7 +44,7 @@ def mp3_uri(waveform: np.ndarray) -> str:
 
 
 def spectrogram_uri(waveform: np.ndarray) -> str:
-    """Return the log-mel of (T,) as a picture of a quarter of its frames, low bands at the bottom."""
+    """Return the log-mel of (T,) as an image of a quarter of its frames, low bands at the bottom."""
     low, high = RANGE
     mel = MelSpectrogram()(torch.from_numpy(level(waveform)[0])[None])[0].numpy()[::4]
     grey = (255 * ((mel.T[::-1] - low) / (high - low)).clip(0, 1)).astype(np.uint8)
@@ -73,7 +73,7 @@ def bars(per_class: dict[str, float]) -> str:
     )
 
 
-def intervals(rows: Sequence[Row], column: Column) -> str:
+def intervals(rows: Sequence[TableRow], column: Column) -> str:
     """Return one figure of all rows as dots with their intervals."""
     shown = [(row, row.figures[column.figure]) for row in rows if column.figure in row.figures]
     low = min(min(f.low for _, f in shown), 0.0)
@@ -88,7 +88,7 @@ def intervals(rows: Sequence[Row], column: Column) -> str:
     return f"<h3>{escape(column.title)}</h3><div class='dots'>{''.join(lines)}</div>"
 
 
-def table(rows: Sequence[Row], names: Sequence[str]) -> str:
+def table(rows: Sequence[TableRow], names: Sequence[str]) -> str:
     """Return every figure of every row."""
     head = "".join(f"<th>{escape(name)}</th>" for name in ("system", "query", *names))
     body = "".join(
@@ -100,7 +100,7 @@ def table(rows: Sequence[Row], names: Sequence[str]) -> str:
     return f"<div class='wide'><table><tr>{head}</tr>{body}</table></div>"
 
 
-def checks_table(rows: Sequence[Row]) -> str:
+def checks_table(rows: Sequence[TableRow]) -> str:
     """Return durations, levels and silence of every row."""
     names = list(dict.fromkeys(name for row in rows for name in row.checks))
     head = "".join(f"<th>{escape(name)}</th>" for name in ("system", "query", *names))
@@ -121,7 +121,7 @@ def _sounds(title: str, players: Sequence[str]) -> str:
 
 
 def page(
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     shown: Sequence[Column],
     notes: Sequence[str],
     examples: Sequence[Players],

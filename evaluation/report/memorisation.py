@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.report.table import percent, plain, table_line
-from evaluation.run.scores import Row
+from evaluation.run.scores import TableRow
 from models.retrieval.copy_distance import relative
 
 PERCENTILES = (1, 5, 50)
@@ -20,7 +20,7 @@ def spread(nearest: np.ndarray) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(nearest, p)) for p in PERCENTILES}
 
 
-def memorisation(rows: Sequence[Row], real: str, training_apart: np.ndarray) -> list[dict[str, Any]]:
+def memorisation(rows: Sequence[TableRow], real: str, training_apart: np.ndarray) -> list[dict[str, Any]]:
     """Return the distribution of distances to the nearest training clip: of each row, of the validation clips, of training clips to others.
 
     Each says which `share` of its sounds is nearer than all but 1 % of the validation clips are, and is `suspect` where its own 1st percentile is; `relative` has the same of the

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics.bootstrap import Figure
-from evaluation.run.scores import Row
+from evaluation.run.scores import TableRow
 
 
 def plain(value: float) -> str:
@@ -29,12 +29,12 @@ class Column:
     write: Callable[[float], str] = plain
 
 
-def columns(rows: Sequence[Row], embedders: Sequence[str], pictures: str, relevance: str) -> list[Column]:
+def columns(rows: Sequence[TableRow], embedders: Sequence[str], images: str, relevance: str) -> list[Column]:
     """Return the columns of the table: distances by the first of `embedders`, and FAD by the second too, for each is deaf to something."""
     headline = embedders[0]
     wanted = [
         *(Column(f"FAD/{name}", f"FAD/{name} ↓") for name in embedders[:2]),
-        Column(f"FID/{pictures}", f"FID/{pictures} ↓"),
+        Column(f"FID/{images}", f"FID/{images} ↓"),
         Column(f"FAD∞/{headline}", f"FAD∞/{headline} ↓"),
         Column(f"KAD/{headline}", f"KAD/{headline} ↓"),
         Column("agreement@1/classifier", "agreement@1/classifier ↑", percent),
@@ -55,7 +55,7 @@ def cell(figure: Figure | None, write: Callable[[float], str] = plain) -> str:
     return f"{write(figure.value)} ({low}–{high})" if figure.low != figure.high else write(figure.value)
 
 
-def markdown(rows: Sequence[Row], shown: Sequence[Column], notes: Sequence[str]) -> str:
+def markdown(rows: Sequence[TableRow], shown: Sequence[Column], notes: Sequence[str]) -> str:
     """Return the table, a row each, and `notes` below it."""
     yes = {True: "✓", False: "×"}
     head = [
@@ -96,7 +96,9 @@ def gap_table(gaps: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> str:
 
 
 def as_json(
-    settings: Mapping[str, Any], rows: Sequence[Row], gaps: Mapping[str, Mapping[str, Mapping[str, Figure]]]
+    settings: Mapping[str, Any],
+    rows: Sequence[TableRow],
+    gaps: Mapping[str, Mapping[str, Mapping[str, Figure]]],
 ) -> dict[str, Any]:
     """Return everything that was measured, for results.json."""
     return {

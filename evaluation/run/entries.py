@@ -69,7 +69,7 @@ class Entry:
         return Features(self.store, samples)
 
 
-class Bench:
+class EvaluationContext:
     """Makes entries, all with their files below one folder: sounds/ and features/."""
 
     def __init__(self, folder: Path, plan: Plan, clips: Path) -> None:
@@ -79,9 +79,9 @@ class Bench:
         """Return the entry of a system asked by `kind`."""
         samples = self.plan.samples(kind)
         sets = [self.plan.for_distances(samples, turn) for turn in range(self.plan.seeds)]
-        if system.deterministic and kind != "text":  # a text's phrase turns with the seed, a picture does not
+        if system.deterministic and kind != "text":  # a text's phrase turns with the seed, an image does not
             sets = sets[:1]
-        return Entry(system, kind, sets, self.plan.for_agreement(samples), self.folder)
+        return Entry(system, kind, sets, self.plan.for_class_accuracy(samples), self.folder)
 
     def real(self) -> Entry:
         """Return the entry of the validation clips themselves."""

@@ -14,13 +14,13 @@ from evaluation.plan import Plan
 from evaluation.run.entries import Entry
 from evaluation.run.scores import (
     Reference,
-    Row,
+    TableRow,
+    copy_figures,
     distance_figures,
+    image_figure,
     judged_figures,
     level_checks,
     manifold_figures,
-    novelty_figures,
-    picture_figure,
     seconds_figure,
     text_relevance,
 )
@@ -31,10 +31,10 @@ from models.retrieval.copy_distance import relative
 Gaps = dict[str, dict[str, dict[str, Figure]]]  # {system: {metric: {"gap" and maybe "closed": figure}}}
 
 
-def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> Row:
+def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> TableRow:
     """Return all figures of an entry; distances of the validation clips to themselves are left out."""
     system, compared = entry.system, entry.compared
-    row = Row(
+    row = TableRow(
         system.name,
         "–" if entry.kind == "clip" else entry.kind,
         system.training_query,
@@ -49,9 +49,9 @@ def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> 
             sets, real = entry.split(compared.embeds(embedder)), reference.embeds[embedder.name]
             row.figures |= distance_figures(embedder.name, sets, real, reference)
             row.figures |= manifold_figures(embedder.name, sets, real, reference)
-        for embedder in reference.pictures:
+        for embedder in reference.images:
             sets, real = entry.split(compared.embeds(embedder)), reference.embeds[embedder.name]
-            row.figures |= picture_figure(embedder.name, sets, real, reference)
+            row.figures |= image_figure(embedder.name, sets, real, reference)
     if entry.judged:
         asked = [s.query for s in entry.judged]
         clip_of = [clip_at[q.clip] for q in asked]
@@ -65,7 +65,7 @@ def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> 
             row.nearest, row.relative = apart.min(1), relative(apart)
             row.closest = [samples[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
             clips = [clip_at[s.query.clip] for s in samples]
-            row.figures |= novelty_figures(reference, row.nearest, clips)
+            row.figures |= copy_figures(reference, row.nearest, clips)
         for embedder in reference.embedders:
             if isinstance(embedder, TextEmbedder) and entry.kind == "text":
                 row.figures[f"relevance/{embedder.name}"] = text_relevance(
@@ -92,7 +92,7 @@ def time_alone(entry: Entry, count: int) -> list[float]:
     return found[1:]
 
 
-def text_gaps(rows: Sequence[Row], metrics: Sequence[str], baseline: str) -> Gaps:
+def text_gaps(rows: Sequence[TableRow], metrics: Sequence[str], baseline: str) -> Gaps:
     """Return M_text - M_image of each system that answers both, and how much of the baseline's gap it closes, in per cent."""
     asked = {(row.system, row.query): row.figures for row in rows}
     both = [

@@ -1,4 +1,4 @@
-"""The figures of one row: a system asked in words, by pictures, or for the clips themselves."""
+"""The figures of one row: a system asked in words, by images, or for the clips themselves."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Reference:
 
     Attributes:
         labels: class of each of the N validation clips.
-        embeds: {embedder: (N, F, D)} of their own sounds. pictures: the same of their rendered mels.
+        embeds: {embedder: (N, F, D)} of their own sounds. images: the same of their rendered mels.
         training: the training clips' small log-mels, None where copies are not looked for. training_apart: (S, T), distances of some of them to those of other sources.
     """
 
     labels: Sequence[str]
     embedders: Sequence[Embedder]
     embeds: dict[str, np.ndarray]
-    pictures: Sequence[Embedder]
+    images: Sequence[Embedder]
     judge: SoundClassifier
     training: Search | None
     training_apart: np.ndarray
@@ -48,7 +48,7 @@ class Reference:
 
 
 @dataclass
-class Row:
+class TableRow:
     """A row of the table: `figures` by printed name; `per_class` agreement; `worst`: the samples least like what was asked; `nearest`: distances of its sounds to the
     nearest training clip, `relative` the same over those to others (`models.novelty.relative`), and `closest` the samples with the least of them."""
 
@@ -113,7 +113,7 @@ def distance_figures(
     return found | {f"KAD/{name}": kad_figure(sets, real, picks)}
 
 
-def picture_figure(
+def image_figure(
     name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
 ) -> dict[str, Figure]:
     """Return FID by a network `name` over rendered mels, the mean over seeds."""
@@ -151,7 +151,7 @@ def judged_figures(
     return figures, per_class(top1, asked), [int(i) for i in np.argsort(probable, kind="stable")[:10]]
 
 
-def novelty_figures(reference: Reference, nearest: np.ndarray, clip_of: Sequence[int]) -> dict[str, Figure]:
+def copy_figures(reference: Reference, nearest: np.ndarray, clip_of: Sequence[int]) -> dict[str, Figure]:
     """Return of distances to the nearest training clip their mean, and the share of copies."""
     picks = reference.picks()
     return {

@@ -105,7 +105,7 @@ def make_reference(setting: Setting) -> Reference:
     o, bench = setting.options, setting.bench
     real, training = bench.real(), bench.training_clips(setting.training_labels())
     make_sounds([real, training], o.batch_size)
-    options = report.Options(o.clips, o.queries, o.out, [], labels=o.labels, resamples=o.resamples)
+    options = report.EvaluateOptions(o.clips, o.queries, o.out, [], labels=o.labels, resamples=o.resamples)
     return report.make_reference(
         options, setting.plan, setting.judge, [Classifier(setting.judge)], [], real, training
     )

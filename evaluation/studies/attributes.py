@@ -28,7 +28,7 @@ MIDDLE = 0.5
 
 
 @dataclass(frozen=True)
-class Row:
+class AskedRow:
     """One sound: `asked` is the level of `attribute`, `measured` its value (`models.attributes.by_name`), None where the sound has none, such as a hiss no pitch.
 
     `query` is what all its levels have in common; `heard` is the class that the judge hears.
@@ -69,11 +69,11 @@ def attributes(
     reach: float | None = None,
     steps: int | None = None,
 ) -> str:
-    """Write and return the table: for each attribute Spearman's coefficient, by text and picture together.
+    """Write and return the table: for each attribute Spearman's coefficient, by text and image together.
 
     Args:
         names: attributes, each asked for by itself; all that the bundle takes by default.
-        each: clips of each class whose phrase and picture are the queries.
+        each: clips of each class whose phrase and image are the queries.
         reach: beyond the clips near a query, in place of the bundle's own (`models.character`).
 
     Raises:
@@ -108,12 +108,12 @@ def _samples(setting: Setting, kind: QueryKind, each: int) -> list[Sample]:
     return [s for s in setting.plan.samples(kind) if s.query.clip in wanted]
 
 
-def _rows(setting: Setting, system: Bundle, each: int) -> list[Row]:
+def _rows(setting: Setting, system: Bundle, each: int) -> list[AskedRow]:
     samples = _samples(setting, "text", each) + _samples(setting, "image", each)
     [(name, level)] = system.attributes.items()
     store, heard = setting.heard(system, samples)
     return [
-        Row(
+        AskedRow(
             name,
             sample.stem,
             sample.query.label,
@@ -133,18 +133,18 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def findings(rows: Sequence[Row], *, resamples: int = 1000) -> list[Finding]:
+def findings(rows: Sequence[AskedRow], *, resamples: int = 1000) -> list[Finding]:
     """Return what the rows say of each attribute; the unit that intervals resample is the query.
 
     A query of which fewer than three sounds have the attribute says nothing of its rank, and counts as 0.
     """
-    by_attribute: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    by_attribute: dict[str, dict[str, list[AskedRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         by_attribute[row.attribute][row.query].append(row)
     return [_finding(name, queries, resamples) for name, queries in by_attribute.items()]
 
 
-def _finding(attribute: str, queries: Mapping[str, list[Row]], resamples: int) -> Finding:
+def _finding(attribute: str, queries: Mapping[str, list[AskedRow]], resamples: int) -> Finding:
     groups = list(queries.values())
     picks = draw_picks([""] * len(groups), resamples)
     rho = np.array([_rho(group) for group in groups])
@@ -158,12 +158,12 @@ def _finding(attribute: str, queries: Mapping[str, list[Row]], resamples: int) -
     )
 
 
-def _rho(rows: Sequence[Row]) -> float:
+def _rho(rows: Sequence[AskedRow]) -> float:
     pairs = [(row.asked, row.measured) for row in rows if row.measured is not None]
     return spearman([a for a, _ in pairs], [b for _, b in pairs]) if len(pairs) >= 3 else 0.0
 
 
-def _leakage(groups: Sequence[Sequence[Row]], picks: np.ndarray) -> Figure | None:
+def _leakage(groups: Sequence[Sequence[AskedRow]], picks: np.ndarray) -> Figure | None:
     levels = {row.asked for group in groups for row in group}
     if MIDDLE not in levels or len(levels) < 2:
         return None
@@ -189,7 +189,7 @@ def _table(setting: Setting, found: Sequence[Finding], each: int) -> str:
     ]
     o = setting.options
     notes = [
-        f"The phrase and the picture of {each} clip(s) of each class ({o.split}), each with {o.seeds} seed(s) and every level. In brackets: 95 % of {o.resamples} bootstrap resamples of queries.",
+        f"The phrase and the image of {each} clip(s) of each class ({o.split}), each with {o.seeds} seed(s) and every level. In brackets: 95 % of {o.resamples} bootstrap resamples of queries.",
     ]
     head = [
         "Attribute",

@@ -1,6 +1,6 @@
-"""The ceiling that the encoder sets: how often the training pictures nearest to a query are of its class. No sound is made.
+"""The ceiling that the encoder sets: how often the training images nearest to a query are of its class. No sound is made.
 
-A generator that knows a query only by its embedding cannot be expected to answer with the right class more often than the pictures around that embedding have it.
+A generator that knows a query only by its embedding cannot be expected to answer with the right class more often than the images around that embedding have it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def labelled(index: Index, labels: Mapping[str, str]) -> Index:
 
 
 def centred(index: Index, encoder: ConditionEncoder) -> Index:
-    """Return the index with its pictures as the generator gets them."""
+    """Return the index with its images as the generator gets them."""
     return Index(encoder.centre(index.embeds.to(encoder.device), "image").cpu(), index.clips)
 
 
@@ -73,7 +73,7 @@ def ceiling(
     rungs: Sequence[Rung] = (),
     prior: Prior | None = None,
 ) -> str:
-    """Write and return the table: for each kind of query the share of the k nearest training pictures that are of its class, and how often most are.
+    """Write and return the table: for each kind of query the share of the k nearest training images that are of its class, and how often most are.
 
     Args:
         rungs: of the ladder, by which texts are looked up too.
@@ -106,7 +106,7 @@ def ceiling(
         )
         look_up(f"text, {name}", asked, embeds, centred(plain, encoder))
 
-    # Pictures.
+    # Images.
     splits: list[Split] = ["validation", "dev"] if setting.options.prepared else ["validation"]
     for split in splits:
         clips = list(read_clips(setting.options.clips, setting.labels(split)))
@@ -150,7 +150,7 @@ def _table(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
         for label in classes
     ]
     notes = [
-        f"Of the {k} training pictures nearest to a query by cosine: the mean share that is of its class, and how often most are. raw: embeddings as the encoder gives them; "
+        f"Of the {k} training images nearest to a query by cosine: the mean share that is of its class, and how often most are. raw: embeddings as the encoder gives them; "
         "the others: each kind less its mean, texts as the named rung of `clipsynth study ladder` moves them. In brackets: 95 % of resamples of queries within classes.",
         "",
         f"The share of {k}, by class:",

@@ -1,6 +1,6 @@
 """The ladder of remedies against the text gap, each a setting of one bundle at request time: what is each worth, alone and together?
 
-The bottom rung is a text that is given as if it were a picture. Remedies of training (noise on embeddings, texts from a list of phrases) are bundles of their own, compared by `also`.
+The bottom rung is a text that is given as if it were an image. Remedies of training (noise on embeddings, texts from a list of phrases) are bundles of their own, compared by `also`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def rungs(
     """Return the ladder, bottom first: what each remedy does alone, from `centred` on upon centred embeddings.
 
     Args:
-        sigmas: noise levels told to the network. banks: (share, tau) of the projection on pictures.
+        sigmas: noise levels told to the network. banks: (share, tau) of the projection on images.
     """
     own = {"text_centring": "own"}
     found = [
@@ -125,11 +125,11 @@ def ladder(
     prior: Prior | None = None,
     steps: int | None = None,
 ) -> str:
-    """Write and return the table: for each rung agreement and FAD of texts, against those of pictures, and how much of the raw gap is closed.
+    """Write and return the table: for each rung agreement and FAD of texts, against those of images, and how much of the raw gap is closed.
 
     Args:
         wanted: the rungs; the first one's gap is what the others close.
-        prior: fits a prior to a pipeline's pictures and returns its condition encoder with it.
+        prior: fits a prior to a pipeline's images and returns its condition encoder with it.
 
     Raises:
         ValueError: two rungs of one name, or one that cannot be built.
@@ -138,13 +138,13 @@ def ladder(
     if not wanted or len(set(names)) < len(names):
         raise ValueError(f"rungs need names of their own, got {', '.join(names) or 'none'}")
     pipe = load_pipeline(str(bundle))
-    as_pictures = setting.figures(Bundle("pictures", pipe, steps=steps), "image")
+    as_images = setting.figures(Bundle("pictures", pipe, steps=steps), "image")
     rows: dict[str, dict[str, Any]] = {}
     for rung in wanted:
         own = build(rung, pipe, prior)
         text = setting.figures(Bundle(rung.name, own, steps=steps), "text")
         image = (
-            as_pictures
+            as_images
             if rung.bundle is None
             else setting.figures(Bundle(rung.name, own, steps=steps), "image")
         )
@@ -186,7 +186,7 @@ def _table(setting: Setting, rows: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append([*line, cell(row["text"].get(SECONDS))])
     notes = [
         setting.note(),
-        "Each remedy alone, over a text that is given as if it were a picture (the first row); from `centred` on upon embeddings less their kind's mean. "
+        "Each remedy alone, over a text that is given as if it were an image (the first row); from `centred` on upon embeddings less their kind's mean. "
         "The phrases asked are those of the queries; gap closed: 100 (1 - gap / the first row's), a dash where the first row's gap may be none.",
     ]
     return table(head, lines, notes)

@@ -29,7 +29,7 @@ NAIVE = "naive"  # one text "A and B"
 
 @dataclass(frozen=True)
 class PairQuery(Query):
-    """Two classes, a validation or dev clip of each; `first` and `second` are what is asked for of them, in words or a picture."""
+    """Two classes, a validation or dev clip of each; `first` and `second` are what is asked for of them, in words or an image."""
 
     first: str | LabelledClip = ""
     second: str | LabelledClip = ""
@@ -100,16 +100,16 @@ def pairs(setting: Setting, count: int, seed: int = 0) -> list[tuple[str, str]]:
     return [every[i] for i in sorted(order)]
 
 
-def pair_samples(setting: Setting, wanted: Sequence[tuple[str, str]], *, picture: bool) -> list[Sample]:
-    """Return samples of all pairs, seed by seed; with `picture` the first of each is asked for by a picture."""
+def pair_samples(setting: Setting, wanted: Sequence[tuple[str, str]], *, image: bool) -> list[Sample]:
+    """Return samples of all pairs, seed by seed; with `image` the first of each is asked for by an image."""
     plan = setting.plan
     found = []
     for turn in range(plan.seeds):
         for n, labels in enumerate(wanted):
             clips = tuple(_turn([c for c in plan.clips if c.label == label], n + turn) for label in labels)
             texts = [_turn(plan.phrases[label], turn) for label in labels]
-            first = clips[0] if picture else texts[0]
-            asked = f"{clips[0].file if picture else texts[0]} + {texts[1]}"
+            first = clips[0] if image else texts[0]
+            asked = f"{clips[0].file if image else texts[0]} + {texts[1]}"
             query = PairQuery(
                 "+".join(labels),
                 "+".join(c.file for c in clips),
@@ -151,10 +151,10 @@ def sets(setting: Setting, bundle: Path, *, count: int = 40, steps: int | None =
     pipe = load_pipeline(str(bundle))
     compositions = [*get_args(Composition)]
     results: dict[str, Any] = {}
-    texts, pictured = (pair_samples(setting, wanted, picture=p) for p in (False, True))
+    texts, pictured = (pair_samples(setting, wanted, image=p) for p in (False, True))
     for asked, samples, modes in (
         ("two texts", texts, [*compositions, NAIVE]),
-        ("picture and text", pictured, compositions),
+        ("image and text", pictured, compositions),
     ):
         found = {m: _figures(setting, PairSystem(m, pipe, m, steps), samples, wanted) for m in modes}
         for mode in modes:

@@ -20,7 +20,7 @@ from evaluation.interfaces import QueryKind, Synthesizer
 from evaluation.metrics.bootstrap import Figure
 from evaluation.metrics.class_accuracy import read_phrases
 from evaluation.plan import Plan, Sample
-from evaluation.run.entries import Bench, Entry, make_sounds
+from evaluation.run.entries import Entry, EvaluationContext, make_sounds
 from evaluation.run.feature_cache import Features
 from evaluation.run.rows import time_alone
 from evaluation.run.scores import Reference, fad_figure, judged_figures, kad_figure, seconds_figure
@@ -32,7 +32,7 @@ FAD, KAD, AGREEMENT, SECONDS = "FAD/classifier", "KAD/classifier", "agreement@1/
 
 
 @dataclass(frozen=True)
-class Options:
+class StudyOptions:
     """What studies are asked for; the help of `clipsynth study` says what each is."""
 
     clips: Path
@@ -57,7 +57,7 @@ class Options:
 class Setting:
     """The clips of a split as queries, and figures of systems that are asked them."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: StudyOptions) -> None:
         """Claim the folder of results for these clips.
 
         Raises:
@@ -113,8 +113,8 @@ class Setting:
         return get_classifier(o.judge or o.out, o.clips, o.label_file)
 
     @cached_property
-    def bench(self) -> Bench:
-        return Bench(self.options.out, self.plan, self.options.clips)
+    def bench(self) -> EvaluationContext:
+        return EvaluationContext(self.options.out, self.plan, self.options.clips)
 
     @cached_property
     def reference(self) -> Reference:
@@ -125,7 +125,7 @@ class Setting:
             labels=[clip.label for clip in self.plan.clips],
             embedders=[embedder],
             embeds={embedder.name: real.compared.embeds(embedder)},
-            pictures=[],
+            images=[],
             judge=self.judge,
             training=None,
             training_apart=np.zeros((0, 0)),

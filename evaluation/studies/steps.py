@@ -82,7 +82,7 @@ def steps(
             )
         verdicts.append(
             f"Guidance {guidance:g} in {interval[0]:g}–{interval[1]:g}, rescaled by {rescale:g}, shift {shift:g}: {fewest(by_steps)} steps are the fewest with FAD and agreement within "
-            f"{100 * TOLERANCE:g} % of {max(by_steps)} steps, for texts and pictures."
+            f"{100 * TOLERANCE:g} % of {max(by_steps)} steps, for texts and images."
         )
     return setting.write(
         "steps",

@@ -82,13 +82,13 @@ class Service:
         return [self._sound(generation) for generation in made]
 
     def _post(self, query: Query, seed: int) -> Generation:
-        picture = None
+        image_file = None
         if query.image is not None:
             file = io.BytesIO()
             query.image.save(file, "PNG")
-            picture = base64.b64encode(file.getvalue()).decode()
+            image_file = base64.b64encode(file.getvalue()).decode()
         wanted = GenerationRequest(
-            prompt=query.prompt, image=picture, seed=seed, duration_s=query.duration_s, model=self.model
+            prompt=query.prompt, image=image_file, seed=seed, duration_s=query.duration_s, model=self.model
         )
         body = wanted.model_dump(mode="json", exclude_none=True)
         return Generation.model_validate(self._json("POST", "/v1/generations", body))

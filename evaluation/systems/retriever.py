@@ -57,7 +57,7 @@ class Retriever:
         )
 
     def nearest(self, query: Query) -> int:
-        """Return the number in the index of the clip nearest to a text or picture."""
+        """Return the number in the index of the clip nearest to a text or image."""
         embed = (
             self.encoder.encode_text([query.prompt])
             if query.prompt is not None

@@ -1,4 +1,4 @@
-"""Attributes of a sound that no picture shows: measured on the waveform alone, and told to the denoiser as quantiles of the training clips."""
+"""Attributes of a sound that no image shows: measured on the waveform alone, and told to the denoiser as quantiles of the training clips."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class _Table(NamedTuple):
     response: torch.Tensor  # of the band
 
 
-def with_tones(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+def add_harmonics(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
     """Return waveforms (B, T) with the tones of their log-mels (B, F, n_mels), F frames of T samples, as sinusoids; in float32.
 
     Each row is treated by itself, and nothing is random. A band holds one tone at a time.
@@ -48,7 +48,7 @@ def with_tones(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogr
     return rest + _sinusoids(magnitudes, shares, mel, waveforms.shape[1])
 
 
-def near_tones(log_mel: torch.Tensor) -> torch.Tensor:
+def near_harmonics(log_mel: torch.Tensor) -> torch.Tensor:
     """Return how much of a tone log-mels (B, F, n_mels) hold in each band or the next to either side, (B, F, n_mels) in 0..1."""
     return _near(_tonal(_smooth(log_mel.float().exp().transpose(1, 2)))).transpose(1, 2)
 

@@ -17,7 +17,7 @@ LARGEST = 3.0  # nepers (26 dB) that a band is scaled by at a time
 FAINT = 1e-2  # of the windows' sum, at the ends, below which nothing is divided by it
 
 
-def fit_to_mel(
+def correct_to_mel(
     waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogram, times: int = TIMES
 ) -> torch.Tensor:
     """Return waveforms (B, T) whose log-mel is nearly `log_mel` (B, F, n_mels), F frames of T samples; in float32.

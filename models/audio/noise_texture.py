@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from models.audio.harmonics import near_tones, ramp
+from models.audio.harmonics import near_harmonics, ramp
 from models.audio.mel import MelSpectrogram
 
 STILL = (0.3, 0.5)  # share of noise's motion: below the first a band lacks grain, above the second none
@@ -27,7 +27,7 @@ class _Noise(NamedTuple):
     motion: torch.Tensor  # (M,), mean square of their differences from frame to frame
 
 
-def with_grain(log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+def add_noise_texture(log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
     """Return log-mels (B, F, n_mels), moving at least as noise does where they hold no tone; in float32.
 
     Each row is treated by itself, and the noise is always the same.
@@ -46,7 +46,7 @@ def _lacking(log_mel: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
     moved = F.pad(log_mel.diff(dim=1).square() / motion, (0, 0, 1, 0))
     share = _mean(_mean(moved.transpose(1, 2), FRAMES).transpose(1, 2), BANDS)
     lacking = (1 - share).clamp(min=0).sqrt() * (1 - ramp(share, *STILL))
-    return lacking * (1 - near_tones(log_mel))
+    return lacking * (1 - near_harmonics(log_mel))
 
 
 def _mean(x: torch.Tensor, size: int) -> torch.Tensor:

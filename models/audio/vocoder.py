@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-from models.audio.harmonics import with_tones
+from models.audio.harmonics import add_harmonics
 from models.audio.level import MAX_PEAK
 from models.audio.mel import MelSpectrogram
-from models.audio.mel_correction import fit_to_mel
-from models.audio.noise_texture import with_grain
+from models.audio.mel_correction import correct_to_mel
+from models.audio.noise_texture import add_noise_texture
 
 # 8 * 5 * 4 = 160 samples per mel frame; rates and kernels for which the length is exactly 160 per frame.
 UPSAMPLE_RATES = (8, 5, 4)
@@ -48,7 +48,7 @@ def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram)
     unrest = torch.randn(log_mel.shape[1:], generator=torch.Generator().manual_seed(0)).to(log_mel)
     restless = (log_mel + UNREST * unrest).to(vocoder.dtype)
     waveforms = vocoder(restless).float().reshape(len(log_mel), -1)
-    return fit_to_mel(with_tones(waveforms, log_mel, mel), with_grain(log_mel, mel), mel)
+    return correct_to_mel(add_harmonics(waveforms, log_mel, mel), add_noise_texture(log_mel, mel), mel)
 
 
 def to_waveforms(
@@ -60,14 +60,14 @@ def to_waveforms(
     return list((waveforms * (MAX_PEAK / peaks.clamp(min=MAX_PEAK))).cpu().numpy())
 
 
-def mix(voices: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+def mix(components: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """Return voices (V, T) as one waveform (T,): each at the same RMS, summed by weight, the sum at the RMS of the loudest voice.
 
     Its peak is at most 0.99. A silent voice stays silent.
     """
-    levels = np.sqrt(np.square(voices, dtype=np.float64).mean(-1))
+    levels = np.sqrt(np.square(components, dtype=np.float64).mean(-1))
     shares = np.divide(weights, levels, out=np.zeros_like(levels), where=levels != 0)
-    total = shares @ voices
+    total = shares @ components
     loudness = np.sqrt(np.square(total).mean())
     gain = min(levels.max() / loudness, MAX_PEAK / np.abs(total).max()) if loudness else 0.0
     mixed: np.ndarray = (gain * total).astype(np.float32)

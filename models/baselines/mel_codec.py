@@ -68,9 +68,9 @@ class MelCodec(ModelMixin, ConfigMixin):
     def to_patches(self, mel: torch.Tensor) -> torch.Tensor:
         """Return standardised patches (B, C, M', F') of a log-mel (B, F, n_mels); frames after the last whole code are dropped."""
         frames = mel.shape[1] // self.config.frames_per_code * self.config.frames_per_code
-        picture = ((mel[:, :frames] - self.mel_mean) / self.mel_std).transpose(1, 2)  # (B, M, F)
+        image = ((mel[:, :frames] - self.mel_mean) / self.mel_std).transpose(1, 2)  # (B, M, F)
         bins, steps = self.patch
-        grid = picture.unflatten(2, (-1, steps)).unflatten(1, (-1, bins))  # (B, M', bins, F', steps)
+        grid = image.unflatten(2, (-1, steps)).unflatten(1, (-1, bins))  # (B, M', bins, F', steps)
         return grid.permute(0, 2, 4, 1, 3).flatten(1, 2)
 
     def to_mel(self, patches: torch.Tensor) -> torch.Tensor:

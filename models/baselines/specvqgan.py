@@ -5,6 +5,7 @@ It differs from CLIPSynth in how a mel is made, and in nothing else: encoder, co
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,11 +33,12 @@ __all__ = [
     "ModelMixin",
     "SpecVqganPipeline",
 ]  # ModelMixin: diffusers looks it up here
+SAVED_MODULE = "models.specvqgan"  # the module that saved folders name
 TRAINED = ("condition_encoder", "codec", "transformer", "vocoder")
 
 
 class SpecVqganPipeline(DiffusionPipeline):
-    """A prompt or a picture in, waveforms out, by an autoregressive transformer over the codes of a mel."""
+    """A prompt or an image in, waveforms out, by an autoregressive transformer over the codes of a mel."""
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class SpecVqganPipeline(DiffusionPipeline):
         self.register_modules(vocoder=vocoder, **modules)
         ours = (CodeTransformer, MelCodec)  # a service's worker need not load these with its own parts
         classes = {
-            name: ("models.specvqgan" if isinstance(module, ours) else parts.__name__, type(module).__name__)
+            name: (SAVED_MODULE if isinstance(module, ours) else parts.__name__, type(module).__name__)
             for name, module in modules.items()
         }
         self.register_to_config(output_gain=output_gain, **classes)
@@ -83,6 +85,8 @@ class SpecVqganPipeline(DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         if not (folder / "model_index.json").is_file():
             raise BundleError(f"{folder} holds no trained SpecVQGAN: it has no model_index.json")
+        # diffusers accepts a module that a folder names only when it has been imported.
+        importlib.import_module(SAVED_MODULE)
         try:
             pipe: Self = super().from_pretrained(folder, dtype=dtype, **kwargs)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -101,7 +105,7 @@ class SpecVqganPipeline(DiffusionPipeline):
         temperature: float = 1.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> ClipSynthOutput:
-        """Generate a sound for a prompt or a picture, one per generator.
+        """Generate a sound for a prompt or an image, one per generator.
 
         Args:
             duration_s: seconds of each waveform, up to `max_duration_s`.
@@ -110,7 +114,7 @@ class SpecVqganPipeline(DiffusionPipeline):
             generator: CPU generator, or one per waveform; None draws from torch's global one.
 
         Raises:
-            ValueError: not exactly one of prompt and picture, or an argument out of its range.
+            ValueError: not exactly one of prompt and image, or an argument out of its range.
         """
         if (prompt is None) == (image is None) or (prompt is not None and not prompt.strip()):
             raise ValueError("exactly one of `prompt` (not blank) and `image` is needed")
@@ -125,7 +129,7 @@ class SpecVqganPipeline(DiffusionPipeline):
         )
 
     def encode(self, prompt: str | None, image: Image.Image | None) -> Condition:
-        """Return the condition of a prompt or a picture: a text's embedding takes the frame's place."""
+        """Return the condition of a prompt or an image: a text's embedding takes the frame's place."""
         if prompt is not None:
             return Condition(self.encoder.encode_text([prompt])[0], "text")
         return Condition(self.encoder.encode_image([image])[0], "image")

@@ -1,6 +1,6 @@
 """Wav2CLIP's sound encoder (Wu et al. 2022, "Wav2CLIP: Learning Robust Audio Representations from CLIP"): a waveform to the space of CLIP ViT-B/32.
 
-A ResNet-18 on the log spectrogram and two linear layers, distilled from CLIP's picture encoder on unlabelled videos. The weights
+A ResNet-18 on the log spectrogram and two linear layers, distilled from CLIP's image encoder on unlabelled videos. The weights
 (github.com/descriptinc/lyrebird-wav2clip, MIT) are read from a local file and never fetched.
 """
 

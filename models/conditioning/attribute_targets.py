@@ -18,7 +18,7 @@ from models.retrieval.clip_index import Index
 NEIGHBOURS = 32  # training clips that a query is compared with
 FEWEST = 4  # of them that must have an attribute; else it is asked for among all training clips
 AGREEMENT = "agreement"
-ASKED_AGREEMENT = 1.0  # of sound and picture, where the bundle was told it in training: a sound that fits is what everybody wants
+ASKED_AGREEMENT = 1.0  # of sound and image, where the bundle was told it in training: a sound that fits is what everybody wants
 
 
 def check(asked: Mapping[str, float], taken: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""A fixed bank of generic phrases: the names of ImageNet's classes in a few templates. Pictures get phrases of it as texts of their own, without anybody having described them."""
+"""A fixed bank of generic phrases: the names of ImageNet's classes in a few templates. Images get phrases of it as texts of their own, without anybody having described them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PhraseBank:
 
     Attributes:
         phrases: (T, P, D) as encoded, of unit norm.
-        image_mean: (D,) of the pictures that will be looked up. Pictures and phrases are compared less their own means: they lie in different cones.
+        image_mean: (D,) of the images that will be looked up. Images and phrases are compared less their own means: they lie in different cones.
     """
 
     phrases: torch.Tensor
@@ -54,7 +54,7 @@ class PhraseBank:
         return F.normalize(means - means.mean(0), dim=-1)
 
     def similar(self, embeds: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return for pictures (N, D) cosines and numbers (N, k) of the nearest names, nearest first; both sides less their means.
+        """Return for images (N, D) cosines and numbers (N, k) of the nearest names, nearest first; both sides less their means.
 
         Raises:
             ValueError: k is not 1 to P.
@@ -66,7 +66,7 @@ class PhraseBank:
         return found.values, found.indices
 
     def draw(self, embed: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-        """Return the embedding (D,) of one of the k phrases nearest to a picture (D,), in any template: a name of much lower cosine than the first is seldom drawn."""
+        """Return the embedding (D,) of one of the k phrases nearest to an image (D,), in any template: a name of much lower cosine than the first is seldom drawn."""
         cosines, numbers = self.similar(embed[None], k)
         place = torch.multinomial((cosines[0] / TAU).softmax(-1), 1, generator=generator)
         template = int(torch.randint(len(self.phrases), (), generator=generator))

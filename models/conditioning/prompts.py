@@ -1,4 +1,4 @@
-"""What a request asks for: a set of texts and pictures with weights. The order of a set means nothing."""
+"""What a request asks for: a set of texts and images with weights. The order of a set means nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPOSITIONS: tuple[Composition, ...] = get_args(Composition)
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text or a picture of a set. `weight`: 1 is as trained, more is stronger; below 0 guidance points away from it (`negative_prompt` is -1).
+    """A text or an image of a set. `weight`: 1 is as trained, more is stronger; below 0 guidance points away from it (`negative_prompt` is -1).
 
     Raises:
         ValueError: a blank text, or a weight that is 0 or not finite.
@@ -37,7 +37,7 @@ class Prompt:
 def as_set(
     prompt: str | Sequence[Prompt] | None, image: Image.Image | None, negative_prompt: str | None
 ) -> list[Prompt]:
-    """Return the arguments of a call as one set: text and picture have weight 1, the negative prompt -1.
+    """Return the arguments of a call as one set: text and image have weight 1, the negative prompt -1.
 
     Raises:
         ValueError: a blank text.

@@ -14,7 +14,7 @@ from models.audio.level import SILENT_PEAK
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
 MIN_DURATION_S = 0.5
-SIDE = 512  # pictures larger than this are reduced at once, as uploads are
+SIDE = 512  # images larger than this are reduced at once, as uploads are
 
 
 class VideoError(ValueError):
@@ -22,7 +22,7 @@ class VideoError(ValueError):
 
 
 @dataclass(frozen=True)
-class Sound:
+class AudioTrack:
     """A stretch of mono `samples` (T,) float32 in [-1, 1] that begins at `time_s`."""
 
     time_s: float
@@ -31,10 +31,10 @@ class Sound:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture shown at `time_s`."""
+    """An image shown at `time_s`."""
 
     time_s: float
-    picture: Image.Image
+    image: Image.Image
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class RawClip:
     frames: list[Frame]
 
 
-def decode(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Iterator[Sound | Frame]:
+def decode(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Iterator[AudioTrack | Frame]:
     """Yield a video's sound (mono, `sample_rate`) and frames in file order, from one open file, in seconds by their PTS.
 
     Raises:
-        VideoError: not a video, or one without picture or sound.
+        VideoError: not a video, or one without image or sound.
     """
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise VideoError("no picture")
+                raise VideoError("no image")
             if not container.streams.audio:
                 raise VideoError("no sound")
             resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
@@ -63,15 +63,15 @@ def decode(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Iterat
                 if isinstance(item, av.AudioFrame):
                     for part in resampler.resample(item):
                         heard_s = part.time if part.time is not None else heard_s
-                        yield Sound(heard_s, part.to_ndarray()[0])
+                        yield AudioTrack(heard_s, part.to_ndarray()[0])
                 elif item.time is None or item.time >= next_frame_s:
                     shown_s = 0.0 if item.time is None else item.time
-                    picture = item.to_image()
-                    picture.thumbnail((SIDE, SIDE))
-                    yield Frame(shown_s, picture)
+                    image = item.to_image()
+                    image.thumbnail((SIDE, SIDE))
+                    yield Frame(shown_s, image)
                     next_frame_s = max(next_frame_s, shown_s - 1e-3) + 1 / frames_per_s
             for part in resampler.resample(None):
-                yield Sound(part.time if part.time is not None else heard_s, part.to_ndarray()[0])
+                yield AudioTrack(part.time if part.time is not None else heard_s, part.to_ndarray()[0])
     except av.FFmpegError as error:
         raise VideoError(f"cannot be decoded: {error.strerror}") from error
 
@@ -80,24 +80,24 @@ def read_video(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Ra
     """Read a whole video into memory; for short ones.
 
     Raises:
-        VideoError: not a video, no picture, no sound, silent, or shorter than half a second.
+        VideoError: not a video, no image, no sound, silent, or shorter than half a second.
     """
-    sounds: list[Sound] = []
+    sounds: list[AudioTrack] = []
     frames: list[Frame] = []
     for item in decode(path, sample_rate=sample_rate, frames_per_s=frames_per_s):
-        if isinstance(item, Sound):
+        if isinstance(item, AudioTrack):
             sounds.append(item)
         else:
             frames.append(item)
     if not frames:
-        raise VideoError("no picture")
+        raise VideoError("no image")
     waveform = np.concatenate([s.samples for s in sounds]) if sounds else np.zeros(0, np.float32)
     if len(waveform) < MIN_DURATION_S * sample_rate:
         raise VideoError(f"shorter than {MIN_DURATION_S:g} s")
     if is_silent(waveform):
         raise VideoError("silent")
     start_s = sounds[0].time_s
-    return RawClip(waveform, [Frame(f.time_s - start_s, f.picture) for f in frames])
+    return RawClip(waveform, [Frame(f.time_s - start_s, f.image) for f in frames])
 
 
 def is_silent(waveform: np.ndarray) -> bool:

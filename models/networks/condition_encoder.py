@@ -1,4 +1,4 @@
-"""From embeddings of texts and pictures to condition tokens for the denoiser. Knows no text and no picture, only their embeddings.
+"""From embeddings of texts and images to condition tokens for the denoiser. Knows no text and no image, only their embeddings.
 
 Embeddings of the two kinds lie in separate cones (Zhang et al. 2024, "Connect, Collapse, Corrupt"): each kind is centred with its own
 mean, and in training noise of level sigma is added, with sigma told to the network, so that at request time a text can be
@@ -20,17 +20,17 @@ from torch import nn
 
 Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# own: a text less the texts' mean. shift: moved by the difference of the means, then as a picture. image: as if it were a picture.
+# own: a text less the texts' mean. shift: moved by the difference of the means, then as an image. image: as if it were an image.
 TextCentring = Literal["own", "shift", "image"]
-GUIDANCE = "guidance"  # the scalar of a denoiser that has learned what guidance does (`training.distil`): its weight, as `told_guidance` has it
+GUIDANCE = "guidance"  # the scalar of a denoiser that has learned what guidance does (`training.distil`): its weight, as `distilled_guidance_range` has it
 MAX_GUIDANCE = 20.0  # the weight that is told as 1
 Weight = TypeVar("Weight", float, torch.Tensor)
 SCALAR_STD = 0.5  # of the weights by which scalars are told, to begin with
-SHOWN_BY = 3  # pictures of the bank that must be like a class
+SHOWN_BY = 3  # images of the bank that must be like a class
 WAVES = 4  # cosines by which a scalar is told to the network, beside itself
 
 
-def told_guidance(scale: Weight) -> Weight:
+def distilled_guidance_range(scale: Weight) -> Weight:
     """Return what is told of weights of guidance in 1..`MAX_GUIDANCE`: 0..1."""
     return (scale - 1) / (MAX_GUIDANCE - 1)
 
@@ -86,16 +86,16 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             embed_dim: D of the joint encoder.
             max_conditions: largest set accepted.
             text_sigma: noise level told to the network for a text, in units of the embedding's norm.
-            bank_size: number of training pictures kept to project texts on (DeCap, Li et al. 2023).
+            bank_size: number of training images kept to project texts on (DeCap, Li et al. 2023).
             bank_tau: temperature of that projection's softmax over cosines.
             bank_share: share in [0, 1] of the projection in a text's embedding; 0 switches it off.
             scalars: names of the scalars in 0..1 that may be told beside a set, such as the attributes of a sound: together they are one more token.
-            text_centring: how a text is brought to where pictures are.
+            text_centring: how a text is brought to where images are.
             text_templates: whether the pipeline embeds a text as the mean over `models.prompts.TEMPLATES`.
             anchor_tau: temperature by which the pipeline brings a text among the encoder's class anchors (`JointEncoder.among_classes`).
             anchor_share: share in [0, 1] of that mixture in a text's embedding; 0 switches it off.
-            anchor_likeness: cosine to pictures of the bank that a class must have to be mixed (`shown`): what no video showed has no sound; -1 for all classes.
-            prior_dim: width of a learned step from a text to a picture of it (`training.prior`); 0 for none.
+            anchor_likeness: cosine to images of the bank that a class must have to be mixed (`shown`): what no video showed has no sound; -1 for all classes.
+            prior_dim: width of a learned step from a text to an image of it (`training.prior`); 0 for none.
             prior_share: share in [0, 1] of that step's end in a text's embedding.
             guidance_scales: lowest and highest weight of guidance that may be told, where `GUIDANCE` is among the scalars; none for a denoiser
                 that takes guidance as a pass of its own.
@@ -136,7 +136,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return other.eval().requires_grad_(False)
 
     def centre(self, embeddings: torch.Tensor, kind: Kind) -> torch.Tensor:
-        """Return embeddings (N, D) less the mean of their kind, at unit norm; texts are led on towards pictures, by what is switched on: the prior, then the bank."""
+        """Return embeddings (N, D) less the mean of their kind, at unit norm; texts are led on towards images, by what is switched on: the prior, then the bank."""
         image, text = (self.means[KINDS.index(k)].float() for k in KINDS)
         if kind == "image" or self.config.text_centring == "image":
             centred = F.normalize(embeddings.float() - image, dim=-1)
@@ -144,9 +144,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             centred = F.normalize(F.normalize(embeddings.float() + image - text, dim=-1) - image, dim=-1)
         else:
             centred = F.normalize(embeddings.float() - text, dim=-1)
-        return centred if kind == "image" else self._towards_pictures(centred)
+        return centred if kind == "image" else self._towards_images(centred)
 
-    def _towards_pictures(self, centred: torch.Tensor) -> torch.Tensor:
+    def _towards_images(self, centred: torch.Tensor) -> torch.Tensor:
         """Return centred texts (N, D), moved by `prior_share` along the prior and by `bank_share` to the bank, at unit norm."""
         if self.config.prior_dim and self.config.prior_share > 0:
             led = F.normalize(centred + self.prior(centred.to(self.dtype)).float(), dim=-1)
@@ -159,9 +159,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return centred
 
     def shown(self, anchors: torch.Tensor) -> torch.Tensor | None:
-        """Return which of the encoder's class anchors (N, D), as encoded, training pictures show: boolean (N,). None where it is not asked for, or none is shown: then all count.
+        """Return which of the encoder's class anchors (N, D), as encoded, training images show: boolean (N,). None where it is not asked for, or none is shown: then all count.
 
-        A class is shown whose cosine to its `SHOWN_BY` nearest pictures of the bank, centred, is in the mean above `anchor_likeness`.
+        A class is shown whose cosine to its `SHOWN_BY` nearest images of the bank, centred, is in the mean above `anchor_likeness`.
         """
         if self.config.anchor_likeness <= -1 or len(self.bank) < SHOWN_BY:
             return None

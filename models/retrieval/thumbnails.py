@@ -12,7 +12,7 @@ from models.retrieval.copy_distance import Search, copy_distance, pick, pool, to
 FRAMES, BANDS = 10, 2  # mel frames and bands that become one value
 PHASE = 2  # mel frames between two ways to lay out a sound: its copy may begin anywhere
 CANDIDATES = 32  # training clips that are looked at in every way
-MAX_CLIPS = 20_000  # of more clips an index keeps no pictures: the search would cost more than the sound
+MAX_CLIPS = 20_000  # of more clips an index keeps no images: the search would cost more than the sound
 COPY_DURATIONS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 NAMES = ("pictures", "picture_lengths", "copy_distance")  # of the tensors in an index
 
@@ -23,8 +23,8 @@ def layouts(log_mel: np.ndarray) -> list[np.ndarray]:
     return [pool(log_mel[first : first + size], FRAMES, BANDS) for first in range(0, FRAMES, PHASE)]
 
 
-class Pictures:
-    """Pictures of the training clips of an index, in its order.
+class Thumbnails:
+    """Images of the training clips of an index, in its order.
 
     Attributes:
         small: (N, F, M) int8, each clip at a scale and level of its own, which a correlation does not see. lengths: (N,) frames of each.
@@ -39,8 +39,8 @@ class Pictures:
     @classmethod
     def of(
         cls, log_mels: Sequence[np.ndarray], sources: Sequence[frozenset[str]], *, frame_rate: float
-    ) -> Pictures:
-        """Return the pictures of clips' log-mels (F, M), and learn what a copy is.
+    ) -> Thumbnails:
+        """Return the images of clips' log-mels (F, M), and learn what a copy is.
 
         Args:
             sources: what each clip was made of. frame_rate: mel frames per second.
@@ -48,25 +48,25 @@ class Pictures:
         small = [_to_int8(pool(log_mel, FRAMES, BANDS)) for log_mel in log_mels]
         lengths = [len(clip) for clip in small]
         laid = np.zeros((len(small), max(lengths), small[0].shape[1]), np.int8)
-        for picture, clip in zip(laid, small, strict=True):
-            picture[: len(clip)] = clip
-        pictures = cls(torch.from_numpy(laid), torch.tensor(lengths), torch.zeros(0, 2))
+        for image, clip in zip(laid, small, strict=True):
+            image[: len(clip)] = clip
+        images = cls(torch.from_numpy(laid), torch.tensor(lengths), torch.zeros(0, 2))
         copies = []
         for seconds in COPY_DURATIONS_S:
             frames = round(seconds * frame_rate)
             picked = pick(log_mels, frames)
-            apart = [pictures._search.distances(layouts(log_mels[i][:frames])).min(0) for i in picked]
+            apart = [images._search.distances(layouts(log_mels[i][:frames])).min(0) for i in picked]
             try:
                 to_others = to_other_sources(np.array(apart).reshape(-1, len(laid)), picked, sources)
             except ValueError:
                 continue
             copies.append((seconds, copy_distance(to_others)))
-        pictures.copies = torch.tensor(copies).reshape(-1, 2)
-        return pictures
+        images.copies = torch.tensor(copies).reshape(-1, 2)
+        return images
 
     @classmethod
-    def read(cls, tensors: Mapping[str, torch.Tensor]) -> Pictures:
-        """Return the pictures that `tensors` gave; KeyError where some are missing."""
+    def read(cls, tensors: Mapping[str, torch.Tensor]) -> Thumbnails:
+        """Return the images that `tensors` gave; KeyError where some are missing."""
         return cls(*(tensors[name] for name in NAMES))
 
     def tensors(self) -> dict[str, torch.Tensor]:

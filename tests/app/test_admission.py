@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rq import Queue
 
+from clipsynth.admission.limits import Reservation, admit, load, release_stale_reservations
 from clipsynth.admission import limits as admission
-from clipsynth.admission.limits import Hold, admit, load, release_stale
 from clipsynth.errors import QueueFull, RateLimited
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import ModelCost, Status
 from clipsynth.security.api_keys import create_key
 from clipsynth.settings import Settings
-from tests.app.test_generations import check_problem, picture
+from tests.app.test_generations import check_problem, image
 from tests.app.test_waiting import INFO, Service
 
 COST = ModelCost(audio_step_s=0.1, step_s=0.01, guided_share=0.5)
@@ -89,7 +89,7 @@ def test_when_all_has_ended_nothing_is_counted_any_more(serve):
     ):
         end(service, generation_id, status)
         assert not service.state.change(generation_id, Status.FAILED)
-    service.state.start(made[4], company=False)
+    service.state.start(made[4], batched_with_others=False)
     for generation_id in made:
         service.state.forget(generation_id)
         service.state.forget(generation_id)
@@ -157,15 +157,15 @@ def test_what_could_not_be_queued_gives_its_room_back(serve, monkeypatch):
 
 def test_room_of_a_request_that_was_cut_off_is_given_back(serve, monkeypatch):
     service = serve()
-    assert admit(service.redis, Hold(new_id(), "anonymous", "tiny", 8.0), Settings(), COST)
-    assert (release_stale(service.redis), load(service.redis, "tiny")) == (0, (1, 8.0))
-    monkeypatch.setattr(admission, "HOLD_S", -1)
-    assert (release_stale(service.redis), load(service.redis, "tiny")) == (1, (0, 0.0))
+    assert admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 8.0), Settings(), COST)
+    assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (0, (1, 8.0))
+    monkeypatch.setattr(admission, "RESERVATION_S", -1)
+    assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (1, (0, 0.0))
 
 
 def test_an_id_is_admitted_once(serve):
     service = serve()
-    hold = Hold(new_id(), "anonymous", "tiny", 8.0)
+    hold = Reservation(new_id(), "anonymous", "tiny", 8.0)
     assert [admit(service.redis, hold, Settings(), COST) for _ in range(2)] == [True, False]
     assert load(service.redis, "tiny") == (1, 8.0)
 
@@ -176,7 +176,7 @@ def test_the_bound_holds_for_many_at_once(serve):
 
     def ask(_):
         try:
-            return admit(service.redis, Hold(new_id(), "anonymous", "tiny", 1.0), settings, COST)
+            return admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 1.0), settings, COST)
         except (QueueFull, RateLimited):
             return False
 
@@ -218,7 +218,7 @@ def test_a_deadline_that_cannot_be_met_is_refused(serve):
 def test_refusals_are_counted(serve):
     service = serve(max_inflight=1)
     service.state.announce(INFO.model_copy(update={"cost": COST}))
-    service.client.post("/v1/generations", files={"image": ("x", picture("PNG"))})
+    service.client.post("/v1/generations", files={"image": ("x", image("PNG"))})
     service.post()
     service.client.post("/v1/generations", json={"prompt": 1})
     text = service.client.get("/metrics").text

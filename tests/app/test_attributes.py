@@ -11,11 +11,11 @@ import pytest
 import soundfile
 
 from clipsynth.schemas.attributes import NAMES
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.settings import Settings
 from models.audio import attributes as measured
 from models.tiny import RANGES
-from tests.app.test_generations import SHORT, check_problem, picture, serving
+from tests.app.test_generations import SHORT, check_problem, image, serving
 
 
 @pytest.fixture
@@ -104,14 +104,14 @@ def test_words_act_only_where_the_model_takes_the_attribute(service):
     assert settled(service.post({"prompt": "a loud, deep dog"})) == ("a loud, deep dog", {})
 
 
-def test_a_picture_and_a_form_take_attributes_too(service):
+def test_an_image_and_a_form_take_attributes_too(service):
     fields = {"attributes": json.dumps({"pitch": 0.8}), "seed": "1", **{k: str(v) for k, v in SHORT.items()}}
-    png = picture("PNG")
+    png = image("PNG")
     in_form = service.post(files={"image": ("x", png)}, data=fields)
     assert settled(in_form) == (None, {"pitch": 0.8})
     sent = service.wav(in_form)  # alone: in company the last bits differ
-    image = base64.b64encode(png).decode()
-    in_json = service.post({"image": image, "attributes": {"pitch": 0.8}, "seed": 1, **SHORT})
+    encoded = base64.b64encode(png).decode()
+    in_json = service.post({"image": encoded, "attributes": {"pitch": 0.8}, "seed": 1, **SHORT})
     assert service.wav(in_json) == sent
 
 
@@ -180,15 +180,15 @@ def test_a_recipe_makes_the_same_sound_again(service, body):
 
 def test_a_recipe_without_attributes_has_the_id_that_it_had_before_there_were_any(service):
     done = service.finish(service.post({"prompt": "a dog", **SHORT}))
-    recipe = Recipe.read(done["outputs"][0]["recipe"])
+    recipe = ReplayToken.read(done["outputs"][0]["recipe"])
     fields = {name: value for name, value in recipe.model_dump().items() if name != "attributes"}
-    old = Recipe.read(base64.urlsafe_b64encode(json.dumps(fields).encode()).decode())
+    old = ReplayToken.read(base64.urlsafe_b64encode(json.dumps(fields).encode()).decode())
     assert old.id == recipe.id
     assert old.model_copy(update={"attributes": {"pitch": 0.5}}).id != recipe.id
 
 
 def test_the_words_of_an_old_recipe_are_not_read(service):
     done = service.finish(service.post({"prompt": "a loud dog", "attributes": {}, **SHORT}))
-    fields = Recipe.read(done["outputs"][0]["recipe"]).model_dump(exclude={"attributes"})
+    fields = ReplayToken.read(done["outputs"][0]["recipe"]).model_dump(exclude={"attributes"})
     old = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
     assert settled(replayed(service, old)) == ("a loud dog", {})

@@ -12,7 +12,7 @@ import uvicorn
 from redis import Redis
 
 from app.server import config
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from tests.app.test_waiting import INFO
@@ -33,7 +33,7 @@ def port(request, redis_url, tmp_path):
     )
     with Redis.from_url(redis_url) as redis, socket.socket() as listener:
         redis.flushall()
-        State.from_settings(redis, settings).announce(INFO)
+        JobStore.from_settings(redis, settings).announce(INFO)
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(config(settings))
         thread = threading.Thread(target=server.run, args=([listener],))

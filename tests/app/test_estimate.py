@@ -6,7 +6,7 @@ import pytest
 
 from clipsynth.schemas.generation import Status
 from tests.app.test_admission import COST, REQUEST_S, serve
-from tests.app.test_generations import check_problem, picture
+from tests.app.test_generations import check_problem, image
 from tests.app.test_waiting import INFO
 
 __all__ = ["serve"]
@@ -42,7 +42,7 @@ def test_an_estimate_counts_what_is_before(service):
     ],
 )
 def test_guidance_that_a_model_has_learned_costs_nothing(service, body, passes):
-    cost = COST.model_copy(update={"told_guidance": [1.0, 10.0]})
+    cost = COST.model_copy(update={"distilled_guidance_range": [1.0, 10.0]})
     service.state.announce(INFO.model_copy(update={"cost": cost}))
     assert ask(service, {"prompt": "a", **body}).json()["p50_s"] == pytest.approx(REQUEST_S * passes / 1.5)
 
@@ -83,7 +83,7 @@ def test_no_number_is_made_up_before_a_worker_has_measured_its_cost(service):
 
 
 def test_an_estimate_takes_the_same_bodies(service):
-    assert ask(service, files={"image": ("x", picture("PNG"))}).status_code == 200
+    assert ask(service, files={"image": ("x", image("PNG"))}).status_code == 200
     check_problem(ask(service, {"prompt": ""}), 422, "invalid_request")
     check_problem(ask(service, {"prompt": "a", "duration_s": 9}), 422, "invalid_request")
     check_problem(ask(service, {"prompt": "a", "model": "other"}), 422, "model_not_found")

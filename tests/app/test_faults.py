@@ -15,14 +15,14 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app import notifications as events
-from app.notifications import Events
+from app.notifications import Notifications
 from clipsynth.jobs.queue import enqueue
-from clipsynth.jobs.store import State, new_id
+from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.schemas.generation import JobPayload, Status
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
 from tests.app import test_waiting
-from tests.app.test_generations import SHORT, check_problem, picture, serving
+from tests.app.test_generations import SHORT, check_problem, image, serving
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_who_follows_events_hears_of_the_end_though_redis_was_away(own_redis, tm
     monkeypatch.setattr(events, "RECONNECT_S", 0.05)
     settings = Settings(redis_url=own_redis.url, data_dir=tmp_path)
     with Redis.from_url(own_redis.url) as redis:
-        state = State.from_settings(redis, settings)
+        state = JobStore.from_settings(redis, settings)
         generation_id = queued(redis, state, settings)
 
         def outage():
@@ -105,7 +105,7 @@ def test_who_follows_events_hears_of_the_end_though_redis_was_away(own_redis, tm
             own_redis.start()
             state.change(generation_id, Status.CANCELED)
 
-        assert asyncio.run(followed(Events(own_redis.url, state), generation_id, outage)) == [
+        assert asyncio.run(followed(Notifications(own_redis.url, state), generation_id, outage)) == [
             "status",
             "completed",
         ]
@@ -115,12 +115,12 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
     settings = Settings(redis_url=redis_url, data_dir=tmp_path)
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
-        state = State.from_settings(redis, settings)
+        state = JobStore.from_settings(redis, settings)
         generation_id = queued(redis, state, settings)
         looks = []
         get = state.get
         monkeypatch.setattr(state, "get", lambda i: (get(i), looks.append(i), time.sleep(0.1))[0])
-        shared = Events(redis_url, state)
+        shared = Notifications(redis_url, state)
 
         async def follow():
             return [generation async for generation in shared.states(generation_id)][-1]
@@ -143,15 +143,15 @@ def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
     settings = Settings(redis_url=redis_url, data_dir=tmp_path)
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
-        state = State.from_settings(redis, settings)
+        state = JobStore.from_settings(redis, settings)
         missed, heard = (state.get(queued(redis, state, settings)) for _ in range(2))
         state.change(missed.id, Status.CANCELED)
         heard_since, looks = time.monotonic(), []
-        standings = state.standings
-        monkeypatch.setattr(state, "standings", lambda ids: (looks.append(ids), standings(ids))[1])
+        status_views = state.status_views
+        monkeypatch.setattr(state, "status_views", lambda ids: (looks.append(ids), status_views(ids))[1])
 
         async def run():
-            shared = Events(redis_url, state)
+            shared = Notifications(redis_url, state)
             listening = asyncio.create_task(shared.listen())
             async with asyncio.timeout(5):  # less than PING_S, after which anybody looks again
                 while shared._listens_since > time.monotonic():
@@ -174,7 +174,7 @@ def test_who_waits_is_told_what_was_accepted_though_redis_is_away(redis_url, tmp
     settings = Settings(redis_url=redis_url, data_dir=tmp_path)
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
-        state = State.from_settings(redis, settings)
+        state = JobStore.from_settings(redis, settings)
         accepted, ended = (state.get(queued(redis, state, settings)) for _ in range(2))
         state.change(ended.id, Status.CANCELED)
         get, looks = state.get, []
@@ -183,13 +183,13 @@ def test_who_waits_is_told_what_was_accepted_though_redis_is_away(redis_url, tmp
             looks.append(1)
             raise RedisConnectionError("away")
 
-        monkeypatch.setattr(state, "standings", away)
+        monkeypatch.setattr(state, "status_views", away)
         monkeypatch.setattr(state, "get", away)
-        waited = asyncio.run(Events(redis_url, state).wait(accepted, 0.1))
+        waited = asyncio.run(Notifications(redis_url, state).wait(accepted, 0.1))
         assert (waited, len(looks) > 2) == (accepted, True)
         monkeypatch.setattr(state, "get", lambda i: get(i) if len(looks) > 20 else away())
         looks.clear()
-        assert asyncio.run(Events(redis_url, state).wait(ended, 20)).status is Status.CANCELED
+        assert asyncio.run(Notifications(redis_url, state).wait(ended, 20)).status is Status.CANCELED
 
 
 @contextlib.contextmanager
@@ -220,7 +220,7 @@ def test_storage_fails_and_recovers(service, fault):
     assert service.client.get("/readyz").status_code == 200
     text = service.post({"prompt": "a", **SHORT})
     with full_disk() if fault == "full" else no_folder(root):
-        refused = service.post(files={"image": ("x", picture("PNG"))}, data=SHORT)
+        refused = service.post(files={"image": ("x", image("PNG"))}, data=SHORT)
         check_problem(refused, 503, "storage_unavailable")
         assert int(refused.headers["retry-after"]) > 0
         check_problem(service.client.get("/readyz"), 503, "storage_unavailable")
@@ -229,7 +229,7 @@ def test_storage_fails_and_recovers(service, fault):
     assert not [f for _, _, files in os.walk(root) for f in files]  # nothing half written
     assert service.client.get("/readyz").status_code == 200
     assert service.queue.count == 0
-    done = service.finish(service.post(files={"image": ("x", picture("PNG"))}, data=SHORT))
+    done = service.finish(service.post(files={"image": ("x", image("PNG"))}, data=SHORT))
     assert done["status"] == "succeeded"
     with no_folder(root):
         check_problem(service.client.get(done["outputs"][0]["url"]), 503, "storage_unavailable")

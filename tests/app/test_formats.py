@@ -10,9 +10,9 @@ import soundfile
 
 from app.responses.audio import accepted
 from clipsynth.schemas.generation import Output
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.settings import Settings
-from tests.app.test_generations import SHORT, check_problem, picture, serving
+from tests.app.test_generations import SHORT, check_problem, image, serving
 
 KINDS = {
     "wav": ("audio/wav", "WAV", "PCM_16", 4e-5),
@@ -51,7 +51,7 @@ def test_each_format_is_what_it_says_and_marked_as_generated(service):
             assert f'filename="{output["filename"]}"' in response.headers["content-disposition"]
             sound = opened(response.content)
             assert (sound.format, sound.subtype, sound.samplerate) == (container, subtype, 16000)
-            assert f"recipe {Recipe.read(output['recipe']).id}" in sound.comment
+            assert f"recipe {ReplayToken.read(output['recipe']).id}" in sound.comment
             assert "generated" in sound.comment
             samples = sound.read()
             if exact is None:
@@ -70,8 +70,8 @@ def test_the_same_request_gives_the_same_bytes(service):
         assert service.client.get(a["url"]).content == service.client.get(b["url"]).content
 
 
-def test_the_mark_does_not_depend_on_where_a_picture_is_stored(service):
-    data = picture("PNG")
+def test_the_mark_does_not_depend_on_where_an_image_is_stored(service):
+    data = image("PNG")
     one, two = (
         service.wav(service.post(files={"image": ("x", data)}, data={"seed": "1", **SHORT})) for _ in "12"
     )

@@ -26,26 +26,26 @@ from app.main import create_app
 from app.responses.ranges import file_response
 from clipsynth.errors import StorageUnavailable
 from clipsynth.jobs.queue import get_queue
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import Output
 from clipsynth.services.janitor import expire, sweep
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 from models.retrieval.clip_audio import open_audio
-from tests.conftest import IN_COMPANY
+from tests.conftest import BATCHED_TOLERANCE
 from worker.engine import Engine
-from worker.job_runner import Jobs
+from worker.job_runner import JobRunner
 from worker.main import model_info
 from worker.predictor import Predictor
 from worker.rq_adapter.job import GenerationJob
 from worker.rq_adapter.worker import BatchWorker
 
-_PICTURES = itertools.count()  # each is another
+_IMAGES = itertools.count()  # each is another
 
 
-def picture(fmt, size=(80, 60)):
+def image(fmt, size=(80, 60)):
     file = io.BytesIO()
-    pixels = random.Random(next(_PICTURES)).randbytes(3 * size[0] * size[1])
+    pixels = random.Random(next(_IMAGES)).randbytes(3 * size[0] * size[1])
     Image.frombytes("RGB", size, pixels).save(file, fmt)
     return file.getvalue()
 
@@ -58,16 +58,16 @@ class Service:
             create_app(settings), base_url="http://localhost", raise_server_exceptions=False
         )
         self.redis = Redis.from_url(settings.redis_url)
-        self.state = State(self.redis, result_ttl_s=settings.result_ttl_s)
+        self.state = JobStore(self.redis, result_ttl_s=settings.result_ttl_s)
         folder = settings.retrieval_audio
         self.predictor = Predictor(pipeline, folder and open_audio(folder, 16000))
         self.storage = Storage(settings.results_url)
-        jobs = Jobs(self.predictor, self.state, self.storage, max_attempts=settings.max_attempts)
+        jobs = JobRunner(self.predictor, self.state, self.storage, max_attempts=settings.max_attempts)
         self.queue = get_queue("tiny", self.redis)
         self.engine = Engine(self.predictor, limit=1000)
         self.engine.start()
         self.worker = BatchWorker(
-            self.queue, redis_url=settings.redis_url, lease_s=15, beat_s=5, jobs=jobs, engine=self.engine
+            self.queue, redis_url=settings.redis_url, lease_s=15, heartbeat_s=5, jobs=jobs, engine=self.engine
         )
         offered = ["diffusion", "retrieval"] if self.predictor.retrieves else ["diffusion"]
         self.info = model_info(pipeline.manifest, pipeline.condition_encoder.config.scalars, offered)
@@ -124,21 +124,21 @@ def test_prompt_becomes_a_wav(service):
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
-def test_uploaded_picture_becomes_a_wav(service, fmt):
-    response = service.post(files={"image": ("x", picture(fmt))}, data={k: str(v) for k, v in SHORT.items()})
+def test_uploaded_image_becomes_a_wav(service, fmt):
+    response = service.post(files={"image": ("x", image(fmt))}, data={k: str(v) for k, v in SHORT.items()})
     assert len(samples(service.wav(response))) == 8000
 
 
 def test_an_open_clip_bundle_is_served(open_clip_service):
     service = open_clip_service
     text = service.wav(service.post({"prompt": "a dog", "seed": 1, **SHORT}))
-    seen = service.wav(service.post(files={"image": ("x", picture("JPEG"))}, data={"seed": "1", **SHORT}))
+    seen = service.wav(service.post(files={"image": ("x", image("JPEG"))}, data={"seed": "1", **SHORT}))
     assert len(samples(text)) == len(samples(seen)) == 8000
     assert text != seen
 
 
-def test_picture_in_base64(service):
-    assert service.wav(service.post({"image": base64.b64encode(picture("PNG")).decode(), **SHORT}))
+def test_image_in_base64(service):
+    assert service.wav(service.post({"image": base64.b64encode(image("PNG")).decode(), **SHORT}))
 
 
 def samples(wav):
@@ -158,7 +158,7 @@ def test_output_n_is_the_sound_of_seed_plus_n(service):
     for output in done["outputs"]:
         alone = service.wav(service.post({**request, "seed": output["seed"]}))
         np.testing.assert_allclose(
-            samples(service.client.get(output["url"]).content), samples(alone), atol=IN_COMPANY, rtol=0
+            samples(service.client.get(output["url"]).content), samples(alone), atol=BATCHED_TOLERANCE, rtol=0
         )
 
 
@@ -232,18 +232,18 @@ def check_problem(response, status, code):
     ("data", "status", "code"),
     [
         (b"this is text", 415, "unsupported_media"),
-        (picture("JPEG", (300, 300))[:2000], 422, "image_undecodable"),
-        (picture("PNG", (300, 300))[:2000], 422, "image_undecodable"),
+        (image("JPEG", (300, 300))[:2000], 422, "image_undecodable"),
+        (image("PNG", (300, 300))[:2000], 422, "image_undecodable"),
         (b"", 415, "unsupported_media"),
         (b"\0" * 10_000_001, 413, "image_too_large"),
         (b"\0" * 54_000_000, 413, "payload_too_large"),
     ],
 )
-def test_bad_picture_is_a_problem(service, data, status, code):
+def test_bad_image_is_a_problem(service, data, status, code):
     check_problem(service.post(files={"image": ("x.png", data)}), status, code)
 
 
-def test_a_picture_of_100_megapixels_is_refused_before_it_is_decoded(service):
+def test_an_image_of_100_megapixels_is_refused_before_it_is_decoded(service):
     file = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(file, "PNG")
     check_problem(service.post(files={"image": ("x.png", file.getvalue())}), 413, "image_too_large")
@@ -302,8 +302,8 @@ def test_a_bad_form_is_a_problem(service, files, status, code):
     check_problem(service.post(files=files), status, code)
 
 
-def test_the_only_file_is_the_picture_whatever_its_name(service):
-    named = [("photo", ("x", picture("PNG"))), *form(image="part:photo", **SHORT)]
+def test_the_only_file_is_the_image_whatever_its_name(service):
+    named = [("photo", ("x", image("PNG"))), *form(image="part:photo", **SHORT)]
     assert service.wav(service.post(files=named))
 
 
@@ -354,7 +354,7 @@ def test_a_generation_and_its_job_are_made_together_or_not_at_all(service, monke
     def broken(*_, **__):
         raise ConnectionError("the wire was cut")
 
-    owner, name = {"enqueue": (Queue, "push_job_id"), "create": (State, "create")}[lost]
+    owner, name = {"enqueue": (Queue, "push_job_id"), "create": (JobStore, "create")}[lost]
     monkeypatch.setattr(owner, name, broken)
     assert service.post({"prompt": "a"}).status_code == 503
     assert not service.redis.keys("clipsynth:gen:*")
@@ -408,27 +408,27 @@ def test_a_job_whose_worker_is_lost_again_and_again_fails_at_last(service):
     generation_id = service.post({"prompt": "a", **SHORT}).json()["id"]
     for _ in range(3):
         assert service.state.get(generation_id).status == "queued"
-        assert service.state.start(generation_id, company=False)
+        assert service.state.start(generation_id, batched_with_others=False)
         GenerationJob.abandoned(generation_id)
     assert service.state.get(generation_id).error.code == "worker_lost"
-    assert not service.state.start(generation_id, company=False)  # final is final
+    assert not service.state.start(generation_id, batched_with_others=False)  # final is final
 
 
 def test_a_job_whose_worker_is_lost_in_company_is_run_again_and_alone(service):
     response = service.post({"prompt": "a", **SHORT})
     generation_id = response.json()["id"]
     for _ in range(5):
-        assert service.state.start(generation_id, company=True)
+        assert service.state.start(generation_id, batched_with_others=True)
         GenerationJob.abandoned(generation_id)
-    standing = service.state.standings([generation_id])[0]
-    assert (standing.lost, standing.solo) == (0, True)
+    status_view = service.state.status_views([generation_id])[0]
+    assert (status_view.lost, status_view.run_alone) == (0, True)
     assert service.finish(response)["status"] == "succeeded"
 
 
 def test_a_job_that_was_lost_too_often_is_not_started_again(service):
     response = service.post({"prompt": "a", **SHORT})
     for _ in range(3):
-        service.state.start(response.json()["id"], company=False)
+        service.state.start(response.json()["id"], batched_with_others=False)
         service.state.abandon(response.json()["id"])
     assert service.finish(response)["error"]["code"] == "worker_lost"
 
@@ -442,7 +442,7 @@ def test_a_job_that_runs_into_its_time_limit_fails(service, monkeypatch):
 
 def test_what_expired_is_gone_with_its_files(service):
     service.state.result_ttl_s = 0
-    response = service.post(files={"image": ("x", picture("PNG"))}, data=SHORT)
+    response = service.post(files={"image": ("x", image("PNG"))}, data=SHORT)
     done = service.finish(response)
     assert done["status"] == "succeeded"
     folder = Path(service.storage._root) / done["id"]
@@ -480,10 +480,10 @@ def test_what_has_not_expired_stays(service):
     assert done["expires_at"] == pytest.approx(done["finished_at"] + service.state.result_ttl_s)
 
 
-def test_a_picture_whose_request_was_never_queued_is_removed(service, monkeypatch):
+def test_an_image_whose_request_was_never_queued_is_removed(service, monkeypatch):
     monkeypatch.setattr(Queue, "push_job_id", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr("clipsynth.state.RESERVATION_S", 0)
-    assert service.post(files={"image": ("x", picture("PNG"))}).status_code == 500
+    monkeypatch.setattr("clipsynth.jobs.store.RESERVATION_S", 0)
+    assert service.post(files={"image": ("x", image("PNG"))}).status_code == 500
     assert len(list(Path(service.storage._root).iterdir())) == 1
     assert sweep(service.state, service.storage) == 1
     assert not list(Path(service.storage._root).iterdir())
@@ -546,7 +546,7 @@ def test_a_worker_that_was_taken_for_lost_leaves_the_sound_of_the_one_that_was_f
 
 def test_a_lost_generation_that_was_canceled_is_not_run_again(service):
     response = service.post({"prompt": "a", **SHORT})
-    service.state.start(response.json()["id"], company=False)
+    service.state.start(response.json()["id"], batched_with_others=False)
     assert service.client.post(response.headers["location"] + "/cancel").status_code == 202
     GenerationJob.abandoned(response.json()["id"])
     assert service.finish(response)["status"] == "canceled"
@@ -554,7 +554,7 @@ def test_a_lost_generation_that_was_canceled_is_not_run_again(service):
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_delete_forgets_a_generation_and_its_files(service, ended):
-    response = service.post(files={"image": ("x", picture("PNG"))}, data=SHORT)
+    response = service.post(files={"image": ("x", image("PNG"))}, data=SHORT)
     if ended:
         service.finish(response)
     assert service.client.delete(response.headers["location"]).status_code == 204
@@ -589,8 +589,8 @@ def test_pages_lead_through_all_generations_the_newest_first(service):
 
 
 def test_a_page_of_a_rare_status_is_short_and_leads_on(service, monkeypatch):
-    monkeypatch.setattr("clipsynth.state.PAGE", 2)
-    monkeypatch.setattr("clipsynth.state.MAX_SEEN", 4)
+    monkeypatch.setattr("clipsynth.jobs.store.PAGE", 2)
+    monkeypatch.setattr("clipsynth.jobs.store.MAX_SEEN", 4)
     rare = service.post({"prompt": "a", **SHORT})
     service.client.post(rare.headers["location"] + "/cancel")
     for _ in range(5):

@@ -67,14 +67,14 @@ def test_an_id_that_was_never_given_is_not_found(client, place):
         "/docs/static/..%2fmain.py",
         "/docs/static/%2e%2e/main.py",
         "/docs/static//etc/passwd",
-        "/static/..%2fpage.py",
-        "/static/%2e%2e/page.py",
+        "/static/..%2froutes/pages.py",
+        "/static/%2e%2e/routes/pages.py",
         "/static//etc/passwd",
     ],
 )
 def test_no_file_beside_the_pages_is_served(client, path):
     assert (Path(fastapi_swagger.__file__).parent / "main.py").is_file()
-    assert Path(page.__file__).name == "page.py"  # what the paths point at is there
+    assert Path(page.__file__).name == "pages.py"  # what the paths point at is there
     assert client.get(path).status_code == 404
 
 

@@ -1,4 +1,4 @@
-"""Pictures of other hosts: off unless set, and then of the public internet only, at the address that was checked."""
+"""Images of other hosts: off unless set, and then of the public internet only, at the address that was checked."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import threading
 import numpy as np
 import pytest
 
-from app.requests import images as pictures
+from app.requests import images as images
 from clipsynth.settings import Settings
-from tests.app.test_generations import SHORT, check_problem, picture, samples, serving
+from tests.app.test_generations import SHORT, check_problem, image, samples, serving
 
 
 class Gallery:
-    """A server on loopback that shows one picture, or answers as told."""
+    """A server on loopback that shows one image, or answers as told."""
 
     def __init__(self):
-        self.asked, self.status, self.headers, self.body = [], 200, {}, picture("PNG")
+        self.asked, self.status, self.headers, self.body = [], 200, {}, image("PNG")
         gallery = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -68,7 +68,7 @@ def refused(service, response, status, code, field="/image_url"):
     assert service.queue.count == 0
 
 
-def test_a_fetched_picture_is_kept_as_an_upload_is(service, gallery):
+def test_a_fetched_image_is_kept_as_an_upload_is(service, gallery):
     sent = {"seed": "1", **SHORT}
     upload = service.wav(service.post(files={"image": ("x", gallery.body)}, data=sent))
     assert service.wav(service.post({"image_url": gallery.url, "seed": 1, **SHORT})) == upload
@@ -135,12 +135,12 @@ def test_names_of_inner_addresses_are_refused(service, monkeypatch, addresses):
     real = socket.getaddrinfo
 
     def getaddrinfo(host, port, *rest, **named):
-        if host != "pictures.example":
+        if host != "images.example":
             return real(host, port, *rest, **named)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    response = service.post({"image_url": "https://pictures.example/a.png"})
+    response = service.post({"image_url": "https://images.example/a.png"})
     refused(service, response, 422, "invalid_request")
 
 
@@ -170,14 +170,14 @@ def test_redirects_are_not_followed(service, gallery, location):
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (404, picture("PNG"), (422, "image_not_fetched")),
+        (404, image("PNG"), (422, "image_not_fetched")),
         (200, b"", (415, "unsupported_media")),
         (200, b"<html>", (415, "unsupported_media")),
-        (200, picture("PNG", (300, 300))[:2000], (422, "image_undecodable")),
+        (200, image("PNG", (300, 300))[:2000], (422, "image_undecodable")),
         (200, b"\0" * 100_001, (422, "image_not_fetched")),
     ],
 )
-def test_what_is_no_picture_is_refused(service, gallery, status, body, expected):
+def test_what_is_no_image_is_refused(service, gallery, status, body, expected):
     gallery.status, gallery.body = status, body
     refused(service, service.post({"image_url": gallery.url}), *expected)
 
@@ -185,7 +185,7 @@ def test_what_is_no_picture_is_refused(service, gallery, status, body, expected)
 def test_a_slow_host_is_given_up(service, gallery, monkeypatch):
     over = threading.Event()
     gallery.before_body = over.wait
-    monkeypatch.setattr(pictures, "FETCH_S", 0.1)
+    monkeypatch.setattr(images, "FETCH_S", 0.1)
     response = service.post({"image_url": gallery.url})
     over.set()
     refused(service, response, 422, "image_not_fetched")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from clipsynth.schemas.generation import ModelCost
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.settings import Settings
-from tests.app.test_generations import SHORT, check_problem, picture, serving
+from tests.app.test_generations import SHORT, check_problem, image, serving
 
 
 @pytest.fixture
@@ -43,18 +43,18 @@ def test_the_recipe_of_output_n_makes_that_output_alone(service):
     assert (body["input"]["num_outputs"], body["seed"]) == (1, 7)
 
 
-def test_a_picture_is_replayed_while_it_is_stored(service):
-    recipe, sound = made(service, service.post(files={"image": ("x", picture("JPEG"))}, data=SHORT))
+def test_an_image_is_replayed_while_it_is_stored(service):
+    recipe, sound = made(service, service.post(files={"image": ("x", image("JPEG"))}, data=SHORT))
     _, same = made(service, replay(service, recipe))
     assert same == sound
     shutil.rmtree(Path(service.storage._root))
-    check_problem(replay(service, recipe), 410, "picture_gone")
+    check_problem(replay(service, recipe), 410, "image_gone")
 
 
 def test_a_recipe_from_before_there_were_sets_is_read(service):
     recipe, sound = made(service, service.post({"prompt": "a", **SHORT}))
     fields = {
-        k: v for k, v in Recipe.read(recipe).model_dump().items() if k not in ("prompts", "composition")
+        k: v for k, v in ReplayToken.read(recipe).model_dump().items() if k not in ("prompts", "composition")
     }
     old = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
     assert made(service, replay(service, old)) == (recipe, sound)
@@ -79,7 +79,7 @@ def test_a_recipe_of_another_version_is_refused(service):
 )
 def test_a_recipe_that_was_changed_is_held_to_the_same_limits(service, changes, status, code):
     recipe, _ = made(service, service.post({"prompt": "a", **SHORT}))
-    fields = Recipe.read(recipe).model_dump() | changes
+    fields = ReplayToken.read(recipe).model_dump() | changes
     check_problem(
         replay(service, base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()), status, code
     )

@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 
 from clipsynth.schemas.generation import ModelCost
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.settings import Settings
 from models.media.video import read_video
 from tests.app.test_generations import SHORT, check_problem, samples, serving
@@ -85,7 +85,7 @@ def test_a_recipe_plays_the_same_clip_again(service):
     assert again["clip"] == last["clip"]
     one, other = (service.client.get(output["url"]).content for output in (last, again))
     assert one == other
-    assert Recipe.read(last["recipe"]).rank == 2
+    assert ReplayToken.read(last["recipe"]).rank == 2
     with soundfile.SoundFile(io.BytesIO(one)) as sound:
         assert sound.comment.startswith(
             f"retrieved by CLIPSynth from {last['clip']['source']} (CC0 1.0); recipe "
@@ -179,6 +179,6 @@ def test_a_copy_is_called_one(service, videos):
     assert service.predictor.nearness(noise).is_copy is False
 
 
-def test_a_bundle_without_pictures_says_nothing_of_copies(tiny_pipeline):
+def test_a_bundle_without_images_says_nothing_of_copies(tiny_pipeline):
     found = Predictor(tiny_pipeline).nearness(np.ones(8000, np.float32))
     assert (found.novelty, found.is_copy, found.nearest) == (None, None, [])

@@ -1,4 +1,4 @@
-"""What comes in as a picture, and what is kept of it."""
+"""What comes in as an image, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def noise(size=(300, 200), mode="RGB", seed=0):
     return Image.frombytes("L", size, pixels).convert(mode)
 
 
-def test_few_pictures_are_decoded_at_once(monkeypatch):
+def test_few_images_are_decoded_at_once(monkeypatch):
     at_once, most, reencode = threading.Semaphore(0), [], uploads._reencode
 
     def counted(image):
@@ -52,7 +52,7 @@ def test_few_pictures_are_decoded_at_once(monkeypatch):
     data = encoded(noise(), "PNG")
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: normalise_image(data, SETTINGS), range(8)))
-    assert max(most) == uploads.PICTURES_AT_ONCE
+    assert max(most) == uploads.MAX_DECODING
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
@@ -60,10 +60,10 @@ def test_profile_and_metadata_are_not_kept(fmt):
     exif = Image.Exif()
     exif[0x010F] = "maker"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = kept(encoded(noise(), fmt, exif=exif, icc_profile=profile))
-    picture.load()
-    assert (picture.format, picture.mode, picture.info) == ("PNG", "RGB", {})
-    assert not picture.getexif()
+    image = kept(encoded(noise(), fmt, exif=exif, icc_profile=profile))
+    image.load()
+    assert (image.format, image.mode, image.info) == ("PNG", "RGB", {})
+    assert not image.getexif()
 
 
 def test_orientation_is_applied():
@@ -140,13 +140,13 @@ def test_a_bomb_of_text_is_not_unpacked():
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
-def test_a_truncated_picture_is_undecodable(fmt):
+def test_a_truncated_image_is_undecodable(fmt):
     with pytest.raises(ImageUndecodable):
         normalise_image(encoded(noise(), fmt)[:2000], SETTINGS)
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
-def test_mutated_bytes_end_in_a_picture_or_a_typed_error(fmt):
+def test_mutated_bytes_end_in_an_image_or_a_typed_error(fmt):
     rng = random.Random(fmt)
     original = encoded(noise((60, 40)), fmt)
     for _ in range(300):

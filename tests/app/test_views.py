@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clipsynth.errors import NotFound
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.services.janitor import sweep
 from clipsynth.settings import Settings
 from clipsynth.storage import peaks_key, spectrogram_key, views_key
@@ -90,6 +90,6 @@ def test_the_recipes_of_a_generation(service):
     assert [(r["index"], r["recipe"]["seed"]) for r in recipes] == [(0, 2**32 - 1), (1, 0)]
     for recipe in recipes:
         output = next(o for o in done["outputs"] if o["index"] == recipe["index"])
-        read = Recipe.read(output["recipe"])
+        read = ReplayToken.read(output["recipe"])
         assert (recipe["token"], recipe["id"]) == (output["recipe"], read.id)
         assert recipe["recipe"] == json.loads(read.model_dump_json())

@@ -14,7 +14,7 @@ from redis import Redis
 from app import notifications as events
 from app.main import create_app
 from clipsynth.jobs.queue import get_queue
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import ModelInfo, Output, Progress
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
@@ -41,7 +41,7 @@ class Service:
     def __init__(self, settings):
         self.redis = Redis.from_url(settings.redis_url)
         self.redis.flushall()
-        self.state, self.storage = State.from_settings(self.redis, settings), Storage(settings.results_url)
+        self.state, self.storage = JobStore.from_settings(self.redis, settings), Storage(settings.results_url)
         self.state.announce(INFO)
         self.client = TestClient(create_app(settings), base_url="http://localhost")
 
@@ -51,7 +51,7 @@ class Service:
         assert wait_until(lambda: bool(queue.job_ids), timeout_s=10)
         job_id = queue.pop_job_id()
         wait_for(heard)
-        self.state.start(job_id, company=False)
+        self.state.start(job_id, batched_with_others=False)
         wait_for(heard)
         self.state.set_progress({job_id: Progress(step=1, num_steps=2)})
         wait_for(heard)
@@ -90,14 +90,14 @@ def working(service):
 @pytest.fixture
 def heard(monkeypatch):
     """A semaphore that counts what streams have told."""
-    heard, stream = threading.Semaphore(0), events.Events.stream
+    heard, stream = threading.Semaphore(0), events.Notifications.stream
 
     async def counted(self, *arguments, **options):
         async for event in stream(self, *arguments, **options):
             yield event
             heard.release()
 
-    monkeypatch.setattr(events.Events, "stream", counted)
+    monkeypatch.setattr(events.Notifications, "stream", counted)
     return heard
 
 
@@ -117,14 +117,14 @@ def test_prefer_wait_and_accept_answer_with_the_sound(working):
 
 
 def test_who_waits_for_the_end_reads_nothing_of_the_way_there(working, monkeypatch):
-    reads, get = [], State.get
+    reads, get = [], JobStore.get
 
     def counted(self, generation_id, **options):
         generation = get(self, generation_id, **options)
         reads.append(generation.status)
         return generation
 
-    monkeypatch.setattr(State, "get", counted)
+    monkeypatch.setattr(JobStore, "get", counted)
     assert working.post(prefer="wait=10").status_code == 200
     assert reads == ["succeeded"]  # the answer of the POST itself is made of what was written
 

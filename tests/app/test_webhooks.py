@@ -39,7 +39,7 @@ class Hooks:
 
     def end(self, response, status=Status.SUCCEEDED):
         assert response.status_code == 202, response.text
-        self.service.state.start(response.json()["id"], company=False)
+        self.service.state.start(response.json()["id"], batched_with_others=False)
         self.service.state.change(response.json()["id"], status)
 
     def send(self):
@@ -102,7 +102,7 @@ def test_every_end_is_told(hooks, heard, status):
 def test_the_start_is_told_once_where_that_is_asked(hooks, heard):
     made = hooks.post(heard.url, webhook_events=["started", "completed"])
     for _ in range(2):  # its worker is lost, and it starts again
-        hooks.service.state.start(made.json()["id"], company=False)
+        hooks.service.state.start(made.json()["id"], batched_with_others=False)
         hooks.service.state.abandon(made.json()["id"])
     hooks.send()
     hooks.end(made)

@@ -22,11 +22,11 @@ from clipsynth.errors import InvalidRequest
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import GenerationRequest, JobPayload
 from clipsynth.schemas.prompts import Composition
-from clipsynth.schemas.replay_token import Recipe
+from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.settings import Settings
 from models.conditioning.prompts import COMPOSITIONS
-from tests.app.test_generations import SHORT, check_problem, picture, serving
-from worker.job_runner import Jobs
+from tests.app.test_generations import SHORT, check_problem, image, serving
+from worker.job_runner import JobRunner
 from worker.main import model_info
 from worker.predictor import Predictor
 
@@ -37,7 +37,7 @@ def service(redis_url, tiny_pipeline, tmp_path):
 
 
 COMPOSITION = get_args(Composition)[0]  # of its Annotated
-PNG = picture("PNG")
+PNG = image("PNG")
 DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 PIANO, RAIN, SPEECH = {"text": "piano"}, {"text": "rain", "weight": 0.5}, {"text": "speech", "weight": -0.5}
 
@@ -75,12 +75,12 @@ def test_each_composition_makes_another_sound_and_is_replayed_to_the_byte(servic
         assert done["input"]["composition"] == composition
         sounds[composition] = service.client.get(done["outputs"][0]["url"]).content
         token = done["outputs"][0]["recipe"]
-        assert Recipe.read(token).composition == composition
+        assert ReplayToken.read(token).composition == composition
         assert service.wav(service.client.post("/v1/replay", json={"recipe": token})) == sounds[composition]
     assert len(set(sounds.values())) == 3
 
 
-def test_a_prompt_and_a_picture_are_composed_too(service):
+def test_a_prompt_and_an_image_are_composed_too(service):
     def sound(composition):
         fields = {"prompt": "rain", "composition": composition, "seed": "1", **SHORT}
         parts = [(name, (None, str(value))) for name, value in fields.items()]
@@ -100,22 +100,22 @@ def form(prompts, **files):
     ]
 
 
-def test_a_form_carries_several_pictures_by_name(service):
-    red, blue = picture("JPEG"), picture("WEBP")
+def test_a_form_carries_several_images_by_name(service):
+    red, blue = image("JPEG"), image("WEBP")
     prompts = [{"image": "part:blue", "weight": 0.5}, PIANO, {"image": "part:red"}]
     sent = service.wav(service.post(files=form(prompts, red=red, blue=blue)))
     prompts[0]["image"], prompts[2]["image"] = (base64.b64encode(data).decode() for data in (blue, red))
     assert service.wav(service.post({"prompts": prompts, "seed": 1, **SHORT})) == sent
 
 
-def test_a_replayed_set_is_equal_to_the_byte_while_its_pictures_are_stored(service):
+def test_a_replayed_set_is_equal_to_the_byte_while_its_images_are_stored(service):
     prompts = [SPEECH, {"image": "part:b"}, PIANO, {"image": "part:a", "weight": 2}]
-    done = service.finish(service.post(files=form(prompts, a=picture("PNG"), b=picture("PNG"))))
+    done = service.finish(service.post(files=form(prompts, a=image("PNG"), b=image("PNG"))))
     replay = service.client.post("/v1/replay", json={"recipe": done["outputs"][0]["recipe"]})
     assert service.wav(replay) == service.client.get(done["outputs"][0]["url"]).content
     shutil.rmtree(Path(service.storage._root))
     replay = service.client.post("/v1/replay", json={"recipe": done["outputs"][0]["recipe"]})
-    check_problem(replay, 410, "picture_gone")
+    check_problem(replay, 410, "image_gone")
 
 
 def test_the_recipe_of_a_set_does_not_depend_on_its_order(service):
@@ -190,7 +190,7 @@ def test_metadata_comes_back(service):
     assert service.post({"prompt": "a"}).json()["metadata"] == {}
 
 
-def test_an_idempotency_key_covers_every_picture(service):
+def test_an_idempotency_key_covers_every_image(service):
     def post(second):
         return service.post(
             {"prompts": [{"image": DATA_URL}, {"image": base64.b64encode(second).decode()}], **SHORT},
@@ -199,7 +199,7 @@ def test_an_idempotency_key_covers_every_picture(service):
 
     first = post(PNG)
     assert post(PNG).json()["id"] == first.json()["id"]
-    check_problem(post(picture("PNG")), 422, "idempotency_mismatch")
+    check_problem(post(image("PNG")), 422, "idempotency_mismatch")
 
 
 # ------------------------------------------------------------------------------------------ any set
@@ -245,12 +245,12 @@ def any_set(draw):
 def complaint(prompts):
     """What should be said of a set whose items are all good."""
     positive = any(item.get("weight", 1) > 0 for item in prompts)
-    pictures = sum("image" in item for item in prompts)
-    return not 1 <= len(prompts) <= 8 or not positive or pictures > 4
+    images = sum("image" in item for item in prompts)
+    return not 1 <= len(prompts) <= 8 or not positive or images > 4
 
 
 def identity(payload):
-    """What a set asks for, whatever its order and wherever its pictures lie."""
+    """What a set asks for, whatever its order and wherever its images lie."""
     return sorted((c.text or "", c.image_sha256 or "", c.weight) for c in payload.conditions)
 
 
@@ -277,7 +277,7 @@ def test_any_set_is_refused_by_name_or_survives_to_the_recipe_and_back(tiny_info
     ]
     read = JobPayload.model_validate(json.loads(payload.model_dump_json()))
     assert (read, read.composition) == (payload, composition)
-    recipe = Recipe.read(recipe_of(read).token())
+    recipe = ReplayToken.read(recipe_of(read).token())
     shuffled = read.model_copy(update={"prompts": rng.sample(read.prompts, len(read.prompts))})
     assert recipe_of(shuffled).token() == recipe.token()
     again = resolve(replayed(recipe), tiny_info, new_id())
@@ -288,14 +288,14 @@ def test_any_set_is_refused_by_name_or_survives_to_the_recipe_and_back(tiny_info
 
 
 def recipe_of(payload):
-    class Served:
+    class ServedBundle:
         dtype, manifest = "float32", type("Manifest", (), {"version": "1"})
 
-    return Jobs(Served, None, None, max_attempts=1)._recipe(payload, 0)
+    return JobRunner(ServedBundle, None, None, max_attempts=1)._recipe(payload, 0)
 
 
 def replayed(recipe):
-    """Return the request of a recipe as POST /v1/replay makes it, but for the look at the pictures."""
+    """Return the request of a recipe as POST /v1/replay makes it, but for the look at the images."""
     items = [item.model_copy(update={"image_key": None}) for item in recipe.prompts]
     prompts = [
         {"image": "part:x", "weight": item.weight} if item.text is None else _prompt(None, item, {})
@@ -337,8 +337,8 @@ def test_the_rows_of_any_set_do_not_depend_on_its_order(
 
     def rows(order):
         payload = resolved(order)
-        pictures = {c.image_key: Image.new("RGB", (8, 8), "red") for c in payload.conditions if c.image_key}
-        return Predictor(tiny_pipeline).rows(payload, pictures)[0]
+        images = {c.image_key: Image.new("RGB", (8, 8), "red") for c in payload.conditions if c.image_key}
+        return Predictor(tiny_pipeline).rows(payload, images)[0]
 
     if scale <= 1 and any(weight < 0 for _, weight in items):
         with pytest.raises(InvalidRequest, match=r"^/prompts/\d/weight: "):

@@ -36,7 +36,7 @@ def test_a_prompt_becomes_files(client, tmp_path):
     assert seen[-1].status is Status.SUCCEEDED
 
 
-def test_a_picture_becomes_a_sound_in_another_format(client, tmp_path):
+def test_an_image_becomes_a_sound_in_another_format(client, tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     sounds = client.generate(image=tmp_path / "red.png", duration_s=0.5, output_formats=["wav", "flac"])
     flac = client.sounds(sounds.generation, output_format="flac")

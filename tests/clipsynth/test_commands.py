@@ -85,7 +85,7 @@ def test_what_is_no_attribute_is_said(option, tiny_bundle):
     [
         ([], "say what to hear"),
         (["--from", "nowhere.txt"], "nowhere.txt"),
-        (["--image", "nowhere.png"], "nowhere.png: no such picture"),
+        (["--image", "nowhere.png"], "nowhere.png: no such image"),
         (["a", "b", "-o", "x.wav"], "name a folder"),
         (["a", "--server", "http://127.0.0.1:9", "--patience", "0"], "does not answer"),
     ],

@@ -14,7 +14,7 @@ from clipsynth.errors import NotFound, StorageUnavailable  # noqa: E402
 from clipsynth.services.janitor import sweep  # noqa: E402
 from clipsynth.settings import Settings  # noqa: E402
 from clipsynth.storage import Storage, audio_key  # noqa: E402
-from tests.app.test_generations import SHORT, check_problem, picture, serving  # noqa: E402
+from tests.app.test_generations import SHORT, check_problem, image, serving  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -50,7 +50,7 @@ def objects(service):
 
 def test_a_generation_lives_in_an_object_store(service):
     assert service.client.get("/readyz").status_code == 200
-    done = service.finish(service.post(files={"image": ("x", picture("PNG"))}, data=SHORT))
+    done = service.finish(service.post(files={"image": ("x", image("PNG"))}, data=SHORT))
     assert done["status"] == "succeeded"
     names = ["0.views", "0.wav", "in/0.png"]  # and nothing temporary
     assert [key.partition(done["id"] + "/")[2] for key in objects(service)] == names

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from clipsynth.security.safe_http import Refused, Unanswered, ask, check_url, is_public
+from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask, check_url, is_public
 
 
 class Heard:
@@ -136,7 +136,7 @@ def test_only_the_public_internet_is_public(address, public):
     ],
 )
 def test_a_url_that_may_not_be_asked_is_refused(url):
-    with pytest.raises(Refused):
+    with pytest.raises(UrlRefused):
         check_url(url)
 
 
@@ -144,7 +144,7 @@ def test_a_setting_lets_loopback_in_and_nothing_else():
     for url in ("http://localhost:1/", "http://127.0.0.1/", "https://[::1]/", "https://example.org/"):
         check_url(url, allow_loopback=True)
     for url in ("http://example.org/", "http://10.0.0.1/", "https://10.0.0.1/"):
-        with pytest.raises(Refused):
+        with pytest.raises(UrlRefused):
             check_url(url, allow_loopback=True)
 
 
@@ -168,7 +168,7 @@ def resolving(monkeypatch, *answers):
 )
 def test_a_name_of_an_inner_address_is_refused(monkeypatch, addresses):
     resolving(monkeypatch, addresses)
-    with pytest.raises(Refused):
+    with pytest.raises(UrlRefused):
         post("https://inner.example/", allow_loopback=False)
 
 
@@ -190,7 +190,7 @@ def test_a_name_server_that_does_not_answer_holds_up_nobody(monkeypatch):
 
     errors, free = asyncio.run(ask_often())  # ends, though the threads do not
     assert not answered.is_set()
-    assert ({type(e) for e in errors}, free) == ({Unanswered}, "free")
+    assert ({type(e) for e in errors}, free) == ({HostUnreachable}, "free")
     answered.set()
 
 
@@ -210,9 +210,9 @@ def test_tls_is_for_the_name_although_the_address_is_asked(monkeypatch, tmp_path
     server, client = certified(tmp_path, "hooks.example")
     with listening(server) as heard:
         assert post(f"https://hooks.example:{heard.port}/", tls=client).status == 200
-        with pytest.raises(Unanswered):
+        with pytest.raises(HostUnreachable):
             post(f"https://other.example:{heard.port}/", tls=client)
-        with pytest.raises(Unanswered):
+        with pytest.raises(HostUnreachable):
             post(f"https://hooks.example:{heard.port}/")  # not signed by anyone known
     assert len(heard.requests) == 1
 
@@ -227,19 +227,19 @@ def test_answers_are_bounded_in_size(heard):
     heard.body = b"x" * 100
     assert post(heard.url, max_bytes=100).body == heard.body
     assert post(heard.url).body == b""
-    with pytest.raises(Unanswered, match="larger"):
+    with pytest.raises(HostUnreachable, match="larger"):
         post(heard.url, max_bytes=99)
 
 
 def test_answers_are_bounded_in_time(heard):
     heard.pause_s = 1.0
-    with pytest.raises(Unanswered, match="no answer"):
+    with pytest.raises(HostUnreachable, match="no answer"):
         post(heard.url, timeout_s=0.1)
 
 
 def test_who_does_not_listen_is_unanswered(heard):
     heard.close()
-    with pytest.raises(Unanswered, match="ConnectError"):
+    with pytest.raises(HostUnreachable, match="ConnectError"):
         post(heard.url)
     heard.server.server_close()
 

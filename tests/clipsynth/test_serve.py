@@ -58,7 +58,7 @@ SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.mark.parametrize(
     ("word", "made", "last_line"),
     [
-        ("clipsynth.client.client", ["dog.wav"], []),
+        ("clipsynth.client", ["dog.wav"], []),
         ("httpx", ["dog-0.wav"], ["succeeded None"]),
         ("ClipSynthPipeline", [], []),
     ],

@@ -10,9 +10,9 @@ from rq.job import Job
 
 from app.middleware.redis_metrics import RedisCollector
 from clipsynth.jobs.queue import enqueue, get_queue
-from clipsynth.jobs.reconcile import Strays, strays_found
+from clipsynth.jobs.reconcile import OrphanReconciler, orphans_found
 from clipsynth.jobs.record import record_key
-from clipsynth.jobs.store import End, State
+from clipsynth.jobs.store import End, JobStore
 from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.janitor import run
 from clipsynth.settings import Settings
@@ -28,9 +28,9 @@ class Place:
         self.settings = settings
         self.redis = Redis.from_url(settings.redis_url)
         self.redis.flushall()
-        self.state = State.from_settings(self.redis, settings)
+        self.state = JobStore.from_settings(self.redis, settings)
         self.queue = get_queue("tiny", self.redis)
-        self.strays = Strays(self.state, settings)
+        self.orphans = OrphanReconciler(self.state, settings)
 
     def post(self, generation_id=ID):
         payload = JobPayload(
@@ -50,7 +50,7 @@ class Place:
     def lose(self, *fields):
         """Post, start, and have the job vanish from RQ."""
         self.post()
-        self.state.start(ID, company=False)
+        self.state.start(ID, batched_with_others=False)
         if fields:
             self.redis.hset(record_key(ID), *fields)
         self.redis.delete(self.queue.key, Job.key_for(ID))
@@ -69,7 +69,7 @@ def place(redis_url, tmp_path):
 @pytest.mark.parametrize(("end", "fields"), EVERY_END)
 def test_an_end_gives_way_to_a_cancel_that_came_first(place, end, fields):
     place.post()
-    place.state.start(ID, company=False)
+    place.state.start(ID, batched_with_others=False)
     place.state.cancel(ID)
     with place.redis.pubsub(ignore_subscribe_messages=True) as events:
         events.subscribe(f"clipsynth:events:{ID}")
@@ -93,23 +93,23 @@ def test_what_is_on_a_list_is_left_alone(place, wherever):
         place.redis.rpush(place.queue.intermediate_queue_key, ID)
     if wherever == "leased":
         place.redis.zadd("rq:wip:clipsynth-tiny", {f"{ID}:an-execution": 1})
-    assert [place.strays.look() for _ in range(3)] == [0, 0, 0]
+    assert [place.orphans.look() for _ in range(3)] == [0, 0, 0]
     assert place.status() == "queued"
 
 
 def test_a_stray_is_put_back_first_in_its_queue_at_the_second_look(place):
     place.lose()
     place.post(OTHER)
-    assert place.strays.look() == 0
+    assert place.orphans.look() == 0
     assert place.status() == "processing"
-    assert place.strays.look() == 1
+    assert place.orphans.look() == 1
     assert place.status() == "queued"
     assert place.queue.job_ids == [ID, OTHER]
     job = place.queue.fetch_job(ID)
     assert job.args[1]["prompt"] == "rain"
-    assert place.state.standings([ID])[0].lost == 1  # or it could be lost for ever
-    assert [place.strays.look() for _ in range(2)] == [0, 0]
-    assert strays_found(place.state) == 1
+    assert place.state.status_views([ID])[0].lost == 1  # or it could be lost for ever
+    assert [place.orphans.look() for _ in range(2)] == [0, 0]
+    assert orphans_found(place.state) == 1
 
 
 def test_what_a_newer_version_accepted_is_told_of_and_left_to_it(place):
@@ -118,38 +118,38 @@ def test_what_a_newer_version_accepted_is_told_of_and_left_to_it(place):
     prompts = [{"text": "rain", "colour": "red"}]
     place.redis.hset(record_key(ID), "input", json.dumps(known | {"prompts": prompts, "mood": "sad"}))
     assert place.state.get(ID).input.prompts[0].text == "rain"
-    assert [place.strays.look() for _ in range(2)] == [0, 0]
+    assert [place.orphans.look() for _ in range(2)] == [0, 0]
     assert place.status() == "processing"
 
 
 def test_a_stray_that_was_queued_is_put_back_too(place):
     place.post()
     place.redis.delete(place.queue.key)
-    place.strays.look()
-    assert place.strays.look() == 1
+    place.orphans.look()
+    assert place.orphans.look() == 1
     assert place.queue.job_ids == [ID]
 
 
 def test_of_two_janitors_one_sees_to_a_stray(place):
     place.lose()
-    other = Strays(place.state, place.settings)
-    assert (place.strays.look(), other.look()) == (0, 0)
-    assert (place.strays.look(), other.look()) == (1, 0)
+    other = OrphanReconciler(place.state, place.settings)
+    assert (place.orphans.look(), other.look()) == (0, 0)
+    assert (place.orphans.look(), other.look()) == (1, 0)
     assert place.queue.job_ids == [ID]
 
 
 def test_a_stray_that_changes_while_it_is_looked_at_is_left_alone(place, monkeypatch):
     place.lose()
-    place.strays.look()
-    standings = place.state.standings
+    place.orphans.look()
+    status_views = place.state.status_views
 
     def read_and_change(ids):
-        found = standings(ids)
-        place.state.start(ID, company=False)  # as a worker that has it, or another janitor
+        found = status_views(ids)
+        place.state.start(ID, batched_with_others=False)  # as a worker that has it, or another janitor
         return found
 
-    monkeypatch.setattr(place.state, "standings", read_and_change)
-    assert place.strays.look() == 0
+    monkeypatch.setattr(place.state, "status_views", read_and_change)
+    assert place.orphans.look() == 0
     assert place.status() == "processing"
     assert place.queue.count == 0
 
@@ -160,8 +160,8 @@ def test_a_stray_that_changes_while_it_is_looked_at_is_left_alone(place, monkeyp
 )
 def test_a_stray_that_cannot_be_put_back_ends(place, fields, status):
     place.lose(*fields)
-    place.strays.look()
-    assert place.strays.look() == 1
+    place.orphans.look()
+    assert place.orphans.look() == 1
     assert place.redis.hget(record_key(ID), "status").decode() == status
     assert place.queue.count == 0
     assert place.state.unfinished() == {}
@@ -170,13 +170,13 @@ def test_a_stray_that_cannot_be_put_back_ends(place, fields, status):
 def test_a_record_that_somebody_removed_is_not_looked_for_again(place):
     place.lose()
     place.redis.delete(record_key(ID))
-    assert [place.strays.look() for _ in range(3)] == [0, 1, 0]
+    assert [place.orphans.look() for _ in range(3)] == [0, 1, 0]
     assert place.state.unfinished() == {}
 
 
 def test_what_ended_by_an_earlier_version_is_struck_off(place):
     place.lose("status", "succeeded")
-    assert [place.strays.look() for _ in range(2)] == [0, 0]
+    assert [place.orphans.look() for _ in range(2)] == [0, 0]
     assert place.status() == "succeeded"
     assert (place.state.unfinished(), place.queue.count) == ({}, 0)
 
@@ -194,7 +194,7 @@ def test_what_ended_or_was_forgotten_is_not_unfinished(place):
 
 def test_the_janitor_looks_for_strays_and_prometheus_is_told(place, monkeypatch):
     place.lose()
-    monkeypatch.setattr("clipsynth.janitor.STRAY_INTERVAL_S", 0.0)
+    monkeypatch.setattr("clipsynth.services.janitor.STRAY_INTERVAL_S", 0.0)
 
     class Twice:
         """Set at the third pass."""
@@ -211,4 +211,4 @@ def test_the_janitor_looks_for_strays_and_prometheus_is_told(place, monkeypatch)
     run(place.settings, Twice())
     assert place.queue.job_ids == [ID]
     found = {metric.name: metric for metric in RedisCollector(place.state).collect()}
-    assert found["clipsynth_strays"].samples[0].value == 1
+    assert found["clipsynth_orphaned_jobs"].samples[0].value == 1

@@ -9,9 +9,9 @@ import pytest
 from redis import Redis
 
 from clipsynth.admission.estimate import _ahead
-from clipsynth.admission.limits import Hold
+from clipsynth.admission.limits import Reservation
 from clipsynth.jobs.queue import enqueue, get_queue, withdraw
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import JobPayload
 from clipsynth.settings import Settings
 
@@ -36,14 +36,14 @@ class Line:
         self.redis = Redis.from_url(redis_url)
         self.redis.flushall()
         self.settings = Settings(redis_url=redis_url)
-        self.state = State.from_settings(self.redis, self.settings)
+        self.state = JobStore.from_settings(self.redis, self.settings)
         self.names, self.count = {}, Counter()
 
     def join(self, owner, work=1.0):
         self.count[owner] += 1
         generation_id = f"gen_{len(self.names):026x}"
         self.names[generation_id] = f"{owner}{self.count[owner]}"
-        hold = Hold(generation_id, owner, "tiny", work)
+        hold = Reservation(generation_id, owner, "tiny", work)
         enqueue(self.redis, self.state, generation_id, PAYLOAD, self.settings, owner=owner, hold=hold)
         return generation_id
 

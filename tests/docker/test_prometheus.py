@@ -31,15 +31,15 @@ ILL = {
     },
     "ClipSynthWorkerStuck": {'clipsynth_last_step_age_seconds{instance="w"}': "121x45"},
     "ClipSynthLongWait": {'clipsynth_estimated_wait_seconds{model="m"}': "61x45"},
-    "ClipSynthQueueStands": {'clipsynth_queue_oldest_age_seconds{model="m"}': "1801x45"},
-    "ClipSynthJobsFail": {
+    "ClipSynthQueueStalled": {'clipsynth_queue_oldest_age_seconds{model="m"}': "1801x45"},
+    "ClipSynthJobsFailing": {
         'clipsynth_jobs_total{outcome="failed"}': "0+6x45",
         'clipsynth_jobs_total{outcome="succeeded"}': "0+94x45",
     },
     "ClipSynthWorkersLost": {"clipsynth_recovered_jobs_total": "0+1x45"},
-    "ClipSynthStrays": {"clipsynth_strays_total": "0x20 1x24"},
+    "ClipSynthOrphanedJobs": {"clipsynth_orphaned_jobs_total": "0x20 1x24"},
     "ClipSynthOutOfMemory": {'clipsynth_out_of_memory_total{instance="w"}': "0+1x45"},
-    "ClipSynthRefuses": {
+    "ClipSynthRejecting": {
         "clipsynth_admission_rejects_total": "0+11x45",
         'http_requests_total{method="POST",status="202"}': "0+100x45",
     },
@@ -60,7 +60,7 @@ WELL = {
     'clipsynth_jobs_total{outcome="failed"}': "0+4x45",
     'clipsynth_jobs_total{outcome="succeeded"}': "0+96x45",
     "clipsynth_recovered_jobs_total": "1x45",
-    "clipsynth_strays_total": "1x45",
+    "clipsynth_orphaned_jobs_total": "1x45",
     'clipsynth_out_of_memory_total{instance="w"}': "1x45",
     "clipsynth_admission_rejects_total": "0+9x45",
     'http_requests_total{method="POST",status="202"}': "0+100x45",

@@ -91,7 +91,7 @@ def imports_of(file):
             yield node.module.partition(".")[0]
 
 
-MODULES = {"app": "app.main", "worker": "worker.main, worker.predict"}
+MODULES = {"app": "app.main", "worker": "worker.main, worker.predictor"}
 
 
 @pytest.mark.parametrize("role", MODULES)

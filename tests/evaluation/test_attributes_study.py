@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from evaluation.studies.attributes import Row, findings, spearman
+from evaluation.studies.attributes import AskedRow, findings, spearman
 
 LEVELS = (0.1, 0.5, 0.9)
 
 
 def row(measured, *, asked=0.5, query="0", attribute="pitch", heard="dog"):
-    return Row(attribute, query, "dog", asked, measured, heard)
+    return AskedRow(attribute, query, "dog", asked, measured, heard)
 
 
 def test_rank_correlation_is_that_of_scipy_and_0_where_nothing_varies():

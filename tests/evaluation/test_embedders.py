@@ -117,10 +117,10 @@ def test_embeddings_of_another_shape_are_refused():
 def test_mels_are_rendered_with_low_bands_at_the_bottom():
     log_mel = torch.full((1, 40, 16), -8.0)
     log_mel[:, :, :4] = 2.0
-    picture = render(log_mel, 32)
-    assert picture.shape == (1, 3, 32, 32)
-    assert picture[0, :, 28:].min() > 0.9
-    assert picture[0, :, :16].max() == 0
+    image = render(log_mel, 32)
+    assert image.shape == (1, 3, 32, 32)
+    assert image[0, :, 28:].min() > 0.9
+    assert image[0, :, :16].max() == 0
 
 
 def test_fid_embeds_by_the_packaged_network_or_a_local_inception(tmp_path):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from clipsynth.cli import app
 from evaluation.clips import LabelledClip, read_clips, read_labels
 from evaluation.embedders.judge import claim, get_classifier
-from evaluation.evaluate import Options, default_systems, evaluate, parse_kinds
+from evaluation.evaluate import EvaluateOptions, default_systems, evaluate, parse_kinds
 from evaluation.interfaces import SAMPLE_RATE
 from evaluation.plan import Plan
 
@@ -57,7 +57,7 @@ Tone.calls = []
 
 
 def options(videos, labelled, queries, out, *systems, **other):
-    return Options(
+    return EvaluateOptions(
         videos,
         queries,
         out,
@@ -194,7 +194,7 @@ def test_the_plan_asks_as_many_sounds_of_each_class():
     plan = Plan(clips, {"a": ["x", "y"], "b": ["z"]}, seeds=2, per_class=10)
     samples = plan.samples("text")
     assert len({s.stem for s in samples}) == len(samples) == 20
-    judged = plan.for_agreement(samples)
+    judged = plan.for_class_accuracy(samples)
     assert sorted(s.query.label for s in judged) == ["a"] * 10 + ["b"] * 10
     assert [s.query.clip for s in plan.for_distances(samples, 1)] == list("01234")
     assert len({s.seed for s in samples}) == 20  # or all sounds of a class would begin with the same noise

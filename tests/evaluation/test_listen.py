@@ -24,7 +24,7 @@ from evaluation.listening_test.design import (
     order,
     read_folder,
 )
-from evaluation.listening_test.ratings import SCALES, Answer, Answers
+from evaluation.listening_test.ratings import SCALES, RatingStore, StoredRating
 from evaluation.listening_test.scores import krippendorff_alpha, score, to_markdown
 from evaluation.listening_test.server import create_app
 from evaluation.plan import Sample, once
@@ -69,7 +69,7 @@ def items(folder):
 
 @pytest.fixture
 def answers(tmp_path):
-    return Answers(tmp_path / "answers.sqlite")
+    return RatingStore(tmp_path / "answers.sqlite")
 
 
 # ------------------------------------------------------------------------------------------------- what is heard
@@ -274,7 +274,7 @@ def test_answers_are_still_there_when_the_server_comes_back(served, items, answe
         first = client.get("/next").json()["item"]["id"]
         for scale in SCALES:
             client.put(f"/items/{first}/{scale}", json={"value": 3}).raise_for_status()
-    again = TestClient(create_app(items, Answers(answers.path), seed=0))
+    again = TestClient(create_app(items, RatingStore(answers.path), seed=0))
     again.get("/?rater=anna")
     assert again.get("/next").json()["done"] == 1
     assert again.get("/next").json()["item"]["id"] != first
@@ -286,7 +286,7 @@ def test_answers_are_still_there_when_the_server_comes_back(served, items, answe
 def planted(values):
     """Answers of raters to items; `values` {system: (raters, queries)}."""
     return [
-        Answer(f"rater {r}", f"{system}-{q}", system, f"query {q}", scale, int(value))
+        StoredRating(f"rater {r}", f"{system}-{q}", system, f"query {q}", scale, int(value))
         for system, table in values.items()
         for scale in SCALES
         for r, row in enumerate(table)
@@ -349,7 +349,7 @@ def test_the_table_is_the_papers():
     assert "| *Krippendorff's α* | 1.00 | 1.00 | 1.00 | |" in table
     assert "2 raters, 2 queries" in table
     first = to_markdown(
-        [Answer("anna", "i", "A", "a dog", "quality", 4)]
+        [StoredRating("anna", "i", "A", "a dog", "quality", 4)]
     )  # ratings come one scale after the other
     assert "| A | 0.750 (0.750–0.750) | – | – | 1 |" in first
     with pytest.raises(ValueError, match="nobody has rated"):

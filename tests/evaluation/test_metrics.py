@@ -10,7 +10,7 @@ from evaluation.metrics.frechet import frechet_distance, frechet_infinity
 from evaluation.metrics.kernel import SCALE, kernel_distance, median_bandwidth
 from evaluation.metrics.text_gap import gap_closed, text_gap
 from evaluation.report.memorisation import TRAIN, memorisation, memorisation_table
-from evaluation.run.scores import Row
+from evaluation.run.scores import TableRow
 
 
 def gaussians(n, dim, shift=0.0, seed=0):
@@ -92,9 +92,9 @@ def test_coverage_and_density_count_the_balls_they_should():
 def test_a_system_is_suspect_when_it_comes_nearer_to_training_clips_than_recordings_do():
     real, copies, fresh = (np.linspace(low, 1, 100) for low in (0.2, 0.0, 0.3))
     rows = [
-        Row(name, query, "–", True, True, 100, nearest=nearest, relative=nearest)
+        TableRow(name, query, "–", True, True, 100, nearest=nearest, relative=nearest)
         for name, query, nearest in (("ours", "text", copies), ("ours", "image", fresh), ("real", "–", real))
-    ] + [Row("floor", "–", "–", False, True, 100)]
+    ] + [TableRow("floor", "–", "–", False, True, 100)]
     found = memorisation(rows, "real", np.full((50, 2), 0.5))
     assert [(one["system"], one["query"], one["suspect"]) for one in found] == [
         ("ours", "text", True), ("ours", "image", False), ("real", "–", False), (TRAIN, "–", False),

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from clipsynth.cli import app
 from evaluation.metrics.bootstrap import Figure
 from evaluation.studies import ablation, attributes, ceiling, ladder, sets, steps
-from evaluation.studies.setting import AGREEMENT, DEV_SEED, FAD, SECONDS, Options, Setting
+from evaluation.studies.setting import AGREEMENT, DEV_SEED, FAD, SECONDS, Setting, StudyOptions
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.networks.condition_encoder import ConditionEncoder
@@ -50,17 +50,17 @@ def folder(tmp_path_factory):
 
 
 def save_bundle(folder, encoder=None):
-    """A tiny bundle that lists its two training videos and has a bank of pictures."""
+    """A tiny bundle that lists its two training videos and has a bank of images."""
     from PIL import Image
 
     pipe = build_tiny_pipeline(encoder=encoder)
-    pictures = pipe.encoder.encode_image([Image.new("RGB", (64, 64), c) for c in ("red", "blue")])
+    images = pipe.encoder.encode_image([Image.new("RGB", (64, 64), c) for c in ("red", "blue")])
     conditions = ConditionEncoder(embed_dim=pipe.encoder.embed_dim, bank_size=2)
-    conditions.means.copy_(0.1 * torch.stack([pictures.mean(0), -pictures.mean(0)]))
-    conditions.bank.copy_(conditions.centre(pictures, "image"))
+    conditions.means.copy_(0.1 * torch.stack([images.mean(0), -images.mean(0)]))
+    conditions.bank.copy_(conditions.centre(images, "image"))
     bundle = ClipSynthPipeline(pipe.encoder, conditions.eval(), pipe.denoiser, pipe.vocoder, pipe.mel)
     bundle.manifest = replace(pipe.manifest, num_inference_steps=2)
-    bundle.index = Index(pictures.clone(), [{"video": "red.mp4"}, {"video": "blue.mp4"}])
+    bundle.index = Index(images.clone(), [{"video": "red.mp4"}, {"video": "blue.mp4"}])
     bundle.save_pretrained(folder)
     return folder
 
@@ -81,7 +81,7 @@ def clip_bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def options(folder, tmp_path_factory):
-    return Options(
+    return StudyOptions(
         folder,
         folder / "queries.json",
         tmp_path_factory.mktemp("out"),
@@ -170,7 +170,7 @@ def test_a_study_makes_each_sound_once_and_says_the_same_again(setting, bundle, 
         return synthesize(self, queries, seeds)
 
     monkeypatch.setattr(Bundle, "synthesize", counted)
-    monkeypatch.setattr("evaluation.sounds.COMPARED", 1)
+    monkeypatch.setattr("evaluation.run.sound_cache.COMPARED", 1)
     assert ladder.ladder(once, bundle, wanted, steps=1) == first
     assert made == [1, 1]  # of each kind one, to see whether it is the same
 
@@ -209,7 +209,7 @@ def test_two_sounds_by_every_composition(setting, bundle):
     found = results(setting, "sets")
     assert list(found) == [
         "two texts, set", "two texts, compose", "two texts, mix", "two texts, naive",
-        "picture and text, set", "picture and text, compose", "picture and text, mix", "real sounds, mixed",
+        "image and text, set", "image and text, compose", "image and text, mix", "real sounds, mixed",
     ]  # fmt: skip
     assert (
         found["real sounds, mixed"]["recall"]["value"] == 1

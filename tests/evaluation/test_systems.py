@@ -21,7 +21,7 @@ from evaluation.systems.recordings import Recordings, floor_samples
 from evaluation.systems.retriever import Retriever, training_audio
 from models.networks.encoder import PackagedEncoder
 from models.retrieval.clip_index import Index
-from tests.conftest import IN_COMPANY
+from tests.conftest import BATCHED_TOLERANCE
 
 RED = Query("low", "0.mp4", image=Image.new("RGB", (64, 64), "red"), duration_s=1.0)
 DOG = Query("low", "0.mp4", prompt="a dog", duration_s=1.0)
@@ -32,7 +32,7 @@ def test_a_bundles_sound_does_not_depend_on_its_company(tiny_pipeline):
     together = system.synthesize([DOG, RED, DOG], [1, 2, 3])
     [alone] = system.synthesize([RED], [2])
     assert alone.shape == (16000,)
-    assert together[1] == pytest.approx(alone, abs=IN_COMPANY)
+    assert together[1] == pytest.approx(alone, abs=BATCHED_TOLERANCE)
     assert np.abs(together[0] - together[2]).max() > 0.05  # another seed
     assert Bundle("ours", tiny_pipeline, steps=3).version != system.version
 
@@ -52,7 +52,7 @@ def index():
     return encoder, Index(colours, clips)
 
 
-def test_the_retriever_plays_the_clip_of_the_nearest_picture(index, videos):
+def test_the_retriever_plays_the_clip_of_the_nearest_image(index, videos):
     retriever = Retriever("retriever", "v", *index, training_audio(videos, None))
     [sound] = retriever.synthesize([RED], [0])
     assert (sound == read_sound(videos / "0.mp4")[8000:24000]).all()
@@ -166,8 +166,8 @@ def served(status="succeeded"):
     return httpx.Client(base_url="http://service", transport=httpx.MockTransport(answer)), asked
 
 
-def test_a_service_is_asked_in_words_and_by_pictures_with_each_seed(monkeypatch):
-    monkeypatch.setattr("evaluation.outside.POLL_S", 0)
+def test_a_service_is_asked_in_words_and_by_images_with_each_seed(monkeypatch):
+    monkeypatch.setattr("evaluation.systems.external.POLL_S", 0)
     http, asked = served()
     service = Service("service", http)
     sounds = service.synthesize([DOG, RED], [3, 4])
@@ -177,12 +177,12 @@ def test_a_service_is_asked_in_words_and_by_pictures_with_each_seed(monkeypatch)
         ("a dog", 3, 1.0, "demo"),
         (None, 4, 1.0, "demo"),
     ]
-    picture = Image.open(io.BytesIO(base64.b64decode(asked[1].image)))
-    assert picture.getpixel((0, 0)) == (255, 0, 0)
+    image = Image.open(io.BytesIO(base64.b64decode(asked[1].image)))
+    assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_generation_that_failed_is_an_error_that_says_why(monkeypatch):
-    monkeypatch.setattr("evaluation.outside.POLL_S", 0)
+    monkeypatch.setattr("evaluation.systems.external.POLL_S", 0)
     with pytest.raises(ValueError, match="ended failed: three workers died of it"):
         Service("service", served("failed")[0]).synthesize([DOG], [0])
 

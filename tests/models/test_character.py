@@ -40,7 +40,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def kinds(encoder):
-    """Directions (2, SIZE) of two kinds of pictures, apart by less than both are from the origin."""
+    """Directions (2, SIZE) of two kinds of images, apart by less than both are from the origin."""
     torch.manual_seed(1)
     return 0.2 * F.normalize(torch.randn(2, SIZE), dim=-1) + encoder.means[0]
 

@@ -72,7 +72,7 @@ def text(encoder, **settings):
     return encoder.changed(**settings).centre(torch.arange(1.0, 9.0)[None] / 10, "text")
 
 
-def test_a_text_is_centred_by_its_own_mean_or_moved_or_taken_for_a_picture(encoder):
+def test_a_text_is_centred_by_its_own_mean_or_moved_or_taken_for_an_image(encoder):
     x, (image, own) = torch.arange(1.0, 9.0)[None] / 10, torch.eye(2, 8)
     unit = torch.nn.functional.normalize
     torch.testing.assert_close(text(encoder), unit(x - own))
@@ -83,7 +83,7 @@ def test_a_text_is_centred_by_its_own_mean_or_moved_or_taken_for_a_picture(encod
         encoder.changed(text_centring="none")
 
 
-def test_a_prior_leads_texts_and_no_pictures(encoder):
+def test_a_prior_leads_texts_and_no_images(encoder):
     with_prior = encoder.changed(prior_dim=4)
     x = torch.arange(1.0, 9.0)[None]
     assert not torch.allclose(with_prior.centre(x, "text"), encoder.centre(x, "text"))

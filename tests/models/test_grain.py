@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from models.audio.mel import MelSpectrogram
-from models.audio.mel_correction import fit_to_mel
-from models.audio.noise_texture import with_grain
+from models.audio.mel_correction import correct_to_mel
+from models.audio.noise_texture import add_noise_texture
 
 RATE = 16000
 MEL = MelSpectrogram()
@@ -29,7 +29,7 @@ def tone(frequency):
 def test_a_mel_at_rest_moves_as_noise_does_and_keeps_its_levels():
     rest = still(NOISE)
     assert motion(rest) == pytest.approx(0, abs=1e-6)
-    grained = with_grain(rest, MEL)
+    grained = add_noise_texture(rest, MEL)
     # The fit gives a part of what it is asked for; all of it would be what noise has.
     assert motion(MEL(NOISE)) < motion(grained) < 2 * motion(MEL(NOISE))
     torch.testing.assert_close(grained.mean(1), rest.mean(1), atol=0.15, rtol=0)
@@ -37,7 +37,9 @@ def test_a_mel_at_rest_moves_as_noise_does_and_keeps_its_levels():
 
 def test_a_sound_fitted_to_a_mel_at_rest_moves_as_noise_does():
     rest, other = still(NOISE), 0.1 * torch.randn(NOISE.shape, generator=torch.Generator().manual_seed(2))
-    smooth, grained = (MEL(fit_to_mel(other, target, MEL)) for target in (rest, with_grain(rest, MEL)))
+    smooth, grained = (
+        MEL(correct_to_mel(other, target, MEL)) for target in (rest, add_noise_texture(rest, MEL))
+    )
     assert motion(smooth) < 0.75 * motion(MEL(NOISE))
     assert motion(grained) == pytest.approx(motion(MEL(NOISE)), rel=0.2)
 
@@ -45,26 +47,26 @@ def test_a_sound_fitted_to_a_mel_at_rest_moves_as_noise_does():
 def test_a_mel_half_as_still_gets_less():
     rest, noise = still(NOISE), MEL(NOISE)
     little = rest + 0.3 * (noise - rest)
-    added = (with_grain(little, MEL) - little)[:, MIDDLE].std()
-    assert 0 < added < (with_grain(rest, MEL) - rest)[:, MIDDLE].std()
+    added = (add_noise_texture(little, MEL) - little)[:, MIDDLE].std()
+    assert 0 < added < (add_noise_texture(rest, MEL) - rest)[:, MIDDLE].std()
 
 
 def test_a_recording_of_noise_is_left_alone():
-    assert torch.equal(with_grain(MEL(NOISE), MEL), MEL(NOISE))
+    assert torch.equal(add_noise_texture(MEL(NOISE), MEL), MEL(NOISE))
 
 
 def test_a_tone_is_left_alone():
     log_mel = MEL(tone(697) + 0.001 * NOISE)
     loudest = log_mel.mean((0, 1)).argmax()
     near = slice(loudest - 1, loudest + 2)
-    assert torch.equal(with_grain(log_mel, MEL)[:, :, near], log_mel[:, :, near])
+    assert torch.equal(add_noise_texture(log_mel, MEL)[:, :, near], log_mel[:, :, near])
 
 
 def test_rows_are_treated_by_themselves_and_nothing_is_random():
     rows = torch.cat([still(NOISE), MEL(tone(440)), MEL(NOISE)])
-    together = with_grain(rows, MEL)
-    assert torch.equal(together, with_grain(rows, MEL))
-    alone = torch.cat([with_grain(rows[i : i + 1], MEL) for i in range(3)])
+    together = add_noise_texture(rows, MEL)
+    assert torch.equal(together, add_noise_texture(rows, MEL))
+    alone = torch.cat([add_noise_texture(rows[i : i + 1], MEL) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
@@ -74,9 +76,11 @@ def test_it_does_not_change_with_the_last_digits():
     for share in (0.0, 0.5, 0.55, 0.6, 0.65, 0.7):
         log_mel = rest + share * (MEL(NOISE) - rest)
         other = log_mel + 1e-5 * torch.randn(log_mel.shape, generator=g)
-        torch.testing.assert_close(with_grain(other, MEL), with_grain(log_mel, MEL), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            add_noise_texture(other, MEL), add_noise_texture(log_mel, MEL), atol=1e-3, rtol=0
+        )
 
 
 def test_a_sound_longer_than_the_noise_that_is_kept():
     log_mel = MEL(NOISE).mean(1, keepdim=True).expand(1, 1500, -1)
-    assert motion(with_grain(log_mel, MEL)[:, 1200:1400]) > 0.1
+    assert motion(add_noise_texture(log_mel, MEL)[:, 1200:1400]) > 0.1

@@ -10,7 +10,7 @@ import torch
 
 from models import ClipSynthPipeline, Prompt
 from models.networks.condition_encoder import ConditionTokens
-from models.sampler import Row, advance
+from models.sampler import SamplerRow, advance
 from models.tiny import build_tiny_pipeline
 
 EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool))
@@ -71,7 +71,7 @@ def test_what_a_request_costs(pipe, prompts, options, forwards):
 
 
 def test_a_bundle_that_has_not_learned_it_takes_two(tiny_pipeline):
-    assert tiny_pipeline.told_guidance == ()
+    assert tiny_pipeline.distilled_guidance_range == ()
     assert spent(tiny_pipeline, rows(tiny_pipeline, "a dog")) == STEPS + 3
 
 
@@ -79,13 +79,13 @@ def test_times_that_were_not_learned_take_two(tmp_path):
     other = build_tiny_pipeline(guidance_scales=(1.0, 10.0))
     times = {"guidance_times": [0.0, 0.5]}
     other.register_modules(condition_encoder=other.condition_encoder.changed(**times))
-    assert other.told_guidance == ()
+    assert other.distilled_guidance_range == ()
     assert spent(other, rows(other, "a dog")) == STEPS + 3
     other.manifest = replace(other.manifest, guidance_interval=(0.0, 0.5))
-    assert other.told_guidance == (1.0, 10.0)
+    assert other.distilled_guidance_range == (1.0, 10.0)
     assert spent(other, rows(other, "a dog")) == STEPS
     other.save_pretrained(tmp_path)
-    assert ClipSynthPipeline.from_pretrained(tmp_path).told_guidance == (1.0, 10.0)
+    assert ClipSynthPipeline.from_pretrained(tmp_path).distilled_guidance_range == (1.0, 10.0)
 
 
 def test_rescaled_guidance_takes_two(pipe):
@@ -96,7 +96,7 @@ def test_rescaled_guidance_takes_two(pipe):
 
 def test_the_weight_is_heard_where_guidance_is_on_and_untold_elsewhere():
     start = noise(5, 0)
-    row = Row(start, [condition(1)], condition(-1), 2, 3.0, (0.0, 0.5), guided_conds=[condition(7)])
+    row = SamplerRow(start, [condition(1)], condition(-1), 2, 3.0, (0.0, 0.5), guided_conds=[condition(7)])
     advance([row], by_condition)
     first = by_condition(start, None, condition(7), None)
     assert torch.equal(row.latents, start + first / 2)
@@ -109,7 +109,7 @@ def test_the_weight_is_heard_where_guidance_is_on_and_untold_elsewhere():
 @pytest.mark.parametrize("given", [2, 3])
 def test_guided_conditions_are_one_for_each_voice(given):
     with pytest.raises(ValueError, match="guided conditions do not fit"):
-        Row(
+        SamplerRow(
             torch.zeros(1, 3, 2), [EMPTY] * 2, EMPTY, 1, 2.0, weights=(1.0, 1.0), guided_conds=[EMPTY] * given
         )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.audio.mel import MelSpectrogram
-from models.audio.mel_correction import fit_to_mel
+from models.audio.mel_correction import correct_to_mel
 
 RATE = 16000
 MEL = MelSpectrogram()
@@ -23,13 +23,13 @@ def apart(waveforms, log_mel):
 
 def test_each_time_brings_the_mel_nearer():
     target = MEL(chirp())
-    distances = [apart(fit_to_mel(NOISE, target, MEL, times), target) for times in (0, 1, 2, 4)]
+    distances = [apart(correct_to_mel(NOISE, target, MEL, times), target) for times in (0, 1, 2, 4)]
     assert distances == sorted(distances, reverse=True)
     assert distances[2] < 0.4 * distances[0]
 
 
 def test_what_has_that_mel_already_stays_as_it_is():
-    torch.testing.assert_close(fit_to_mel(chirp(), MEL(chirp()), MEL), chirp(), atol=0.01, rtol=0)
+    torch.testing.assert_close(correct_to_mel(chirp(), MEL(chirp()), MEL), chirp(), atol=0.01, rtol=0)
 
 
 def test_a_sound_that_is_too_loud_or_too_dull_comes_nearer_to_the_real_one():
@@ -37,20 +37,20 @@ def test_a_sound_that_is_too_loud_or_too_dull_comes_nearer_to_the_real_one():
     real = NOISE + chirp()
     tilt = 1 / (1 + torch.fft.rfftfreq(RATE, 1 / RATE) / 500)
     dull = torch.fft.irfft(torch.fft.rfft(real) * tilt)
-    made = fit_to_mel(3 * dull, MEL(real), MEL)
+    made = correct_to_mel(3 * dull, MEL(real), MEL)
     assert (made - real).square().mean() < 0.3 * (dull - real).square().mean()
 
 
 def test_silence_is_what_a_silent_mel_gives():
     silent = torch.full_like(MEL(NOISE), math.log(1e-5))
-    assert fit_to_mel(NOISE, silent, MEL, 4).abs().max() < 1e-3
+    assert correct_to_mel(NOISE, silent, MEL, 4).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("samples", [RATE // 2, RATE, 5 * RATE])
 def test_a_row_does_not_depend_on_its_company_and_keeps_its_length(samples):
     rows = 0.1 * torch.randn(3, samples, generator=torch.Generator().manual_seed(1))
     targets = MEL(rows.roll(1, 0))
-    together = fit_to_mel(rows, targets, MEL)
-    alone = torch.cat([fit_to_mel(rows[n : n + 1], targets[n : n + 1], MEL) for n in range(3)])
+    together = correct_to_mel(rows, targets, MEL)
+    alone = torch.cat([correct_to_mel(rows[n : n + 1], targets[n : n + 1], MEL) for n in range(3)])
     assert together.shape == rows.shape
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models.audio.mel import MelSpectrogram
-from models.retrieval.thumbnails import Pictures, layouts
+from models.retrieval.thumbnails import Thumbnails, layouts
 
 
 def bursts(seed, seconds=2.0):
@@ -22,45 +22,45 @@ def mels():
 
 
 @pytest.fixture(scope="module")
-def pictures(mels):
-    return Pictures.of(mels, [frozenset({str(n)}) for n in range(40)], frame_rate=100.0)
+def images(mels):
+    return Thumbnails.of(mels, [frozenset({str(n)}) for n in range(40)], frame_rate=100.0)
 
 
-def test_pictures_find_a_copy_wherever_it_begins(pictures):
+def test_images_find_a_copy_wherever_it_begins(images):
     mel = MelSpectrogram()
-    for first in (0, 1234, 4321):  # between two frames of a picture too
+    for first in (0, 1234, 4321):  # between two frames of an image too
         copied = mel(torch.from_numpy(bursts(17)[first : first + 24000])[None])[0].numpy()
-        [(number, distance), (_, second)] = pictures.nearest(copied, 2)
+        [(number, distance), (_, second)] = images.nearest(copied, 2)
         assert number == 17
         assert distance < 0.02 < second
-        assert distance < pictures.copy_distance(1.5)
+        assert distance < images.copy_distance(1.5)
     fresh = mel(torch.from_numpy(bursts(99)[:24000])[None])[0].numpy()
-    assert pictures.nearest(fresh, 1)[0][1] > pictures.copy_distance(1.5)
+    assert images.nearest(fresh, 1)[0][1] > images.copy_distance(1.5)
 
 
-def test_pictures_are_small_and_hold_no_sound(pictures):
-    assert pictures.small.dtype == torch.int8
-    assert pictures.small.shape == (40, 20, 32)  # 10 frames a second
+def test_images_are_small_and_hold_no_sound(images):
+    assert images.small.dtype == torch.int8
+    assert images.small.shape == (40, 20, 32)  # 10 frames a second
 
 
-def test_the_first_look_leaves_out_no_nearer_clip(pictures, mels):
+def test_the_first_look_leaves_out_no_nearer_clip(images, mels):
     for mel in mels[:5]:
         sound = mel[30:180]
-        whole = pictures._search.distances(layouts(sound)).min(0)
-        assert pictures.nearest(sound, 1)[0] == (whole.argmin(), pytest.approx(whole.min(), abs=1e-6))
+        whole = images._search.distances(layouts(sound)).min(0)
+        assert images.nearest(sound, 1)[0] == (whole.argmin(), pytest.approx(whole.min(), abs=1e-6))
 
 
-def test_what_a_copy_is_depends_on_the_length(pictures, mels):
-    assert pictures.copies[:, 0].tolist() == [0.5, 1.0, 2.0]
-    assert pictures.copy_distance(0.5) < pictures.copy_distance(0.75) < pictures.copy_distance(2.0)
-    assert pictures.copy_distance(9.0) == pictures.copy_distance(2.0)
-    alike = Pictures.of(mels[:3], [frozenset("a")] * 3, frame_rate=100.0)
+def test_what_a_copy_is_depends_on_the_length(images, mels):
+    assert images.copies[:, 0].tolist() == [0.5, 1.0, 2.0]
+    assert images.copy_distance(0.5) < images.copy_distance(0.75) < images.copy_distance(2.0)
+    assert images.copy_distance(9.0) == images.copy_distance(2.0)
+    alike = Thumbnails.of(mels[:3], [frozenset("a")] * 3, frame_rate=100.0)
     assert alike.copy_distance(1.0) is None
 
 
-def test_clips_of_other_lengths_and_silence_have_pictures(mels):
+def test_clips_of_other_lengths_and_silence_have_images(mels):
     short = [mels[0], mels[1][:60], np.full((150, 64), -11.5, np.float32)]
-    pictures = Pictures.of(short, [frozenset({str(n)}) for n in range(3)], frame_rate=100.0)
-    assert (pictures.small[2] == 0).all()
-    assert pictures.nearest(mels[1][:60], 3)[0] == (1, pytest.approx(0, abs=0.01))
-    assert len(pictures.nearest(mels[1], 9)) == 3
+    images = Thumbnails.of(short, [frozenset({str(n)}) for n in range(3)], frame_rate=100.0)
+    assert (images.small[2] == 0).all()
+    assert images.nearest(mels[1][:60], 3)[0] == (1, pytest.approx(0, abs=0.01))
+    assert len(images.nearest(mels[1], 9)) == 3

@@ -28,16 +28,16 @@ def test_length_range_and_seed(tiny_pipeline):
     assert np.abs(first - other).max() > 0
 
 
-def test_prompt_and_picture_change_the_sound(tiny_pipeline):
+def test_prompt_and_image_change_the_sound(tiny_pipeline):
     def sound(**condition):
         return tiny_pipeline(**condition, duration_s=0.5, generator=generator(0)).audios[0]
 
     dog, cat = sound(prompt="a dog"), sound(prompt="a cat")
-    picture, both = (
+    image, both = (
         sound(image=Image.new("RGB", (300, 200), "red")),
         sound(prompt="a dog", image=Image.new("RGB", (300, 200), "red")),
     )
-    sounds = [dog, cat, picture, both, sound(prompt="a dog", negative_prompt="rain")]
+    sounds = [dog, cat, image, both, sound(prompt="a dog", negative_prompt="rain")]
     assert all(np.abs(a - b).max() > 0 for i, a in enumerate(sounds) for b in sounds[:i])
 
 

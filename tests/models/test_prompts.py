@@ -1,4 +1,4 @@
-"""Weighted sets of texts and pictures in the pipeline, and how they are composed."""
+"""Weighted sets of texts and images in the pipeline, and how they are composed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models import ClipSynthPipeline, Prompt
 from models.audio.vocoder import mix
 from models.conditioning.prompts import COMPOSITIONS, templated
 from models.networks.condition_encoder import ConditionEncoder
-from tests.conftest import IN_COMPANY
+from tests.conftest import BATCHED_TOLERANCE
 
 RED = Image.new("RGB", (32, 32), "red")
 
@@ -110,14 +110,16 @@ def test_composed_weights_are_shares_of_guidance(tiny_pipeline):
 def test_a_mix_is_of_the_sounds_that_its_prompts_make(tiny_pipeline):
     prompts = [Prompt("a dog", 0.5), Prompt("rain", 1.0), Prompt("wind", -1.0)]
     generator = torch.Generator().manual_seed(0)
-    voices = [
+    components = [
         tiny_pipeline(
             [Prompt(text), Prompt("wind", -1.0)], duration_s=0.5, num_inference_steps=3, generator=generator
         ).audios[0]
         for text in ("a dog", "rain")  # one generator: the second voice's noise comes after the first's
     ]
-    expected = mix(np.stack(voices), (0.5, 1.0))
-    np.testing.assert_allclose(sound(tiny_pipeline, prompts, composition="mix"), expected, atol=IN_COMPANY)
+    expected = mix(np.stack(components), (0.5, 1.0))
+    np.testing.assert_allclose(
+        sound(tiny_pipeline, prompts, composition="mix"), expected, atol=BATCHED_TOLERANCE
+    )
 
 
 def test_outputs_are_mixed_each_from_its_own_generator(tiny_pipeline):
@@ -131,7 +133,7 @@ def test_outputs_are_mixed_each_from_its_own_generator(tiny_pipeline):
         ).audios
 
     for both, alone in zip(make(1, 2), (make(1)[0], make(2)[0]), strict=True):
-        np.testing.assert_allclose(both, alone, atol=IN_COMPANY)
+        np.testing.assert_allclose(both, alone, atol=BATCHED_TOLERANCE)
 
 
 def level(waveform):
@@ -196,7 +198,7 @@ def test_texts_come_among_the_class_anchors_where_that_is_switched_on(tiny_pipel
     assert torch.equal(embedded(RED, anchor_share=1.0), pipe._embed(RED)[0])
 
 
-def test_a_text_is_brought_among_the_classes_that_training_pictures_show(tiny_pipeline):
+def test_a_text_is_brought_among_the_classes_that_training_images_show(tiny_pipeline):
     pipe = tiny_pipeline
     anchors = pipe.encoder.class_anchors
     encoder = ConditionEncoder(
@@ -206,7 +208,7 @@ def test_a_text_is_brought_among_the_classes_that_training_pictures_show(tiny_pi
     encoder.bank.copy_(encoder.centre(torch.stack([dogs, dogs, dogs, cats, cats, dogs]), "image"))
     shown = encoder.shown(anchors)
     assert shown[150]
-    assert not shown[281]  # there are two pictures of cats
+    assert not shown[281]  # there are two images of cats
     own = ClipSynthPipeline(pipe.encoder, encoder, pipe.denoiser, pipe.vocoder, pipe.mel)
     of_cats, _ = own._embed("a tabby cat")
     assert any(torch.allclose(of_cats, anchor, atol=1e-5) for anchor in anchors[shown])

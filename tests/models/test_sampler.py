@@ -8,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from models.bundle import Manifest
 from models.conditioning.prompts import Prompt
 from models.networks.condition_encoder import ConditionTokens
-from models.sampler import Row, advance
+from models.sampler import SamplerRow, advance
 from models.schedule import share_at, time_at
 
 EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool))
@@ -27,7 +27,7 @@ def run(rows, velocity):
 
 def test_first_step_is_the_euler_step_of_diffusers():
     start = noise(5, 0)
-    row = Row(start, [EMPTY], EMPTY, 1, 1.0)
+    row = SamplerRow(start, [EMPTY], EMPTY, 1, 1.0)
     advance([row], lambda x, t, c, m: torch.sin(x))
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=[1.0])
@@ -42,7 +42,7 @@ def test_first_step_is_the_euler_step_of_diffusers():
 def test_error_falls_with_the_square_of_the_step(steps, shift):
     def error(n):
         start = torch.ones(1, 1, 1, dtype=torch.float64)
-        row = Row(start, [EMPTY], EMPTY, n, 1.0, time_shift=shift)
+        row = SamplerRow(start, [EMPTY], EMPTY, n, 1.0, time_shift=shift)
         run([row], lambda x, t, c, m: 2 * t[:, None, None] * x)  # solution: x0 exp(t^2)
         return abs(float(row.latents) - math.e)
 
@@ -80,12 +80,14 @@ def test_a_row_in_company_equals_the_row_alone(tiny_pipeline):
 
     def rows():
         return [
-            Row(noise(25, 1), [dog], empty, 7, 4.0, (0.0, 0.6)),
-            Row(noise(40, 2), [cats], empty, 9, 1.0),
-            Row(noise(13, 3), [dog], empty, 3, 2.0),
-            Row(noise(31, 4), [dog, cats, rain], empty, 6, 3.0, (0.0, 0.6), weights=(1.0, 0.5, 2.0)),
-            Row(noise(18, 5), [dog, rain], empty, 4, 1.0, weights=(2.0, 1.0)),
-            Row(noise(22, 6).repeat(2, 1, 1), [rain, cats], empty, 5, 3.0, (0.0, 0.6), weights=(1.0, 0.3)),
+            SamplerRow(noise(25, 1), [dog], empty, 7, 4.0, (0.0, 0.6)),
+            SamplerRow(noise(40, 2), [cats], empty, 9, 1.0),
+            SamplerRow(noise(13, 3), [dog], empty, 3, 2.0),
+            SamplerRow(noise(31, 4), [dog, cats, rain], empty, 6, 3.0, (0.0, 0.6), weights=(1.0, 0.5, 2.0)),
+            SamplerRow(noise(18, 5), [dog, rain], empty, 4, 1.0, weights=(2.0, 1.0)),
+            SamplerRow(
+                noise(22, 6).repeat(2, 1, 1), [rain, cats], empty, 5, 3.0, (0.0, 0.6), weights=(1.0, 0.3)
+            ),
         ]
 
     alone, together, again = rows(), rows(), rows()
@@ -110,7 +112,7 @@ def by_condition(x, _t, c, _m):
 @pytest.mark.parametrize("scale", [3.0, 1.0])
 def test_one_voice_is_led_by_each_condition_as_composable_diffusion_has_it(scale):
     start, weights = noise(5, 0), (1.0, 0.5, 2.0)
-    row = Row(start, [condition(n) for n in (1, 2, 3)], condition(-1), 1, scale, weights=weights)
+    row = SamplerRow(start, [condition(n) for n in (1, 2, 3)], condition(-1), 1, scale, weights=weights)
     assert run([row], by_condition) == (4 if scale > 1 else 3)
     without, *v = (by_condition(start, None, condition(n), None) for n in (-1, 1, 2, 3))
     expected = (
@@ -123,19 +125,23 @@ def test_one_voice_is_led_by_each_condition_as_composable_diffusion_has_it(scale
 
 def test_voices_do_not_know_of_each_other():
     starts = [noise(5, seed) for seed in (0, 1)]
-    row = Row(torch.cat(starts), [condition(1), condition(2)], EMPTY, 4, 3.0, (0.0, 0.5), weights=(1.0, 0.2))
+    row = SamplerRow(
+        torch.cat(starts), [condition(1), condition(2)], EMPTY, 4, 3.0, (0.0, 0.5), weights=(1.0, 0.2)
+    )
     assert run([row], by_condition) == 2 * 2 * 2 + 2 * 2
     for n, start in enumerate(starts):
-        own = Row(start, [condition(n + 1)], EMPTY, 4, 3.0, (0.0, 0.5))
+        own = SamplerRow(start, [condition(n + 1)], EMPTY, 4, 3.0, (0.0, 0.5))
         run([own], by_condition)
         assert torch.equal(row.latents[n], own.latents[0])
 
 
 def test_an_error_of_the_network_leaves_every_row_where_it_was():
     rows = [
-        Row(noise(5, 0), [condition(1)], EMPTY, 4, 3.0),
-        Row(noise(4, 1), [condition(1), condition(2)], EMPTY, 4, 3.0, weights=(1.0, 1.0)),
-        Row(noise(4, 2).repeat(2, 1, 1), [condition(1), condition(2)], EMPTY, 4, 3.0, weights=(1.0, 1.0)),
+        SamplerRow(noise(5, 0), [condition(1)], EMPTY, 4, 3.0),
+        SamplerRow(noise(4, 1), [condition(1), condition(2)], EMPTY, 4, 3.0, weights=(1.0, 1.0)),
+        SamplerRow(
+            noise(4, 2).repeat(2, 1, 1), [condition(1), condition(2)], EMPTY, 4, 3.0, weights=(1.0, 1.0)
+        ),
     ]
     before = [row.latents.clone() for row in rows]
 
@@ -149,32 +155,34 @@ def test_an_error_of_the_network_leaves_every_row_where_it_was():
 
 
 @pytest.mark.parametrize(
-    ("voices", "conditions", "weights"), [(1, 2, (1.0,)), (2, 3, (1.0,) * 3), (2, 1, (1.0,))]
+    ("components", "conditions", "weights"), [(1, 2, (1.0,)), (2, 3, (1.0,) * 3), (2, 1, (1.0,))]
 )
-def test_voices_conditions_and_weights_must_fit(voices, conditions, weights):
+def test_components_conditions_and_weights_must_fit(components, conditions, weights):
     with pytest.raises(ValueError, match="do not fit"):
-        Row(torch.zeros(voices, 3, 2), [EMPTY] * conditions, EMPTY, 1, 1.0, weights=weights)
+        SamplerRow(torch.zeros(components, 3, 2), [EMPTY] * conditions, EMPTY, 1, 1.0, weights=weights)
 
 
 def test_default_request_costs_at_most_20_row_forwards(tiny_pipeline):
     m = tiny_pipeline.manifest
-    row = Row(noise(5, 0), [EMPTY], EMPTY, m.num_inference_steps, m.guidance_scale, m.guidance_interval)
+    row = SamplerRow(
+        noise(5, 0), [EMPTY], EMPTY, m.num_inference_steps, m.guidance_scale, m.guidance_interval
+    )
     assert run([row], lambda x, t, c, m: x) <= 20
 
 
 def test_guidance_of_one_costs_no_second_pass():
-    assert run([Row(noise(5, 0), [EMPTY], EMPTY, 6, 1.0)], lambda x, t, c, m: x) == 6
+    assert run([SamplerRow(noise(5, 0), [EMPTY], EMPTY, 6, 1.0)], lambda x, t, c, m: x) == 6
 
 
 def test_a_finished_row_is_refused():
-    row = Row(noise(5, 0), [EMPTY], EMPTY, 1, 1.0, step=1)
+    row = SamplerRow(noise(5, 0), [EMPTY], EMPTY, 1, 1.0, step=1)
     with pytest.raises(ValueError, match="finished"):
         advance([row], lambda x, t, c, m: x)
 
 
 def test_rescaling_brings_guidance_to_the_deviation_without_it():
     def deviation(scale, share):
-        row = Row(noise(5, 0), [EMPTY], EMPTY, 1, scale, guidance_rescale=share)
+        row = SamplerRow(noise(5, 0), [EMPTY], EMPTY, 1, scale, guidance_rescale=share)
         start = row.latents
         advance([row], lambda x, t, c, m: x * torch.arange(1.0, len(x) + 1)[:, None, None])
         return float((row.latents - start).std())

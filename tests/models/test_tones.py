@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from models.audio.harmonics import with_tones
+from models.audio.harmonics import add_harmonics
 from models.audio.mel import MelSpectrogram
-from models.audio.mel_correction import fit_to_mel
+from models.audio.mel_correction import correct_to_mel
 
 RATE = 16000
 MEL = MelSpectrogram()
@@ -32,14 +32,14 @@ def strongest(waveform, count=1):
 
 def vocoded(target):
     """Return a tone's waveform, made of its mel and a vocoder that knows no other frequencies than the frames'."""
-    fitted = fit_to_mel(BUZZ, MEL(target), MEL)
-    return fit_to_mel(with_tones(fitted, MEL(target), MEL), MEL(target), MEL)
+    fitted = correct_to_mel(BUZZ, MEL(target), MEL)
+    return correct_to_mel(add_harmonics(fitted, MEL(target), MEL), MEL(target), MEL)
 
 
 @pytest.mark.parametrize("frequency", [221, 371, 561, 697, 1318, 2637, 4435])
 def test_a_tone_comes_out_at_its_own_frequency(frequency):
     target = tone(frequency)
-    assert strongest(fit_to_mel(BUZZ, MEL(target), MEL))[0] % 100 == 0
+    assert strongest(correct_to_mel(BUZZ, MEL(target), MEL))[0] % 100 == 0
     assert strongest(vocoded(target))[0] == pytest.approx(frequency, rel=0.004)
 
 
@@ -69,26 +69,26 @@ def test_a_tone_that_rises_rises():
 
 
 def test_noise_stays_the_vocoders_and_silence_silent():
-    kept = with_tones(NOISE, MEL(NOISE), MEL)
+    kept = add_harmonics(NOISE, MEL(NOISE), MEL)
     assert (kept - NOISE).square().mean() < 0.3 * NOISE.square().mean()
     silent = torch.zeros(1, RATE)
-    torch.testing.assert_close(with_tones(silent, MEL(silent), MEL), silent)
+    torch.testing.assert_close(add_harmonics(silent, MEL(silent), MEL), silent)
 
 
 def test_a_row_does_not_depend_on_its_company():
     targets = torch.cat([tone(300), tone(1000) + NOISE, NOISE])
     rows = NOISE.repeat(3, 1)
-    together = with_tones(rows, MEL(targets), MEL)
-    alone = torch.cat([with_tones(rows[i : i + 1], MEL(targets[i : i + 1]), MEL) for i in range(3)])
+    together = add_harmonics(rows, MEL(targets), MEL)
+    alone = torch.cat([add_harmonics(rows[i : i + 1], MEL(targets[i : i + 1]), MEL) for i in range(3)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    assert torch.equal(together, with_tones(rows, MEL(targets), MEL))
+    assert torch.equal(together, add_harmonics(rows, MEL(targets), MEL))
 
 
 def test_last_digits_of_a_mel_stay_last_digits_of_the_sound():
     """What a batch changes in a mel is some 1e-5; a tone that came and went by it would be heard."""
     log_mel = MEL(tone(311, 784, level=0.1) + 0.3 * NOISE)
-    made = with_tones(NOISE, log_mel, MEL)
+    made = add_harmonics(NOISE, log_mel, MEL)
     g = torch.Generator().manual_seed(0)
     for _ in range(5):
-        other = with_tones(NOISE, log_mel + 1e-5 * torch.randn(log_mel.shape, generator=g), MEL)
+        other = add_harmonics(NOISE, log_mel + 1e-5 * torch.randn(log_mel.shape, generator=g), MEL)
         assert (other - made).abs().max() < 1e-3

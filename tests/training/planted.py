@@ -1,4 +1,4 @@
-"""A prepared folder in which pictures and sounds are of a few kinds: each kind a pitch, and a place among the embeddings."""
+"""A prepared folder in which images and sounds are of a few kinds: each kind a pitch, and a place among the embeddings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from models.media.shards import member_offsets, write_shard
 RATE, KINDS, DIM = 16000, 6, 16
 
 
-def planted_clip(kind: int, picture: int, dim: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return the arrays of a clip of one second that sounds like `kind` and looks like `picture`."""
+def planted_clip(kind: int, image: int, dim: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return the arrays of a clip of one second that sounds like `kind` and looks like `image`."""
     hz = 200 * 1.5**kind * 2 ** rng.uniform(-0.1, 0.1)
     sound = 0.3 * np.sin(2 * np.pi * hz * np.arange(RATE) / RATE) + 0.02 * rng.standard_normal(RATE)
-    place = np.random.default_rng(picture).standard_normal(dim) + 0.3 * rng.standard_normal((2, dim))
+    place = np.random.default_rng(image).standard_normal(dim) + 0.3 * rng.standard_normal((2, dim))
     mel = MelSpectrogram()(torch.from_numpy(sound)[None].float())[0]
     return {
         "waveform": (sound * 32767).astype(np.int16),

@@ -16,7 +16,7 @@ from tests.models.test_wav2clip import published
 from tests.training.planted import write_planted
 from training.correspondence.mismatch import swap
 from training.correspondence.network import MatchingOptions, Pairs, cross_fit, train_matcher
-from training.correspondence.score import matching_scores, paired, quantiles_among, write_agreement
+from training.correspondence.score import matching_scores, paired, quantiles_among, write_correspondence
 from training.correspondence.sound_features import sound_features
 from training.data.batches import sampling_weights
 from training.data.clips import load_clips
@@ -52,7 +52,7 @@ def test_swapped_sounds_score_low_and_held_out_clips_high(planted, exchanged):
     assert float(dev.mean()) > float(train[torch.from_numpy(wrong)].mean()) + 1
 
 
-def test_where_pictures_say_nothing_nothing_is_found(tmp_path):
+def test_where_images_say_nothing_nothing_is_found(tmp_path):
     clips = write_planted(tmp_path / "random", matching=False, clips=160)
     swap(clips, tmp_path / "out", share=0.4)
     train, _ = matching_scores(load_clips(tmp_path / "out"), FAST)
@@ -70,7 +70,9 @@ def test_a_clip_is_scored_by_networks_that_never_saw_its_video(monkeypatch):
             seen.append(torch.isin(pairs.videos, self.videos).any().item())
             return torch.arange(float(len(pairs)))
 
-    monkeypatch.setattr("training.matching.train_matcher", lambda pairs, *_: (Remembering(pairs), 0.0))
+    monkeypatch.setattr(
+        "training.correspondence.network.train_matcher", lambda pairs, *_: (Remembering(pairs), 0.0)
+    )
     pairs = Pairs(torch.randn(160, 4), torch.randn(160, 4), torch.arange(160) // 2)
     scores, _, _ = cross_fit(pairs, pairs, MatchingOptions(folds=4, repeats=2))
     assert seen[0::2] == [False] * 8  # the held-out fold
@@ -144,14 +146,14 @@ def test_quantiles_are_shares_below():
 def test_wav2clip_scores_clips_of_its_space_alone(planted, tmp_path):
     torch.save(published(Wav2Clip()), tmp_path / "Wav2CLIP.pt")
     with pytest.raises(ValueError, match="that of PackagedEncoder"):
-        write_agreement(planted, tmp_path / "Wav2CLIP.pt")
+        write_correspondence(planted, tmp_path / "Wav2CLIP.pt")
     folder = write_planted(tmp_path / "clips", clips=4, dev=1, dim=512)
     config = {"_class_name": "OpenClipEncoder", "model_name": "ViT-B-16"}
     (folder / "encoder" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="that of ViT-B-16"):
-        write_agreement(folder, tmp_path / "Wav2CLIP.pt")
+        write_correspondence(folder, tmp_path / "Wav2CLIP.pt")
     (folder / "encoder" / "config.json").write_text(json.dumps(config | {"model_name": "ViT-B-32-quickgelu"}))
-    record = json.loads(write_agreement(folder, tmp_path / "Wav2CLIP.pt").read_text())
+    record = json.loads(write_correspondence(folder, tmp_path / "Wav2CLIP.pt").read_text())
     assert record["method"] == "wav2clip"
     assert all(-1 <= score <= 1 for score, _ in record["clips"].values())
     assert len(record["clips"]) == 5
@@ -160,7 +162,7 @@ def test_wav2clip_scores_clips_of_its_space_alone(planted, tmp_path):
 # --------------------------------------------------------------------------------------------- swapped data
 
 
-def test_swapped_clips_have_all_of_anothers_sound_and_their_own_picture(planted, exchanged):
+def test_swapped_clips_have_all_of_anothers_sound_and_their_own_image(planted, exchanged):
     folder, sound_of = exchanged
     before, after = load_clips(planted).train, load_clips(folder).train
     places = {line["key"]: i for i, line in enumerate(before.index)}

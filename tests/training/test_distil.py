@@ -45,7 +45,7 @@ TINY = [
     "denoiser.dropout=0.0",
     "denoiser.mix_share=0.0",
     "denoiser.speeds=[1.0]",
-    "denoiser.told_semitones=0",
+    "denoiser.attribute_semitones=0",
     "requests.guidance_scale=8.0",
     "requests.guidance_interval=[0.0, 0.65]",
 ]
@@ -171,11 +171,11 @@ def test_the_bundle_is_the_students_where_the_stage_was_run(prepared, tmp_path):
     for stage in ("vocoder", "denoiser"):
         train(made, stage=stage)
     plain = ClipSynthPipeline.from_pretrained(train(made, stage="export", out=tmp_path / "plain"))
-    assert plain.told_guidance == ()
+    assert plain.distilled_guidance_range == ()
     with pytest.raises(ValueError, match="no section distil"):
         train(made.model_copy(update={"distil": None}), stage="distil")
     pipe = ClipSynthPipeline.from_pretrained(train(made))
-    assert pipe.told_guidance == (1.0, 10.0)
+    assert pipe.distilled_guidance_range == (1.0, 10.0)
     assert pipe.attributes == plain.attributes
     cards = [(folder / "README.md").read_text() for folder in (tmp_path / "bundle", tmp_path / "plain")]
     assert [re.search(r"weight 1 to 10 learned.* 2 steps more", card) is not None for card in cards] == [

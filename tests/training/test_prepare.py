@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from models.media.shards import ShardReader, member_offsets, write_shard
-from models.media.video import Frame, Sound, VideoError, decode
+from models.media.video import AudioTrack, Frame, VideoError, decode
 from models.networks.encoder import OpenClipEncoder
 from tests.conftest import TINY_CLIP, write_video
 from training.data.clips import load_clips
@@ -141,11 +141,11 @@ def test_a_repeated_sound_is_left_out(encoder, tmp_path):
 
 
 def sounds(waveform, start_s=0.0, step=1000):
-    return [Sound(start_s + i / RATE, waveform[i : i + step]) for i in range(0, len(waveform), step)]
+    return [AudioTrack(start_s + i / RATE, waveform[i : i + step]) for i in range(0, len(waveform), step)]
 
 
 def frames(*times):
-    return [Frame(t, f"picture {t}") for t in times]
+    return [Frame(t, f"image {t}") for t in times]
 
 
 def test_windows_cover_the_sound_and_take_the_frames_on_screen():
@@ -164,16 +164,16 @@ def test_the_order_of_streams_in_the_file_does_not_matter():
         frames(0.2, 1.2, 2.2) + sounds(waveform),
     ]
     results = [
-        [(w.start_s, [f.picture for f in w.frames]) for w in cut(order, sample_rate=RATE, clip_s=1.0)]
+        [(w.start_s, [f.image for f in w.frames]) for w in cut(order, sample_rate=RATE, clip_s=1.0)]
         for order in orders
     ]
     assert (
         results[0]
         == results[1]
         == [
-            (0.0, ["picture 0.2"]),
-            (1.0, ["picture 0.2", "picture 1.2"]),
-            (2.0, ["picture 1.2", "picture 2.2"]),
+            (0.0, ["image 0.2"]),
+            (1.0, ["image 0.2", "image 1.2"]),
+            (2.0, ["image 1.2", "image 2.2"]),
         ]
     )
 
@@ -191,7 +191,7 @@ def test_silence_and_scraps_are_left_out():
     for bad, reason in ((0 * loud, "silent"), (loud[:1000], "shorter")):
         with pytest.raises(VideoError, match=reason):
             list(cut(sounds(bad) + frames(0.0), sample_rate=RATE, clip_s=1.0))
-    with pytest.raises(VideoError, match="no picture"):
+    with pytest.raises(VideoError, match="no image"):
         list(cut(sounds(loud), sample_rate=RATE, clip_s=1.0))
 
 
@@ -199,7 +199,7 @@ def test_decoded_sound_and_frames_share_a_clock(videos):
     items = list(decode(videos / "0.mp4", sample_rate=RATE, frames_per_s=3.0))
     times = [item.time_s for item in items if isinstance(item, Frame)]
     np.testing.assert_allclose(times, np.arange(6) / 3, atol=0.02)
-    heard = sum(len(item.samples) for item in items if isinstance(item, Sound))
+    heard = sum(len(item.samples) for item in items if isinstance(item, AudioTrack))
     assert heard == pytest.approx(2 * RATE, abs=1100)  # AAC pads to whole frames
 
 

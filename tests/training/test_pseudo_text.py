@@ -15,7 +15,7 @@ D, NAMES = 16, 1000
 
 
 class Words:
-    """An encoder without weights: a name is a fixed random direction, a template a small offset, and all texts share a cone far from the pictures'."""
+    """An encoder without weights: a name is a fixed random direction, a template a small offset, and all texts share a cone far from the images'."""
 
     def __init__(self):
         g = torch.Generator().manual_seed(0)
@@ -45,20 +45,20 @@ def bank(words):
     return PhraseBank.build(words, -2 * torch.eye(D)[1])
 
 
-def picture(words, name):
-    """What lies in the pictures' cone where `name` lies in the texts'."""
+def image(words, name):
+    """What lies in the images' cone where `name` lies in the texts'."""
     return words.directions[[name]] - 2 * torch.eye(D)[1]
 
 
-def test_a_picture_finds_its_name_across_the_cones(words, bank):
+def test_an_image_finds_its_name_across_the_cones(words, bank):
     for name in (0, 7, 999):
-        assert bank.similar(picture(words, name), 1)[1].tolist() == [[name]]
+        assert bank.similar(image(words, name), 1)[1].tolist() == [[name]]
 
 
 def test_a_draw_is_keyed_by_its_generator_and_seldom_far_off(words, bank):
     def draws(seed):
         g = torch.Generator().manual_seed(seed)
-        return torch.stack([bank.draw(picture(words, 7)[0], 5, g) for _ in range(50)])
+        return torch.stack([bank.draw(image(words, 7)[0], 5, g) for _ in range(50)])
 
     assert torch.equal(draws(0), draws(0))
     assert not torch.equal(draws(0), draws(1))
@@ -70,7 +70,7 @@ def test_a_draw_is_keyed_by_its_generator_and_seldom_far_off(words, bank):
 def test_a_wrong_k_is_refused(words, bank):
     for k in (0, NAMES + 1):
         with pytest.raises(ValueError, match=f"k must be 1 to 1000, got {k}"):
-            bank.similar(picture(words, 0), k)
+            bank.similar(image(words, 0), k)
 
 
 def test_the_bank_of_a_prepared_folder_is_made_once(words, prepared, monkeypatch, tmp_path):

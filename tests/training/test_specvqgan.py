@@ -13,7 +13,7 @@ from models.bundle import BundleError
 from training.data.clips import load_clips
 from training.loop import build_accelerator, load_state
 from training.recipe import load_recipe
-from training.specvqgan.codec import _Step, draw_mels, perplexity
+from training.specvqgan.codec import _CodecStep, draw_mels, perplexity
 from training.train import train
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "specvqgan-demo.yaml"
@@ -94,19 +94,19 @@ def test_sampling_with_kept_keys_follows_the_logits_of_the_whole_sequence():
             transformer.sample(conditions, **arguments)
 
 
-def test_a_trained_baseline_takes_texts_and_pictures_and_repeats_itself_by_seed(pipeline):
+def test_a_trained_baseline_takes_texts_and_images_and_repeats_itself_by_seed(pipeline):
     first, second = pipeline("a red thing", duration_s=0.5, generator=[generator(1), generator(2)]).audios
     assert first.shape == (8000,)
     assert abs(first - second).max() > 1e-3
     (alone,) = pipeline("a red thing", duration_s=0.5, generator=generator(2)).audios
     assert abs(alone - second).max() < 1e-5
-    (of_picture,) = pipeline(image=Image.new("RGB", (64, 64), "red"), duration_s=0.5).audios
-    assert of_picture.shape == (8000,)
+    (of_image,) = pipeline(image=Image.new("RGB", (64, 64), "red"), duration_s=0.5).audios
+    assert of_image.shape == (8000,)
 
 
 def test_what_it_cannot_serve_is_refused(pipeline, tmp_path):
-    picture = Image.new("RGB", (64, 64))
-    for arguments in ({}, {"prompt": " "}, {"prompt": "a dog", "image": picture}):
+    image = Image.new("RGB", (64, 64))
+    for arguments in ({}, {"prompt": " "}, {"prompt": "a dog", "image": image}):
         with pytest.raises(ValueError, match="exactly one"):
             pipeline(**arguments)
     with pytest.raises(ValueError, match=r"up to 0\.96, got 4"):
@@ -141,7 +141,7 @@ def test_stages_are_run_in_order(prepared, tiny_bundle, tmp_path):
 def test_entries_of_the_codebook_that_nobody_chooses_come_back_into_use(prepared, tiny_bundle, tmp_path):
     made = recipe(prepared, tiny_bundle, tmp_path, 1)
     clips = load_clips(prepared)
-    step = _Step(made, clips, build_accelerator())
+    step = _CodecStep(made, clips, build_accelerator())
     mels = draw_mels(clips.train, made, 1)
     entries = step.codec.vqgan.quantize.embedding.weight
     with torch.no_grad():

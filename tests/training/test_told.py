@@ -8,12 +8,12 @@ import torch
 
 from models.audio.attributes import CONDITIONS, Scales
 from models.audio.mel import MelSpectrogram
-from training.data.attribute_labels import Bases, Teller, draw_told
+from training.data.attribute_labels import AttributeLabeller, Bases, draw_attribute_labels
 from training.data.augment_mel import MelVariants
 from training.data.augment_waveform import at_speed
 from training.data.batches import Batches, BatchMaker
 from training.data.clips import load_clips
-from training.data.waveforms import FADE, Sounds
+from training.data.waveforms import FADE, ClipWaveforms
 from training.recipe import load_recipe
 
 CPU = torch.device("cpu")
@@ -30,11 +30,11 @@ def batches(prepared, tmp_path):
             "denoiser.batch_size=120",
             "denoiser.max_frames=160",
             "denoiser.scalars=[brightness, pitch, noisiness, density]",
-            "denoiser.told_semitones=4",
-            "denoiser.told_tilt=5",
-            "denoiser.told_contrast=1.5",
-            "denoiser.told_pace=2",
-            "denoiser.told_pulses=6",
+            "denoiser.attribute_semitones=4",
+            "denoiser.attribute_tilt=5",
+            "denoiser.attribute_contrast=1.5",
+            "denoiser.attribute_pace=2",
+            "denoiser.attribute_pulses=6",
         ],
     )
     return Batches(load_clips(prepared).train, made)
@@ -80,7 +80,7 @@ def test_what_is_told_is_measured_on_the_varied_row(batches):
 def test_a_clip_as_it_is_is_told_what_was_measured_of_it(prepared):
     clips = load_clips(prepared).train
     bases = Bases(clips, CONDITIONS)
-    tell = Teller(bases, MelVariants(MelSpectrogram()))
+    tell = AttributeLabeller(bases, MelVariants(MelSpectrogram()))
     scales = Scales.of(bases.named)
     for clip in range(len(clips)):
         size = len(clips.pcm(clip))
@@ -115,7 +115,7 @@ def test_a_row_is_told_the_pitch_of_what_it_plays(prepared):
 
 def test_most_rows_are_told_no_attribute_but_agreement_on_its_own():
     g = torch.Generator().manual_seed(0)
-    drawn = [draw_told((*CONDITIONS, "agreement"), g) for _ in range(2000)]
+    drawn = [draw_attribute_labels((*CONDITIONS, "agreement"), g) for _ in range(2000)]
     untold = [told for told in drawn if not told & set(CONDITIONS)]
     assert 0.5 < len(untold) / len(drawn) < 0.62
     for part in (drawn, untold):
@@ -125,7 +125,7 @@ def test_most_rows_are_told_no_attribute_but_agreement_on_its_own():
 
 def test_places_on_a_scale_are_those_that_a_request_gets(prepared):
     bases = Bases(load_clips(prepared).train, ("density",))
-    tell = Teller(bases, MelVariants(MelSpectrogram()))
+    tell = AttributeLabeller(bases, MelVariants(MelSpectrogram()))
     grid = [0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 5.0, 5.0]
     scales = Scales({"density": grid})
     tell.places = torch.linspace(0, 1, len(grid))
@@ -138,7 +138,7 @@ def test_places_on_a_scale_are_those_that_a_request_gets(prepared):
 
 def test_a_sound_is_read_around_its_end_without_a_click(prepared):
     clips = load_clips(prepared).train
-    sounds = Sounds.of(clips, [0, 1])
+    sounds = ClipWaveforms.of(clips, [0, 1])
     length = int(sounds.lengths[0])
     start = length - 1000
     [around] = sounds.read(torch.tensor([0]), torch.tensor([start]), 3000, around=True)

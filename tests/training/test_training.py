@@ -193,9 +193,9 @@ def test_export_writes_the_retrieval_index_and_a_card_of_what_is_known(prepared,
     pipe = ClipSynthPipeline.from_pretrained(folder)
     assert pipe.manifest.num_inference_steps == 9
     assert "index.safetensors" in pipe.manifest.sha256
-    pictures = pipe.index.pictures
-    assert len(pictures.small) == len(lines)
-    assert pictures.nearest(clips.mel(0).numpy(), 1)[0] == (0, pytest.approx(0, abs=0.02))
+    images = pipe.index.images
+    assert len(images.small) == len(lines)
+    assert images.nearest(clips.mel(0).numpy(), 1)[0] == (0, pytest.approx(0, abs=0.02))
     (tmp_path / "sources.csv").write_text("file\n0.mp4\n")
     with pytest.raises(ValueError, match="source"):
         train(made, stage="export", attribution=tmp_path / "sources.csv")
@@ -351,7 +351,7 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
         "denoiser.batch_size=200",
         "denoiser.mix_share=0.3",
         "denoiser.speeds=[1.0, 1.25]",
-        "denoiser.told_semitones=0",
+        "denoiser.attribute_semitones=0",
         "denoiser.scalars=[brightness, pitch, agreement]",
     )
     clips = load_clips(prepared).train

@@ -16,12 +16,12 @@ from clipsynth.services.processes import wait_until
 from models import Prompt
 from models.conditioning.prompts import COMPOSITIONS
 from models.networks.condition_encoder import ConditionTokens
-from models.sampler import Row
+from models.sampler import SamplerRow
 from models.tiny import build_tiny_pipeline
-from tests.conftest import IN_COMPANY
+from tests.conftest import BATCHED_TOLERANCE
 from worker.calibration import measure
-from worker.engine import Engine, Ticket, weight
-from worker.job_runner import Jobs
+from worker.engine import Engine, SamplingRequest, weight
+from worker.job_runner import JobRunner
 from worker.predictor import Predictor
 
 TIMEOUT_S = 60
@@ -54,10 +54,11 @@ def condition(value):
 def ticket(value=1.0, *, rows=1, steps=2, tokens=3, guidance=1.0, prepare=None, deliver=None):
     def make():
         return [
-            Row(torch.zeros(1, tokens, 2), [condition(value)], EMPTY, steps, guidance) for _ in range(rows)
+            SamplerRow(torch.zeros(1, tokens, 2), [condition(value)], EMPTY, steps, guidance)
+            for _ in range(rows)
         ]
 
-    return Ticket(prepare or make, deliver or (lambda n, wave: wave), rows, tokens, 1.0)
+    return SamplingRequest(prepare or make, deliver or (lambda n, wave: wave), rows, tokens, 1.0)
 
 
 @pytest.fixture
@@ -266,12 +267,12 @@ def test_a_canceled_job_ends_only_when_no_side_thread_is_at_it(engines):
 
 
 def test_load_is_what_the_next_step_costs():
-    rows = [Row(torch.zeros(1, 3, 2), [EMPTY], EMPTY, 4, g) for g in (1.0, 2.0)]
+    rows = [SamplerRow(torch.zeros(1, 3, 2), [EMPTY], EMPTY, 4, g) for g in (1.0, 2.0)]
     assert weight(rows) == 9
     assert weight([]) == 0
     each = ticket(rows=2, tokens=3)
     assert each.load() == 12
-    each.rows = [Row(torch.zeros(1, 3, 2), [EMPTY], EMPTY, steps, 2.0, step=1) for steps in (4, 6)]
+    each.rows = [SamplerRow(torch.zeros(1, 3, 2), [EMPTY], EMPTY, steps, 2.0, step=1) for steps in (4, 6)]
     assert [each.load(ahead) for ahead in (0, 3, 5)] == [12, 6, 0]
     each.rows[0].step = 0
     assert each.load(5) == 6
@@ -329,7 +330,7 @@ def payload(**fields):
 
 
 def job(predictor, wanted):
-    made = Jobs(predictor, None, None, max_attempts=1).ticket("gen_0", wanted)
+    made = JobRunner(predictor, None, None, max_attempts=1).ticket("gen_0", wanted)
     made.deliver = lambda n, wave: wave
     return made
 
@@ -407,7 +408,9 @@ def test_a_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
     for wanted, each in zip(wishes, tickets, strict=True):
         assert each.error is None
         for n in range(wanted.num_outputs):
-            np.testing.assert_allclose(each.results[n], alone(predictor, wanted, n), atol=IN_COMPANY, rtol=0)
+            np.testing.assert_allclose(
+                each.results[n], alone(predictor, wanted, n), atol=BATCHED_TOLERANCE, rtol=0
+            )
 
 
 @pytest.fixture(scope="module", params=[(), (1.0, 10.0), (4.0, 10.0)], ids=str)
@@ -441,7 +444,9 @@ def test_a_row_of_many_passes_takes_as_much_of_the_limit(engines):
 
     def make():
         conds = [condition(n) for n in (1, 2, 3)]
-        return [Row(torch.zeros(1, 3, 2), conds, EMPTY, 2, 2.0, weights=(1.0, 1.0, 1.0)) for _ in range(3)]
+        return [
+            SamplerRow(torch.zeros(1, 3, 2), conds, EMPTY, 2, 2.0, weights=(1.0, 1.0, 1.0)) for _ in range(3)
+        ]
 
     each = ticket(rows=3, prepare=make)
     run(engines(model, limit=2 * 4 * 3), each, ticket(5.0))
@@ -454,12 +459,14 @@ def test_voices_are_decoded_a_few_at_a_time(engines):
 
     class Counting(Toy):
         def decode(self, rows, duration_s):
-            decoded.append(sum(row.voices for row in rows))
+            decoded.append(sum(row.components for row in rows))
             return super().decode(rows, duration_s)
 
     def make():
         conds = [condition(n) for n in (1, 2, 3)]
-        return [Row(torch.zeros(3, 4, 2), conds, EMPTY, 2, 1.0, weights=(1.0, 1.0, 1.0)) for _ in range(5)]
+        return [
+            SamplerRow(torch.zeros(3, 4, 2), conds, EMPTY, 2, 1.0, weights=(1.0, 1.0, 1.0)) for _ in range(5)
+        ]
 
     each = ticket(rows=5, prepare=make)
     run(engines(Counting()), each, ticket(4.0, tokens=4))

@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from clipsynth.errors import NotFound
 from clipsynth.jobs.queue import connect, enqueue, get_queue
-from clipsynth.jobs.store import EXPIRY_KEY, State
+from clipsynth.jobs.store import EXPIRY_KEY, JobStore
 from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.janitor import sweep
 from clipsynth.services.processes import wait_until
@@ -24,11 +24,11 @@ from clipsynth.settings import Settings
 from clipsynth.storage import Storage, audio_key
 from models.bundle import Manifest
 from models.networks.condition_encoder import ConditionTokens
-from models.sampler import Row
-from worker.calibration import Cost
+from models.sampler import SamplerRow
+from worker.calibration import StepCost
 from worker.engine import Engine
-from worker.job_runner import Jobs
-from worker.main import BEAT_TIMEOUT_S, Served, beats, model_info
+from worker.job_runner import JobRunner
+from worker.main import HEARTBEAT_TIMEOUT_S, ServedBundle, is_alive, model_info
 from worker.rq_adapter.worker import BatchWorker
 
 TIMEOUT_S = 30
@@ -47,7 +47,7 @@ class Toy:
         self.before_step = lambda _: None
 
     def measure(self):
-        return Cost(0.0, 1e-6, 1000)
+        return StepCost(0.0, 1e-6, 1000)
 
     def num_tokens(self, duration_s):
         return round(10 * duration_s)
@@ -59,7 +59,7 @@ class Toy:
         cond = ConditionTokens(torch.full((1, 1, 1), value), torch.ones(1, 1, dtype=torch.bool))
         shape = (1, self.num_tokens(payload.duration_s), 1)
         return [
-            Row(torch.zeros(shape), [cond], NONE, payload.num_inference_steps, payload.guidance_scale)
+            SamplerRow(torch.zeros(shape), [cond], NONE, payload.num_inference_steps, payload.guidance_scale)
             for _ in range(payload.num_outputs)
         ]
 
@@ -91,7 +91,7 @@ class Workplace:
         self.settings = settings
         self.redis = Redis.from_url(settings.redis_url)
         self.redis.flushall()
-        self.state = State.from_settings(self.redis, settings)
+        self.state = JobStore.from_settings(self.redis, settings)
         self.storage = Storage(settings.results_url)
         self.toy = Toy()
         self.queue = get_queue("tiny", connect(settings.redis_url))
@@ -102,10 +102,10 @@ class Workplace:
         engine = Engine(self.toy, limit=1000)
         engine.start()
         self.engines.append(engine)
-        jobs = Jobs(self.toy, self.state, self.storage, max_attempts=self.settings.max_attempts)
+        jobs = JobRunner(self.toy, self.state, self.storage, max_attempts=self.settings.max_attempts)
         url = self.settings.redis_url
         queue = get_queue("tiny", connect(url))
-        return BatchWorker(queue, redis_url=url, lease_s=lease_s, beat_s=0.2, jobs=jobs, engine=engine)
+        return BatchWorker(queue, redis_url=url, lease_s=lease_s, heartbeat_s=0.2, jobs=jobs, engine=engine)
 
     def post(self, prompt="rain", **fields):
         generation_id = f"gen_{self.redis.incr('count'):026x}"
@@ -153,7 +153,7 @@ class Workplace:
         job.connection = worker.connection
         worker.prepare_execution(job)
         worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        self.state.start(job_id, company=False)
+        self.state.start(job_id, batched_with_others=False)
         worker.recovery.stop()
         assert wait_until(
             lambda: worker.recovery.recover() or self.state.get(job_id).status != "processing",
@@ -290,18 +290,18 @@ def test_leases_are_renewed_while_jobs_run(place):
     place.toy.before_step = lambda _: (time.sleep(0.02), other.recovery.recover())
     place.work()  # 3 s and more
     assert place.statuses(generation_id) == ["succeeded"]
-    assert not place.state.standings([generation_id])[0].solo
+    assert not place.state.status_views([generation_id])[0].run_alone
     assert len(place.toy.batches) == 150
     other.recovery.stop()
 
 
 def test_a_worker_is_alive_while_it_beats_though_redis_is_away(place):
-    place.worker.recovery.beat_at = time.monotonic()
-    assert beats(place.worker)
+    place.worker.recovery.heartbeat_at = time.monotonic()
+    assert is_alive(place.worker)
     place.worker.recovery._answered_at -= 1000
-    assert beats(place.worker)
-    place.worker.recovery.beat_at -= BEAT_TIMEOUT_S + 1
-    assert not beats(place.worker)
+    assert is_alive(place.worker)
+    place.worker.recovery.heartbeat_at -= HEARTBEAT_TIMEOUT_S + 1
+    assert not is_alive(place.worker)
 
 
 def test_rqs_own_records_of_ended_jobs_are_pruned(place):
@@ -477,16 +477,16 @@ def test_rqs_stop_commands_cancel_one_job(place, by):
 
 
 def test_rqs_duties_are_done_under_load(place):
-    beats = []
-    place.worker._do_duties = lambda: beats.append(threading.get_ident())
+    is_alive = []
+    place.worker._do_duties = lambda: is_alive.append(threading.get_ident())
     place.post()
     place.work()
-    assert beats
+    assert is_alive
 
 
 def test_a_bundle_is_exchanged_without_dropping_jobs(place):
     new = Toy(num_inference_steps=7)
-    served = Served(place.settings, lambda _: new, place.worker, model_info(place.toy.manifest))
+    served = ServedBundle(place.settings, lambda _: new, place.worker, model_info(place.toy.manifest))
     later = []
 
     def before_step(_):
@@ -512,7 +512,7 @@ def test_a_bundle_that_cannot_be_served_leaves_the_old_one(place, name, caplog):
             raise OSError("no such folder")
         return Toy(name=name)
 
-    Served(place.settings, load, place.worker, model_info(place.toy.manifest)).reload()
+    ServedBundle(place.settings, load, place.worker, model_info(place.toy.manifest)).reload()
     generation_id = place.post()
     place.work()
     assert place.statuses(generation_id) == ["succeeded"]

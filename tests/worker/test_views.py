@@ -1,4 +1,4 @@
-"""Pictures and peaks of waveforms."""
+"""Images and peaks of waveforms."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def tone(hz, seconds=1.0):
 def test_a_tone_is_a_bright_line_higher_for_a_higher_tone():
     rows = []
     for hz in (300, 3000):
-        picture = drawn(tone(hz))
-        assert picture.shape == (HEIGHT, 100)
-        assert picture.max() > 250
-        rows.append(int(picture.mean(1).argmax()))
+        image = drawn(tone(hz))
+        assert image.shape == (HEIGHT, 100)
+        assert image.max() > 250
+        rows.append(int(image.mean(1).argmax()))
     assert rows[0] > HEIGHT / 2 > rows[1]
 
 
 def test_time_runs_from_left_to_right():
-    picture = drawn(np.concatenate([np.zeros(8000, np.float32), tone(1000, 0.5)]))
-    assert picture[:, :45].max() < picture[:, 55:].max()
+    image = drawn(np.concatenate([np.zeros(8000, np.float32), tone(1000, 0.5)]))
+    assert image[:, :45].max() < image[:, 55:].max()
 
 
 def test_silence_is_black():

@@ -1,6 +1,6 @@
-"""Which sounds and pictures belong together, learned from the pairs themselves: a network on frozen features, and honest scores for its own training clips.
+"""Which sounds and images belong together, learned from the pairs themselves: a network on frozen features, and honest scores for its own training clips.
 
-Two small networks bring a sound's features and a picture's embedding to one space, where a clip's two sides should be nearer than two clips'
+Two small networks bring a sound's features and an image's embedding to one space, where a clip's two sides should be nearer than two clips'
 (symmetric InfoNCE, van den Oord et al. 2018, within batches). No label has a way in, nor does it know which pairs are wrong. A clip is scored by networks that were
 trained without its video (cross-fitting), or a wrong pair would be learned by heart and look right.
 """
@@ -36,26 +36,26 @@ class MatchingOptions:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Clips as two standardised tables: `sounds` (N, S) and `pictures` (N, D), row i of clip i, and `videos` (N,) int, which video each is from."""
+    """Clips as two standardised tables: `sounds` (N, S) and `images` (N, D), row i of clip i, and `videos` (N,) int, which video each is from."""
 
     sounds: torch.Tensor
-    pictures: torch.Tensor
+    images: torch.Tensor
     videos: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def at(self, rows: torch.Tensor) -> Pairs:
-        return Pairs(self.sounds[rows], self.pictures[rows], self.videos[rows])
+        return Pairs(self.sounds[rows], self.images[rows], self.videos[rows])
 
 
 class Matcher(nn.Module):
-    """Sound features (N, S) and picture embeddings (N, D) to unit vectors (N, dim) of one space."""
+    """Sound features (N, S) and image embeddings (N, D) to unit vectors (N, dim) of one space."""
 
-    def __init__(self, sound_size: int, picture_size: int, options: MatchingOptions) -> None:
+    def __init__(self, sound_size: int, image_size: int, options: MatchingOptions) -> None:
         super().__init__()
         self.noise, self.temperature = options.noise, options.temperature
-        self.sound, self.picture = (
+        self.sound, self.image = (
             nn.Sequential(
                 nn.Dropout(options.dropout),
                 nn.Linear(size, options.hidden),
@@ -63,20 +63,20 @@ class Matcher(nn.Module):
                 nn.Dropout(options.dropout),
                 nn.Linear(options.hidden, options.dim),
             )
-            for size in (sound_size, picture_size)
+            for size in (sound_size, image_size)
         )
 
     def forward(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-        tables = [pairs.sounds, pairs.pictures]
+        tables = [pairs.sounds, pairs.images]
         if self.training:
             tables = [table + self.noise * torch.randn_like(table) for table in tables]
-        sounds, pictures = self.sound(tables[0]), self.picture(tables[1])
-        return F.normalize(sounds, dim=-1), F.normalize(pictures, dim=-1)
+        sounds, images = self.sound(tables[0]), self.image(tables[1])
+        return F.normalize(sounds, dim=-1), F.normalize(images, dim=-1)
 
     def loss(self, pairs: Pairs) -> torch.Tensor:
         """Return symmetric InfoNCE; clips of one video are no negatives of each other."""
-        sounds, pictures = self(pairs)
-        logits = sounds @ pictures.T / self.temperature
+        sounds, images = self(pairs)
+        logits = sounds @ images.T / self.temperature
         same = pairs.videos[:, None] == pairs.videos
         logits = logits.masked_fill(same.fill_diagonal_(False), -torch.inf)
         own = torch.arange(len(logits), device=logits.device)
@@ -85,10 +85,10 @@ class Matcher(nn.Module):
     @torch.inference_mode()
     def score(self, pairs: Pairs, bank: Pairs) -> torch.Tensor:
         """Return (N,): how much nearer the two sides of a clip are than either is to the other sides in `bank` (log of a soft mean)."""
-        (sounds, pictures), (all_sounds, all_pictures) = self(pairs), self(bank)
-        others = torch.logsumexp(sounds @ all_pictures.T / self.temperature, 1)
-        others = others + torch.logsumexp(pictures @ all_sounds.T / self.temperature, 1)
-        return (sounds * pictures).sum(1) / self.temperature - others / 2
+        (sounds, images), (all_sounds, all_images) = self(pairs), self(bank)
+        others = torch.logsumexp(sounds @ all_images.T / self.temperature, 1)
+        others = others + torch.logsumexp(images @ all_sounds.T / self.temperature, 1)
+        return (sounds * images).sum(1) / self.temperature - others / 2
 
 
 def train_matcher(
@@ -101,7 +101,7 @@ def train_matcher(
     held_out = _fold_of(pairs.videos, 10, generator) == 0
     train, check = pairs.at((~held_out).nonzero()[:, 0]), pairs.at(held_out.nonzero()[:, 0])
     check = check.at(torch.arange(min(len(check), 1024)))
-    matcher = Matcher(pairs.sounds.shape[1], pairs.pictures.shape[1], options)
+    matcher = Matcher(pairs.sounds.shape[1], pairs.images.shape[1], options)
     size = min(options.batch_size, len(train))
     steps = min(options.max_steps, options.epochs * (len(train) // size))
     optimizer = torch.optim.AdamW(

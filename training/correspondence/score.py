@@ -1,4 +1,4 @@
-"""How well a clip's sound and picture agree: one number per clip, in `PREPARED/agreement.json`.
+"""How well a clip's sound and image agree: one number per clip, in `PREPARED/agreement.json`.
 
 Run: clipsynth agreement PREPARED [--wav2clip FILE]
 
@@ -25,7 +25,7 @@ from training.data.clips import Clips, ClipSet, load_clips
 FILE = "agreement.json"
 
 
-def write_agreement(folder: Path, wav2clip: Path | None = None) -> Path:
+def write_correspondence(folder: Path, wav2clip: Path | None = None) -> Path:
     """Score the clips of a prepared folder and write its `agreement.json`; return that file's path.
 
     Args:
@@ -83,7 +83,7 @@ def wav2clip_scores(clips: ClipSet, file: Path) -> tuple[torch.Tensor, torch.Ten
     @torch.inference_mode()
     def scores(split: Clips) -> torch.Tensor:
         pairs = ((model(split.waveform(i)[None])[0], split.embeds(i).mean(0)) for i in range(len(split)))
-        return torch.stack([F.cosine_similarity(sound, picture, dim=0) for sound, picture in pairs])
+        return torch.stack([F.cosine_similarity(sound, image, dim=0) for sound, image in pairs])
 
     return scores(clips.train), scores(clips.dev)
 
@@ -112,9 +112,9 @@ def paired(clips: ClipSet) -> tuple[Pairs, Pairs]:
     numbers: dict[str, int] = {}
     pairs = []
     for split, columns in zip((clips.train, clips.dev), tables, strict=True):
-        sounds, pictures = (_standardise(x, by) for x, by in zip(columns, tables[0], strict=True))
+        sounds, images = (_standardise(x, by) for x, by in zip(columns, tables[0], strict=True))
         videos = torch.tensor([numbers.setdefault(line["video"], len(numbers)) for line in split.index])
-        pairs.append(Pairs(sounds, pictures, videos))
+        pairs.append(Pairs(sounds, images, videos))
     return pairs[0], pairs[1]
 
 

@@ -1,4 +1,4 @@
-"""A clip's sound as one vector for matching it with pictures: numbers computed from its log-mel, nothing learned."""
+"""A clip's sound as one vector for matching it with images: numbers computed from its log-mel, nothing learned."""
 
 from __future__ import annotations
 

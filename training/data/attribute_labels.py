@@ -20,23 +20,23 @@ from training.data.augment_mel import MelVariants
 from training.data.clips import Clips
 from training.recipe import DenoiserRecipe, Recipe
 
-TOLD_SHARE, EACH_TOLD_SHARE = 0.5, 0.4  # of samples: with attributes at all, and with each one then
+TOLD_SHARE, ATTRIBUTE_KEEP_PROB = 0.5, 0.4  # of samples: with attributes at all, and with each one then
 AGREEMENT_TOLD_SHARE = 0.6  # of samples
 PULSED_SHARE = 0.5  # of the rows that are made busier: by pulses as well
 LEAST_FLATNESS, FLATNESS_STEP = 5e-6, 1e-5  # of what `models.attributes.measure` tells apart
 MEASURED = ("brightness", "noisiness", "density")  # on the row's log-mel
 
 
-def told_scalars(recipe: Recipe, clips: Clips) -> tuple[str, ...]:
+def conditioning_scalars(recipe: Recipe, clips: Clips) -> tuple[str, ...]:
     """Return the recipe's scalars; "agreement" only where it was measured, for what was never told means nothing to a network that is told it."""
     measured = any(clips.agreement(i) is not None for i in range(len(clips)))
     return tuple(name for name in recipe.denoiser.scalars if name != AGREEMENT or measured)
 
 
-def draw_told(names: Sequence[str], g: torch.Generator) -> set[str]:
+def draw_attribute_labels(names: Sequence[str], g: torch.Generator) -> set[str]:
     """Return which of the scalars a row is told. Most are told no attribute, as most requests ask for none."""
     some, *each = torch.rand(1 + len(names), generator=g).tolist()
-    share = EACH_TOLD_SHARE if some < TOLD_SHARE else 0.0
+    share = ATTRIBUTE_KEEP_PROB if some < TOLD_SHARE else 0.0
     return {
         name
         for name, x in zip(names, each, strict=True)
@@ -50,15 +50,15 @@ def draw_variant(d: DenoiserRecipe, told: set[str], g: torch.Generator) -> dict[
     pitch, brightness, noisiness, density = (torch.rand(4, generator=g) * 2 - 1).tolist()
     pulsing = float(torch.rand((), generator=g)) < PULSED_SHARE
     variant = {"speeds": usual, "tilts": 0.0, "contrasts": 1.0, "paces": 1.0, "pulses": 0.0}
-    if "pitch" in told and d.told_semitones:
-        variant["speeds"] = 2 ** (d.told_semitones * pitch / 12)
+    if "pitch" in told and d.attribute_semitones:
+        variant["speeds"] = 2 ** (d.attribute_semitones * pitch / 12)
     if "brightness" in told:
-        variant["tilts"] = d.told_tilt * brightness
+        variant["tilts"] = d.attribute_tilt * brightness
     if "noisiness" in told:
-        variant["contrasts"] = d.told_contrast**-noisiness
+        variant["contrasts"] = d.attribute_contrast**-noisiness
     if "density" in told:
-        variant["paces"] = d.told_pace**density
-        variant["pulses"] = d.told_pulses * max(0.0, density) if pulsing else 0.0
+        variant["paces"] = d.attribute_pace**density
+        variant["pulses"] = d.attribute_pulses * max(0.0, density) if pulsing else 0.0
     return variant
 
 
@@ -119,7 +119,7 @@ class Bases:
         return [named.get(name, math.nan) for name in self.names]
 
 
-class Teller(nn.Module):
+class AttributeLabeller(nn.Module):
     """Makes the scalars of a batch."""
 
     def __init__(self, bases: Bases, variants: MelVariants) -> None:

@@ -15,10 +15,16 @@ from torch.utils.data import Dataset
 
 from models.audio.mel import MelSpectrogram
 from models.conditioning.phrase_bank import PhraseBank
-from training.data.attribute_labels import Bases, Teller, draw_told, draw_variant, told_scalars
+from training.data.attribute_labels import (
+    AttributeLabeller,
+    Bases,
+    conditioning_scalars,
+    draw_attribute_labels,
+    draw_variant,
+)
 from training.data.augment_mel import MelVariants
 from training.data.clips import Clips, random_start
-from training.data.waveforms import Sounds, Sources
+from training.data.waveforms import ClipWaveforms, WaveformSources
 from training.loop import check_rows
 from training.recipe import Recipe
 
@@ -68,18 +74,18 @@ class Batch:
 class Draw:
     """One process's part of a micro-step of `size` rows, before its sounds are made: rows `rank`, `rank` + `world_size`, … of it, of `frames` each.
 
-    `small` is all of the batch but `mel`, `noise` and `scalars`, by name; `bases` (B, S) are what the last are made of (`Teller`). `sounds` are those of its own clips, None where all are kept on the device.
+    `small` is all of the batch but `mel`, `noise` and `scalars`, by name; `bases` (B, S) are what the last are made of (`AttributeLabeller`). `sounds` are those of its own clips, None where all are kept on the device.
     """
 
     frames: int
-    sources: Sources
+    sources: WaveformSources
     small: Mapping[str, torch.Tensor]
     bases: torch.Tensor
     noise_seed: int
     size: int
     rank: int = 0
     world_size: int = 1
-    sounds: Sounds | None = None
+    sounds: ClipWaveforms | None = None
 
 
 class BatchMaker:
@@ -91,8 +97,8 @@ class BatchMaker:
         self.device = device
         self.mel = MelSpectrogram().to(device)
         self.variants = MelVariants(self.mel).to(device)
-        self.tell = Teller(batches.bases, self.variants).to(device)
-        self.kept = Sounds.of(clips, range(len(clips))).to(device) if batches.keep else None
+        self.tell = AttributeLabeller(batches.bases, self.variants).to(device)
+        self.kept = ClipWaveforms.of(clips, range(len(clips))).to(device) if batches.keep else None
 
     def __call__(self, draw: Draw) -> Batch:
         """Return the batch.
@@ -130,7 +136,7 @@ class Batches(Dataset[Draw]):
         world_size: int = 1,
     ) -> None:
         """Check that the clips have what the recipe's `condition` needs; `bank` has the phrases of `pseudo_text`, `scalars` are what
-        the network can be told, by default `told_scalars`.
+        the network can be told, by default `conditioning_scalars`.
 
         Raises:
             ValueError: a condition on text, and a clip without captions; or rows that do not divide by `world_size`.
@@ -143,8 +149,8 @@ class Batches(Dataset[Draw]):
         self.bank = bank
         mel = MelSpectrogram().config
         self.sample_rate, self.hop = mel.sample_rate, mel.hop_length
-        self.bases = Bases(clips, told_scalars(recipe, clips) if scalars is None else scalars)
-        self.weights = self._agreement_weights() if d.agreement_weight else None
+        self.bases = Bases(clips, conditioning_scalars(recipe, clips) if scalars is None else scalars)
+        self.weights = self._correspondence_weights() if d.agreement_weight else None
         if d.condition != "image":
             bare = [line["video"] for line in clips.index if "captions" not in line["arrays"]]
             if bare:
@@ -153,8 +159,8 @@ class Batches(Dataset[Draw]):
                     "prepare with --captions"
                 )
 
-    def _agreement_weights(self) -> torch.Tensor:
-        """Return how often each clip is drawn (N,), by how well its sound fits its picture.
+    def _correspondence_weights(self) -> torch.Tensor:
+        """Return how often each clip is drawn (N,), by how well its sound fits its image.
 
         Raises:
             ValueError: the clips have no agreement.
@@ -192,13 +198,13 @@ class Batches(Dataset[Draw]):
         seeds = torch.randint(2**62, (self.size,), generator=g).tolist()
         mine = list(zip(self.places(n), seeds, strict=True))[self.rank :: self.world_size]
         rows = [self._row(clip, frames, torch.Generator().manual_seed(row_seed)) for clip, row_seed in mine]
-        sources = Sources(
-            **{f.name: torch.tensor([made[f.name] for made, _ in rows]) for f in fields(Sources)}
+        sources = WaveformSources(
+            **{f.name: torch.tensor([made[f.name] for made, _ in rows]) for f in fields(WaveformSources)}
         )
         sounds = None
         if not self.keep:
             used, places = torch.cat([sources.clips, sources.others]).unique(return_inverse=True)
-            sounds = Sounds.of(self.clips, used.tolist())
+            sounds = ClipWaveforms.of(self.clips, used.tolist())
             sources = replace(sources, clips=places[: len(mine)], others=places[len(mine) :])
         small = {name: torch.stack([row[name] for _, row in rows]) for name in rows[0][1]}
         bases = small.pop("bases")
@@ -207,11 +213,11 @@ class Batches(Dataset[Draw]):
     def _row(
         self, clip: int, frames: int, g: torch.Generator
     ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-        """Return one row: what its sound is made of, by the names of `Sources`, and the rest of it, by those of `Batch`, with its `bases`."""
+        """Return one row: what its sound is made of, by the names of `WaveformSources`, and the rest of it, by those of `Batch`, with its `bases`."""
         d = self.recipe.denoiser
         shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
         mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
-        told = draw_told(self.bases.names, g) if kept and not mixing else set()
+        told = draw_attribute_labels(self.bases.names, g) if kept and not mixing else set()
         variant = draw_variant(d, told & self.bases.named[clip].keys(), g)
         size = round(frames * self.hop * variant["speeds"])
         start = random_start(self._samples(clip), size, g)

@@ -56,7 +56,7 @@ class Clips:
         return self._read(i, "captions").float()
 
     def agreement(self, i: int) -> float | None:
-        """Return how well clip i's sound and picture agree, as a quantile 0..1 among the training clips; None where nobody has scored it."""
+        """Return how well clip i's sound and image agree, as a quantile 0..1 among the training clips; None where nobody has scored it."""
         quantile: float | None = self.index[i].get("agreement")
         return quantile
 
@@ -94,7 +94,7 @@ def load_clips(folder: Path, *, agreement: bool = True) -> ClipSet:
     with (folder / "index.jsonl").open() as f:
         index = [json.loads(line) for line in f]
     if agreement and (folder / "agreement.json").is_file():
-        _add_agreement(index, folder)
+        _add_correspondence(index, folder)
     reader = ShardReader(folder / "shards")
     train, dev = ([line for line in index if line["dev"] is split] for split in (False, True))
     statistics = load_file(folder / "statistics.safetensors")
@@ -104,7 +104,7 @@ def load_clips(folder: Path, *, agreement: bool = True) -> ClipSet:
     )
 
 
-def _add_agreement(index: list[dict[str, Any]], folder: Path) -> None:
+def _add_correspondence(index: list[dict[str, Any]], folder: Path) -> None:
     """Put each clip's quantile of agreement into its line, as `agreement`."""
     record = json.loads((folder / "agreement.json").read_text())
     if record["index"] != file_sha256(folder / "index.jsonl"):

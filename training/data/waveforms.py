@@ -17,7 +17,7 @@ from training.data.clips import Clips
 FADE = 160  # samples towards a sound's end and from its beginning, where it is read around
 
 
-class Sounds:
+class ClipWaveforms:
     """`waves` (N, T) int16 as `prepare` wrote them, padded with silence to the longest; `lengths` (N,) of them in samples."""
 
     def __init__(self, waves: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -50,10 +50,10 @@ class Sounds:
 
 
 @dataclass(frozen=True)
-class Sources:
+class WaveformSources:
     """What the sounds of B rows are made of: (B,) each, on the CPU.
 
-    `clips` are numbers in `Sounds`, `starts` samples in them; `speeds` at which they are played. `others`, `other_starts` and `gains` are of a second sound,
+    `clips` are numbers in `ClipWaveforms`, `starts` samples in them; `speeds` at which they are played. `others`, `other_starts` and `gains` are of a second sound,
     whose gain is 0 where there is none. `paces`, `pulses`, `contrasts` and `tilts` are those of `MelVariants`.
     """
 
@@ -68,11 +68,13 @@ class Sources:
     contrasts: torch.Tensor
     tilts: torch.Tensor
 
-    def of_rows(self, rows: torch.Tensor) -> Sources:
+    def of_rows(self, rows: torch.Tensor) -> WaveformSources:
         """Return the part of it that is of `rows` (N,)."""
-        return Sources(*(getattr(self, f.name)[rows] for f in fields(self)))
+        return WaveformSources(*(getattr(self, f.name)[rows] for f in fields(self)))
 
-    def mels(self, sounds: Sounds, mel: MelSpectrogram, variants: MelVariants, frames: int) -> torch.Tensor:
+    def mels(
+        self, sounds: ClipWaveforms, mel: MelSpectrogram, variants: MelVariants, frames: int
+    ) -> torch.Tensor:
         """Return log-mels (B, frames, M) where `sounds`, `mel` and `variants` are."""
         log_mel = mel(self._waves(sounds, frames * mel.config.hop_length))
         for make, by, none in (
@@ -85,7 +87,7 @@ class Sources:
                 log_mel = make(log_mel, by.to(log_mel.device, non_blocking=True))
         return log_mel
 
-    def _waves(self, sounds: Sounds, size: int) -> torch.Tensor:
+    def _waves(self, sounds: ClipWaveforms, size: int) -> torch.Tensor:
         """Return waveforms (B, size), sped up and mixed."""
         device = sounds.waves.device
         waves = sounds.read(self.clips, self.starts, size)

@@ -9,8 +9,8 @@ import torch
 from models.audio.mel import LOG_FLOOR, MelSpectrogram
 from models.audio.vocoder import build_vocoder
 from models.audio.vocoder import vocode as to_sound
-from models.networks.condition_encoder import GUIDANCE, Condition, Kind, told_guidance
-from models.sampler import Row, advance
+from models.networks.condition_encoder import GUIDANCE, Condition, Kind, distilled_guidance_range
+from models.sampler import SamplerRow, advance
 from training.data.batches import Batch
 from training.loop import load_state, load_weights
 from training.recipe import Recipe, RequestDefaults
@@ -32,7 +32,7 @@ def samples(
     sets = [[Condition(embed, kind, sigma=0.0)] for embed in batch.embeds[:rows, 0]]
     told = encoder.takes_guidance(scale, requests.guidance_interval)
     states = [
-        Row(
+        SamplerRow(
             x[None],
             [encoder.encode([c])],
             unconditional,
@@ -40,7 +40,7 @@ def samples(
             scale,
             requests.guidance_interval,
             time_shift=requests.time_shift,
-            guided_conds=[encoder.encode([c], [{GUIDANCE: told_guidance(scale)}])] if told else [],
+            guided_conds=[encoder.encode([c], [{GUIDANCE: distilled_guidance_range(scale)}])] if told else [],
         )
         for x, c in zip(noise, sets, strict=True)
     ]
@@ -50,7 +50,7 @@ def samples(
 
 
 def spectrograms(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-    """Return a grey picture (H, W) in [0, 1]: log-mels (rows, F, M) of real clips above generated ones."""
+    """Return a grey image (H, W) in [0, 1]: log-mels (rows, F, M) of real clips above generated ones."""
     levels = ((torch.cat([real[: len(made)], made]) - LOG_FLOOR) / -LOG_FLOOR).clamp(0, 1)
     return torch.cat([torch.cat(list(part)) for part in levels.split(len(made))], dim=1).T.flip(0)
 

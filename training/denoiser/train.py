@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.networks.condition_encoder import GUIDANCE, ConditionEncoder
 from models.networks.denoiser import Denoiser
-from training.data.attribute_labels import told_scalars
+from training.data.attribute_labels import conditioning_scalars
 from training.data.batches import Batch, Batches, BatchMaker
 from training.data.clips import ClipSet
 from training.denoiser.cuda_graphs import Recorded, recordable
@@ -98,7 +98,7 @@ def train_denoiser(
     torch.manual_seed(recipe.seed)
     if init is not None:
         init = (_without_guidance(init[0]), init[1])
-    scalars = (init and init[0].config.scalars) or told_scalars(recipe, clips.train)
+    scalars = (init and init[0].config.scalars) or conditioning_scalars(recipe, clips.train)
     condition_encoder = build_condition_encoder(recipe, clips, init[0].means if init else None, scalars)
     model = FlowMatching(condition_encoder, build_denoiser(recipe, clips))
     if init is not None:

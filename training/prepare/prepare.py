@@ -183,7 +183,7 @@ def _features(
         "frames_s": [round(frame.time_s, 3) for frame in window.frames],
         "attributes": measure(window.waveform, sample_rate),
     }
-    embeds = encoder.encode_image([frame.picture for frame in window.frames])
+    embeds = encoder.encode_image([frame.image for frame in window.frames])
     arrays = {
         "waveform": (waveform * 32767).round().astype(np.int16),
         "mel": mel(torch.from_numpy(waveform)[None])[0].half().numpy(),

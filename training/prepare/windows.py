@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.media.video import MIN_DURATION_S, Frame, Sound, VideoError
+from models.media.video import MIN_DURATION_S, AudioTrack, Frame, VideoError
 
 SILENCE_RMS = 10 ** (-60 / 20)  # a window below -60 dB of full scale is silence
 
@@ -21,10 +21,10 @@ class Window:
     frames: list[Frame]
 
 
-def cut(items: Iterable[Sound | Frame], *, sample_rate: int, clip_s: float) -> Iterator[Window]:
+def cut(items: Iterable[AudioTrack | Frame], *, sample_rate: int, clip_s: float) -> Iterator[Window]:
     """Yield windows of `clip_s` seconds; the last may be as short as half a second. Silent windows are left out.
 
-    Holds about a window at a time, however long the video, where sound and pictures come interleaved; else the sound since the last picture. A window without a
+    Holds about a window at a time, however long the video, where sound and images come interleaved; else the sound since the last image. A window without a
     frame of its own takes the one last shown.
 
     Raises:
@@ -50,10 +50,10 @@ def cut(items: Iterable[Sound | Frame], *, sample_rate: int, clip_s: float) -> I
         if not own or float(np.sqrt(np.mean(centred**2))) < SILENCE_RMS:
             return None
         made += 1
-        return Window(begin / sample_rate, waveform, [Frame(f.time_s - zero_s, f.picture) for f in own])
+        return Window(begin / sample_rate, waveform, [Frame(f.time_s - zero_s, f.image) for f in own])
 
     for item in items:
-        if isinstance(item, Sound):
+        if isinstance(item, AudioTrack):
             origin_s = item.time_s if origin_s is None else origin_s
             parts.append(item.samples)
             heard += len(item.samples)
@@ -71,7 +71,7 @@ def cut(items: Iterable[Sound | Frame], *, sample_rate: int, clip_s: float) -> I
         if (clip := window(min(start + size, heard))) is not None:
             yield clip
     if not frames:
-        raise VideoError("no picture")
+        raise VideoError("no image")
     if heard < MIN_DURATION_S * sample_rate:
         raise VideoError(f"shorter than {MIN_DURATION_S:g} s")
     if not made:

@@ -33,9 +33,9 @@ class PatchDiscriminator(nn.Module):
             layers += [nn.Conv2d(a, b, 4, 2, 1), nn.GroupNorm(1, b), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, 4, padding=1))
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        """Return a verdict per patch of pictures (B, H, W)."""
-        verdicts: torch.Tensor = self.layers(picture[:, None])
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a verdict per patch of images (B, H, W)."""
+        verdicts: torch.Tensor = self.layers(image[:, None])
         return verdicts
 
 
@@ -96,7 +96,7 @@ def train_vqgan(recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerato
     torch.manual_seed(recipe.seed)
     v = recipe.vqgan
     folder = Path(recipe.run) / "vqgan"
-    step = _Step(recipe, clips, accelerator)
+    step = _CodecStep(recipe, clips, accelerator)
     first = 0
     saved = load_state(folder / "state.pt")
     if saved is not None:
@@ -129,7 +129,7 @@ def train_vqgan(recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerato
     return step.codec.cpu().eval()
 
 
-class _Step:
+class _CodecStep:
     """One step of the codec and, once it plays, its discriminator; with all state that there is."""
 
     def __init__(self, recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerator) -> None:
@@ -174,13 +174,13 @@ class _Step:
         distance = F.l1_loss(made, patches)
         loss = distance + codebook_loss
         if n >= v.adversarial_from:
-            loss = loss + v.adversarial_weight * self._play(self._picture(made), self._picture(patches))
+            loss = loss + v.adversarial_weight * self._play(self._image(made), self._image(patches))
         self._update("codec", loss)
         self._count(latents)
         self._restart(latents, n)
         return distance.detach()
 
-    def _picture(self, patches: torch.Tensor) -> torch.Tensor:
+    def _image(self, patches: torch.Tensor) -> torch.Tensor:
         """Return the standardised mel (B, F, M) of patches."""
         return (self.codec.to_mel(patches) - self.codec.mel_mean) / self.codec.mel_std
 

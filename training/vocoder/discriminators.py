@@ -28,12 +28,12 @@ class _Discriminator(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def picture(self, waveform: torch.Tensor) -> torch.Tensor:
+    def image(self, waveform: torch.Tensor) -> torch.Tensor:
         """Return (B, 1, H, W) of a waveform (B, T)."""
         raise NotImplementedError
 
     def forward(self, waveform: torch.Tensor) -> Judgement:
-        x, maps = self.picture(waveform), []
+        x, maps = self.image(waveform), []
         for layer in self.layers:
             x = layer(x)
             maps.append(x)
@@ -54,7 +54,7 @@ class PeriodDiscriminator(_Discriminator):
         super().__init__([*layers, weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))])
         self.period = period
 
-    def picture(self, waveform: torch.Tensor) -> torch.Tensor:
+    def image(self, waveform: torch.Tensor) -> torch.Tensor:
         padded = F.pad(waveform[:, None], (0, -waveform.shape[-1] % self.period), "reflect")
         return padded.view(len(waveform), 1, -1, self.period)
 
@@ -71,7 +71,7 @@ class ResolutionDiscriminator(_Discriminator):
         self.n_fft, self.hop = n_fft, hop
         self.window = nn.Buffer(torch.hann_window(window), persistent=False)
 
-    def picture(self, waveform: torch.Tensor) -> torch.Tensor:
+    def image(self, waveform: torch.Tensor) -> torch.Tensor:
         spectrum = torch.stft(
             waveform.float(), self.n_fft, self.hop, len(self.window), self.window, return_complex=True
         )

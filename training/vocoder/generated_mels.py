@@ -10,7 +10,7 @@ import torch
 from models.bundle import Manifest
 from models.networks.condition_encoder import ConditionEncoder
 from models.networks.denoiser import Denoiser
-from models.sampler import Row, advance
+from models.sampler import SamplerRow, advance
 from training.data.clips import Clips
 
 BATCH = 16
@@ -42,7 +42,7 @@ class GeneratedClips:
 
     def _noised(
         self, i: int, condition_encoder: ConditionEncoder, denoiser: Denoiser, g: torch.Generator
-    ) -> Row:
+    ) -> SamplerRow:
         """Return clip i part of the way through denoising, at a step with t in [0.5, 0.9]."""
         device = denoiser.device
         data = denoiser.to_tokens(self.clips.mel(i)[None].to(device))[0]
@@ -52,7 +52,7 @@ class GeneratedClips:
         one = torch.ones(1, 1, device=device)
         condition = condition_encoder(centred[None], one, 0 * one, one.bool())
         latents = torch.lerp(torch.randn(data.shape, generator=g).to(device), data, step / STEPS)
-        return Row(latents[None], [condition], condition, STEPS, guidance_scale=1.0, step=step)
+        return SamplerRow(latents[None], [condition], condition, STEPS, guidance_scale=1.0, step=step)
 
     def __len__(self) -> int:
         return len(self.mels)

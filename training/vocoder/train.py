@@ -58,7 +58,7 @@ def stft_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return total / len(RESOLUTIONS)
 
 
-class Sounds(Protocol):
+class VocoderClips(Protocol):
     """Mels (F, n_mels) and the waveforms (T,) that a vocoder should make of them."""
 
     def __len__(self) -> int: ...
@@ -71,7 +71,9 @@ class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     passed over.
     """
 
-    def __init__(self, sounds: Sounds, recipe: Recipe, hop: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, sounds: VocoderClips, recipe: Recipe, hop: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         check_rows(recipe.vocoder.batch_size, world_size, "vocoder.batch_size")
         self.sounds, self.recipe, self.hop = sounds, recipe, hop
         self.rank, self.world_size = rank, world_size
@@ -133,7 +135,7 @@ def train_vocoder(
     mel: MelSpectrogram,
     accelerator: Accelerator,
     init: SpeechT5HifiGan | None = None,
-    generated: Sounds | None = None,
+    generated: VocoderClips | None = None,
 ) -> SpeechT5HifiGan:
     """Train or resume; return the vocoder.
 
@@ -166,7 +168,7 @@ def train_vocoder(
     last = v.steps + (v.finetune_steps if generated is not None else 0)
     if first < last:
         run = Run("vocoder", folder, recipe, accelerator)
-        step = _Step(recipe, mel, accelerator, parts, optimizers)
+        step = _VocoderStep(recipe, mel, accelerator, parts, optimizers)
         segments = Segments(
             generated or clips.train,
             recipe,
@@ -203,7 +205,7 @@ def train_vocoder(
     return vocoder.cpu().eval()
 
 
-class _Step:
+class _VocoderStep:
     """One step of the vocoder and, once they play, its discriminators."""
 
     def __init__(

@@ -9,7 +9,7 @@ from rq.exceptions import NoSuchJobError
 from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job
 
-from clipsynth.jobs.record import STANDING, Standing, record_key
+from clipsynth.jobs.record import STATUS_FIELDS, JobStatusView, record_key
 
 MAX_TAKEN = 32  # at a time
 
@@ -26,21 +26,21 @@ return taken
 """
 
 
-class Taking:
+class JobClaimer:
     """Takes jobs off one queue."""
 
     def __init__(self, queue: Queue, job_class: type[Job]) -> None:
         self.queue, self.job_class = queue, job_class
         self._take = queue.connection.register_script(_TAKE)
 
-    def take(self, jobs: int) -> list[tuple[Job, Standing | None]]:
+    def take(self, jobs: int) -> list[tuple[Job, JobStatusView | None]]:
         """Return the next jobs, as many as there are, with their generations' standing; one whose record is gone or cannot be read is left out."""
         found: list[Any] = self._take(
             keys=[self.queue.key, self.queue.intermediate_queue_key],
-            args=[min(jobs, MAX_TAKEN), self.job_class.key_for(""), record_key(""), *STANDING],
+            args=[min(jobs, MAX_TAKEN), self.job_class.key_for(""), record_key(""), *STATUS_FIELDS],
         )
         taken = []
-        for raw_id, record, standing in found:
+        for raw_id, record, status_view in found:
             job = self.job_class(
                 raw_id.decode(), connection=self.queue.connection, serializer=self.queue.serializer
             )
@@ -49,7 +49,7 @@ class Taking:
             except NoSuchJobError:
                 self.drop(job)
             else:
-                taken.append((job, Standing.read(standing)))
+                taken.append((job, JobStatusView.read(status_view)))
         return taken
 
     def drop(self, job: Job, execution: Execution | None = None) -> None:

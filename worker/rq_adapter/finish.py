@@ -16,11 +16,11 @@ from redis.exceptions import ConnectionError, TimeoutError
 from rq.executions import Execution
 from rq.job import Job
 
-from clipsynth.jobs.store import State
+from clipsynth.jobs.store import JobStore
 from clipsynth.log import about
 from clipsynth.schemas.generation import Problem, Status
-from worker.engine import Ticket
-from worker.job_runner import Jobs
+from worker.engine import SamplingRequest
+from worker.job_runner import JobRunner
 from worker.metrics import settled
 
 logger = logging.getLogger(__name__)
@@ -29,23 +29,23 @@ ATTEMPTS = 3  # Redis carries out the rest of a transaction of which a command f
 
 
 @dataclass(eq=False)
-class Held:
+class ClaimedJob:
     """A claimed job; `company` is whether others ran beside it."""
 
     job: Job
     execution: Execution
-    ticket: Ticket
+    ticket: SamplingRequest
     num_steps: int
-    company: bool
+    batched_with_others: bool
     deadline_at: float | None
     claimed_at: float = field(default_factory=time.monotonic)
     stopped_by: Status | Problem | None = None
     stopped_at: float = 0.0
-    told_step: int = 0
-    told_at: float = field(default_factory=time.monotonic)
+    reported_step: int = 0
+    reported_at: float = field(default_factory=time.monotonic)
 
 
-class Settler:
+class Finalizer:
     """Settles what comes out of `ended` and forgets it in `held`. That is one transaction, however many jobs it is of.
 
     `record` has RQ note a job's end on a pipeline. `news` is set whenever jobs were settled.
@@ -53,13 +53,13 @@ class Settler:
 
     def __init__(
         self,
-        ended: SimpleQueue[Ticket],
-        jobs: Jobs,
+        ended: SimpleQueue[SamplingRequest],
+        jobs: JobRunner,
         redis: Redis,
         record: Callable[[Job, Execution, Status, Pipeline], None],
     ) -> None:
         self.ended, self.jobs, self.redis, self.record = ended, jobs, redis, record
-        self.held: dict[Ticket, Held] = {}
+        self.held: dict[SamplingRequest, ClaimedJob] = {}
         self.news = threading.Event()
         self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
         self._thread.start()
@@ -82,7 +82,7 @@ class Settler:
                 del self.held[held.ticket]
             self.news.set()
 
-    def _try(self, batch: list[Held]) -> bool:
+    def _try(self, batch: list[ClaimedJob]) -> bool:
         """Settle jobs, however long Redis is away; return whether it could be done."""
         while True:
             try:
@@ -95,7 +95,7 @@ class Settler:
                 logger.exception("%d jobs could not be settled", len(batch))
                 return False
 
-    def _settle(self, batch: list[Held]) -> None:
+    def _settle(self, batch: list[ClaimedJob]) -> None:
         outcomes = []
         for held in batch:
             with about(held.job.id, held.job.meta):
@@ -108,7 +108,7 @@ class Settler:
             results = pipeline.execute()
         for held, outcome, result in zip(batch, outcomes, results, strict=False):
             with about(held.job.id, held.job.meta):
-                made = State.was_made(result)
+                made = JobStore.was_made(result)
                 self.jobs.confirm(outcome, made=made)
             seconds = time.monotonic() - held.claimed_at
             model = self.jobs.predictor.manifest.name

@@ -32,8 +32,8 @@ redis.call('HDEL', KEYS[3], ARGV[1])
 """
 
 
-class Recovery:
-    """Every `beat_s`: renews the leases of what this worker holds, then returns the jobs of workers whose leases ran out."""
+class LeaseKeeper:
+    """Every `heartbeat_s`: renews the leases of what this worker holds, then returns the jobs of workers whose leases ran out."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class Recovery:
         redis_url: str,
         job_class: type[Job],
         lease_s: int,
-        beat_s: float,
+        heartbeat_s: float,
         held: Callable[[], Collection[tuple[Job, Execution]]],
         check: Callable[[], None],
     ) -> None:
         """Prepare; `check` is called each beat, whether Redis answers or not."""
-        self.lease_s, self.beat_s, self.held, self.check = lease_s, beat_s, held, check
+        self.lease_s, self.heartbeat_s, self.held, self.check = lease_s, heartbeat_s, held, check
         self.redis: Redis = connect(redis_url)
         self.queue = Queue(
             queue.name, connection=self.redis, job_class=job_class, serializer=queue.serializer
@@ -55,7 +55,7 @@ class Recovery:
         self._seen_key = f"clipsynth:unclaimed:{queue.name}"
         self._requeue = self.redis.register_script(REQUEUE)
         self._silent_until = 0.0
-        self._answered_at = self.beat_at = time.monotonic()
+        self._answered_at = self.heartbeat_at = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -73,7 +73,7 @@ class Recovery:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.beat_at = time.monotonic()
+            self.heartbeat_at = time.monotonic()
             self.check()
             try:
                 self.redis.ping()
@@ -87,11 +87,11 @@ class Recovery:
                 logger.warning("leases not renewed: %s", error)
             except Exception:
                 logger.exception("jobs of lost workers not looked for")
-            self._stop.wait(self.beat_s)
+            self._stop.wait(self.heartbeat_s)
 
     @property
     def away_s(self) -> float:
-        """For how many seconds Redis has not answered; about `beat_s` while it does."""
+        """For how many seconds Redis has not answered; about `heartbeat_s` while it does."""
         return time.monotonic() - self._answered_at
 
     def renew(self) -> None:

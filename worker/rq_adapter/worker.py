@@ -23,15 +23,15 @@ from rq.suspension import is_suspended
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
-from clipsynth.jobs.record import Standing, results
+from clipsynth.jobs.record import JobStatusView, results
 from clipsynth.schemas.generation import JobPayload, Problem, Progress, Status
 from worker.engine import Engine
-from worker.job_runner import Jobs
+from worker.job_runner import JobRunner
 from worker.metrics import JOB_SECONDS
-from worker.rq_adapter.claim import Taking
-from worker.rq_adapter.finish import REDIS_PAUSE_S, Held, Settler
+from worker.rq_adapter.claim import JobClaimer
+from worker.rq_adapter.finish import REDIS_PAUSE_S, ClaimedJob, Finalizer
 from worker.rq_adapter.job import GenerationJob
-from worker.rq_adapter.leases import Recovery
+from worker.rq_adapter.leases import LeaseKeeper
 
 logger = logging.getLogger(__name__)
 RQ_MAINTENANCE_S = 86_400  # RQ's own pass is lock-guarded for 15 minutes, too slow for a lost worker; worker/rq_adapter/leases.py does it instead
@@ -47,7 +47,14 @@ class BatchWorker(SimpleWorker):
     """Claims jobs while others run, as long as the engine has room, and settles each through RQ."""
 
     def __init__(
-        self, queue: Queue, *, redis_url: str, lease_s: int, beat_s: float, jobs: Jobs, engine: Engine
+        self,
+        queue: Queue,
+        *,
+        redis_url: str,
+        lease_s: int,
+        heartbeat_s: float,
+        jobs: JobRunner,
+        engine: Engine,
     ) -> None:
         GenerationJob.abandoned = staticmethod(jobs.abandoned)
         GenerationJob.unreadable = staticmethod(
@@ -57,7 +64,7 @@ class BatchWorker(SimpleWorker):
         self._closed = False  # nothing more is claimed until what runs has ended
         self._suspended = False
         self._due: dict[str, float] = {}
-        self._told_state: str | None = None
+        self._reported_state: str | None = None
         self._swap: Callable[[], None] | None = None
         super().__init__(
             [queue],
@@ -67,15 +74,15 @@ class BatchWorker(SimpleWorker):
             worker_ttl=lease_s,
             maintenance_interval=RQ_MAINTENANCE_S,
         )
-        self.taking = Taking(self.queues[0], self.job_class)
-        self.settler = Settler(engine.ended, jobs, self.connection, self._record)
+        self.taking = JobClaimer(self.queues[0], self.job_class)
+        self.settler = Finalizer(engine.ended, jobs, self.connection, self._record)
         self._held = self.settler.held
-        self.recovery = Recovery(
+        self.recovery = LeaseKeeper(
             queue,
             redis_url=redis_url,
             job_class=GenerationJob,
             lease_s=lease_s,
-            beat_s=beat_s,
+            heartbeat_s=heartbeat_s,
             held=lambda: [(held.job, held.execution) for held in list(self._held.values())],
             check=self._exit_if_stuck,
         )
@@ -94,14 +101,14 @@ class BatchWorker(SimpleWorker):
             with self.connection.pipeline() as writes:
                 super().heartbeat(timeout, writes)
                 writes.execute()
-            self._due["heartbeat"] = now() + self.recovery.beat_s
+            self._due["heartbeat"] = now() + self.recovery.heartbeat_s
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
-        if state == self._told_state and pipeline is None:
+        if state == self._reported_state and pipeline is None:
             self._state = state
             return
         super().set_state(state, pipeline)
-        self._told_state = state
+        self._reported_state = state
 
     def set_shutdown_requested_date(self) -> None:
         with contextlib.suppress(RedisError):  # it is called by a signal, wherever the process is
@@ -130,7 +137,7 @@ class BatchWorker(SimpleWorker):
         self._state = WorkerStatus.BUSY  # from here on a SIGTERM lets what is claimed end
         self._closed = False
         self._swap_if_idle()
-        self._try(lambda: self._take([(job, self.jobs.state.standings([job.id])[0])]))
+        self._try(lambda: self._take([(job, self.jobs.state.status_views([job.id])[0])]))
         while self._held:
             self.settler.news.clear()
             self._every("duty", DUTY_S, self._do_duties)
@@ -155,7 +162,7 @@ class BatchWorker(SimpleWorker):
     # ------------------------------------------------------------------------------------------------ claiming
 
     @property
-    def jobs_at_hand(self) -> int:
+    def claimed_jobs(self) -> int:
         return len(self._held)
 
     @property
@@ -182,30 +189,30 @@ class BatchWorker(SimpleWorker):
         if jobs := self.taking.take(max(1, fitting)):
             self._take(jobs)
 
-    def _take(self, jobs: list[tuple[Job, Standing | None]]) -> None:
+    def _take(self, jobs: list[tuple[Job, JobStatusView | None]]) -> None:
         """Claim jobs that were taken off the queue. One that must run alone closes the worker for others."""
         chosen: list[tuple[Job, JobPayload, float | None]] = []
-        for n, (job, standing) in enumerate(jobs):
-            solo = standing is not None and standing.solo
-            if self._closed or (solo and (self._held or chosen)):
+        for n, (job, status_view) in enumerate(jobs):
+            run_alone = status_view is not None and status_view.run_alone
+            if self._closed or (run_alone and (self._held or chosen)):
                 self._closed = True
                 self.recovery.put_back([job.id for job, _ in jobs[n:]])
                 break
-            payload = self._read(job, standing)
+            payload = self._read(job, status_view)
             if payload is None:
                 self.taking.drop(job)
                 continue
-            chosen.append((job, payload, standing.deadline_at if standing else None))
-            self._closed = solo
+            chosen.append((job, payload, status_view.deadline_at if status_view else None))
+            self._closed = run_alone
         if chosen:
             self._begin(chosen)
 
-    def _read(self, job: Job, standing: Standing | None) -> JobPayload | None:
+    def _read(self, job: Job, status_view: JobStatusView | None) -> JobPayload | None:
         try:
             args: Any = job.args
         except Exception:
             args = None
-        return self.jobs.read(job.id, args, standing)
+        return self.jobs.read(job.id, args, status_view)
 
     def _begin(self, chosen: list[tuple[Job, JobPayload, float | None]]) -> None:
         """Lease jobs and start them: all in one transaction, for each costs Redis a write to disk.
@@ -213,8 +220,8 @@ class BatchWorker(SimpleWorker):
         A job fails of which somebody made a key something else; Redis carries out the commands of the others.
         """
         queue = self.queues[0]
-        alone = [held for held in list(self._held.values()) if not held.company]
-        company = len(self._held) + len(chosen) > 1
+        alone = [held for held in list(self._held.values()) if not held.batched_with_others]
+        batched_with_others = len(self._held) + len(chosen) > 1
         executions, commands = [], []
         with self.connection.pipeline() as pipeline:
             self.set_state(WorkerStatus.BUSY, pipeline)
@@ -227,11 +234,11 @@ class BatchWorker(SimpleWorker):
                 job.prepare_for_execution(self.name, pipeline)
                 pipeline.persist(job.key)
                 pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-                self.jobs.state.start(job.id, company=company, pipeline=pipeline)
+                self.jobs.state.start(job.id, batched_with_others=batched_with_others, pipeline=pipeline)
                 commands.append(slice(first, len(pipeline)))
             done = results(pipeline)
         for held in alone:
-            held.company = True
+            held.batched_with_others = True
         for (job, payload, deadline_at), execution, own in zip(chosen, executions, commands, strict=True):
             if any(isinstance(result, ResponseError) for result in done[own]):
                 self._try(partial(self._reject, job, execution))
@@ -241,7 +248,9 @@ class BatchWorker(SimpleWorker):
             self.executions[execution.id] = execution
             if job.enqueued_at:
                 JOB_SECONDS.labels("queue").observe((rq_now() - job.enqueued_at).total_seconds())
-            self._held[ticket] = Held(job, execution, ticket, num_steps, company, deadline_at)
+            self._held[ticket] = ClaimedJob(
+                job, execution, ticket, num_steps, batched_with_others, deadline_at
+            )
             self.engine.submit(ticket)
 
     def _reject(self, job: Job, execution: Execution) -> None:
@@ -272,13 +281,13 @@ class BatchWorker(SimpleWorker):
             elif held.job.timeout and now() - held.claimed_at > held.job.timeout:
                 self._stop(held, Problem(code="timeout", detail="the job ran into its time limit"))
             step = held.ticket.steps_done
-            if step > held.told_step and now() - held.told_at > PROGRESS_S:
-                held.told_step, held.told_at = step, now()
+            if step > held.reported_step and now() - held.reported_at > PROGRESS_S:
+                held.reported_step, held.reported_at = step, now()
                 progress[held.job.id] = Progress(step=step, num_steps=held.num_steps)
         if progress:
             self.jobs.state.set_progress(progress)
 
-    def _stop(self, held: Held, reason: Status | Problem) -> None:
+    def _stop(self, held: ClaimedJob, reason: Status | Problem) -> None:
         if held.stopped_by is None:
             held.stopped_by, held.stopped_at = reason, now()
             self.engine.cancel(held.ticket)
