@@ -5,7 +5,8 @@ from diffusers import ModelMixin  # diffusers looks the base class up in this ve
 from models.audio.mel import MelSpectrogram
 from models.networks.condition_encoder import ConditionEncoder
 from models.networks.denoiser import Denoiser
-from models.networks.encoder import OpenClipEncoder, PackagedEncoder
+from models.networks.open_clip import OpenClipEncoder
+from models.networks.packaged import PackagedEncoder
 
 __all__ = [
     "ConditionEncoder",

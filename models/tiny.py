@@ -13,7 +13,8 @@ from models.audio.vocoder import build_vocoder
 from models.bundle import Manifest
 from models.networks.condition_encoder import GUIDANCE, ConditionEncoder
 from models.networks.denoiser import Denoiser
-from models.networks.encoder import JointEncoder, PackagedEncoder
+from models.networks.encoder import JointEncoder
+from models.networks.packaged import PackagedEncoder
 from models.pipeline import ClipSynthPipeline
 
 # As if of training clips: dB of full scale, and for what is a logarithm of Hz 100 to 8,000 Hz.

@@ -15,7 +15,7 @@ from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.processes import wait_until
 from models.audio.level import level
 from models.media.video import read_video
-from models.networks.encoder import OpenClipEncoder
+from models.networks.open_clip import OpenClipEncoder
 from models.retrieval.clip_index import Index
 from models.retrieval.thumbnails import Thumbnails
 from models.tiny import build_tiny_pipeline

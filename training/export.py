@@ -18,7 +18,7 @@ from models.audio.mel import MelSpectrogram
 from models.bundle import Manifest
 from models.networks.condition_encoder import ConditionEncoder
 from models.networks.denoiser import Denoiser
-from models.networks.encoder import load_encoder
+from models.networks.load_encoder import load_encoder
 from models.pipeline import ClipSynthPipeline
 from models.retrieval.clip_index import Index
 from models.retrieval.thumbnails import MAX_CLIPS, Thumbnails

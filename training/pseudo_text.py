@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.conditioning.phrase_bank import PhraseBank
-from models.networks.encoder import load_encoder
+from models.networks.load_encoder import load_encoder
 from training.data.clips import ClipSet
 
 FILE = "phrases.safetensors"

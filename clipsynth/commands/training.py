@@ -32,7 +32,8 @@ def prepare(
     """Turn a folder of videos into shards of features to train on; goes on where it was."""
     from rich.progress import Progress
 
-    from models.networks.encoder import OpenClipEncoder, PackagedEncoder
+    from models.networks.open_clip import OpenClipEncoder
+    from models.networks.packaged import PackagedEncoder
     from training.prepare.prepare import PrepareOptions
     from training.prepare.prepare import prepare as run
 

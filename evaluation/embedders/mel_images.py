@@ -13,7 +13,7 @@ from torch import nn
 from evaluation.audio import fingerprint
 from models.audio.mel import MelSpectrogram
 from models.bundle import file_sha256
-from models.networks.encoder import PackagedEncoder
+from models.networks.packaged import PackagedEncoder
 
 RANGE = (-8.0, 2.0)  # log-mel of black and of white
 

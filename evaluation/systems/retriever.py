@@ -10,7 +10,8 @@ import numpy as np
 from evaluation.audio import fingerprint, fit
 from evaluation.interfaces import SAMPLE_RATE, Query, QueryKind, Sources, split_options
 from models.bundle import Manifest
-from models.networks.encoder import JointEncoder, load_encoder
+from models.networks.encoder import JointEncoder
+from models.networks.load_encoder import load_encoder
 from models.retrieval.clip_audio import ClipAudio, PreparedAudio, VideoAudio
 from models.retrieval.clip_index import Index
 

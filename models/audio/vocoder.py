@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-from models.audio.harmonics import add_harmonics
+from models.audio.corrections import add_harmonics, add_noise_texture, correct_to_mel
 from models.audio.level import MAX_PEAK
 from models.audio.mel import MelSpectrogram
-from models.audio.mel_correction import correct_to_mel
-from models.audio.noise_texture import add_noise_texture
 
 # 8 * 5 * 4 = 160 samples per mel frame; rates and kernels for which the length is exactly 160 per frame.
 UPSAMPLE_RATES = (8, 5, 4)

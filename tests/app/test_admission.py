@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rq import Queue
 
-from clipsynth.admission.limits import Reservation, admit, load, release_stale_reservations
 from clipsynth.admission import limits as admission
+from clipsynth.admission.limits import Reservation, admit, load, release_stale_reservations
 from clipsynth.errors import QueueFull, RateLimited
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import ModelCost, Status

@@ -18,7 +18,7 @@ from evaluation.studies.setting import AGREEMENT, DEV_SEED, FAD, SECONDS, Settin
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.networks.condition_encoder import ConditionEncoder
-from models.networks.encoder import OpenClipEncoder
+from models.networks.open_clip import OpenClipEncoder
 from models.pipeline import ClipSynthPipeline
 from models.retrieval.clip_index import Index
 from models.tiny import build_tiny_pipeline

@@ -19,7 +19,7 @@ from evaluation.systems.bundle import Bundle, Reconstruction
 from evaluation.systems.external import Folder, Service
 from evaluation.systems.recordings import Recordings, floor_samples
 from evaluation.systems.retriever import Retriever, training_audio
-from models.networks.encoder import PackagedEncoder
+from models.networks.packaged import PackagedEncoder
 from models.retrieval.clip_index import Index
 from tests.conftest import BATCHED_TOLERANCE
 

@@ -1,14 +1,14 @@
 import torch
 
-from models.networks.encoder import PackagedEncoder
 from models.networks.imagenet_classes import class_names, synonyms
+from models.networks.packaged import PackagedEncoder
 
 
 def test_the_anchors_beside_the_module_are_those_of_the_installed_weights(tmp_path, monkeypatch):
     encoder = PackagedEncoder()
     shipped = (encoder.class_anchors, *encoder.name_anchors)
     encoder.keep_anchors(tmp_path / "anchors")
-    monkeypatch.setattr("models.networks.encoder.ANCHORS", tmp_path / "anchors")
+    monkeypatch.setattr("models.networks.packaged.ANCHORS", tmp_path / "anchors")
     encoder = PackagedEncoder()
     computed = (encoder.class_anchors, *encoder.name_anchors)
     for kept, made in zip(shipped, computed, strict=True):

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
+from models.audio.corrections import add_noise_texture, correct_to_mel
 from models.audio.mel import MelSpectrogram
-from models.audio.mel_correction import correct_to_mel
-from models.audio.noise_texture import add_noise_texture
 
 RATE = 16000
 MEL = MelSpectrogram()

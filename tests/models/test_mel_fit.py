@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from models.audio.corrections import correct_to_mel
 from models.audio.mel import MelSpectrogram
-from models.audio.mel_correction import correct_to_mel
 
 RATE = 16000
 MEL = MelSpectrogram()

@@ -3,9 +3,8 @@ import math
 import pytest
 import torch
 
-from models.audio.harmonics import add_harmonics
+from models.audio.corrections import add_harmonics, correct_to_mel
 from models.audio.mel import MelSpectrogram
-from models.audio.mel_correction import correct_to_mel
 
 RATE = 16000
 MEL = MelSpectrogram()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.networks.encoder import PackagedEncoder
+from models.networks.packaged import PackagedEncoder
 from training.prepare.prepare import prepare
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from models.media.shards import ShardReader, member_offsets, write_shard
 from models.media.video import AudioTrack, Frame, VideoError, decode
-from models.networks.encoder import OpenClipEncoder
+from models.networks.open_clip import OpenClipEncoder
 from tests.conftest import TINY_CLIP, write_video
 from training.data.clips import load_clips
 from training.prepare.duplicates import fingerprint, near_duplicates

@@ -30,7 +30,8 @@ from models.audio.mel import MelSpectrogram
 from models.bundle import file_sha256
 from models.media.shards import ShardReader, member_offsets, write_shard
 from models.media.video import VideoError, decode
-from models.networks.encoder import JointEncoder, load_encoder
+from models.networks.encoder import JointEncoder
+from models.networks.load_encoder import load_encoder
 from training.prepare.duplicates import fingerprint, near_duplicates
 from training.prepare.process_pool import make_shards
 from training.prepare.sources import PrepareError, Source, find_sources
