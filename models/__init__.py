@@ -1,6 +1,16 @@
-"""Networks, audio maths, sampler and pipeline. Knows nothing of the service, the queue or the training.
+"""Networks, audio maths, sampler and pipeline. Knows nothing of the service, the queue or training.
 
-The names below load on first use: who reads a bundle's manifest need not wait for torch.
+pipeline.py    ClipSynthPipeline: a prompt or an image in, waveforms out.
+sampler.py     One denoising step for rows of different lengths and settings.
+schedule.py    Times of the sampler's steps.
+retriever.py   Play the nearest training clips instead of generating.
+bundle.py      clipsynth.json: name, limits, defaults and hashes of a bundle.
+parts.py       The module path that saved bundles record.
+part.py        Base of parts without weights.
+specvqgan.py   The module path that saved SpecVQGAN pipelines record.
+tiny.py        A toy pipeline for tests.
+
+The exported names load on first use, so reading a manifest does not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`clipsynth.json`: what a bundle says of itself, and the hashes by which it is checked."""
+"""`clipsynth.json`: name, limits and defaults of a bundle, and the hashes of its files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from models.schedule import share_at
 
 FILE_NAME = "clipsynth.json"
 FORMAT_VERSION = 1
-ADDED = (
-    "time_shift",
-    "attribute_reach",
-)  # since the first bundles, whose version must stay: left out where as in those
+# Fields that the first bundles lack. At their default they are left out of the hash, so old versions stay.
+ADDED = ("time_shift", "attribute_reach")
 
 
 class BundleError(ValueError):
@@ -30,9 +28,16 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Name, limits and defaults of a bundle. Durations in seconds; `output_gain` is the factor from the
-    vocoder's level to that of the training clips' sources; `time_shift` is the sampler's (`models.schedule`); `attributes` are the quantiles of the training clips, as `models.attributes.Scales` keeps
-    them, and `attribute_reach` is how far beyond the clips near a request its extremes lie on these (`models.character`); `sha256` by relative path covers every file but this one."""
+    """Name, limits and defaults of a bundle; durations in seconds.
+
+    Attributes:
+        output_gain: factor from the vocoder's level to the level of the training clips' sources.
+        time_shift: of the sampler (`models.schedule`).
+        attributes: quantiles of the training clips, as `models.audio.attributes.Scales` keeps them.
+        attribute_reach: margin of attribute targets beyond the clips near the query, as a share of all clips
+            (`models.conditioning.attribute_targets`). Saved under this name.
+        sha256: hash of every file but this one, by relative path.
+    """
 
     name: str
     min_duration_s: float
@@ -51,7 +56,7 @@ class Manifest:
 
     @cached_property
     def version(self) -> str:
-        """Short hash that changes when any file of the bundle does."""
+        """Short hash that changes when any file of the bundle changes."""
         values = asdict(self)
         for name in ADDED:
             if values[name] == getattr(Manifest, name):
@@ -75,7 +80,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read and check a bundle's manifest.
+        """Read and check the manifest of a bundle.
 
         Raises:
             BundleError: no manifest, unknown format version or field, or a file that is missing or changed.
@@ -90,14 +95,13 @@ class Manifest:
         except (TypeError, KeyError, json.JSONDecodeError) as error:
             raise BundleError(f"{FILE_NAME} of {folder} cannot be read: {error}") from error
         if manifest.format_version != FORMAT_VERSION:
-            raise BundleError(
-                f"{FILE_NAME}: format version {manifest.format_version}, this release reads {FORMAT_VERSION}"
-            )
+            found = manifest.format_version
+            raise BundleError(f"{FILE_NAME}: format version {found}, this release reads {FORMAT_VERSION}")
         for name, expected in manifest.sha256.items():
             if not (folder / name).is_file():
                 raise BundleError(f"{name.split('/')[0]}: the bundle lacks {name}")
             if file_sha256(folder / name) != expected:
                 raise BundleError(
-                    f"{name.split('/')[0]}: {name} is not the file that the bundle was made with (sha256 differs)"
+                    f"{name.split('/')[0]}: {name} has changed since the bundle was made (sha256)"
                 )
         return manifest

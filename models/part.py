@@ -1,4 +1,4 @@
-"""Base of the bundle's parts that have a configuration but no weights of their own."""
+"""Base of the parts of a bundle that have a configuration but no weights of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers.configuration_utils import ConfigMixin
 
 
 class ConfigOnlyPart(ModelMixin, ConfigMixin):
-    """A part saved as `config.json` alone: what it needs is computed, or installed with a package."""
+    """A part saved as `config.json` alone; its tensors are computed, or come from an installed package."""
 
     config_name = "config.json"
 

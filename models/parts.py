@@ -1,6 +1,7 @@
-"""The module path that bundles record for our parts in `model_index.json`. Frozen: a rename here breaks every saved bundle."""
+"""The module path that bundles record for our parts. Frozen: a rename here breaks every saved bundle."""
 
-from diffusers import ModelMixin  # diffusers looks the base class up in this very module
+# diffusers looks the base class up in this module.
+from diffusers import ModelMixin
 
 from models.audio.mel import MelSpectrogram
 from models.networks.condition_encoder import ConditionEncoder

@@ -23,15 +23,15 @@ from models.audio.attributes import Scales, taken
 from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import mix, to_waveforms
 from models.bundle import BundleError, Manifest
-from models.conditioning import attribute_targets as character
-from models.conditioning.prompts import COMPOSITIONS, Composition, Prompt, as_set, templated
+from models.conditioning import attribute_targets
+from models.conditioning.prompts import Composition, Prompt, as_set, check_set, templated
 from models.networks.condition_encoder import (
     GUIDANCE,
     Condition,
     ConditionEncoder,
     ConditionTokens,
     Kind,
-    distilled_guidance_range,
+    guidance_as_scalar,
 )
 from models.networks.denoiser import Denoiser
 from models.networks.encoder import JointEncoder
@@ -50,9 +50,11 @@ class ClipSynthOutput(BaseOutput):
 
 
 class ClipSynthPipeline(DiffusionPipeline):
-    """Text- and image-to-audio by a diffusion model that was trained on videos only (CLIPSynth, Dong et al. 2023).
+    """Text- and image-to-audio by diffusion, trained on videos only (CLIPSynth, Dong et al. 2023).
 
-    `index`: the bundle's training clips, None where it lists none.
+    Attributes:
+        manifest: name, limits and defaults of the bundle.
+        index: the training clips; None where the bundle has no index.
     """
 
     manifest: Manifest
@@ -69,7 +71,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         """Join the parts.
 
         Raises:
-            BundleError: two parts do not fit each other; the message names them.
+            BundleError: two parts do not fit; the message names them.
         """
         super().__init__()
         self.register_modules(
@@ -78,24 +80,17 @@ class ClipSynthPipeline(DiffusionPipeline):
         ours = {name: type(getattr(self, name)).__name__ for name in PART_NAMES if name != "vocoder"}
         self.register_to_config(**{name: (parts.__name__, class_name) for name, class_name in ours.items()})
         hop_length = math.prod(vocoder.config.upsample_rates)
-        for name, got, expected, what in (
-            ("vocoder", vocoder.config.model_in_dim, mel.config.n_mels, "{} mel bands"),
-            ("vocoder", hop_length, mel.config.hop_length, "hop length {}"),
-            ("vocoder", vocoder.config.sampling_rate, mel.config.sample_rate, "{} Hz"),
-            ("denoiser", denoiser.config.n_mels, mel.config.n_mels, "{} mel bands"),
-            ("condition_encoder", condition_encoder.config.embed_dim, encoder.embed_dim, "embeddings of {}"),
-            (
-                "denoiser",
-                denoiser.config.condition_dim,
-                condition_encoder.config.embed_dim,
-                "conditions of {}",
-            ),
+        c, v, m = condition_encoder.config, vocoder.config, mel.config
+        for name, got, expected, unit in (
+            ("vocoder", v.model_in_dim, m.n_mels, "mel bands"),
+            ("vocoder", hop_length, m.hop_length, "samples per frame"),
+            ("vocoder", v.sampling_rate, m.sample_rate, "Hz"),
+            ("denoiser", denoiser.config.n_mels, m.n_mels, "mel bands"),
+            ("condition_encoder", c.embed_dim, encoder.embed_dim, "values per embedding"),
+            ("denoiser", denoiser.config.condition_dim, c.embed_dim, "values per condition"),
         ):
             if got != expected:
-                theirs = what.format(expected)
-                raise BundleError(f"{name}: does not fit the other parts: has {got}, they have {theirs}")
-
-    # ------------------------------------------------------------------------------------------------- loading
+                raise BundleError(f"{name}: does not fit the other parts: {got} {unit}, they have {expected}")
 
     @classmethod
     def from_pretrained(
@@ -103,18 +98,18 @@ class ClipSynthPipeline(DiffusionPipeline):
     ) -> Self:
         """Load a bundle folder.
 
-        Raises:
-            BundleError: no such folder, a part is missing or damaged, or two parts do not fit; the message names the part.
+        Raises: BundleError: no such folder, a part is missing or damaged, or two parts do not fit. The
+            message names the part.
         """
         folder = Path(pretrained_model_name_or_path)
         manifest = Manifest.read(folder)
         for name in PART_NAMES:
             if not (folder / name).is_dir():
                 raise BundleError(f"{name}: the bundle {folder} lacks this part")
-        index = json.loads((folder / "model_index.json").read_text())
-        lacking = [name for name in PART_NAMES if name not in index]
-        if lacking:
-            raise BundleError(f"{lacking[0]}: model_index.json does not name this part")
+        named = json.loads((folder / "model_index.json").read_text())
+        for name in PART_NAMES:
+            if name not in named:
+                raise BundleError(f"{name}: model_index.json does not name this part")
         try:
             pipe: Self = super().from_pretrained(folder, dtype=dtype, **kwargs)
         except BundleError:
@@ -127,18 +122,17 @@ class ClipSynthPipeline(DiffusionPipeline):
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the bundle: one folder per part, `model_index.json`, the index, and `clipsynth.json` from `self.manifest`."""
+        """Write the bundle: one folder per part, `model_index.json`, the index and `clipsynth.json`."""
         super().save_pretrained(save_directory, **kwargs)
         for name in ("model_index.json", "*/config.json"):
             for file in Path(save_directory).glob(name):
                 config = json.loads(file.read_text())
-                config.pop("_name_or_path", None)  # where its parts were loaded from is no part of a bundle
+                # A bundle does not record the folder that its parts were loaded from.
+                config.pop("_name_or_path", None)
                 file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if self.index is not None:
             self.index.write(Path(save_directory))
         self.manifest = self.manifest.write(Path(save_directory))
-
-    # ---------------------------------------------------------------------------------------------- generating
 
     @torch.inference_mode()
     def __call__(
@@ -156,22 +150,21 @@ class ClipSynthPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback_on_step_end: Callable[[int, int], None] | None = None,
     ) -> ClipSynthOutput:
-        """Generate sounds for a prompt, an image, or both together.
+        """Generate sounds for a prompt, an image, or both.
 
-        Args:
-            prompt: a text, or a set of texts and images with weights, at least one of them positive.
-            negative_prompt: takes the unconditional branch's place, as what has a negative weight does; needs guidance_scale > 1.
-            composition: how several texts and images come together; `prepare_rows` has what each means.
-            num_inference_steps: denoising steps, 1 to 200; None for the bundle's default, as below.
-            guidance_scale: classifier-free guidance weight; at most 1 is off.
-            duration_s: seconds of each waveform, within the bundle's range.
-            attributes: of the sound by name, those among `self.attributes`: each a quantile in 0..1 among the training clips nearest to what is asked
-                for, so 0.85 of "pitch" is a high-pitched one of its kind. Loudness is one of all training clips, and a gain.
-            generator: CPU generator, or one per waveform; None draws from torch's global one.
-            callback_on_step_end: called as (steps done, steps in all); what it raises ends the call.
+        Args: prompt: a text, or a set of texts and images with weights; at least one weight is positive.
+            negative_prompt: replaces the unconditional branch, as prompts of negative weight do; needs
+            guidance_scale > 1. composition: how several prompts are combined; see `prepare_rows`.
+            num_inference_steps: denoising steps, 1 to 200. None for the bundle's default, as for the next
+            two. guidance_scale: weight of classifier-free guidance; 1 or less switches it off. duration_s:
+            seconds of each waveform, within the bundle's range. attributes: values in 0..1 by name, for names
+            in `self.attributes`. Each is a quantile among the training clips nearest to the prompt: 0.85 of
+            "pitch" is high-pitched for its kind. Loudness is a quantile of all clips. generator: a CPU
+            generator, or one per waveform. None draws from torch's global generator. callback_on_step_end:
+            called with (steps done, all steps). An exception that it raises ends the call.
 
         Raises:
-            ValueError: an argument out of its range; the message has the value received and the values allowed.
+            ValueError: an argument is out of range. The message has the received value and the allowed ones.
         """
         # 1. Fill in the bundle's defaults.
         m = self.manifest
@@ -216,33 +209,37 @@ class ClipSynthPipeline(DiffusionPipeline):
         composition: Composition = "set",
         attributes: Mapping[str, float] | None = None,
     ) -> list[SamplerRow]:
-        """Return a row per generator, at step 0, with noise drawn on the CPU; arguments as for a call.
+        """Return one row per generator, at step 0, with noise drawn on the CPU. Arguments as for a call.
 
-        In `set` all prompts of positive weight are tokens of one set, each scaled by its weight. In `compose` each guides the sound by itself, with
-        `guidance_scale` times its weight. In `mix` each is a voice, and its weight how loud that is; the first voice's noise is what the generator
-        gives first, each further one's what it gives next. With one positive prompt of weight 1 all three are equal to the byte.
+        `set`: all prompts of positive weight are tokens of one set, each scaled by its weight. `compose`:
+            each prompt guides
+        the sound by itself, with `guidance_scale` times its weight. `mix`: each prompt makes a component of
+        its own, and the weight is its level in the mix; the components take the generator's noise in order.
+        With one positive prompt of weight 1 the three give equal bytes.
 
-        Attributes are told to the conditional branches alone, so that guidance leads towards them. Where the bundle has learned guidance
-        (`ConditionEncoder.takes_guidance`), its weight is told as well, and nothing is to be pointed away from nor are several to be composed, there is no pass without
-        conditions.
+        Only the conditional branches receive the attributes, so guidance amplifies them. A bundle with
+        distilled guidance (`ConditionEncoder.takes_guidance`) receives the guidance weight as a scalar and
+        skips the unconditional pass, unless there is a negative prompt or a composition of several.
 
         Raises:
-            ValueError: an argument out of its range.
+            ValueError: an argument is out of range.
         """
         self.check_inputs(prompts, num_inference_steps, guidance_scale, duration_s, composition)
         asked = dict(attributes or {})
-        character.check(asked, self.attributes)
+        attribute_targets.check(asked, self.attributes)
         scales = Scales(self.manifest.attributes)
         wanted, unwanted = (self.encode_conditions(prompts, sign) for sign in (1, -1))
         reach = self.manifest.attribute_reach
-        told = character.tell(asked, wanted, self.condition_encoder, scales, self.index, reach)
-        conds, weights = self._compose(wanted, composition, told)
+        scalar_values = attribute_targets.resolve(
+            asked, wanted, self.condition_encoder, scales, self.index, reach
+        )
+        conds, weights = self._compose(wanted, composition, scalar_values)
         interval = self.manifest.guidance_interval
         guided_conds: list[ConditionTokens] = []
         alone = composition != "compose" or weights == (1.0,)
         if alone and not unwanted and self.condition_encoder.takes_guidance(guidance_scale, interval):
-            told[GUIDANCE] = distilled_guidance_range(guidance_scale)
-            guided_conds, _ = self._compose(wanted, composition, told)
+            scalar_values[GUIDANCE] = guidance_as_scalar(guidance_scale)
+            guided_conds, _ = self._compose(wanted, composition, scalar_values)
         uncond = self.condition_encoder.encode([unwanted])
         loudness = scales.value("loudness", asked["loudness"]) if "loudness" in asked else None
         components = len(conds) if composition == "mix" else 1
@@ -252,30 +249,23 @@ class ClipSynthPipeline(DiffusionPipeline):
             torch.stack([torch.randn(shape, generator=g) for _ in range(components)]).to(device, dtype)
             for g in generators
         ]
-        return [
-            SamplerRow(
-                x,
-                conds,
-                uncond,
-                num_inference_steps,
-                guidance_scale,
-                interval,
-                weights,
-                loudness_dbfs=loudness,
-                guided_conds=guided_conds,
-                time_shift=self.manifest.time_shift,
-            )
-            for x in noise
-        ]
+        steps = num_inference_steps, guidance_scale, interval, weights
+        later = {
+            "loudness_dbfs": loudness,
+            "guided_conds": guided_conds,
+            "time_shift": self.manifest.time_shift,
+        }
+        return [SamplerRow(x, conds, uncond, *steps, **later) for x in noise]
 
     def _compose(
-        self, wanted: Sequence[Condition], composition: Composition, told: Mapping[str, float]
+        self, wanted: Sequence[Condition], composition: Composition, scalar_values: Mapping[str, float]
     ) -> tuple[list[ConditionTokens], tuple[float, ...]]:
-        """Return what each row of the network is led by, and its weight; a weight of `set` is in the tokens."""
+        """Return the condition tokens of each row of the network, and their weights."""
         if composition == "set":
-            return [self.condition_encoder.encode([list(wanted)], [told])], (1.0,)
+            return [self.condition_encoder.encode([list(wanted)], [scalar_values])], (1.0,)
         conds = [
-            self.condition_encoder.encode([[replace(condition, weight=1.0)]], [told]) for condition in wanted
+            self.condition_encoder.encode([[replace(condition, weight=1.0)]], [scalar_values])
+            for condition in wanted
         ]
         if composition == "mix" and len(wanted) == 1:
             return conds, (1.0,)
@@ -283,12 +273,12 @@ class ClipSynthPipeline(DiffusionPipeline):
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Names of the attributes that may be asked of this bundle."""
+        """Names of the attributes that this bundle accepts."""
         return taken(self.manifest.attributes, self.condition_encoder.config.scalars)
 
     @property
     def distilled_guidance_range(self) -> tuple[float, ...]:
-        """Lowest and highest weight of guidance that takes no pass of its own; empty where the bundle has not learned that."""
+        """Lowest and highest guidance weight that needs no second pass; empty without distilled guidance."""
         encoder, times = self.condition_encoder, self.manifest.guidance_interval
         scales = tuple(encoder.config.guidance_scales)
         return scales if scales and encoder.takes_guidance(scales[0], times) else ()
@@ -301,29 +291,20 @@ class ClipSynthPipeline(DiffusionPipeline):
         duration_s: float,
         composition: Composition = "set",
     ) -> None:
-        """Raise ValueError for an argument that cannot be served."""
+        """Raise ValueError for an argument that is out of range."""
         m = self.manifest
-        if composition not in COMPOSITIONS:
-            raise ValueError(f"`composition` must be one of {', '.join(COMPOSITIONS)}, got {composition!r}")
-        positive = sum(prompt.weight > 0 for prompt in prompts)
-        most = self.condition_encoder.config.max_conditions
-        if positive > most:
-            raise ValueError(f"at most {most} prompts of positive weight, got {positive}")
-        if not positive:
-            raise ValueError("a `prompt` of positive weight or an `image` is needed")
+        check_set(prompts, composition, guidance_scale, self.condition_encoder.config.max_conditions)
         if not 1 <= num_inference_steps <= 200:
             raise ValueError(f"`num_inference_steps` must be 1 to 200, got {num_inference_steps}")
-        if guidance_scale <= 1 and any(prompt.weight < 0 for prompt in prompts):
-            raise ValueError(
-                f"a negative prompt or weight needs a `guidance_scale` above 1, got {guidance_scale}"
-            )
         if not m.min_duration_s <= duration_s <= m.max_duration_s:
-            raise ValueError(
-                f"`duration_s` must be {m.min_duration_s:g} to {m.max_duration_s:g} for this bundle, got {duration_s}"
-            )
+            allowed = f"{m.min_duration_s:g} to {m.max_duration_s:g}"
+            raise ValueError(f"`duration_s` must be {allowed} for this bundle, got {duration_s}")
 
     def encode_conditions(self, prompts: Sequence[Prompt], sign: int) -> list[Condition]:
-        """Return the condition set of the prompts whose weight has this sign, in an order of its own: sums are then equal to the byte."""
+        """Return the conditions of the prompts whose weight has this sign, in a fixed order.
+
+        The order does not depend on the request's, so that sums are byte-equal.
+        """
         conditions = []
         for prompt in prompts:
             if sign * prompt.weight > 0:
@@ -332,7 +313,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         return sorted(conditions, key=lambda c: (c.kind != "text", c.weight, c.embedding.tolist()))
 
     def _embed(self, content: str | Image.Image) -> tuple[torch.Tensor, Kind]:
-        """Encode by itself, a text in all its templates: in a batch padding would depend on what else is asked for."""
+        """Embed one prompt alone: in a batch, padding would depend on the other prompts."""
         if not isinstance(content, str):
             return self.encoder.encode_image([content])[0], "image"
         settings = self.condition_encoder.config
@@ -354,17 +335,18 @@ class ClipSynthPipeline(DiffusionPipeline):
         return math.ceil(frames / self.denoiser.config.frames_per_token)
 
     def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
-        """Return the waveforms (T,) of rows with equally many voices and tokens; at the level of the training clips' sources.
+        """Return the waveforms (T,) of rows with equal numbers of components and tokens.
 
-        Voices are mixed, and a row that has a loudness is brought to it. A waveform that would clip is scaled down to a peak of 0.99.
+        Components are mixed. A row with a requested loudness is scaled to it. No peak is above 0.99.
         """
         size = round(duration_s * self.mel.config.sample_rate)
         log_mel = self.denoiser.to_mel(torch.cat([row.latents for row in rows]))
         waveforms = to_waveforms(self.vocoder, log_mel, self.mel, gain=self.manifest.output_gain, size=size)
         components = rows[0].components
         if components > 1:
-            parts_of = (np.stack(waveforms[n : n + components]) for n in range(0, len(waveforms), components))
-            waveforms = [mix(part, row.weights) for part, row in zip(parts_of, rows, strict=True)]
+            mixed = (np.stack(waveforms[n : n + components]) for n in range(0, len(waveforms), components))
+            waveforms = [mix(parts, row.weights) for parts, row in zip(mixed, rows, strict=True)]
         return [
-            character.at_loudness(wave, row.loudness_dbfs) for wave, row in zip(waveforms, rows, strict=True)
+            attribute_targets.at_loudness(wave, row.loudness_dbfs)
+            for wave, row in zip(waveforms, rows, strict=True)
         ]

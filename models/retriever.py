@@ -1,4 +1,4 @@
-"""Retrieval in the place of diffusion: the training clips that lie nearest to what is asked for, played as they are."""
+"""Retrieval instead of diffusion: play the training clips nearest to the prompt."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ from models.retrieval.clip_index import Index
 class Retrieval:
     """The training clips of a bundle, and their sounds.
 
-    Embeddings are compared as the denoiser sees them: each centred with the mean of its kind, for texts and images lie in separate cones.
+    Embeddings are compared as the denoiser receives them: centred with the mean of their kind, because texts
+    and images lie in separate cones.
     """
 
     def __init__(self, pipeline: ClipSynthPipeline, index: Index, audio: ClipAudio) -> None:
-        """Join them.
+        """Join pipeline, index and sounds.
 
         Raises:
-            ValueError: a clip of the index has no sound there; the message names it.
+            ValueError: the sound of an indexed clip is missing; the message names it.
         """
         if (video := audio.missing(index)) is not None:
             raise ValueError(f"the sound of {video}, which the retrieval index names, is not there")
         self.pipeline, self.index, self.audio = pipeline, index, audio
 
     def nearest(self, prompts: Sequence[Prompt], k: int) -> list[int]:
-        """Return the numbers of the k clips nearest by cosine to the weighted sum of a set's centred embeddings, nearest first; negative weights subtract.
+        """Return the numbers of the k clips nearest to a set, nearest first.
+
+        The query is the weighted sum of the set's centred embeddings; negative weights subtract. Distance is
+        by cosine.
 
         Raises:
-            ValueError: nothing of positive weight, or the index has fewer than k clips.
+            ValueError: no positive weight, or the index has fewer than k clips.
         """
         if not any(prompt.weight > 0 for prompt in prompts):
             raise ValueError("a `prompt` of positive weight or an `image` is needed")
@@ -51,10 +55,10 @@ class Retrieval:
         return numbers
 
     def sound(self, number: int, duration_s: float) -> np.ndarray:
-        """Return the first `duration_s` seconds (T,) of a clip, with silence after its end.
+        """Return the first `duration_s` seconds (T,) of a clip, padded with silence.
 
         Raises:
-            ValueError: its sound cannot be read any more.
+            ValueError: its sound can no longer be read.
         """
         sample_rate = self.pipeline.manifest.sample_rate
         return fit(self.audio.sound(self.index.clips[number]), duration_s, sample_rate)

@@ -1,7 +1,8 @@
-"""Row-wise sampler of the rectified flow: every row has its own length, time, number of steps, guidance and conditions.
+"""Row-wise sampler of the rectified flow: each row has its own length, steps, guidance and conditions.
 
-The unit of work is `advance`: one denoising step for whichever rows are in the batch. A row may join before any step and leaves when its
-own steps are done. Noise is drawn by the caller; nothing here is random, so a row's result does not depend on its company.
+The unit of work is `advance`: one denoising step of all rows in the batch. A row may join before any step,
+and leaves after its own last step. The caller draws the noise; nothing here is random, so a row does not
+depend on the others.
 """
 
 from __future__ import annotations
@@ -19,24 +20,23 @@ Velocity = Callable[[torch.Tensor, torch.Tensor, ConditionTokens, torch.Tensor |
 
 @dataclass
 class SamplerRow:
-    """State of one sound being generated: in one voice, or in several that are mixed when they are done.
+    """State of one sound: one component, or several that are mixed at the end.
 
-    Attributes:
-        latents: (V, L, C), a voice each; noise at step 0, data after `num_inference_steps`.
-        conds: N condition tokens (1, K, D): those that lead the one voice together, or one for each of V = N voices.
-        uncond: what guidance points away from: the empty set, or a negative prompt.
-        guidance_scale: w in uncond + w (cond - uncond), 1 more than the w of Ho & Salimans 2022, eq. 6; at most 1 is off and costs no second pass.
-        guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
-        time_shift: how far the steps are moved towards the noise (`models.schedule`); 1 for steps of equal length.
-        weights: of the N conditions: with one voice in its guidance, with several in their mix (`models.vocoder.mix`).
-        loudness_dbfs: what its waveform is brought to (`models.character.at_loudness`), None for the level that it comes out at.
-        guided_conds: the conditions as a network takes them that was told the weight of guidance with them (`training.distil`): with these there is no
-            second pass. Empty for one that was not.
-        guidance_rescale: share in [0, 1] by which a guided velocity is brought to the deviation of the one without guidance; takes
-            the second pass.
+    Attributes: latents: (V, L, C), one component each; noise at step 0, data after `num_inference_steps`.
+        conds: N condition tokens (1, K, D): all for the one component, or one for each of V = N components.
+        uncond: the tokens that guidance points away from: the empty set, or a negative prompt.
+        guidance_scale: w in uncond + w (cond - uncond), 1 more than the w of Ho & Salimans 2022, eq. 6. At 1
+        or less there is no second pass. guidance_interval: times in [0, 1] between which guidance is on
+        (Kynkäänniemi et al. 2024). time_shift: how far the steps are moved towards the noise
+        (`models.schedule`); 1 for steps of equal length. weights: of the N conditions: in the guidance of one
+        component, or in the mix of several. loudness_dbfs: RMS that the waveform is scaled to, in dB of full
+        scale; None keeps its level. guided_conds: conditions that hold the guidance weight as a scalar, for a
+        network with distilled guidance. They replace the second pass. Empty for other networks.
+        guidance_rescale: share in [0, 1] by which a guided velocity is scaled to the deviation of the
+        unguided one.
 
     Raises:
-        ValueError: the numbers of voices, conditions and weights do not fit.
+        ValueError: the numbers of components, conditions and weights do not fit.
     """
 
     latents: torch.Tensor
@@ -55,22 +55,20 @@ class SamplerRow:
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.conds) or self.components not in (1, len(self.conds)):
-            raise ValueError(
-                f"{self.components} voices do not fit {len(self.conds)} conditions and {len(self.weights)} weights"
-            )
+            got = f"{len(self.conds)} conditions and {len(self.weights)} weights"
+            raise ValueError(f"{self.components} components do not fit {got}")
         if self.guided_conds and not len(self.guided_conds) == len(self.conds) == self.components:
-            raise ValueError(
-                f"{len(self.guided_conds)} guided conditions do not fit {self.components} voices and {len(self.conds)} conditions"
-            )
+            got = f"{self.components} components and {len(self.conds)} conditions"
+            raise ValueError(f"{len(self.guided_conds)} guided conditions do not fit {got}")
 
     @property
     def components(self) -> int:
-        """V, how many sounds are sampled for it."""
+        """V, the number of components that are sampled for the sound."""
         return len(self.latents)
 
     @property
     def num_tokens(self) -> int:
-        """L, tokens of each voice."""
+        """L, tokens of each component."""
         return self.latents.shape[1]
 
     @property
@@ -83,7 +81,7 @@ class SamplerRow:
         return self.time_after(self.step)
 
     def time_after(self, steps: int) -> float:
-        """Return the time when so many steps are done."""
+        """Return the time after this many steps."""
         return time_at(steps / self.num_inference_steps, self.time_shift)
 
     @property
@@ -104,14 +102,15 @@ class SamplerRow:
 
     @property
     def passes(self) -> int:
-        """Rows of the network that the next step takes: one for each condition and, doubled, one for each voice."""
+        """Rows of the network in the next step: with conditions, and without if `needs_uncond`."""
         return len(self.conds) + (self.components if self.needs_uncond else 0)
 
 
 def advance(rows: Sequence[SamplerRow], velocity: Velocity) -> int:
-    """Take one step of every row, in place, with one call of the network; return the row-forwards spent. All rows take it or, on an error, none.
+    """Take one step of every row, in place, with one call of the network; return the row-forwards.
 
-    Adams-Bashforth of second order for steps h of any length (the first is Euler's): x += h_n ((1 + r/2) v_n - r/2 v_(n-1)) with r = h_n / h_(n-1).
+    Adams-Bashforth of second order for steps h of any length (the first is Euler's):
+    x += h_n ((1 + r/2) v_n - r/2 v_(n-1)) with r = h_n / h_(n-1). On an error no row takes the step.
 
     Raises:
         ValueError: a row is already done.
@@ -136,7 +135,7 @@ def advance(rows: Sequence[SamplerRow], velocity: Velocity) -> int:
 
 
 def _change(row: SamplerRow, v: torch.Tensor) -> torch.Tensor:
-    """Return what the next step adds to a row's voices (V, L, C), whose velocity is v."""
+    """Return the change of a row's latents (V, L, C) in the next step, for its velocity v."""
     length = row.time_after(row.step + 1) - row.t
     if row.previous_velocity is None:
         return length * v
@@ -145,26 +144,32 @@ def _change(row: SamplerRow, v: torch.Tensor) -> torch.Tensor:
 
 
 def _combine(row: SamplerRow, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.Tensor:
-    """Return the velocity (V, L, C) of a row's voices from those with its conditions (N, …, C) and, where doubled, without them (V, …, C).
+    """Return a row's velocity (V, L, C) after guidance.
 
-    A voice that N conditions lead follows v_uncond + scale * sum_i w_i (v_i - v_uncond) (Liu et al. 2022, "Compositional Visual Generation with
-    Composable Diffusion Models", eq. 11, the conjunction). As there the w_i are not normalised: the distribution sampled is p(x) prod_i p(c_i | x)^(scale w_i), so
-    that one condition more does not take from the others. Where guidance is off there is no such product of theirs; it is the mean of the v_i by weight then.
+    v (N, L', C) is the velocity with the row's conditions, v_uncond (V, L', C) the one without.
+
+    One component with N conditions follows v_uncond + scale * sum_i w_i (v_i - v_uncond) (Liu et al. 2022,
+    "Compositional Visual Generation with Composable Diffusion Models", eq. 11). The w_i are not normalised,
+    as there, so another condition does not weaken the others. Without guidance the velocity is the mean of
+    the v_i by weight.
     """
     v = v[:, : row.num_tokens]
     together = row.components == 1 and row.weights != (1.0,)
     if v_uncond is None:
         return _weighted(row, v) / sum(row.weights) if together else v
     v_uncond = v_uncond[:, : row.num_tokens]
-    led = v - v_uncond
-    guided = v_uncond + row.guidance_scale * (_weighted(row, led) if together else led)
+    towards = v - v_uncond
+    guided = v_uncond + row.guidance_scale * (_weighted(row, towards) if together else towards)
     if row.guidance_rescale == 0:
         return guided
     return _rescaled(guided, _weighted(row, v) / sum(row.weights) if together else v, row.guidance_rescale)
 
 
 def _rescaled(guided: torch.Tensor, plain: torch.Tensor, share: float) -> torch.Tensor:
-    """Return guided velocities (V, L, C), moved by `share` to the deviation of the plain ones, voice by voice (Lin et al. 2023, eqs. 14 to 16)."""
+    """Return guided velocities (V, L, C), moved by `share` to the deviation of the plain ones.
+
+    Each component is scaled by itself (Lin et al. 2023, eqs. 14 to 16).
+    """
     ratio = plain.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
     return guided * (1 + share * (ratio - 1))
 
@@ -178,9 +183,12 @@ def _weighted(row: SamplerRow, v: torch.Tensor) -> torch.Tensor:
 
 
 def _forward(batch: list[tuple[SamplerRow, int, ConditionTokens]], velocity: Velocity) -> torch.Tensor:
-    """Pad voices (row, number) and condition sets to the longest and call the network once; return (N, L, C)."""
+    """Call the network once for components (row, number); return (N, L, C).
+
+    Components and condition sets are padded to the longest.
+    """
     components = [row.latents[i] for row, i, _ in batch]
-    lengths = [len(voice) for voice in components]
+    lengths = [len(component) for component in components]
     if min(lengths) == max(lengths):
         tokens, mask = torch.stack(components), None
     else:

@@ -1,4 +1,7 @@
-"""A whole pipeline at toy size: the true classes with random weights, for tests and smoke runs. Makes noise, not sounds."""
+"""A whole pipeline at toy size: the real classes with random weights, for tests.
+
+It makes noise, not sounds.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from models.networks.encoder import JointEncoder
 from models.networks.packaged import PackagedEncoder
 from models.pipeline import ClipSynthPipeline
 
-# As if of training clips: dB of full scale, and for what is a logarithm of Hz 100 to 8,000 Hz.
+# Ranges as of training clips: dB of full scale; brightness and pitch are logarithms of Hz.
 RANGES = {
     "loudness": (-40.0, -10.0),
     "brightness": (4.6, 9.0),
@@ -34,12 +37,12 @@ def build_tiny_pipeline(
     scalars: Sequence[str] = CONDITIONS,
     guidance_scales: Sequence[float] = (),
 ) -> ClipSynthPipeline:
-    """Return a pipeline that runs in well under a second for a short sound, and takes all attributes.
+    """Return a pipeline that makes a short sound in less than a second and accepts all attributes.
 
     Args:
-        encoder: the packaged one by default.
-        scalars: what the condition encoder may be told.
-        guidance_scales: the lowest and the highest weight of guidance that it may be told beside, in the place of a pass of its own.
+        encoder: the packaged encoder by default.
+        scalars: conditioning scalars of the condition encoder.
+        guidance_scales: lowest and highest guidance weight of distilled guidance; empty for none.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -59,9 +62,9 @@ def build_tiny_pipeline(
         ):
             torch.nn.init.normal_(layer.weight, std=0.1)
         vocoder = build_vocoder(mel, upsample_initial_channel=32)
-        for weight in (
-            p for p in vocoder.parameters() if p.ndim == 3
-        ):  # as initialised, the generator is silent
+
+        # As initialised, the generator is silent.
+        for weight in (p for p in vocoder.parameters() if p.ndim == 3):
             torch.nn.init.kaiming_normal_(weight)
     pipe = ClipSynthPipeline(encoder, condition_encoder, denoiser.eval(), vocoder.eval(), mel)
     grids = {name: np.linspace(*RANGES[name], GRID).tolist() for name in NAMES}

@@ -192,9 +192,9 @@ class Predictor:
     def nearness(self, waveform: np.ndarray) -> Nearness:
         """Return how a waveform (T,) lies to the training clips, where the bundle has images of their sounds."""
         index = self.pipeline.index
-        if index is None or index.images is None:
+        if index is None or index.thumbnails is None:
             return Nearness()
-        return nearness(index, index.images, self.log_mel, waveform, self.manifest.sample_rate)
+        return nearness(index, index.thumbnails, self.log_mel, waveform, self.manifest.sample_rate)
 
 
 def _prompts(payload: JobPayload, images: Mapping[str, Image.Image]) -> list[Prompt]:

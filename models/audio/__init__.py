@@ -1,0 +1,8 @@
+"""Audio maths: waveforms and mels. Knows nothing of prompts.
+
+mel.py          The only definition of the mel.
+vocoder.py      Log-mels to waveforms, and mixing.
+corrections.py  Harmonics, noise texture and mel correction of a vocoder's output.
+level.py        Level and length of waveforms.
+attributes.py   Loudness, brightness, pitch, noisiness and density of a sound.
+"""

@@ -1,4 +1,7 @@
-"""Attributes of a sound that no image shows: measured on the waveform alone, and told to the denoiser as quantiles of the training clips."""
+"""Attributes of a sound that no image shows, measured on the waveform.
+
+The denoiser gets them as quantiles of the training clips.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,28 @@ from scipy.signal import find_peaks
 WINDOW = 1024  # samples
 FRAMES_PER_S = 100
 FMIN_HZ, FMAX_HZ = 50.0, 2000.0
-APERIODIC = 0.1  # YIN's threshold: the first dip of the difference function below it is the period
-VOICED_FLATNESS = 0.05  # frames whose spectrum is peakier than this count as voiced
+# YIN's threshold: the first dip of the difference function below it is the period.
+APERIODIC = 0.1
+VOICED_FLATNESS = 0.05  # frames with a lower spectral flatness count as tonal
 ONSET_BANDS = 32
 ONSET_DB = 1.5  # rise over 30 ms, mean over bands
-ONSET_GAP = 3  # frames between two onsets at least
+ONSET_GAP = 3  # least frames between two onsets
 
-# What a request may ask for, in words. All but loudness are conditions of the denoiser; loudness is a gain after the vocoder.
+# Attributes of a request. Loudness is a gain after the vocoder; the others are conditions of the denoiser.
 NAMES = ("loudness", "brightness", "pitch", "noisiness", "density")
 CONDITIONS = NAMES[1:]
 PITCHED = 0.25  # share of a sound that must be tonal for it to have a pitch
-GRID = 33  # quantiles that a scale is kept as
+GRID = 33  # quantiles of a scale
 
 
 def measure(waveform: np.ndarray, sample_rate: int) -> dict[str, float]:
     """Return the attributes of a waveform (T,) as decoded, before its level was changed.
 
-    `loudness_dbfs`: RMS, dB of full scale. `centroid_hz`: power-weighted mean frequency. `flatness`: median spectral flatness, 0 (tone) to 1 (noise).
-    `voicing`: share of sounding frames that are tonal. `f0_hz`: median fundamental of those, 0 where there are none. `onsets_per_s`: onsets by
-    spectral flux (Böck & Widmer 2013), per second.
+    `loudness_dbfs`: RMS, dB of full scale. `centroid_hz`: power-weighted mean frequency. `flatness`: median
+        spectral
+    flatness, 0 (tone) to 1 (noise). `voicing`: share of audible frames that are tonal. `f0_hz`: median
+    fundamental of the tonal frames, 0 if there are none. `onsets_per_s`: onsets per second by spectral flux
+    (Böck & Widmer 2013).
     """
     rms = float(np.sqrt(np.mean(waveform.astype(np.float32) ** 2)))
     frames, power = _framed(waveform, sample_rate)
@@ -49,13 +55,19 @@ def measure(waveform: np.ndarray, sample_rate: int) -> dict[str, float]:
 
 
 def pitch_track(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return the fundamental frequency in Hz (F,) of each frame of a waveform (T,), `FRAMES_PER_S` of them: 0 where it is not tonal, NaN where it does not sound."""
+    """Return the fundamental frequency in Hz (F,) of each frame of a waveform (T,).
+
+    There are `FRAMES_PER_S` frames; 0 where a frame is not tonal, NaN where it is silent.
+    """
     frames, power = _framed(waveform, sample_rate)
     return _track(frames, _flatness(power), _sounding(power), sample_rate)
 
 
 def pitch(track: np.ndarray) -> float | None:
-    """Return the logarithm of the median fundamental frequency of a part (F,) of a `pitch_track`, None of one that is hardly tonal."""
+    """Return the log of the median fundamental of a part (F,) of a `pitch_track`, or None.
+
+    None where the part is hardly tonal.
+    """
     voiced = track > 0
     if not voiced.any() or voiced.sum() < PITCHED * (~np.isnan(track)).sum():
         return None
@@ -90,7 +102,10 @@ def _track(frames: np.ndarray, flatness: np.ndarray, sounding: np.ndarray, sampl
 
 
 def fundamentals(frames: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return the fundamental frequency in Hz (F,) of frames (F, WINDOW) by YIN (de Cheveigné & Kawahara 2002, eq. 6-8 and steps 4-5)."""
+    """Return the fundamental in Hz (F,) of frames (F, WINDOW) by YIN.
+
+    de Cheveigné & Kawahara 2002, eq. 6-8 and steps 4-5.
+    """
     half = frames.shape[1] // 2
     shortest, longest = int(sample_rate / FMAX_HZ), min(int(sample_rate / FMIN_HZ), half - 1)
     size = next_fast_len(frames.shape[1] + half, real=True)
@@ -114,7 +129,7 @@ def fundamentals(frames: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def _onsets(power: np.ndarray) -> int:
-    """Return how often the spectrum (F, K) rises: peaks of its mean rise over three frames in `ONSET_BANDS` bands."""
+    """Return the number of onsets of a spectrum (F, K): peaks of its mean rise over three frames."""
     bands = np.stack([part.mean(1) for part in np.array_split(power, ONSET_BANDS, axis=1)], axis=1)
     decibels = 10 * np.log10(np.maximum(bands, 1e-6 * bands.max()))
     rise = np.maximum(decibels[3:] - decibels[:-3], 0).mean(1)
@@ -122,7 +137,7 @@ def _onsets(power: np.ndarray) -> int:
 
 
 def by_name(measured: Mapping[str, float]) -> dict[str, float]:
-    """Return what `measure` found under the names of requests; a sound that is hardly tonal has no pitch."""
+    """Return the measured attributes under the names of requests; a hardly tonal sound has no pitch."""
     named = {
         "loudness": measured["loudness_dbfs"],
         "brightness": math.log(max(measured["centroid_hz"], 1.0)),
@@ -135,19 +150,19 @@ def by_name(measured: Mapping[str, float]) -> dict[str, float]:
 
 
 def taken(grids: Collection[str], scalars: Collection[str]) -> tuple[str, ...]:
-    """Return the attributes that may be asked of a bundle: there is a scale for each, and all but loudness are told to its condition encoder."""
+    """Return the attributes that a bundle accepts: each has a scale, and all but loudness a scalar."""
     return tuple(name for name in NAMES if name in grids and (name not in CONDITIONS or name in scalars))
 
 
 class Scales:
-    """For each attribute the distribution over training clips, as `GRID` of its quantiles: between a value and its place in 0..1."""
+    """The distribution of each attribute over the training clips, as `GRID` quantiles."""
 
     def __init__(self, grids: Mapping[str, Sequence[float]]) -> None:
         self.grids = {name: np.asarray(grid, np.float64) for name, grid in grids.items()}
 
     @classmethod
     def of(cls, clips: Iterable[Mapping[str, float]]) -> Scales:
-        """Return the scales of clips' attributes as `by_name` gives them; an attribute that no clip has gets none."""
+        """Return the scales of clips' attributes, as `by_name` gives them; no scale where no clip has one."""
         values: dict[str, list[float]] = {}
         for clip in clips:
             for name, value in clip.items():
@@ -156,7 +171,10 @@ class Scales:
         return cls({name: np.quantile(values[name], places).tolist() for name in NAMES if name in values})
 
     def quantile(self, name: str, value: float) -> float:
-        """Return the share of training clips, 0..1, that have less of an attribute than `value`; the middle of the share that has as much."""
+        """Return the share of training clips, 0..1, with less of an attribute than `value`.
+
+        Where several clips have the same value, the middle of their shares.
+        """
         grid, places = self.grids[name], np.linspace(0, 1, len(self.grids[name]))
         below, above = np.searchsorted(grid, value, "left"), np.searchsorted(grid, value, "right")
         if above > below:
@@ -164,13 +182,13 @@ class Scales:
         return float(np.interp(value, grid, places))
 
     def value(self, name: str, quantile: float) -> float:
-        """Return the value that a share `quantile` of the training clips stay below."""
+        """Return the value that a share `quantile` of the training clips stays below."""
         return float(np.interp(quantile, np.linspace(0, 1, len(self.grids[name])), self.grids[name]))
 
     def quantiles(self, named: Mapping[str, float]) -> dict[str, float]:
-        """Return the place in 0..1 of each attribute that there is a scale for."""
+        """Return the quantile in 0..1 of each attribute that has a scale."""
         return {name: self.quantile(name, value) for name, value in named.items() if name in self.grids}
 
     def to_lists(self) -> dict[str, list[float]]:
-        """Return the grids as they are kept in a bundle's manifest."""
+        """Return the grids as a bundle's manifest keeps them."""
         return {name: [round(float(x), 6) for x in grid] for name, grid in self.grids.items()}

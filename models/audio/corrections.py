@@ -1,16 +1,17 @@
 """Corrections of a vocoder's output: harmonics, noise texture and the mel itself.
 
-Harmonics. A feed-forward vocoder sees frames, not time. Where the mel stands still, its output repeats with every frame, so a
-steady tone of 221 Hz comes out at 200 Hz, a multiple of the frame rate. `add_harmonics` removes each tonal peak of the mel from
-the output and adds it again as a sinusoid with continuous phase (sinusoidal modelling: McAulay & Quatieri 1986; Serra & Smith
-1990).
+Harmonics. A feed-forward vocoder sees frames, not time. Where the mel stands still, its output repeats with
+every frame, so a steady tone of 221 Hz comes out at 200 Hz, a multiple of the frame rate. `add_harmonics`
+removes each tonal peak of the mel from the output and adds it again as a sinusoid with continuous phase
+(sinusoidal modelling: McAulay & Quatieri 1986; Serra & Smith 1990).
 
-Noise texture. In real noise the level of a band changes from frame to frame, by an amount that follows from the band's width and
-the window. A denoiser predicts means, so its noise is too smooth. `add_noise_texture` adds the missing variation to the mel, as
-film grain is added to decoded video (Norkin & Birkbeck 2018).
+Noise texture. In real noise the level of a band changes from frame to frame, by an amount that follows from
+the band's width and the window. A denoiser predicts means, so its noise is too smooth. `add_noise_texture`
+adds the missing variation to the mel, as film grain is added to decoded video (Norkin & Birkbeck 2018).
 
-Mel correction. `correct_to_mel` scales each band of each frame by the quotient of the requested mel and the output's mel, and
-joins the frames again: alternating projections as in Griffin & Lim (1984), on the mel instead of the magnitudes.
+Mel correction. `correct_to_mel` scales each band of each frame by the quotient of the requested mel and the
+output's mel, and joins the frames again: alternating projections as in Griffin & Lim (1984), on the mel
+instead of the magnitudes.
 """
 
 from __future__ import annotations
@@ -24,26 +25,29 @@ import torch.nn.functional as F
 
 from models.audio.mel import MelSpectrogram
 
-TIMES = 2  # more brings the mel nearer still, but neither a class nor other resolutions
-LARGEST = 3.0  # nepers (26 dB) that a band is scaled by at a time
+TIMES = 2  # more passes improve the mel, but neither class accuracy nor other resolutions
+LARGEST = 3.0  # nepers (26 dB), the largest gain of one pass
 MIN_OVERLAP = 1e-2  # of the windows' sum: the divisor is never smaller, so the ends stay finite
 
 
 def correct_to_mel(
     waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogram, times: int = TIMES
 ) -> torch.Tensor:
-    """Return waveforms (B, T) whose log-mel is nearly `log_mel` (B, F, n_mels), F frames of T samples; in float32.
+    """Return waveforms (B, T) whose log-mel is close to `log_mel` (B, F, n_mels); in float32.
 
-    Each row is treated by itself. Costs two FFTs per frame and time: 9 ms for 4 s on one CPU core.
+    F frames stand for T samples. Rows are independent. Two FFTs per frame and pass: 9 ms for 4 s on one CPU
+    core.
     """
     waveforms, log_mel = waveforms.float(), log_mel.float()
-    heard = mel.filters.sum(1) > 0  # bins that belong to a band
+
+    covered = mel.filters.sum(1) > 0  # bins that belong to a band
     for _ in range(times):
         spectrum = mel.spectrum(waveforms)[:, :, : log_mel.shape[1]]  # (B, K, F)
         missing = log_mel.transpose(1, 2) - mel.log_bands(spectrum.abs())
         gains = mel.spread(missing.clamp(-LARGEST, LARGEST)).exp()
-        # No band hears a constant or half the sample rate.
-        waveforms = _joined(spectrum * gains.where(heard[:, None], 0.0), mel, waveforms.shape[1])
+
+        # No band covers DC or half the sample rate.
+        waveforms = _joined(spectrum * gains.where(covered[:, None], 0.0), mel, waveforms.shape[1])
     return waveforms
 
 
@@ -54,7 +58,7 @@ def rescaled(waveforms: torch.Tensor, gains: torch.Tensor, mel: MelSpectrogram) 
 
 
 def _joined(spectrum: torch.Tensor, mel: MelSpectrogram, size: int) -> torch.Tensor:
-    """Return waveforms (B, size) of spectra (B, K, F), frame by frame put together again."""
+    """Return waveforms (B, size) from spectra (B, K, F) by overlap-add."""
     config, window = mel.config, mel.window.float()
     pad = (config.n_fft - config.hop_length) // 2
     ones = window.square()[None, :, None].expand(1, -1, spectrum.shape[2])
@@ -65,34 +69,44 @@ def _joined(spectrum: torch.Tensor, mel: MelSpectrogram, size: int) -> torch.Ten
 
 
 def _add(pieces: torch.Tensor, hop_length: int) -> torch.Tensor:
-    """Return pieces (B, N, F) laid `hop_length` apart and added, (B, (F - 1) * hop_length + N)."""
+    """Return pieces (B, N, F) added at steps of `hop_length`, (B, (F - 1) * hop_length + N)."""
     size = (pieces.shape[2] - 1) * hop_length + pieces.shape[1]
     return F.fold(pieces, (1, size), (1, pieces.shape[1]), stride=(1, hop_length))[:, 0, 0]
 
 
-SMOOTHING = 3  # frames over which a peak must stand out
-EVEN = (-0.02, 0.02)  # nepers by which a band is above its neighbours: between these it hands a tone over
-CONTRAST = (0.7, 1.1)  # nepers (6 and 10 dB) by which it is above the second: between these a tone comes in
-RANGE = (-6.9, -6.2)  # nepers (60 and 54 dB) from a sound's largest magnitude: likewise
-STEADY = 5  # frames over which a frequency is a mean, by how much of a tone is there
+SMOOTHING = 3  # frames over which magnitudes are smoothed
+# Ramps from 0 to 1, in nepers. A band's level above its neighbours: here a tone passes from band to band.
+EVEN = (-0.02, 0.02)
+# Its level above the second neighbours (6 and 10 dB): here a tone comes in.
+CONTRAST = (0.7, 1.1)
+# Its level below the sound's largest magnitude (60 and 54 dB).
+RANGE = (-6.9, -6.2)
+STEADY = 5  # frames over which a frequency is averaged, weighted by the tone's share
 # Weight of a frame without a tone in that mean.
 TONELESS_WEIGHT = 1e-3
-PER_BAND = 33  # frequencies that a peak in a band is told apart by
-PHASE = (math.sqrt(5) - 1) / 2  # turns between the first phases of two bands: no two begin together
+PER_BAND = 33  # frequencies per band in the table
+# Turns between the first phases of two bands, so that no two start together.
+PHASE = (math.sqrt(5) - 1) / 2
 
 
 class _Table(NamedTuple):
-    """What a sinusoid of amplitude 1 gives in the bands, for `PER_BAND` frequencies around each of the M - 2 inner ones: (M - 2, PER_BAND) each."""
+    """Response of the bands to a sinusoid of amplitude 1, at `PER_BAND` frequencies per inner band.
+
+    Each (M - 2, PER_BAND).
+    """
 
     frequencies: torch.Tensor  # Hz
-    balance: torch.Tensor  # of the band above less the band below, by the band's own; rising
-    response: torch.Tensor  # of the band
+
+    balance: torch.Tensor  # (band above - band below) / band itself; rising
+
+    response: torch.Tensor  # of the band itself
 
 
 def add_harmonics(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return waveforms (B, T) with the tones of their log-mels (B, F, n_mels), F frames of T samples, as sinusoids; in float32.
+    """Return waveforms (B, T) whose tonal peaks are replaced by sinusoids; in float32.
 
-    Each row is treated by itself, and nothing is random. A band holds one tone at a time.
+    The peaks are those of the log-mels (B, F, n_mels); F frames stand for T samples. Rows are independent and
+    nothing is random. A band holds one tone at a time.
     """
     magnitudes = _smooth(log_mel.float().exp().transpose(1, 2))  # (B, M, F)
     shares = _tonal(magnitudes)
@@ -103,26 +117,26 @@ def add_harmonics(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectr
 
 
 def near_harmonics(log_mel: torch.Tensor) -> torch.Tensor:
-    """Return how much of a tone log-mels (B, F, n_mels) hold in each band or the next to either side, (B, F, n_mels) in 0..1."""
+    """Return the largest tonal share of each band and its neighbours, (B, F, n_mels) in 0..1."""
     return _near(_tonal(_smooth(log_mel.float().exp().transpose(1, 2)))).transpose(1, 2)
 
 
 def _near(shares: torch.Tensor) -> torch.Tensor:
-    """Return the largest shares (B, M, F) of bands and of those next to them."""
+    """Return the largest share of each band and its neighbours, (B, M, F)."""
     return F.max_pool1d(shares.transpose(1, 2), 3, 1, 1).transpose(1, 2)
 
 
 def _smooth(magnitudes: torch.Tensor) -> torch.Tensor:
-    """Return magnitudes (B, M, F) as the square root of their power's mean over `SMOOTHING` frames."""
+    """Return magnitudes (B, M, F) as the root of their mean power over `SMOOTHING` frames."""
     window = torch.hann_window(SMOOTHING + 2, periodic=False, device=magnitudes.device)[1:-1]
     rows = F.pad(magnitudes.square().flatten(0, 1)[:, None], (SMOOTHING // 2,) * 2, mode="replicate")
     return F.conv1d(rows, (window / window.sum())[None, None])[:, 0].sqrt().view_as(magnitudes)
 
 
 def _tonal(magnitudes: torch.Tensor) -> torch.Tensor:
-    """Return how much of a tone bands (B, M, F) hold, 0 to 1: those that stand out over the next to either side and clearly over the second.
+    """Return the tonal share of bands (B, M, F), 0 to 1: peaks above all four neighbours.
 
-    It has no steps, for sounds must not change with the last digits of their mels.
+    Ramps instead of steps: sounds must not change with the last digits of their mels.
     """
     level = magnitudes.clamp(min=1e-9).log()
     padded = F.pad(level, (0, 0, 2, 2), mode="replicate")
@@ -137,14 +151,17 @@ def _tonal(magnitudes: torch.Tensor) -> torch.Tensor:
 
 
 def ramp(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Return x, 0 at `low` and below, 1 at `high` and above."""
+    """Map x linearly to 0..1: 0 at `low` and below, 1 at `high` and above."""
     return ((x - low) / (high - low)).clamp(0, 1)
 
 
 def _sinusoids(
     magnitudes: torch.Tensor, shares: torch.Tensor, mel: MelSpectrogram, size: int
 ) -> torch.Tensor:
-    """Return waveforms (B, size): a sinusoid for each band with a tone, at the frequency and of the amplitude that the bands around it tell."""
+    """Return waveforms (B, size) with one sinusoid per tonal band.
+
+    Its frequency and amplitude follow from the band and its neighbours.
+    """
     config = mel.config
     table = _Table(*(x.to(magnitudes.device) for x in _table(mel)))
     total = magnitudes.new_zeros(len(magnitudes), size)
@@ -163,16 +180,17 @@ def _sinusoids(
 
 
 def _by_sample(x: torch.Tensor, hop_length: int) -> torch.Tensor:
-    """Return x (B, F), known at the middle of each frame of `hop_length` samples, by sample (B, F * hop_length): straight lines, level at the ends."""
+    """Interpolate x (B, F), given at the middle of each frame, to samples (B, F * hop_length)."""
     known = F.pad(x[:, None], (1, 1), mode="replicate")[:, 0, :, None]
-    way = (torch.arange(hop_length, device=x.device) + 0.5) / hop_length
-    lines = torch.lerp(known[:, :-1], known[:, 1:], way)
+
+    fraction = (torch.arange(hop_length, device=x.device) + 0.5) / hop_length
+    lines = torch.lerp(known[:, :-1], known[:, 1:], fraction)
     first = hop_length // 2
     return lines.flatten(1)[:, first : first + x.shape[1] * hop_length]
 
 
 def _steady(frequency: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Return frequencies (B, F) as means over `STEADY` frames: what a tone begins with is what it goes on with."""
+    """Return frequencies (B, F) averaged over `STEADY` frames, so that a tone keeps its first frequency."""
     weight = (share + TONELESS_WEIGHT)[:, None]
     sums = (
         F.avg_pool1d(F.pad(x, (STEADY // 2,) * 2, mode="replicate"), STEADY, 1)[:, 0]
@@ -182,7 +200,7 @@ def _steady(frequency: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 
 
 def _interpolated(x: torch.Tensor, xs: torch.Tensor, *ys: torch.Tensor) -> list[torch.Tensor]:
-    """Return for x (B, F) what lies between the `ys` (N,) at the rising `xs` (N,)."""
+    """Interpolate each of the `ys` (N,), given at rising `xs` (N,), at x (B, F)."""
     after = torch.searchsorted(xs, x.contiguous()).clamp(1, len(xs) - 1)
     low, high = xs[after - 1], xs[after]
     share = ((x - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
@@ -205,21 +223,24 @@ def _table(mel: MelSpectrogram) -> _Table:
     return _Table(frequencies, balance, response)
 
 
-STILL = (0.3, 0.5)  # share of noise's motion: below the first a band lacks grain, above the second none
-FRAMES, BANDS = 61, 5  # around a place, over which its motion is a mean
-STRENGTH = 1.7  # of grain: the fit gives a part of it, so that a mel at rest comes out moving as noise does
-KNOWN = 1000  # frames of noise, after which it comes again
+# Share of real noise's motion: below the first value texture is missing, above the second it is not.
+STILL = (0.3, 0.5)
+FRAMES, BANDS = 61, 5  # over which motion is averaged
+# The mel correction reproduces only a part of the texture; with this factor noise moves as real noise does.
+STRENGTH = 1.7
+KNOWN = 1000  # frames of noise; then it repeats
 
 
 class _Noise(NamedTuple):
-    levels: torch.Tensor  # (KNOWN, M), nepers above their mean in time
-    motion: torch.Tensor  # (M,), mean square of their differences from frame to frame
+    levels: torch.Tensor  # (KNOWN, M), nepers above the mean over time
+
+    motion: torch.Tensor  # (M,), mean square of the differences between frames
 
 
 def add_noise_texture(log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return log-mels (B, F, n_mels), moving at least as noise does where they hold no tone; in float32.
+    """Return log-mels (B, F, n_mels) that vary at least as noise does, except at tones; in float32.
 
-    Each row is treated by itself, and the noise is always the same.
+    Rows are independent, and the noise is always the same.
     """
     log_mel = log_mel.float()
     noise = _Noise(*(x.to(log_mel.device) for x in _noise(mel)))
@@ -228,9 +249,10 @@ def add_noise_texture(log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tenso
 
 
 def _lacking(log_mel: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
-    """Return how much of noise's grain log-mels (B, F, M) lack, 0 to 1: what brings the variance of their motion to noise's.
+    """Return the missing share of noise texture of log-mels (B, F, M), 0 to 1.
 
-    It has no steps, for sounds must not change with the last digits of their mels.
+    Adding this share brings the variance of their motion to the variance of noise. Ramps instead of steps:
+    sounds must not change with the last digits of their mels.
     """
     moved = F.pad(log_mel.diff(dim=1).square() / motion, (0, 0, 1, 0))
     share = _mean(_mean(moved.transpose(1, 2), FRAMES).transpose(1, 2), BANDS)
@@ -239,7 +261,7 @@ def _lacking(log_mel: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the means of x (B, N, M) over `size` of its M, fewer at the ends."""
+    """Return the means of x (B, N, M) over `size` neighbours in M, fewer at the ends."""
     return F.avg_pool1d(x, size, stride=1, padding=size // 2, count_include_pad=False)
 
 

@@ -1,16 +1,16 @@
-"""What is done alike to every sound before it is compared or played: level and length."""
+"""Level and length of waveforms: the same treatment for every sound."""
 
 from __future__ import annotations
 
 import numpy as np
 
-PEAK = 0.5  # as `prepare` levels training clips, and AudioLDM's did
-MAX_PEAK = 0.99  # what would clip is scaled down to it
+PEAK = 0.5  # of training clips, as in AudioLDM
+MAX_PEAK = 0.99  # louder outputs are scaled down to it
 SILENT_PEAK = 1e-4  # -80 dB of full scale
 
 
 def level(waveform: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return (T,) without DC at a peak of `PEAK`, and the gain that was applied; silence stays as it is."""
+    """Return (T,) without DC at a peak of `PEAK`, and the applied gain; silence is not scaled."""
     centred = (waveform - waveform.mean()).astype(np.float32)
     peak = float(np.abs(centred).max())
     gain = PEAK / peak if peak >= SILENT_PEAK else 1.0
@@ -18,6 +18,6 @@ def level(waveform: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def fit(waveform: np.ndarray, duration_s: float, sample_rate: int) -> np.ndarray:
-    """Return the first `duration_s` seconds of (T,), with silence after its end."""
+    """Return the first `duration_s` seconds of (T,), padded with silence."""
     length = round(duration_s * sample_rate)
     return np.pad(waveform[:length], (0, max(0, length - len(waveform))))

@@ -1,8 +1,8 @@
 """Log-mel spectrograms: the only definition of the mel in the project.
 
-AudioLDM's front end (Liu et al. 2023) to the last number, so that vocoders and autoencoders trained on it fit: 16 kHz mono,
-magnitude STFT (n_fft 1024, hop 160, Hann window 1024, reflect padding, no centring), 64 slaney mel bands from 0 to 8 kHz, natural
-logarithm of the magnitude clamped at 1e-5. It does not normalise: levels are the business of whoever prepares the waveform.
+AudioLDM's front end (Liu et al. 2023) exactly, so that vocoders and autoencoders trained on it fit: 16 kHz
+mono, magnitude STFT (n_fft 1024, hop 160, Hann window 1024, reflect padding, no centring), 64 slaney mel
+bands from 0 to 8 kHz, natural logarithm of the magnitude clamped at 1e-5. It does not normalise levels.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from transformers.audio_utils import mel_filter_bank
 
 from models.part import ConfigOnlyPart
 
-FLOOR = 1e-5  # magnitude of a band below which nothing is told apart
+FLOOR = 1e-5  # smallest magnitude of a band
 LOG_FLOOR = math.log(FLOOR)  # the mel of digital silence
 
 
 class MelSpectrogram(ConfigOnlyPart):
-    """Waveform to log-mel. Has no weights; it is a part of the bundle so that a vocoder and its mel cannot be separated."""
+    """Waveform to log-mel. Has no weights.
+
+    It is a part of the bundle, so that a vocoder and its mel stay together.
+    """
 
     @register_to_config
     def __init__(
@@ -85,10 +88,13 @@ class MelSpectrogram(ConfigOnlyPart):
         return bins @ filters / filters.sum(0)
 
     def spread(self, bands: torch.Tensor) -> torch.Tensor:
-        """Return for values of bands (B, n_mels, F) those of bins (B, n_fft // 2 + 1, F): the means by how much of a bin the bands hear, 0 where none does."""
+        """Return values of bins (B, n_fft // 2 + 1, F) from values of bands (B, n_mels, F).
+
+        Each bin gets the mean of its bands, weighted by their filters; 0 where no band covers the bin.
+        """
         filters = self.filters.float()
-        heard = filters.sum(1, keepdim=True)
-        return torch.einsum("km,bmf->bkf", filters / heard.where(heard > 0, 1.0), bands)
+        covered = filters.sum(1, keepdim=True)
+        return torch.einsum("km,bmf->bkf", filters / covered.where(covered > 0, 1.0), bands)
 
     def log_bands(self, magnitudes: torch.Tensor) -> torch.Tensor:
         """Return log-mels (B, n_mels, F) of magnitudes (B, n_fft // 2 + 1, F)."""

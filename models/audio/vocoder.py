@@ -1,4 +1,4 @@
-"""Configuration of the vocoder: HiFi-GAN (Kong et al. 2020) of transformers, with few and wide layers at the high rates."""
+"""From log-mels to waveforms: HiFi-GAN (Kong et al. 2020), its corrections, and mixing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from models.audio.corrections import add_harmonics, add_noise_texture, correct_t
 from models.audio.level import MAX_PEAK
 from models.audio.mel import MelSpectrogram
 
-# 8 * 5 * 4 = 160 samples per mel frame; rates and kernels for which the length is exactly 160 per frame.
+# 8 * 5 * 4 = 160 samples per mel frame, exactly, with these kernels.
 UPSAMPLE_RATES = (8, 5, 4)
 UPSAMPLE_KERNEL_SIZES = (16, 11, 8)
 RESBLOCK_KERNEL_SIZES = (3, 7)
 RESBLOCK_DILATION_SIZES = ((1, 3), (1, 3))
 
-UNREST = 0.5  # nepers, deviation of what a mel is moved by before it is vocoded
+INPUT_NOISE = 0.5  # nepers, deviation of the noise that is added to a mel before the vocoder
 
 
 def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -> SpeechT5HifiGan:
-    """Return an untrained vocoder for `mel`; it standardises its input with its own buffers `mean` and `scale` (n_mels,)."""
+    """Return an untrained vocoder for `mel`.
+
+    It standardises its input with its own buffers `mean` and `scale` (n_mels,).
+    """
     return SpeechT5HifiGan(
         SpeechT5HifiGanConfig(
             model_in_dim=mel.config.n_mels,
@@ -38,30 +41,34 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
 
 
 def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with tones of their own pitch and fitted to them, grain where they have none.
+    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with all corrections.
 
-    What stands still in a mel would repeat with every frame and buzz at the frame rate, so the vocoder never sees two frames alike: to each log-mel the
-    same noise is added, and the fit takes its levels away again.
+    Where a mel stands still, the vocoder's output would repeat with every frame and buzz at the frame rate.
+    The same noise is therefore added to each log-mel, and the mel correction removes its effect on the
+    levels.
     """
-    unrest = torch.randn(log_mel.shape[1:], generator=torch.Generator().manual_seed(0)).to(log_mel)
-    restless = (log_mel + UNREST * unrest).to(vocoder.dtype)
-    waveforms = vocoder(restless).float().reshape(len(log_mel), -1)
+
+    noise = torch.randn(log_mel.shape[1:], generator=torch.Generator().manual_seed(0)).to(log_mel)
+
+    noisy = (log_mel + INPUT_NOISE * noise).to(vocoder.dtype)
+    waveforms = vocoder(noisy).float().reshape(len(log_mel), -1)
     return correct_to_mel(add_harmonics(waveforms, log_mel, mel), add_noise_texture(log_mel, mel), mel)
 
 
 def to_waveforms(
     vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram, *, gain: float, size: int
 ) -> list[np.ndarray]:
-    """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; none has a peak above 0.99."""
+    """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; no peak is above 0.99."""
     waveforms = gain * vocode(vocoder, log_mel, mel)[:, :size]
     peaks = waveforms.abs().amax(-1, keepdim=True)
     return list((waveforms * (MAX_PEAK / peaks.clamp(min=MAX_PEAK))).cpu().numpy())
 
 
 def mix(components: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Return voices (V, T) as one waveform (T,): each at the same RMS, summed by weight, the sum at the RMS of the loudest voice.
+    """Return components (V, T) as one waveform (T,) with a peak of at most 0.99.
 
-    Its peak is at most 0.99. A silent voice stays silent.
+    Each component is brought to the same RMS, summed by weight, and the sum is scaled to the RMS of the
+    loudest component. A silent component stays silent.
     """
     levels = np.sqrt(np.square(components, dtype=np.float64).mean(-1))
     shares = np.divide(weights, levels, out=np.zeros_like(levels), where=levels != 0)

@@ -1,4 +1,4 @@
-"""The transformer of SpecVQGAN (Iashin & Rahtu 2021, 3.2): codes one after the other, primed with the condition of a frame or a text."""
+"""The transformer of SpecVQGAN (Iashin & Rahtu 2021, 3.2): predicts codes in order, from a condition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 
 class CodeTransformer(ModelMixin, ConfigMixin):
-    """p(code l | condition, codes before l) by GPT-2, the condition in the place before the first code."""
+    """p(code l | condition, codes before l) with GPT-2; the condition comes before the first code."""
 
     @register_to_config
     def __init__(
@@ -44,7 +44,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         )
 
     def forward(self, conditions: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, L, codebook_size) of codes (B, L), each from the condition (B, condition_dim) and the codes before it."""
+        """Return the logits (B, L, codebook_size) of codes (B, L), for conditions (B, condition_dim)."""
         before = self.gpt.transformer.wte(codes[:, :-1])
         inputs = torch.cat([self.prime(conditions)[:, None], before], dim=1)
         logits: torch.Tensor = self.gpt(inputs_embeds=inputs, use_cache=False).logits
@@ -59,10 +59,10 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         temperature: float,
         generators: Sequence[torch.Generator | None],
     ) -> torch.Tensor:
-        """Return codes (B, length) drawn for conditions (B, condition_dim); keys and values of past codes are kept, not computed again.
+        """Return codes (B, length) drawn for conditions (B, condition_dim), with cached keys and values.
 
         Args:
-            top_k: draw among so many of the likeliest codes.
+            top_k: draw among this many of the most likely codes.
             temperature: divides the logits.
             generators: a CPU generator per row, or None for torch's global one.
 

@@ -1,7 +1,8 @@
-"""The codec of SpecVQGAN (Iashin & Rahtu 2021, 3.1): a log-mel to a grid of codes and back, by a VQ-GAN.
+"""The codec of SpecVQGAN: a VQ-GAN from a log-mel to codes and back (Iashin & Rahtu 2021, 3.1).
 
-A code stands for `bins_per_code` mel bands by `frames_per_code` frames. Half of that reduction is done by laying small patches of the mel side by
-side as channels, half by the network's own strides: a full-size convolution costs 30 times as much, which a CPU cannot train.
+A code stands for `bins_per_code` mel bands by `frames_per_code` frames. Half of that reduction stacks small
+patches of the mel as channels, half is strides of the network: a full-size convolution costs 30 times as
+much, too much for a CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from torch import nn
 
 
 class MelCodec(ModelMixin, ConfigMixin):
-    """Codes are in column-major order: all bands of the first `frames_per_code` frames, lowest first, then the next."""
+    """A mel to codes and back.
+
+    Codes are in column-major order: all bands of the first `frames_per_code` frames, lowest first, then the
+    next.
+    """
 
     @register_to_config
     def __init__(
@@ -29,19 +34,18 @@ class MelCodec(ModelMixin, ConfigMixin):
     ) -> None:
         """Build an untrained codec.
 
-        Args:
-            code_dim: values of an entry of the codebook; few, so that all entries come into use (Yu et al. 2022, 3.1).
-            channels: of the network's levels, each half as high and as long as the one before.
+        Args: code_dim: values of an entry of the codebook; few, so that all entries are used (Yu et al. 2022,
+            3.1). channels: of the network's levels; each level halves height and length.
 
-        Raises:
-            ValueError: `bins_per_code` or `frames_per_code` is no multiple of the network's own stride, or `n_mels` none of `bins_per_code`.
+        Raises: ValueError: `bins_per_code` or `frames_per_code` is no multiple of the network's stride, or
+            `n_mels` is no multiple of `bins_per_code`.
         """
         super().__init__()
         stride = 2 ** (len(channels) - 1)
         if bins_per_code % stride or frames_per_code % stride or n_mels % bins_per_code:
             raise ValueError(
-                f"`bins_per_code` and `frames_per_code` must be multiples of {stride} and `n_mels` of `bins_per_code`, "
-                f"got {bins_per_code}, {frames_per_code} and {n_mels}"
+                f"`bins_per_code` and `frames_per_code` must be multiples of {stride}, "
+                f"and `n_mels` of `bins_per_code`, got {bins_per_code}, {frames_per_code} and {n_mels}"
             )
         self.patch = (bins_per_code // stride, frames_per_code // stride)
         values = self.patch[0] * self.patch[1]
@@ -62,11 +66,14 @@ class MelCodec(ModelMixin, ConfigMixin):
 
     @property
     def codes_per_column(self) -> int:
-        """Codes that stand for one stretch of `frames_per_code` frames."""
+        """Codes for one stretch of `frames_per_code` frames."""
         return int(self.config.n_mels // self.config.bins_per_code)
 
     def to_patches(self, mel: torch.Tensor) -> torch.Tensor:
-        """Return standardised patches (B, C, M', F') of a log-mel (B, F, n_mels); frames after the last whole code are dropped."""
+        """Return standardised patches (B, C, M', F') of a log-mel (B, F, n_mels).
+
+        Frames after the last whole code are dropped.
+        """
         frames = mel.shape[1] // self.config.frames_per_code * self.config.frames_per_code
         image = ((mel[:, :frames] - self.mel_mean) / self.mel_std).transpose(1, 2)  # (B, M, F)
         bins, steps = self.patch
@@ -79,12 +86,12 @@ class MelCodec(ModelMixin, ConfigMixin):
         return grid.flatten(3, 4).flatten(1, 2) * self.mel_std + self.mel_mean
 
     def latents(self, patches: torch.Tensor) -> torch.Tensor:
-        """Return what is to be quantised (B, code_dim, rows, columns)."""
+        """Return the latents before quantisation (B, code_dim, rows, columns)."""
         latents: torch.Tensor = self.vqgan.encode(patches).latents
         return latents
 
     def encode(self, mel: torch.Tensor) -> torch.Tensor:
-        """Return the codes (B, L) of a log-mel (B, F, n_mels), L = codes_per_column * (F // frames_per_code)."""
+        """Return codes (B, L) of a log-mel (B, F, n_mels), L = codes_per_column * (F // frames_per_code)."""
         latents = self.latents(self.to_patches(mel)).float()
         _, _, (_, _, codes) = self.vqgan.quantize(latents)
         return codes.view(len(mel), *latents.shape[2:]).transpose(1, 2).flatten(1)
@@ -96,8 +103,9 @@ class MelCodec(ModelMixin, ConfigMixin):
         return self.to_mel(self.vqgan.decode(entries, force_not_quantize=True).sample)
 
     def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what a step of training needs: standardised patches (B, C, M', F'), their reconstruction, the codebook's and commitment loss, and the
-        latents (N, code_dim) that were quantised.
+        """Return patches (B, C, M', F'), their reconstruction, the quantiser's loss, and latents.
+
+        The latents (N, code_dim) are those before quantisation.
         """
         patches = self.to_patches(mel)
         latents = self.latents(patches).float()

@@ -1,6 +1,7 @@
-"""`SpecVqganPipeline`: the baseline of the paper's Table 1 (Iashin & Rahtu 2021, "Taming Visually Guided Sound Generation"), trained on our clips.
+"""`SpecVqganPipeline`: the baseline of the paper's Table 1, trained on the same clips.
 
-It differs from CLIPSynth in how a mel is made, and in nothing else: encoder, conditions, mel and vocoder are those of a bundle.
+Iashin & Rahtu 2021, "Taming Visually Guided Sound Generation". It differs from CLIPSynth only in how a mel is
+made; encoder, conditions, mel and vocoder are those of a bundle.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from models.networks.condition_encoder import Condition, ConditionEncoder
 from models.networks.encoder import JointEncoder
 from models.pipeline import ClipSynthOutput
 
-TOP_K = 100  # of SpecVQGAN's own evaluation (its evaluation/configs/sampler.yaml)
+TOP_K = 100  # as in SpecVQGAN's own evaluation
+# diffusers looks ModelMixin up in the module that a saved folder names.
 __all__ = [
     "CodeTransformer",
     "MelCodec",
     "ModelMixin",
     "SpecVqganPipeline",
-]  # ModelMixin: diffusers looks it up here
+]
 SAVED_MODULE = "models.specvqgan"  # the module that saved folders name
 TRAINED = ("condition_encoder", "codec", "transformer", "vocoder")
 
@@ -50,7 +52,11 @@ class SpecVqganPipeline(DiffusionPipeline):
         mel: MelSpectrogram,
         output_gain: float = 1.0,
     ) -> None:
-        """Join the parts; `output_gain` is the factor from the vocoder's level to that of the training clips' sources."""
+        """Join the parts.
+
+        Args:
+            output_gain: factor from the vocoder's level to the level of the training clips' sources.
+        """
         super().__init__()
         modules = {
             "encoder": encoder,
@@ -60,7 +66,9 @@ class SpecVqganPipeline(DiffusionPipeline):
             "mel": mel,
         }
         self.register_modules(vocoder=vocoder, **modules)
-        ours = (CodeTransformer, MelCodec)  # a service's worker need not load these with its own parts
+
+        # Not in `models.parts`, so that a worker does not load them.
+        ours = (CodeTransformer, MelCodec)
         classes = {
             name: (SAVED_MODULE if isinstance(module, ours) else parts.__name__, type(module).__name__)
             for name, module in modules.items()
@@ -109,12 +117,12 @@ class SpecVqganPipeline(DiffusionPipeline):
 
         Args:
             duration_s: seconds of each waveform, up to `max_duration_s`.
-            top_k: draw each code among so many of the likeliest.
+            top_k: draw each code among this many of the most likely.
             temperature: divides the logits.
             generator: CPU generator, or one per waveform; None draws from torch's global one.
 
         Raises:
-            ValueError: not exactly one of prompt and image, or an argument out of its range.
+            ValueError: not exactly one of prompt and image, or an argument out of range.
         """
         if (prompt is None) == (image is None) or (prompt is not None and not prompt.strip()):
             raise ValueError("exactly one of `prompt` (not blank) and `image` is needed")
@@ -129,7 +137,7 @@ class SpecVqganPipeline(DiffusionPipeline):
         )
 
     def encode(self, prompt: str | None, image: Image.Image | None) -> Condition:
-        """Return the condition of a prompt or an image: a text's embedding takes the frame's place."""
+        """Return the condition of a prompt or an image; a text's embedding replaces the frame's."""
         if prompt is not None:
             return Condition(self.encoder.encode_text([prompt])[0], "text")
         return Condition(self.encoder.encode_image([image])[0], "image")
@@ -144,12 +152,12 @@ class SpecVqganPipeline(DiffusionPipeline):
         temperature: float = 1.0,
         generators: Sequence[torch.Generator | None],
     ) -> ClipSynthOutput:
-        """Generate one sound per condition and generator, all in one batch; arguments as for a call.
+        """Generate one sound per condition and generator, in one batch; arguments as for a call.
 
-        A sound is the same in company as alone, but for the rare draw that falls on a rounding error.
+        A sound is the same in a batch as alone, except for a rare draw that falls on a rounding error.
 
         Raises:
-            ValueError: an argument out of its range.
+            ValueError: an argument out of range.
         """
         # 1. Check.
         if not 0 < duration_s <= self.max_duration_s:

@@ -1,7 +1,8 @@
-"""Wav2CLIP's sound encoder (Wu et al. 2022, "Wav2CLIP: Learning Robust Audio Representations from CLIP"): a waveform to the space of CLIP ViT-B/32.
+"""Wav2CLIP's sound encoder: a waveform to the space of CLIP ViT-B/32.
 
-A ResNet-18 on the log spectrogram and two linear layers, distilled from CLIP's image encoder on unlabelled videos. The weights
-(github.com/descriptinc/lyrebird-wav2clip, MIT) are read from a local file and never fetched.
+Wu et al. 2022, "Wav2CLIP: Learning Robust Audio Representations from CLIP". A ResNet-18 on the log
+spectrogram and two linear layers, distilled from CLIP's image encoder on unlabelled videos. The weights
+(github.com/descriptinc/lyrebird-wav2clip, MIT) are read from a local file and never downloaded.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SAMPLE_RATE = 16000
 N_FFT, HOP = 512, 353
 EMBED_DIM = 512
 PREFIXES = {"audio_encoder.": "trunk.", "audio_transform.sequential.": "head."}  # the file's names to ours
-UNUSED = ("trunk.fc.", "trunk.spectrogram.")  # a classifier that nothing calls, and the window
+UNUSED = ("trunk.fc.", "trunk.spectrogram.")  # an unused classifier, and the window
 
 
 class Wav2Clip(nn.Module):
@@ -58,7 +59,9 @@ def load_wav2clip(file: Path) -> Wav2Clip:
             found: Any = load_file(file)
         else:
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make readers fail in every way, KeyError among them
+
+    # Readers fail on foreign bytes with any exception.
+    except Exception as error:
         raise ValueError(
             f"{file} cannot be read as plain tensors ({type(error).__name__}); "
             "if it is Wav2CLIP's, save its `state_dict` alone as .safetensors"

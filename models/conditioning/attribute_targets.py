@@ -1,7 +1,7 @@
-"""What a request asks of a sound's character, in 0..1, and how it gets there: as scalars that the condition encoder is told, and as a level.
+"""From requested attributes in 0..1 to conditioning scalars and a level.
 
-What is asked for is a place among the training clips *near the query*: a "high-pitched" dog is one among dogs, for there is none among flutes. A bundle that has
-learned more than its clips are, for it was told of variants of them, has a reach beyond those near the query.
+A value is a quantile among the training clips *near the prompt*: a "high-pitched" dog is high-pitched among
+dogs. A bundle trained on varied copies of its clips can go beyond them, by its reach.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from models.audio.level import MAX_PEAK
 from models.networks.condition_encoder import KINDS, Condition, ConditionEncoder
 from models.retrieval.clip_index import Index
 
-NEIGHBOURS = 32  # training clips that a query is compared with
-FEWEST = 4  # of them that must have an attribute; else it is asked for among all training clips
-AGREEMENT = "agreement"
-ASKED_AGREEMENT = 1.0  # of sound and image, where the bundle was told it in training: a sound that fits is what everybody wants
+NEIGHBOURS = 32  # training clips near the prompt
+# So many of them must have an attribute; else the quantile is taken among all training clips.
+FEWEST = 4
+CORRESPONDENCE = "agreement"  # the name on disk
+# Requested correspondence of sound and image, for bundles trained with this scalar.
+REQUESTED_CORRESPONDENCE = 1.0
 
 
 def check(asked: Mapping[str, float], taken: Sequence[str]) -> None:
-    """Raise ValueError for an attribute that is not among `taken`, or not in 0..1."""
+    """Raise ValueError for an attribute that is not in `taken`, or not in 0..1."""
     for name, quantile in asked.items():
         if name not in taken:
             raise ValueError(f"this bundle takes no attribute {name!r}, only {', '.join(taken) or 'none'}")
@@ -30,7 +32,7 @@ def check(asked: Mapping[str, float], taken: Sequence[str]) -> None:
             raise ValueError(f"attribute {name!r} must be 0 to 1, got {quantile}")
 
 
-def tell(
+def resolve(
     asked: Mapping[str, float],
     conditions: Sequence[Condition],
     encoder: ConditionEncoder,
@@ -38,34 +40,44 @@ def tell(
     index: Index | None,
     reach: float = 0.0,
 ) -> dict[str, float]:
-    """Return the scalars in 0..1 that the encoder is told for attributes `asked`, each a quantile among the clips nearest to `conditions`.
+    """Return the conditioning scalars in 0..1 for the requested attributes.
 
-    Of the lowest of these clips and the highest, an attribute of 0 lies `reach` below and one of 1 `reach` above, as a share of all training clips. Where there is no index, or fewer than `FEWEST` of its `NEIGHBOURS` nearest clips have an attribute, its quantile is one of all training clips.
+    Each request is a quantile among the clips nearest to `conditions`.
+
+    An attribute of 0 lies `reach` below the lowest of these clips and 1 lies `reach` above the highest, as a
+    share of all training clips. Without an index, or if fewer than `FEWEST` of the `NEIGHBOURS` nearest clips
+    have the attribute, the quantile is taken among all training clips.
     """
-    told = {AGREEMENT: ASKED_AGREEMENT} if AGREEMENT in encoder.config.scalars else {}
+
+    scalars = {CORRESPONDENCE: REQUESTED_CORRESPONDENCE} if CORRESPONDENCE in encoder.config.scalars else {}
     wanted = {name: quantile for name, quantile in asked.items() if name in CONDITIONS}
     if not wanted:
-        return told
+        return scalars
     near = [] if index is None else index.attributes(_nearest(conditions, encoder, index))
     for name, quantile in wanted.items():
         values = [clip[name] for clip in near if name in clip]
         if len(values) < FEWEST:
-            told[name] = quantile
+            scalars[name] = quantile
             continue
         place = scales.quantile(name, float(np.quantile(values, quantile)))
-        told[name] = min(max(place + reach * (2 * quantile - 1), 0.0), 1.0)
-    return told
+
+        scalars[name] = min(max(place + reach * (2 * quantile - 1), 0.0), 1.0)
+
+    return scalars
 
 
 def _nearest(conditions: Sequence[Condition], encoder: ConditionEncoder, index: Index) -> list[int]:
-    """Return the numbers of the training clips nearest to a set: to the mean of its centred embeddings by weight."""
+    """Return the numbers of the training clips nearest to the weighted mean of a set's centred embeddings."""
     mean = encoder.means[KINDS.index("image")]
     numbers: list[int] = index.nearest(encoder.total(conditions)[None], NEIGHBOURS, mean=mean)[0].tolist()
     return numbers
 
 
 def at_loudness(waveform: np.ndarray, loudness_dbfs: float | None) -> np.ndarray:
-    """Return a waveform (T,) at an RMS in dB of full scale, or lower where it would peak above `MAX_PEAK`; as it is for None or silence."""
+    """Return a waveform (T,) at an RMS in dB of full scale, lower where its peak would exceed `MAX_PEAK`.
+
+    None and silence change nothing.
+    """
     peak = float(np.abs(waveform).max(initial=0.0))
     if loudness_dbfs is None or not 0 < peak < np.inf:
         return waveform

@@ -1,4 +1,7 @@
-"""A fixed bank of generic phrases: the names of ImageNet's classes in a few templates. Images get phrases of it as texts of their own, without anybody having described them."""
+"""A fixed bank of generic phrases: the names of ImageNet's classes in a few templates.
+
+Training uses phrases of the bank as texts of its images; no person described these.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,15 @@ from models.conditioning.prompts import TEMPLATES
 from models.networks.encoder import JointEncoder, encode_in_batches
 from models.networks.imagenet_classes import class_names
 
-TAU = 0.1  # of the softmax over cosines by which a phrase is drawn
+TAU = 0.1  # temperature of the softmax over cosines when a phrase is drawn
 
 
 @dataclass(frozen=True)
 class PhraseBank:
     """Embeddings of P names in T templates.
 
-    Attributes:
-        phrases: (T, P, D) as encoded, of unit norm.
-        image_mean: (D,) of the images that will be looked up. Images and phrases are compared less their own means: they lie in different cones.
+    Attributes: phrases: (T, P, D) as encoded, of unit norm. image_mean: (D,) of the images that will be
+        looked up. Images and phrases lie in different cones, so each side is compared minus its own mean.
     """
 
     phrases: torch.Tensor
@@ -42,19 +44,19 @@ class PhraseBank:
 
     @classmethod
     def kept(cls, file: Path, encoder: Callable[[], JointEncoder], image_mean: torch.Tensor) -> PhraseBank:
-        """Return the bank whose phrases are in `file`; build and write them first, with what `encoder` returns, where they are not."""
+        """Return the bank with the phrases in `file`; build it with `encoder()` if it is missing."""
         if not file.is_file():
             save_file({"phrases": cls.build(encoder(), image_mean).phrases.half().contiguous()}, file)
         return cls(F.normalize(load_file(file)["phrases"].float(), dim=-1), image_mean.float().cpu())
 
     @cached_property
     def names(self) -> torch.Tensor:
-        """(P, D) of unit norm: each name's mean over the templates, less the mean of all."""
+        """(P, D) of unit norm: each name's mean over the templates, minus the mean of all."""
         means = self.phrases.mean(0)
         return F.normalize(means - means.mean(0), dim=-1)
 
     def similar(self, embeds: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return for images (N, D) cosines and numbers (N, k) of the nearest names, nearest first; both sides less their means.
+        """Return cosines and numbers (N, k) of the names nearest to images (N, D), nearest first.
 
         Raises:
             ValueError: k is not 1 to P.
@@ -66,7 +68,10 @@ class PhraseBank:
         return found.values, found.indices
 
     def draw(self, embed: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-        """Return the embedding (D,) of one of the k phrases nearest to an image (D,), in any template: a name of much lower cosine than the first is seldom drawn."""
+        """Draw one of the k phrases nearest to an image (D,), in any template; return its embedding (D,).
+
+        Names with a much lower cosine than the first are seldom drawn.
+        """
         cosines, numbers = self.similar(embed[None], k)
         place = torch.multinomial((cosines[0] / TAU).softmax(-1), 1, generator=generator)
         template = int(torch.randint(len(self.phrases), (), generator=generator))

@@ -1,4 +1,4 @@
-"""What a request asks for: a set of texts and images with weights. The order of a set means nothing."""
+"""The prompts of a request: a set of texts and images with weights. The order has no meaning."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-TEMPLATES = ("{}", "a photo of {}", "the sound of {}", "a video of {}")  # around what is asked for
-# set: the network sees all that is wanted at once. compose: each condition guides the one sound (Liu et al. 2022, eq. 11).
-# mix: each makes a sound of its own, and those are mixed.
+TEMPLATES = ("{}", "a photo of {}", "the sound of {}", "a video of {}")
+# set: the network gets all prompts at once. compose: each prompt guides the one sound (Liu et al. 2022, eq.
+# 11). mix: each prompt makes a sound, and the sounds are mixed.
 Composition = Literal["set", "compose", "mix"]
 COMPOSITIONS: tuple[Composition, ...] = get_args(Composition)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text or an image of a set. `weight`: 1 is as trained, more is stronger; below 0 guidance points away from it (`negative_prompt` is -1).
+    """A text or an image of a set.
+
+    Attributes: weight: 1 as trained, more is stronger. Guidance points away from a negative weight
+        (`negative_prompt` is -1).
 
     Raises:
         ValueError: a blank text, or a weight that is 0 or not finite.
@@ -37,7 +40,9 @@ class Prompt:
 def as_set(
     prompt: str | Sequence[Prompt] | None, image: Image.Image | None, negative_prompt: str | None
 ) -> list[Prompt]:
-    """Return the arguments of a call as one set: text and image have weight 1, the negative prompt -1.
+    """Return the arguments of a call as one set.
+
+    Text and image have weight 1, the negative prompt -1.
 
     Raises:
         ValueError: a blank text.
@@ -47,8 +52,23 @@ def as_set(
     return prompts + ([] if negative_prompt is None else [Prompt(negative_prompt, -1.0)])
 
 
+def check_set(prompts: Sequence[Prompt], composition: Composition, guidance_scale: float, most: int) -> None:
+    """Raise ValueError unless the set has 1 to `most` positive weights, and guidance where one is negative."""
+    if composition not in COMPOSITIONS:
+        raise ValueError(f"`composition` must be one of {', '.join(COMPOSITIONS)}, got {composition!r}")
+    positive = sum(prompt.weight > 0 for prompt in prompts)
+    if positive > most:
+        raise ValueError(f"at most {most} prompts of positive weight, got {positive}")
+    if not positive:
+        raise ValueError("a `prompt` of positive weight or an `image` is needed")
+    if guidance_scale <= 1 and any(prompt.weight < 0 for prompt in prompts):
+        raise ValueError(
+            f"a negative prompt or weight needs a `guidance_scale` above 1, got {guidance_scale}"
+        )
+
+
 def templated(text: str) -> list[str]:
-    """Return `text` in each of `TEMPLATES`, after taking off the one that it is in already."""
+    """Return `text` in each of `TEMPLATES`; a template that it already has is removed first."""
     heads = [template.removesuffix("{}") for template in TEMPLATES[1:]]
     bare = next(
         (text[len(h) :] for h in heads if text.lower().startswith(h) and text[len(h) :].strip()), text

@@ -1,8 +1,8 @@
-"""Shards of features: WebDataset tar files with an index of offsets, so that any clip is one read away.
+"""Shards of features: WebDataset tar files with an index of offsets, so that one read gets any clip.
 
-Members of clip `key` in `shards/NNNNNN.tar`: `key.json` (what is known of it), `key.waveform.npy` (T,) int16, `key.mel.npy` (F, n_mels) fp16,
-`key.embeds.npy` (K, D) fp16, one row per frame, and with captions `key.captions.npy`
-(C, D) fp16.
+Members of clip `key` in `shards/NNNNNN.tar`: `key.json` (metadata), `key.waveform.npy` (T,) int16,
+`key.mel.npy` (F, n_mels) fp16, `key.embeds.npy` (K, D) fp16, one row per frame, and with captions
+`key.captions.npy` (C, D) fp16.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 
 def write_shard(path: Path, clips: Sequence[tuple[str, dict[str, Any], Mapping[str, np.ndarray]]]) -> None:
-    """Write (key, metadata, arrays) of each clip; the same clips give the same bytes. Whole or not at all."""
+    """Write (key, metadata, arrays) of each clip, atomically; the same clips give the same bytes."""
     temporary = path.with_suffix(".tmp")
     with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, metadata, arrays in clips:
@@ -61,24 +61,28 @@ def member_offsets(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 class ShardReader:
-    """Random access to arrays of shards in one folder. Safe to use from several threads and after a fork."""
+    """Random access to arrays of shards in one folder. Safe for several threads and after a fork."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def array(self, line: Mapping[str, Any], name: str) -> np.ndarray:
-        """Return an array of a clip by its line of the index, which names the shard and, where an array lies in another, that one in `shards`."""
+        """Return an array of a clip by its line of the index.
+
+        The line names the shard, and in `shards` another shard for an array that lies elsewhere.
+        """
         return self.read(line.get("shards", {}).get(name, line["shard"]), *line["arrays"][name])
 
     def read(self, shard: str, offset: int, size: int) -> np.ndarray:
         """Return an array by its place.
 
         Raises:
-            ValueError: the shard is missing, or ends before the array does; the message says what to do.
+            ValueError: the shard is missing, or ends before the array; the message says what to do.
         """
         path = self.folder / shard
         try:
-            with path.open("rb") as f:  # each time: a large set has more shards than a process may keep open
+            # Opened each time: a large set has more shards than a process may keep open.
+            with path.open("rb") as f:
                 f.seek(offset)
                 data = f.read(size)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Videos to what the project uses of them: the sound, and a few frames, on one clock."""
+"""Read videos: the sound and a few frames, on one clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.audio.level import SILENT_PEAK
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
 MIN_DURATION_S = 0.5
-SIDE = 512  # images larger than this are reduced at once, as uploads are
+SIDE = 512  # larger images are reduced at once, as uploads are
 
 
 class VideoError(ValueError):
@@ -23,7 +23,7 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class AudioTrack:
-    """A stretch of mono `samples` (T,) float32 in [-1, 1] that begins at `time_s`."""
+    """A stretch of mono `samples` (T,) float32 in [-1, 1] that starts at `time_s`."""
 
     time_s: float
     samples: np.ndarray
@@ -39,17 +39,20 @@ class Frame:
 
 @dataclass(frozen=True)
 class RawClip:
-    """`waveform` (T,) float32 as decoded, and `frames` in order of time; second 0 is the waveform's first sample."""
+    """`waveform` (T,) float32 as decoded, and `frames` in order of time.
+
+    Second 0 is the first sample of the waveform.
+    """
 
     waveform: np.ndarray
     frames: list[Frame]
 
 
 def decode(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Iterator[AudioTrack | Frame]:
-    """Yield a video's sound (mono, `sample_rate`) and frames in file order, from one open file, in seconds by their PTS.
+    """Yield a video's sound (mono, `sample_rate`) and frames in file order, with times in seconds by PTS.
 
     Raises:
-        VideoError: not a video, or one without image or sound.
+        VideoError: not a video, or a video without image or sound.
     """
     try:
         with av.open(str(path)) as container:
@@ -58,12 +61,12 @@ def decode(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Iterat
             if not container.streams.audio:
                 raise VideoError("no sound")
             resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-            next_frame_s, heard_s = float("-inf"), 0.0
+            next_frame_s, sound_s = float("-inf"), 0.0
             for item in container.decode(video=0, audio=0):
                 if isinstance(item, av.AudioFrame):
                     for part in resampler.resample(item):
-                        heard_s = part.time if part.time is not None else heard_s
-                        yield AudioTrack(heard_s, part.to_ndarray()[0])
+                        sound_s = part.time if part.time is not None else sound_s
+                        yield AudioTrack(sound_s, part.to_ndarray()[0])
                 elif item.time is None or item.time >= next_frame_s:
                     shown_s = 0.0 if item.time is None else item.time
                     image = item.to_image()
@@ -71,7 +74,7 @@ def decode(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Iterat
                     yield Frame(shown_s, image)
                     next_frame_s = max(next_frame_s, shown_s - 1e-3) + 1 / frames_per_s
             for part in resampler.resample(None):
-                yield AudioTrack(part.time if part.time is not None else heard_s, part.to_ndarray()[0])
+                yield AudioTrack(part.time if part.time is not None else sound_s, part.to_ndarray()[0])
     except av.FFmpegError as error:
         raise VideoError(f"cannot be decoded: {error.strerror}") from error
 
@@ -101,5 +104,5 @@ def read_video(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Ra
 
 
 def is_silent(waveform: np.ndarray) -> bool:
-    """Return whether nothing in (T,) but a constant reaches -80 dB of full scale."""
+    """Return whether (T,), without its mean, stays below -80 dB of full scale."""
     return bool(np.abs(waveform - waveform.mean()).max() < SILENT_PEAK)

@@ -1,8 +1,8 @@
-"""From embeddings of texts and images to condition tokens for the denoiser. Knows no text and no image, only their embeddings.
+"""From embeddings of texts and images to condition tokens for the denoiser.
 
-Embeddings of the two kinds lie in separate cones (Zhang et al. 2024, "Connect, Collapse, Corrupt"): each kind is centred with its own
-mean, and in training noise of level sigma is added, with sigma told to the network, so that at request time a text can be
-presented as what it is: an image embedding known only roughly.
+Embeddings of texts and images lie in separate cones (Zhang et al. 2024, "Connect, Collapse, Corrupt"). Each
+kind is centred with its own mean. Training adds noise of level sigma and gives sigma to the network, so a
+request can present a text as an image embedding that is known only roughly.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from torch import nn
 
 Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# own: a text less the texts' mean. shift: moved by the difference of the means, then as an image. image: as if it were an image.
+# own: subtract the mean of texts. shift: add the difference of the means, then treat as an image.
+# image: treat as an image.
 TextCentring = Literal["own", "shift", "image"]
-GUIDANCE = "guidance"  # the scalar of a denoiser that has learned what guidance does (`training.distil`): its weight, as `distilled_guidance_range` has it
-MAX_GUIDANCE = 20.0  # the weight that is told as 1
+# The scalar of a denoiser with distilled guidance: the guidance weight, as `guidance_as_scalar` maps it.
+GUIDANCE = "guidance"
+MAX_GUIDANCE = 20.0  # the weight that maps to 1
 Weight = TypeVar("Weight", float, torch.Tensor)
-SCALAR_STD = 0.5  # of the weights by which scalars are told, to begin with
-SHOWN_BY = 3  # images of the bank that must be like a class
-WAVES = 4  # cosines by which a scalar is told to the network, beside itself
+SCALAR_STD = 0.5  # of the initial weights of `scalar_projection`
+SHOWN_BY = 3  # images of the bank that must be similar to a class
+WAVES = 4  # cosine features of a scalar, beside its value
 
 
-def distilled_guidance_range(scale: Weight) -> Weight:
-    """Return what is told of weights of guidance in 1..`MAX_GUIDANCE`: 0..1."""
+def guidance_as_scalar(scale: Weight) -> Weight:
+    """Map guidance weights in 1..`MAX_GUIDANCE` to 0..1."""
     return (scale - 1) / (MAX_GUIDANCE - 1)
 
 
@@ -39,8 +41,10 @@ def distilled_guidance_range(scale: Weight) -> Weight:
 class Condition:
     """One element of a request's condition set.
 
-    `embedding` (D,) of unit norm; `weight` > 0 scales its token (1 as trained); `sigma` >= 0 is how uncertain the embedding is, None for the
-    bundle's value of its kind.
+    Attributes:
+        embedding: (D,) of unit norm.
+        weight: > 0, scales its token; 1 as trained.
+        sigma: >= 0, the uncertainty of the embedding; None for the bundle's value of its kind.
     """
 
     embedding: torch.Tensor
@@ -82,24 +86,21 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
     ) -> None:
         """Build the encoder.
 
-        Args:
-            embed_dim: D of the joint encoder.
-            max_conditions: largest set accepted.
-            text_sigma: noise level told to the network for a text, in units of the embedding's norm.
-            bank_size: number of training images kept to project texts on (DeCap, Li et al. 2023).
-            bank_tau: temperature of that projection's softmax over cosines.
-            bank_share: share in [0, 1] of the projection in a text's embedding; 0 switches it off.
-            scalars: names of the scalars in 0..1 that may be told beside a set, such as the attributes of a sound: together they are one more token.
-            text_centring: how a text is brought to where images are.
-            text_templates: whether the pipeline embeds a text as the mean over `models.prompts.TEMPLATES`.
-            anchor_tau: temperature by which the pipeline brings a text among the encoder's class anchors (`JointEncoder.among_classes`).
-            anchor_share: share in [0, 1] of that mixture in a text's embedding; 0 switches it off.
-            anchor_likeness: cosine to images of the bank that a class must have to be mixed (`shown`): what no video showed has no sound; -1 for all classes.
-            prior_dim: width of a learned step from a text to an image of it (`training.prior`); 0 for none.
-            prior_share: share in [0, 1] of that step's end in a text's embedding.
-            guidance_scales: lowest and highest weight of guidance that may be told, where `GUIDANCE` is among the scalars; none for a denoiser
-                that takes guidance as a pass of its own.
-            guidance_times: between which it may be told.
+        Args: embed_dim: D of the joint encoder. max_conditions: largest accepted set. text_sigma: noise level
+            given to the network for a text, in units of the embedding's norm. bank_size: number of training
+            images kept to project texts on (DeCap, Li et al. 2023). bank_tau: temperature of the projection's
+            softmax over cosines. bank_share: share in [0, 1] of the projection in a text's embedding; 0
+            switches it off. scalars: names of the conditioning scalars in 0..1, such as attributes. Together
+            they are one more token. text_centring: how a text is moved to the region of images.
+            text_templates: whether a text is embedded as the mean over
+            `models.conditioning.prompts.TEMPLATES`. anchor_tau: temperature of the mixture of class anchors
+            for a text (`JointEncoder.among_classes`). anchor_share: share in [0, 1] of that mixture in a
+            text's embedding; 0 switches it off. anchor_likeness: cosine to images of the bank that a class
+            needs to be in the mixture (`shown`), because a class that no video showed has no sound; -1 for
+            all classes. prior_dim: width of a learned step from a text to an image (`training.prior`); 0 for
+            none. prior_share: share in [0, 1] of that step in a text's embedding. guidance_scales: lowest and
+            highest weight of distilled guidance; empty without it. guidance_times: times between which
+            distilled guidance is valid.
 
         Raises:
             ValueError: an unknown `text_centring`.
@@ -121,8 +122,9 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             )
 
     def changed(self, **settings: Any) -> ConditionEncoder:
-        """Return a copy with other settings (arguments of the constructor) and the same weights; those that this one lacks are as initialised, but a
-        scalar that is new here starts as nothing.
+        """Return a copy with other constructor arguments and the same weights.
+
+        Weights that this encoder lacks are as initialised; the projection of a new scalar is zero.
         """
         own = {name: value for name, value in self.config.items() if not name.startswith("_")}
         other = ConditionEncoder(**(own | settings))
@@ -136,7 +138,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return other.eval().requires_grad_(False)
 
     def centre(self, embeddings: torch.Tensor, kind: Kind) -> torch.Tensor:
-        """Return embeddings (N, D) less the mean of their kind, at unit norm; texts are led on towards images, by what is switched on: the prior, then the bank."""
+        """Return embeddings (N, D) minus the mean of their kind, at unit norm.
+
+        Texts are also moved towards images: by the prior, then by the bank, where these are on.
+        """
         image, text = (self.means[KINDS.index(k)].float() for k in KINDS)
         if kind == "image" or self.config.text_centring == "image":
             centred = F.normalize(embeddings.float() - image, dim=-1)
@@ -147,10 +152,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return centred if kind == "image" else self._towards_images(centred)
 
     def _towards_images(self, centred: torch.Tensor) -> torch.Tensor:
-        """Return centred texts (N, D), moved by `prior_share` along the prior and by `bank_share` to the bank, at unit norm."""
+        """Return centred texts (N, D), moved by `prior_share` and by `bank_share`, at unit norm."""
         if self.config.prior_dim and self.config.prior_share > 0:
-            led = F.normalize(centred + self.prior(centred.to(self.dtype)).float(), dim=-1)
-            centred = F.normalize(torch.lerp(centred, led, self.config.prior_share), dim=-1)
+            moved = F.normalize(centred + self.prior(centred.to(self.dtype)).float(), dim=-1)
+            centred = F.normalize(torch.lerp(centred, moved, self.config.prior_share), dim=-1)
         if self.config.bank_share > 0 and len(self.bank):
             bank = self.bank.float()
             with torch.autocast(bank.device.type, enabled=False):  # bf16 would blur the softmax
@@ -159,9 +164,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return centred
 
     def shown(self, anchors: torch.Tensor) -> torch.Tensor | None:
-        """Return which of the encoder's class anchors (N, D), as encoded, training images show: boolean (N,). None where it is not asked for, or none is shown: then all count.
+        """Return which class anchors (N, D) the training images show: boolean (N,), or None for all.
 
-        A class is shown whose cosine to its `SHOWN_BY` nearest images of the bank, centred, is in the mean above `anchor_likeness`.
+        A class is shown if the mean of its cosines to the `SHOWN_BY` nearest images of the bank, centred, is
+        above `anchor_likeness`. None where the setting is off or no class is shown.
         """
         if self.config.anchor_likeness <= -1 or len(self.bank) < SHOWN_BY:
             return None
@@ -170,7 +176,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return near if near.any() else None
 
     def takes_guidance(self, scale: float, times: tuple[float, float]) -> bool:
-        """Return whether a weight of guidance may be told at these times, so that a guided step needs no pass without conditions."""
+        """Return whether distilled guidance covers this weight and these times."""
         if not self.config.guidance_scales:
             return False
         lowest, highest = self.config.guidance_scales
@@ -178,7 +184,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return bool(lowest <= scale <= highest and first <= times[0] and times[1] <= last)
 
     def total(self, conditions: Sequence[Condition]) -> torch.Tensor:
-        """Return the sum (D,) of a set's centred embeddings by weight; zeros for an empty set."""
+        """Return the weighted sum (D,) of a set's centred embeddings; zeros for an empty set."""
         total = torch.zeros(self.config.embed_dim, device=self.device)
         for condition in conditions:
             embedding = condition.embedding.to(self.device)[None]
@@ -193,29 +199,32 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         mask: torch.Tensor,
         scalars: torch.Tensor | None = None,
     ) -> ConditionTokens:
-        """Return tokens for centred unit embeddings (B, K, D), weights (B, K), sigmas (B, K) and a boolean mask (B, K).
+        """Return the tokens of condition sets.
+
+        Centred unit embeddings (B, K, D), weights and sigmas (B, K) and a mask (B, K) give (B, K, D).
 
         Args:
-            scalars: (B, S) in 0..1, NaN where one is not told; with them there are K + 1 tokens.
+            scalars: (B, S) in 0..1, NaN where a scalar is masked. With scalars there are K + 1 tokens.
         """
-        scaled = centred * math.sqrt(
-            centred.shape[-1]
-        )  # unit variance per value, as the network's other inputs
+
+        # Unit variance per value, as the network's other inputs.
+        scaled = centred * math.sqrt(centred.shape[-1])
         level = torch.stack([sigmas, sigmas.square()], dim=-1).to(self.sigma_projection.weight.dtype)
         tokens = weights[..., None] * scaled.to(level.dtype) + self.sigma_projection(level)
         if scalars is None:
             return ConditionTokens(tokens, mask)
-        told = ~scalars.isnan()
+
+        given = ~scalars.isnan()
         return ConditionTokens(
-            torch.cat([tokens, self._scalar_token(scalars, told).to(tokens.dtype)[:, None]], dim=1),
-            torch.cat([mask, told.any(-1, keepdim=True)], dim=1),
+            torch.cat([tokens, self._scalar_token(scalars, given).to(tokens.dtype)[:, None]], dim=1),
+            torch.cat([mask, given.any(-1, keepdim=True)], dim=1),
         )
 
-    def _scalar_token(self, scalars: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        """Return (B, D): the sum over the scalars (B, S) that are told of a projection of each one's features."""
+    def _scalar_token(self, scalars: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        """Return (B, D): the sum over the given scalars (B, S) of the projection of each one's features."""
         x = scalars.nan_to_num(0.0).float()[..., None]
         waves = torch.arange(1, WAVES + 1, device=x.device) * math.pi
-        features = torch.cat([torch.ones_like(x), x, torch.cos(waves * x)], dim=-1) * told[..., None]
+        features = torch.cat([torch.ones_like(x), x, torch.cos(waves * x)], dim=-1) * given[..., None]
         return torch.einsum("bsf,sfd->bd", features.to(self.scalar_projection.dtype), self.scalar_projection)
 
     def encode(
@@ -224,10 +233,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         """Return the tokens of B condition sets, padded to the largest; an empty set is unconditional.
 
         Args:
-            scalars: what is told beside each set, by name, in 0..1.
+            scalars: conditioning scalars of each set by name, in 0..1.
 
         Raises:
-            ValueError: more than `max_conditions`, a weight that is not positive, or a scalar that this encoder does not know.
+            ValueError: more than `max_conditions`, a weight that is not positive, or an unknown scalar.
         """
         size = max([len(conditions) for conditions in sets] + [1])
         if size > self.config.max_conditions:
@@ -247,13 +256,13 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return self(centred, weights, sigmas, mask, self._table(scalars or []))
 
     def _table(self, scalars: list[Mapping[str, float]]) -> torch.Tensor | None:
-        """Return (B, S) with NaN for what is not told, or None where nothing is."""
+        """Return (B, S) with NaN for scalars that are not given; None where none is."""
         if not any(scalars):
             return None
         known = self.config.scalars
         table = torch.full((len(scalars), len(known)), math.nan, device=self.device)
-        for b, told in enumerate(scalars):
-            for name, value in told.items():
+        for b, values in enumerate(scalars):
+            for name, value in values.items():
                 if name not in known:
                     raise ValueError(f"this bundle knows no {name!r}, only {', '.join(known) or 'none'}")
                 table[b, known.index(name)] = value

@@ -1,7 +1,8 @@
-"""The denoiser: velocity of the rectified flow over stacked mel frames, given time and condition tokens.
+"""The denoiser: velocity of the rectified flow over mel frames, given time and conditions.
 
-A 1-D diffusion transformer (Peebles & Xie 2023) of diffusers, with two things of ours: the mel's standardisation (so that the network sees unit
-variance) and cross-attention in which the order of the conditions has no meaning. Knows nothing of noise schedules or guidance.
+The 1-D diffusion transformer (Peebles & Xie 2023) of diffusers, with two changes: it standardises the mel,
+and the order of the conditions has no effect in cross-attention. It knows nothing of noise schedules or
+guidance.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from torch import nn
 from models.networks.condition_encoder import ConditionTokens
 
 Prediction = Literal["velocity", "data"]
-MIN_NOISE_SHARE = 0.05  # smallest 1 - t by which a predicted clip is turned into a velocity
+# Smallest divisor 1 - t when a predicted clip becomes a velocity.
+MIN_NOISE_SHARE = 0.05
 
 
 class SetCrossAttention(AudioDiTCrossAttnProcessor):
-    """Cross-attention to a set: no rotary embedding on either side, so neither a condition's place nor the token's changes the match."""
+    """Cross-attention to a set: no rotary embedding on either side, so places do not change the match."""
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states, post_attention_mask=None, attention_mask=None, **_
     ):
-        # A row with no condition at all must attend somewhere: its embedded tokens are zero, so it adds the same bias whatever it attends to.
+
+        # A row without conditions must attend somewhere. Its embedded tokens are zero, so it adds only a
+        # bias.
         mask = attention_mask | ~attention_mask.any(-1, keepdim=True)
         return super().__call__(
             attn,
@@ -38,10 +42,13 @@ class SetCrossAttention(AudioDiTCrossAttnProcessor):
 
 
 class Denoiser(ModelMixin, ConfigMixin):
-    """v(x_t, t, conditions) with x_t = (1 - t) noise + t data and v = data - noise (Liu et al. 2022, eq. 1).
+    """v(x_t, t, conditions) with x_t = (1 - t) noise + t data, v = data - noise.
 
-    With `prediction` "data" the network's output is the clean clip x, and v = (x - x_t) / (1 - t): noise of more values per token than
-    the network is wide need not pass through it (Li & He 2025, "Back to Basics", table 1).
+    Rectified flow (Liu et al. 2022, eq. 1).
+
+    With `prediction` "data" the network predicts the clean clip x, and v = (x - x_t) / (1 - t): noise with
+    more values per token than the network is wide need not pass through it (Li & He 2025, "Back to Basics",
+    table 1).
     """
 
     @register_to_config
@@ -71,7 +78,9 @@ class Denoiser(ModelMixin, ConfigMixin):
             text_conv=False,
             use_latent_condition=False,
         )
-        for block in self.transformer.blocks:  # processors are not saved, so the class itself sets them
+
+        # Processors are not saved, so the class sets them.
+        for block in self.transformer.blocks:
             block.cross_attn.set_processor(SetCrossAttention())
 
     @property
@@ -80,7 +89,10 @@ class Denoiser(ModelMixin, ConfigMixin):
         return int(self.config.n_mels * self.config.frames_per_token)
 
     def to_tokens(self, mel: torch.Tensor) -> torch.Tensor:
-        """Return standardised tokens (B, F // frames_per_token, C) of a log-mel (B, F, n_mels); a remainder of frames is dropped."""
+        """Return standardised tokens (B, F // frames_per_token, C) of a log-mel (B, F, n_mels).
+
+        Frames after the last whole token are dropped.
+        """
         length = mel.shape[1] // self.config.frames_per_token
         standardised = (mel[:, : length * self.config.frames_per_token] - self.mel_mean) / self.mel_std
         return standardised.reshape(len(mel), length, self.token_dim)

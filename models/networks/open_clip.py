@@ -16,7 +16,7 @@ from models.networks.encoder import JointEncoder
 
 
 class OpenClipEncoder(JointEncoder):
-    """Any CLIP of open_clip, from a local weight file or a hub tag. Weights are never random unless `pretrained` is "random"."""
+    """Any CLIP of open_clip, from a local weight file or a hub tag. Weights are random only with "random"."""
 
     @register_to_config
     def __init__(
@@ -24,10 +24,10 @@ class OpenClipEncoder(JointEncoder):
     ) -> None:
         """Build the model and load its weights.
 
-        Args:
-            model_name: a name that open_clip knows; with `architecture` any name.
-            pretrained: a weight file, a tag of `open_clip.list_pretrained()` (asks the hub), or "random" (tests, shape checks).
-            architecture: open_clip's model configuration, for names it does not know. Kept in the bundle.
+        Args: model_name: a name that open_clip knows; with `architecture` any name. pretrained: a weight
+            file, a tag of `open_clip.list_pretrained()` (asks the hub), or "random" (for tests).
+            architecture: open_clip's model configuration, for names that it does not know. Kept in the
+            bundle.
 
         Raises:
             ValueError: unknown model, or no such weights. The message names both.
@@ -72,7 +72,7 @@ class OpenClipEncoder(JointEncoder):
         return F.normalize(self.model.encode_image(pixels.to(self.device, self.dtype)).float(), dim=-1)
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Write `config.json` and, where the weights came from a file, a copy of it, so that the bundle can be moved."""
+        """Write `config.json` and a copy of the weight file, if there is one."""
         super().save_pretrained(save_directory)
         if self._weight_file is None:
             return
@@ -93,7 +93,7 @@ class OpenClipEncoder(JointEncoder):
 
 
 def _register_architecture(model_name: str, architecture: dict[str, Any]) -> None:
-    """Make a model configuration known to open_clip, which reads them from files only."""
+    """Register a model configuration with open_clip, which reads them only from files."""
     import tempfile
 
     import open_clip

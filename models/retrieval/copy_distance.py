@@ -1,7 +1,9 @@
-"""Novelty: how far a sound is from the training clip most like it. A system that copies its training clips has the best distances of all.
+"""Copy distance: how far a sound is from the most similar training clip.
 
-Log-mels are compared, not embeddings: those find copies less reliably. The middle of a sound is slid over each training clip, and 1 minus the highest correlation is
-its distance. What counts as a copy is learned from the training clips: the 5th percentile of their own distances to clips of other sources.
+A system that copies its training clips gets the best distances of all, so copies are measured. Log-mels are
+compared, because embeddings find copies less reliably: the middle of a sound is moved over each training
+clip, and the distance is 1 minus the highest correlation. The threshold for a copy is the 5th percentile of
+the training clips' own distances to clips of other sources.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
 POOL = 5  # mel frames per step of the search
-SLACK = 0.25  # of a sound's length: how far it is slid
+SLACK = 0.25  # share of a sound's length over which it is moved
 COPY_QUANTILE = 0.05
-NEIGHBOURS = 50  # training clips among which the nearest may stand out
-CONSTANT = 1e-3  # norm below which a stretch of a log-mel has no shape that another could have too
+NEIGHBOURS = 50  # training clips that `relative` compares with
+CONSTANT = 1e-3  # a stretch of a log-mel with a smaller norm is constant and matches nothing
 CHUNK = 32  # sounds at a time
 
 
@@ -26,20 +28,20 @@ def pool(log_mel: np.ndarray, frames: int = POOL, bands: int = 1) -> np.ndarray:
 
 
 class Search:
-    """Training clips, laid out so that sounds of any length are found in all of them at once.
+    """Training clips in a layout that searches all of them at once, for sounds of any length.
 
-    A clip shorter than what is searched for is slid over that, with its own mean before and after it. Each clip goes without its mean, which no
-    correlation sees.
+    A clip that is shorter than the sound is moved over the sound, with its own mean before and after. The
+    mean of each clip is removed, because a correlation does not see it.
     """
 
     def __init__(self, train: Sequence[np.ndarray]) -> None:
-        """Lay out small log-mels (F, M), as `pool` makes them.
+        """Take small log-mels (F, M), as `pool` makes them.
 
         Raises:
             ValueError: there are none.
         """
         if not len(train):
-            raise ValueError("novelty needs training clips, got none")
+            raise ValueError("copy distance needs training clips, got none")
         self._lengths = np.array([len(clip) for clip in train])
         self._clips = np.zeros((len(train), self._lengths.max(), train[0].shape[1]), np.float32)
         for laid, clip in zip(self._clips, train, strict=True):
@@ -51,25 +53,27 @@ class Search:
         self._transformed = self._transform(self._clips.shape[1])
 
     def _transform(self, length: int) -> tuple[int, np.ndarray]:
-        """Return for sounds of up to `length` frames the transform's size, and the clips' spectra over time (K, T, M)."""
+        """Return the FFT size and the clips' spectra (K, T, M) for sounds of up to `length` frames."""
         size = next_fast_len(length, real=True)
         return size, np.ascontiguousarray(rfft(self._clips, size, axis=1).swapaxes(0, 1))
 
     def distances(self, sounds: Sequence[np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
-        """Return (N, T): 1 - the highest correlation of each sound's middle with each training clip, over all shifts; 0 is a copy, 1 nothing alike.
+        """Return (N, T): 1 minus the highest correlation of each sound's middle with each clip; 0 is a copy.
 
         Args:
-            sounds: small log-mels (F, M) of one length. among: numbers of the T training clips to look at; None for all.
+            sounds: small log-mels (F, M) of one length.
+            among: numbers of the T training clips to compare with; None for all.
 
         Raises:
             ValueError: no sounds.
         """
         if not len(sounds):
-            raise ValueError("novelty needs sounds, got none")
+            raise ValueError("copy distance needs sounds, got none")
         margin = round(len(sounds[0]) * SLACK / 2)
         middles = np.stack([m[margin : len(m) - margin] for m in sounds])
         size = middles.shape[1]
-        fft_size, spectra = self._transformed  # together: several threads may search
+        # One read: several threads may search.
+        fft_size, spectra = self._transformed
         if size > fft_size:
             fft_size, spectra = self._transformed = self._transform(size)
         clips = np.arange(len(self._lengths)) if among is None else among
@@ -87,7 +91,7 @@ class Search:
         )
 
     def _norms(self, shifts: np.ndarray, size: int, clips: np.ndarray) -> np.ndarray:
-        """Return the norm (S, T) of the stretch of `size` frames that begins at each shift, without its mean."""
+        """Return the norm (S, T) of the `size` frames from each shift on, minus their mean."""
         first, end = (np.clip(x, 0, self._clips.shape[1]) for x in (shifts, shifts + size))
         total, squares = ((x[end] - x[first])[:, clips] for x in (self._sums, self._squares))
         square = squares - total**2 / (size * self._clips.shape[2])
@@ -97,7 +101,7 @@ class Search:
 def _correlate(
     middles: np.ndarray, spectra: np.ndarray, fft_size: int, shifts: np.ndarray, norms: np.ndarray
 ) -> np.ndarray:
-    """Return the distances (N, T) of sounds (N, F, M) to clips by their spectra (K, T, M) and the norms (S, T) of their stretches."""
+    """Return the distances (N, T) of sounds (N, F, M) to clips with spectra (K, T, M) and norms (S, T)."""
     shapes = middles - middles.mean((1, 2), keepdims=True)
     norm = np.linalg.norm(shapes, axis=(1, 2), keepdims=True)
     shapes = np.where(norm > CONSTANT, shapes / np.maximum(norm, CONSTANT), 0).astype(np.float32)
@@ -112,7 +116,10 @@ def distances(sounds: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> np.n
 
 
 def pick(train: Sequence[np.ndarray], length: int, *, sample: int = 150, seed: int = 0) -> np.ndarray:
-    """Return the numbers of up to `sample` training clips of `length` frames at least, by which is learned what a copy is."""
+    """Return up to `sample` clip numbers to learn the copy threshold from.
+
+    The clips have at least `length` frames.
+    """
     long_enough = [i for i, clip in enumerate(train) if len(clip) >= length]
     return np.random.default_rng(seed).permutation(np.array(long_enough, int))[:sample]
 
@@ -120,13 +127,18 @@ def pick(train: Sequence[np.ndarray], length: int, *, sample: int = 150, seed: i
 def to_other_sources(
     apart: np.ndarray, picked: Sequence[int] | np.ndarray, sources: Sequence[frozenset[str]]
 ) -> np.ndarray:
-    """Return (S', T), the distances of training clips of `picked` to those that share no source with them, infinite to others; a clip without such a one is left out.
+    """Return distances (S', T) of the picked clips to clips of other sources.
+
+    Distances to clips that share a source are infinite.
+
+    A picked clip without a clip of another source is left out.
 
     Args:
-        apart: (S, T), distances of those picked to all. sources: what each of the T was made of: recordings, files.
+        apart: (S, T), distances of the picked clips to all.
+        sources: recordings or files that each of the T clips was made from.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: no clip is left.
     """
     others = np.array([[not sources[i] & other for other in sources] for i in picked], bool)
     to_others = np.where(others.reshape(apart.shape), apart, np.inf)
@@ -137,18 +149,19 @@ def to_other_sources(
 
 
 def copy_distance(to_others: np.ndarray) -> float:
-    """Return the distance below which a sound counts as a copy, of what `to_other_sources` found."""
+    """Return the distance below which a sound counts as a copy, from the result of `to_other_sources`."""
     return float(np.quantile(to_others.min(1), COPY_QUANTILE))
 
 
 def relative(apart: np.ndarray) -> np.ndarray:
-    """Return (N,): each sound's distance to the nearest training clip over the mean of those to the `NEIGHBOURS` nearest; 0 is like one clip and no other, 1 like none more.
+    """Return (N,): distance to the nearest clip over the mean to the `NEIGHBOURS` nearest.
 
-    The adaptive distance of Carlini et al. 2023, "Extracting Training Data from Diffusion Models", with alpha = 1: sounds of a kind that has many alike
-    are near to all of them without being a copy of one.
+    The adaptive distance of Carlini et al. 2023, "Extracting Training Data from Diffusion Models", with alpha
+    = 1. Near 0: similar to one clip and no other. 1: similar to many. Kinds of sound whose clips are all
+    similar are near to all of them without copying one.
 
     Args:
-        apart: (N, T); infinite ones do not count.
+        apart: (N, T); infinite distances do not count.
     """
     nearest = np.sort(apart, 1)[:, :NEIGHBOURS]
     known = np.isfinite(nearest)

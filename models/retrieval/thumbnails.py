@@ -1,4 +1,4 @@
-"""What a bundle's index keeps of its training clips' sounds: a log-mel of each, too small to be heard, by which copies are found."""
+"""Thumbnails: small log-mels of the training clips, to find copies. Too small to hear the clip."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 
 from models.retrieval.copy_distance import Search, copy_distance, pick, pool, to_other_sources
 
-FRAMES, BANDS = 10, 2  # mel frames and bands that become one value
-PHASE = 2  # mel frames between two ways to lay out a sound: its copy may begin anywhere
-CANDIDATES = 32  # training clips that are looked at in every way
-MAX_CLIPS = 20_000  # of more clips an index keeps no images: the search would cost more than the sound
+FRAMES, BANDS = 10, 2  # mel frames and bands per value
+PHASE = 2  # mel frames between two layouts of a sound: a copy may start anywhere
+CANDIDATES = 32  # training clips that are compared in all layouts
+# For more clips an index keeps no thumbnails: the search would take longer than making the sound.
+MAX_CLIPS = 20_000
 COPY_DURATIONS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-NAMES = ("pictures", "picture_lengths", "copy_distance")  # of the tensors in an index
+NAMES = ("pictures", "picture_lengths", "copy_distance")  # tensors in an index, as saved
 
 
 def layouts(log_mel: np.ndarray) -> list[np.ndarray]:
-    """Return small log-mels of a log-mel (F, M), all of one length, that begin `PHASE` frames after each other."""
+    """Return small log-mels of a log-mel (F, M), all of one length, with starts `PHASE` frames apart."""
     size = (len(log_mel) - (FRAMES - PHASE)) // FRAMES * FRAMES
     return [pool(log_mel[first : first + size], FRAMES, BANDS) for first in range(0, FRAMES, PHASE)]
 
 
 class Thumbnails:
-    """Images of the training clips of an index, in its order.
+    """Thumbnails of the training clips of an index, in its order.
 
-    Attributes:
-        small: (N, F, M) int8, each clip at a scale and level of its own, which a correlation does not see. lengths: (N,) frames of each.
-        copies: (K, 2), in seconds of a sound, and the distance to a training clip below which one as long counts as a copy; K is 0 where the clips do not
-            say.
+    Attributes: small: (N, F, M) int8, each clip at its own scale and level, which a correlation does not see.
+        lengths: (N,) frames of each. copies: (K, 2), seconds of a sound, and the distance below which a sound
+        of this length counts as a copy; K is 0 where the clips do not suffice.
     """
 
     def __init__(self, small: torch.Tensor, lengths: torch.Tensor, copies: torch.Tensor) -> None:
@@ -40,43 +40,45 @@ class Thumbnails:
     def of(
         cls, log_mels: Sequence[np.ndarray], sources: Sequence[frozenset[str]], *, frame_rate: float
     ) -> Thumbnails:
-        """Return the images of clips' log-mels (F, M), and learn what a copy is.
+        """Return the thumbnails of clips' log-mels (F, M), and learn the copy threshold.
 
         Args:
-            sources: what each clip was made of. frame_rate: mel frames per second.
+            sources: recordings or files that each clip was made from.
+            frame_rate: mel frames per second.
         """
         small = [_to_int8(pool(log_mel, FRAMES, BANDS)) for log_mel in log_mels]
         lengths = [len(clip) for clip in small]
         laid = np.zeros((len(small), max(lengths), small[0].shape[1]), np.int8)
         for image, clip in zip(laid, small, strict=True):
             image[: len(clip)] = clip
-        images = cls(torch.from_numpy(laid), torch.tensor(lengths), torch.zeros(0, 2))
+        thumbnails = cls(torch.from_numpy(laid), torch.tensor(lengths), torch.zeros(0, 2))
         copies = []
         for seconds in COPY_DURATIONS_S:
             frames = round(seconds * frame_rate)
             picked = pick(log_mels, frames)
-            apart = [images._search.distances(layouts(log_mels[i][:frames])).min(0) for i in picked]
+            apart = [thumbnails._search.distances(layouts(log_mels[i][:frames])).min(0) for i in picked]
             try:
                 to_others = to_other_sources(np.array(apart).reshape(-1, len(laid)), picked, sources)
             except ValueError:
                 continue
             copies.append((seconds, copy_distance(to_others)))
-        images.copies = torch.tensor(copies).reshape(-1, 2)
-        return images
+
+        thumbnails.copies = torch.tensor(copies).reshape(-1, 2)
+        return thumbnails
 
     @classmethod
     def read(cls, tensors: Mapping[str, torch.Tensor]) -> Thumbnails:
-        """Return the images that `tensors` gave; KeyError where some are missing."""
+        """Return the thumbnails in an index's tensors; KeyError where some are missing."""
         return cls(*(tensors[name] for name in NAMES))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return them by the names that they have in an index."""
+        """Return the tensors by their names in an index."""
         return dict(zip(NAMES, (self.small, self.lengths, self.copies), strict=True))
 
     def nearest(self, log_mel: np.ndarray, k: int) -> list[tuple[int, float]]:
-        """Return (number, distance in 0..1) of the k training clips nearest to a sound's log-mel (F, M), nearest first; fewer if there are not as many.
+        """Return (number, distance in 0..1) of the k clips nearest to a log-mel (F, M), nearest first.
 
-        All are compared with the sound in one layout, and the `CANDIDATES` that come out nearest in all.
+        All clips are compared in one layout, and the `CANDIDATES` nearest in all layouts.
         """
         found = layouts(log_mel)
         coarse = self._search.distances(found[:1])[0]
@@ -86,7 +88,7 @@ class Thumbnails:
         return [(int(among[i]), float(fine[i])) for i in order]
 
     def copy_distance(self, seconds: float) -> float | None:
-        """Return the distance below which a sound of this length counts as a copy; None where the training clips do not say."""
+        """Return the distance below which a sound of this length counts as a copy; None if unknown."""
         if not len(self.copies):
             return None
         durations, distances = self.copies.T.tolist()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from models.audio.attributes import CONDITIONS, NAMES, Scales, taken
-from models.conditioning.attribute_targets import FEWEST, NEIGHBOURS, at_loudness, tell
+from models.conditioning.attribute_targets import FEWEST, NEIGHBOURS, at_loudness, resolve
 from models.conditioning.prompts import as_set
 from models.networks.condition_encoder import Condition, ConditionEncoder
 from models.retrieval.clip_index import Index
@@ -70,7 +70,7 @@ def test_neighbours_are_found_among_centred_embeddings(encoder, index, kinds):
 
 def test_an_attribute_is_asked_for_among_the_clips_near_the_query(encoder, index, kinds):
     def told(n, quantile):
-        return tell({"brightness": quantile}, [seen(kinds, n)], encoder, SCALES, index)["brightness"]
+        return resolve({"brightness": quantile}, [seen(kinds, n)], encoder, SCALES, index)["brightness"]
 
     assert 0.1 <= told(0, 0.0) < told(0, 0.5) < told(0, 1.0) <= 0.2
     assert 0.8 <= told(1, 0.0) < told(1, 0.5) < told(1, 1.0) <= 0.9
@@ -79,7 +79,7 @@ def test_an_attribute_is_asked_for_among_the_clips_near_the_query(encoder, index
 def test_a_reach_goes_beyond_the_clips_near_the_query(encoder, index, kinds):
     def told(quantile, reach):
         asked = {"brightness": quantile}
-        return tell(asked, [seen(kinds, 0)], encoder, SCALES, index, reach)["brightness"]
+        return resolve(asked, [seen(kinds, 0)], encoder, SCALES, index, reach)["brightness"]
 
     assert told(1.0, 0.3) == pytest.approx(told(1.0, 0.0) + 0.3)
     assert told(0.5, 0.3) == told(0.5, 0.0)
@@ -89,23 +89,23 @@ def test_a_reach_goes_beyond_the_clips_near_the_query(encoder, index, kinds):
 def test_a_set_is_near_what_weighs_most(encoder, index, kinds):
     for weight, expected in ((0.01, 0.15), (10.0, 0.85)):
         heavy = Condition(seen(kinds, 1).embedding, "image", weight)
-        told = tell({"brightness": 0.5}, [seen(kinds, 0), heavy], encoder, SCALES, index)
+        told = resolve({"brightness": 0.5}, [seen(kinds, 0), heavy], encoder, SCALES, index)
         assert told["brightness"] == pytest.approx(expected, abs=0.04)
 
 
 def test_what_few_neighbours_have_is_asked_for_among_all_clips(encoder, index, kinds):
-    assert tell({"pitch": 0.7}, [seen(kinds, 1)], encoder, SCALES, index) == {"pitch": 0.7}
+    assert resolve({"pitch": 0.7}, [seen(kinds, 1)], encoder, SCALES, index) == {"pitch": 0.7}
     old = Index(index.embeds, [{} for _ in index.clips])
     for without in (None, old):
-        told = tell({"brightness": 0.7}, [seen(kinds, 0)], encoder, SCALES, without)
+        told = resolve({"brightness": 0.7}, [seen(kinds, 0)], encoder, SCALES, without)
         assert told == {"brightness": 0.7}
 
 
 def test_agreement_is_always_asked_for_where_it_is_known():
     encoder = ConditionEncoder(embed_dim=SIZE, scalars=["pitch", "agreement"])
     condition = Condition(torch.eye(SIZE)[0], "text")
-    assert tell({}, [condition], encoder, SCALES, None) == {"agreement": 1.0}
-    assert tell({"pitch": 0.2}, [condition], encoder, SCALES, None) == {"agreement": 1.0, "pitch": 0.2}
+    assert resolve({}, [condition], encoder, SCALES, None) == {"agreement": 1.0}
+    assert resolve({"pitch": 0.2}, [condition], encoder, SCALES, None) == {"agreement": 1.0, "pitch": 0.2}
 
 
 def test_a_bundle_takes_what_it_has_scales_of_and_was_told():

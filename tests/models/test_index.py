@@ -17,20 +17,20 @@ def test_an_index_comes_back_as_it_was_written(indexed_pipeline, tmp_path):
     read = Index.read(tmp_path)
     assert read.clips == index.clips
     assert torch.allclose(read.embeds, index.embeds, atol=1e-3)
-    for name, tensor in index.images.tensors().items():
-        assert torch.equal(read.images.tensors()[name], tensor)
+    for name, tensor in index.thumbnails.tensors().items():
+        assert torch.equal(read.thumbnails.tensors()[name], tensor)
 
 
 def test_an_index_from_before_there_were_images_is_read(indexed_pipeline, tmp_path):
     indexed_pipeline.index.write(tmp_path)
     save_file({"embeds": load_file(tmp_path / TENSORS)["embeds"]}, tmp_path / TENSORS)
-    assert Index.read(tmp_path).images is None
+    assert Index.read(tmp_path).thumbnails is None
 
 
 def test_an_index_that_does_not_fit_its_clips_is_refused(indexed_pipeline, tmp_path):
     index = indexed_pipeline.index
-    with pytest.raises(BundleError, match="4 images of 3 clips"):
-        Index(index.embeds[:3], index.clips[:3], index.images)
+    with pytest.raises(BundleError, match="4 thumbnails of 3 clips"):
+        Index(index.embeds[:3], index.clips[:3], index.thumbnails)
     index.write(tmp_path)
     tensors = load_file(tmp_path / TENSORS)
     del tensors["picture_lengths"]
@@ -40,7 +40,7 @@ def test_an_index_that_does_not_fit_its_clips_is_refused(indexed_pipeline, tmp_p
 
 
 def test_a_loaded_pipeline_has_the_images(tiny_bundle):
-    assert ClipSynthPipeline.from_pretrained(tiny_bundle).index.images.small.shape == (4, 10, 32)
+    assert ClipSynthPipeline.from_pretrained(tiny_bundle).index.thumbnails.small.shape == (4, 10, 32)
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def test_export_writes_the_retrieval_index_and_a_card_of_what_is_known(prepared,
     pipe = ClipSynthPipeline.from_pretrained(folder)
     assert pipe.manifest.num_inference_steps == 9
     assert "index.safetensors" in pipe.manifest.sha256
-    images = pipe.index.images
+    images = pipe.index.thumbnails
     assert len(images.small) == len(lines)
     assert images.nearest(clips.mel(0).numpy(), 1)[0] == (0, pytest.approx(0, abs=0.02))
     (tmp_path / "sources.csv").write_text("file\n0.mp4\n")

@@ -15,13 +15,13 @@ from torch import nn
 
 from models.audio.attributes import FRAMES_PER_S, GRID, WINDOW, Scales, by_name, pitch, pitch_track
 from models.audio.mel import MelSpectrogram
-from models.conditioning.attribute_targets import AGREEMENT
+from models.conditioning.attribute_targets import CORRESPONDENCE
 from training.data.augment_mel import MelVariants
 from training.data.clips import Clips
 from training.recipe import DenoiserRecipe, Recipe
 
 TOLD_SHARE, ATTRIBUTE_KEEP_PROB = 0.5, 0.4  # of samples: with attributes at all, and with each one then
-AGREEMENT_TOLD_SHARE = 0.6  # of samples
+CORRESPONDENCE_KEEP_PROB = 0.6  # of samples
 PULSED_SHARE = 0.5  # of the rows that are made busier: by pulses as well
 LEAST_FLATNESS, FLATNESS_STEP = 5e-6, 1e-5  # of what `models.attributes.measure` tells apart
 MEASURED = ("brightness", "noisiness", "density")  # on the row's log-mel
@@ -30,7 +30,7 @@ MEASURED = ("brightness", "noisiness", "density")  # on the row's log-mel
 def conditioning_scalars(recipe: Recipe, clips: Clips) -> tuple[str, ...]:
     """Return the recipe's scalars; "agreement" only where it was measured, for what was never told means nothing to a network that is told it."""
     measured = any(clips.agreement(i) is not None for i in range(len(clips)))
-    return tuple(name for name in recipe.denoiser.scalars if name != AGREEMENT or measured)
+    return tuple(name for name in recipe.denoiser.scalars if name != CORRESPONDENCE or measured)
 
 
 def draw_attribute_labels(names: Sequence[str], g: torch.Generator) -> set[str]:
@@ -40,7 +40,7 @@ def draw_attribute_labels(names: Sequence[str], g: torch.Generator) -> set[str]:
     return {
         name
         for name, x in zip(names, each, strict=True)
-        if x < (AGREEMENT_TOLD_SHARE if name == AGREEMENT else share)
+        if x < (CORRESPONDENCE_KEEP_PROB if name == CORRESPONDENCE else share)
     }
 
 
@@ -115,7 +115,7 @@ class Bases:
             named[name] -= float(getattr(self._variants, name)(log_mel))
         agreement = self.clips.agreement(clip)
         if agreement is not None:
-            named[AGREEMENT] = agreement
+            named[CORRESPONDENCE] = agreement
         return [named.get(name, math.nan) for name in self.names]
 
 

@@ -20,7 +20,7 @@ from models.networks.condition_encoder import (
     SCALAR_STD,
     ConditionEncoder,
     ConditionTokens,
-    distilled_guidance_range,
+    guidance_as_scalar,
 )
 from models.networks.denoiser import Denoiser
 from training.data.batches import Batch
@@ -85,7 +85,7 @@ class Guided(nn.Module):
         own = batch.scalars[:, :-1]
         target = self._target(batch, own, x_t, scale)
         weight = scale if told is None else told
-        column = torch.where(weight > 1, distilled_guidance_range(weight), math.nan)[:, None]
+        column = torch.where(weight > 1, guidance_as_scalar(weight), math.nan)[:, None]
         conditions = self.student.conditions(batch, torch.cat([own, column], dim=1))
         return F.mse_loss(self.student.denoiser(x_t, batch.t, conditions).float(), target)
 

@@ -9,7 +9,7 @@ import torch
 from models.audio.mel import LOG_FLOOR, MelSpectrogram
 from models.audio.vocoder import build_vocoder
 from models.audio.vocoder import vocode as to_sound
-from models.networks.condition_encoder import GUIDANCE, Condition, Kind, distilled_guidance_range
+from models.networks.condition_encoder import GUIDANCE, Condition, Kind, guidance_as_scalar
 from models.sampler import SamplerRow, advance
 from training.data.batches import Batch
 from training.loop import load_state, load_weights
@@ -40,7 +40,7 @@ def samples(
             scale,
             requests.guidance_interval,
             time_shift=requests.time_shift,
-            guided_conds=[encoder.encode([c], [{GUIDANCE: distilled_guidance_range(scale)}])] if told else [],
+            guided_conds=[encoder.encode([c], [{GUIDANCE: guidance_as_scalar(scale)}])] if told else [],
         )
         for x, c in zip(noise, sets, strict=True)
     ]
