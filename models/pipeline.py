@@ -172,10 +172,8 @@ class ClipSynthPipeline(DiffusionPipeline):
         scale = m.guidance_scale if guidance_scale is None else guidance_scale
         seconds = m.duration_s if duration_s is None else duration_s
         generators = generator if isinstance(generator, list) else [generator] * num_waveforms_per_prompt
-        if num_waveforms_per_prompt < 1 or len(generators) != num_waveforms_per_prompt:
-            raise ValueError(
-                f"{num_waveforms_per_prompt} waveforms need as many generators, got {len(generators)}"
-            )
+        if (n := num_waveforms_per_prompt) < 1 or len(generators) != n:
+            raise ValueError(f"{n} waveforms need as many generators, got {len(generators)}")
 
         # 2. Encode the conditions and draw the noise.
         rows = self.prepare_rows(
@@ -250,12 +248,8 @@ class ClipSynthPipeline(DiffusionPipeline):
             for g in generators
         ]
         steps = num_inference_steps, guidance_scale, interval, weights
-        later = {
-            "loudness_dbfs": loudness,
-            "guided_conds": guided_conds,
-            "time_shift": self.manifest.time_shift,
-        }
-        return [SamplerRow(x, conds, uncond, *steps, **later) for x in noise]
+        rows = [SamplerRow(x, conds, uncond, *steps, guided_conds=guided_conds) for x in noise]
+        return [replace(row, loudness_dbfs=loudness, time_shift=self.manifest.time_shift) for row in rows]
 
     def _compose(
         self, wanted: Sequence[Condition], composition: Composition, scalar_values: Mapping[str, float]
