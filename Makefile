@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup serve test check chaos screenshots fuzz licences
+.PHONY: setup serve test test-fast check chaos screenshots fuzz licences
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -17,6 +17,9 @@ serve: setup
 test: setup
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4  # a service and a Redis each
 
+test-fast: setup
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 -m "not redis and not service and not browser and not slow"
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,7 +29,7 @@ chaos: setup
 	$(BIN)/python -m benchmarks.serving.chaos $(CHAOS)
 
 screenshots: setup
-	$(BIN)/python -m tests.screenshots docs
+	$(BIN)/python -m tests.support.screenshots docs
 
 fuzz: setup
 	$(BIN)/python -m benchmarks.fuzz $(FUZZ)

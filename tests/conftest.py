@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.processes import wait_until
@@ -19,13 +15,13 @@ from models.networks.open_clip import OpenClipEncoder
 from models.retrieval.clip_index import Index
 from models.retrieval.thumbnails import Thumbnails
 from models.tiny import build_tiny_pipeline
-from tests.service import TIMEOUT_S, Serve
+from tests.support.constants import TINY_CLIP
+from tests.support.service import TIMEOUT_S, Serve
+from tests.support.videos import write_video
 
+pytest_plugins = ["tests.support.admission", "tests.support.http_server"]
 torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the processes that tests start need it
-# Of full scale, by which a sound may differ in other company. An untrained network's mels are full of tones, whose oscillators grow what rounding changes; a
-# trained one keeps to the 2e-3 of docs/api.md.
-BATCHED_TOLERANCE = 1e-2
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +57,6 @@ def tiny_bundle(indexed_pipeline, tmp_path_factory):
     return folder
 
 
-TINY_CLIP = {
-    "embed_dim": 24,
-    "vision_cfg": {"width": 32, "layers": 1, "image_size": 32, "patch_size": 16, "head_width": 16},
-    "text_cfg": {"width": 32, "layers": 1, "context_length": 77, "vocab_size": 49408, "heads": 2},
-}
-
-
 @pytest.fixture(scope="session")
 def open_clip_bundle(tmp_path_factory):
     """A bundle whose encoder is a tiny CLIP of open_clip, its weights in a local file."""
@@ -85,35 +74,6 @@ def redis_url(tmp_path_factory):
     server = EmbeddedRedis(tmp_path_factory.mktemp("data"))
     yield server.url
     server.stop()
-
-
-def write_video(
-    path: Path,
-    *,
-    seconds: float = 2.0,
-    hz: float = 440.0,
-    colour: str = "red",
-    sound: bool = True,
-    samples: np.ndarray | None = None,
-) -> Path:
-    """Write an H.264/AAC clip of one colour and one tone, or `samples` (T,) at 16 kHz."""
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=3)
-        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
-        audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
-        image = av.VideoFrame.from_image(Image.new("RGB", (64, 64), colour))
-        for n in range(round(3 * seconds)):
-            image.pts = n
-            container.mux(video.encode(image))
-        container.mux(video.encode(None))
-        if audio:
-            tone = 0.3 * np.sin(2 * np.pi * hz * np.arange(round(seconds * 16000)) / 16000)
-            heard = tone if samples is None else samples
-            frame = av.AudioFrame.from_ndarray(heard[None].astype(np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 16000, 0
-            container.mux(audio.encode(frame))
-            container.mux(audio.encode(None))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -135,3 +95,20 @@ def served(tiny_bundle, tmp_path_factory):
     service.wait_for_worker()
     yield service, data_dir
     service.stop()
+
+
+MARKERS = {
+    "redis": {"redis_url"},
+    "service": {"served"},
+    "browser": {"chromium", "page", "browser"},
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark each test by the fixtures that it uses and the folder that it lies in."""
+    for item in items:
+        for marker, fixtures in MARKERS.items():
+            if fixtures & set(item.fixturenames):
+                item.add_marker(marker)
+        if "integration" in item.path.parts:
+            item.add_marker("service")

@@ -81,6 +81,7 @@ def test_curl_asks_the_service(served, tmp_path):
     assert '"status":"queued"' in printed[-1]
 
 
+@pytest.mark.slow
 def test_generate_writes_what_is_named(tiny_bundle, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a dog\na cat\n")
     monkeypatch.chdir(tmp_path)
@@ -91,6 +92,7 @@ def test_generate_writes_what_is_named(tiny_bundle, tmp_path, monkeypatch):
     assert len(list((tmp_path / "sounds").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_of_videos_becomes_a_bundle(videos, tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     [prepare], [train] = of("clipsynth", "prepare"), of("clipsynth", "train")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipsynth.settings import Settings
-from tests.app.test_generations import serving
+from tests.support.api_service import serving
 from tests.support.call_path import record_calls
 
 ROUTE = ("app/routes/generations.py", "create")

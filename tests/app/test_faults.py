@@ -21,8 +21,8 @@ from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.schemas.generation import JobPayload, Status
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
-from tests.app import test_waiting
-from tests.app.test_generations import SHORT, check_problem, image, serving
+from tests.support import api_client
+from tests.support.api_service import SHORT, check_problem, image, serving
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def kill(server):
 
 
 def test_redis_goes_and_comes_back(own_redis, tmp_path):
-    client = test_waiting.Service(Settings(redis_url=own_redis.url, data_dir=tmp_path)).client
+    client = api_client.Service(Settings(redis_url=own_redis.url, data_dir=tmp_path)).client
     client.raise_server_exceptions = False
     with client:
         made = client.post("/v1/generations", json={"prompt": "a"})
@@ -83,7 +83,7 @@ async def followed(events_, generation_id, act):
 
 
 def queued(redis, state, settings):
-    state.announce(test_waiting.INFO)
+    state.announce(api_client.INFO)
     generation_id = new_id()
     payload = JobPayload(
         model="tiny", prompt="a", image_key=None, negative_prompt=None, seed=0, num_inference_steps=2, guidance_scale=1,

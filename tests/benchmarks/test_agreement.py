@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import agreement
-from tests.training.planted import write_planted
+from tests.support.planted import write_planted
 from training.data.clips import load_clips
 
 
@@ -20,6 +20,7 @@ def test_area_is_that_of_the_roc_curve_with_ties():
     assert low < agreement.area(scores, wrong) < high
 
 
+@pytest.mark.slow
 def test_the_command_prints_areas_over_all_swaps_and_those_between_classes(tmp_path, monkeypatch, capsys):
     folder = write_planted(tmp_path / "clips")
     with (tmp_path / "labels.csv").open("w", newline="") as f:

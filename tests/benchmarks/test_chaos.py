@@ -6,7 +6,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_nothing_is_lost_while_workers_and_redis_are_killed():
     """A poison job, which kills its worker each time, fails; all others end as they should."""
     options = "--jobs 40 --kills 3 --restarts 1 --poison 1 --max-attempts 3"

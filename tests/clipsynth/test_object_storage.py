@@ -14,7 +14,7 @@ from clipsynth.errors import NotFound, StorageUnavailable  # noqa: E402
 from clipsynth.services.janitor import sweep  # noqa: E402
 from clipsynth.settings import Settings  # noqa: E402
 from clipsynth.storage import Storage, audio_key  # noqa: E402
-from tests.app.test_generations import SHORT, check_problem, image, serving  # noqa: E402
+from tests.support.api_service import SHORT, check_problem, image, serving  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 

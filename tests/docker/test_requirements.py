@@ -94,6 +94,7 @@ def imports_of(file):
 MODULES = {"app": "app.main", "worker": "worker.main, worker.predictor"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", MODULES)
 def test_what_a_role_imports_it_requires(role):
     code = f"import sys, {MODULES[role]}; print(*{{getattr(m, '__file__', None) for m in list(sys.modules.values())}})"

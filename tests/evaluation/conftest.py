@@ -3,7 +3,7 @@
 import pytest
 
 from evaluation.embedders.classifier import train_classifier
-from tests.evaluation.sounds import collection
+from tests.support.evaluation_sounds import collection
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from evaluation.evaluate import EvaluateOptions, default_systems, evaluate, pars
 from evaluation.interfaces import SAMPLE_RATE
 from evaluation.plan import Plan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):

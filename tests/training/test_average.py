@@ -7,6 +7,8 @@ from models.pipeline import ClipSynthPipeline
 from models.tiny import build_tiny_pipeline
 from training.average import LEARNED, average
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):

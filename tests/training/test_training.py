@@ -29,6 +29,9 @@ from training.train import train
 from training.vocoder.generated_mels import GeneratedClips
 from training.vocoder.train import Segments
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 DEMO = ROOT / "recipes" / "demo.yaml"

@@ -18,7 +18,7 @@ from models.conditioning.prompts import COMPOSITIONS
 from models.networks.condition_encoder import ConditionTokens
 from models.sampler import SamplerRow
 from models.tiny import build_tiny_pipeline
-from tests.conftest import BATCHED_TOLERANCE
+from tests.support.constants import BATCHED_TOLERANCE
 from worker.calibration import measure
 from worker.engine import Engine, SamplingRequest, weight
 from worker.job_runner import JobRunner
@@ -380,6 +380,7 @@ def test_a_job_alone_is_equal_to_the_pipeline_to_the_byte(engines, tiny_pipeline
         np.testing.assert_array_equal(each.results[0], alone(predictor, wanted))
 
 
+@pytest.mark.slow
 def test_a_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
     predictor = Predictor(tiny_pipeline)
     draw = random.Random(0)

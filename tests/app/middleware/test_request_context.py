@@ -1,0 +1,128 @@
+"""What is around every answer: ids, headers, CORS, logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from rq import Queue
+
+from clipsynth.jobs.queue import get_queue
+from clipsynth.log import JsonLines, about
+from tests.support.api_service import check_problem
+
+
+@pytest.fixture
+def service(serve):
+    return serve(cors_origins="https://a.example, https://b.example")
+
+
+def test_a_request_has_an_id(service):
+    assert (
+        service.client.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    )
+    made = {service.client.get("/healthz").headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "x" * 65, "a\u00e9", "<script>", '"', "a\tb"])
+def test_an_id_that_could_garble_a_log_is_replaced(service, sent):
+    headers = {"x-request-id": sent.encode()}
+    assert service.client.get("/healthz", headers=headers).headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/nothing", "/v1/generations", "/docs", "/openapi.json"])
+def test_every_answer_has_headers_for_browsers(service, path):
+    headers = service.client.get(path).headers
+    assert headers["content-security-policy"].startswith("default-src 'self'")
+    assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+
+
+def test_what_nobody_expected_is_a_problem_with_the_requests_id(service, monkeypatch, caplog):
+    monkeypatch.setattr(Queue, "push_job_id", lambda *_, **__: 1 / 0)
+    response = service.post(**{"x-request-id": "mine-1"})
+    check_problem(response, 500, "internal_error")
+    assert "mine-1" in response.json()["detail"]
+    assert (response.headers["x-request-id"], response.headers["x-content-type-options"]) == (
+        "mine-1",
+        "nosniff",
+    )
+    assert "mine-1" in caplog.text
+
+
+def test_pages_of_other_sites_are_let_in_by_setting(service):
+    for origin, allowed in (("https://b.example", True), ("https://evil.example", False)):
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        asked = service.client.options("/v1/generations", headers=headers)
+        assert ("access-control-allow-origin" in asked.headers) is allowed
+        answer = service.client.get("/v1/generations", headers={"origin": origin})
+        assert ("access-control-allow-origin" in answer.headers) is allowed
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_a_form_on_another_site_makes_nothing_without_a_key(service):
+    form = [("prompt", (None, "a"))]
+    for origin, status in (("https://evil.example", 403), ("https://a.example", 202)):
+        headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+        assert service.client.post("/v1/generations", files=form, headers=headers).status_code == status
+
+
+def test_a_form_of_a_browser_that_says_its_origin_alone_makes_nothing_either(service):
+    form = [("prompt", (None, "a"))]
+    for origin, status in (
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("https://a.example", 202),
+        ("http://localhost", 202),
+    ):
+        answer = service.client.post("/v1/generations", files=form, headers={"origin": origin})
+        assert answer.status_code == status, origin
+
+
+@pytest.mark.parametrize("host", ['e"vil.com', "evil.com", "[::1", ""])
+def test_a_name_that_cannot_be_read_is_not_this_machines(service, host):
+    check_problem(service.client.get("/v1/models", headers={"host": host}), 401, "unauthorized")
+
+
+def test_a_name_that_was_made_to_resolve_to_here_is_not_open(service):
+    check_problem(service.client.get("http://evil.example/v1/models"), 401, "unauthorized")
+    assert service.client.get("http://127.0.0.1:8000/v1/models").status_code == 200
+    assert service.client.get("http://[::1]:8000/v1/models").status_code == 200
+
+
+def test_a_jobs_record_names_its_request(service):
+    generation_id = service.post(**{"x-request-id": "mine-1"}).json()["id"]
+    assert get_queue("tiny", service.redis).fetch_job(generation_id).meta == {"request_id": "mine-1"}
+
+
+def logged(message, **extra):
+    record = logging.getLogger("x").makeRecord("x", logging.INFO, "f", 1, message, (), None, extra=extra)
+    return json.loads(JsonLines().format(record))
+
+
+def test_lines_of_the_log_are_json_with_ids():
+    with about("gen_1", {"request_id": "mine-1"}):
+        line = logged("job succeeded\nok", seconds=1)
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "info",
+        "logger": "x",
+        "message": "job succeeded\nok",
+        "request_id": "mine-1",
+        "job_id": "gen_1",
+        "seconds": 1,
+    }
+    with about("gen_1", ["not", "ours"]):
+        assert "request_id" not in logged("m")
+    assert "job_id" not in logged("m")
+
+
+def test_requests_are_logged_with_route_and_status_and_without_the_prompt(service, caplog):
+    caplog.set_level("INFO")
+    service.post(**{"x-request-id": "mine-1"})
+    service.client.post("/v1/generations", json={"prompt": "secret", "colour": "secret"})
+    service.client.get("/healthz")
+    told = [(r.route, r.status) for r in caplog.records if r.name == "clipsynth.access"]
+    assert told == [("/v1/generations", 202), ("/v1/generations", 422)]
+    assert "secret" not in caplog.text

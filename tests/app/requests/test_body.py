@@ -1,0 +1,143 @@
+"""Bodies that are huge, slow or never end, against the API as it is served: uvicorn on a socket."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+from redis import Redis
+
+from app.server import config
+from clipsynth.jobs.store import JobStore
+from clipsynth.services.processes import wait_until
+from clipsynth.settings import Settings
+from tests.support.api_client import INFO
+
+GB = 1_000_000_000
+JSON = b"Content-Type: application/json\r\n"
+FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"
+
+
+@pytest.fixture
+def port(request, redis_url, tmp_path):
+    """Serve with limits that are soon reached: bodies of 100 kB, and 0.1 s or what a test says."""
+    settings = Settings(
+        redis_url=redis_url,
+        data_dir=tmp_path,
+        receive_timeout_s=getattr(request, "param", 0.1),
+        max_image_bytes=100_000,
+    )
+    with Redis.from_url(redis_url) as redis, socket.socket() as listener:
+        redis.flushall()
+        JobStore.from_settings(redis, settings).announce(INFO)
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(config(settings))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        assert wait_until(lambda: server.started, timeout_s=10, interval_s=0.005)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+def exchange(port, head, *pieces):
+    """Send pieces until the service closes, and return what it answered, to its end, and how much was sent."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        try:
+            connection.sendall(head)
+            for piece in pieces:
+                connection.sendall(piece)
+                sent += len(piece)
+        except ConnectionError:
+            pass
+        answer = b""
+        try:
+            while data := connection.recv(65536):
+                answer += data
+        except ConnectionError:
+            pass
+    return answer, sent
+
+
+def post(path="/v1/generations", headers=b""):
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + headers + b"\r\n"
+
+
+def check(answer, status, code):
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 " + str(status).encode()), answer[:500]
+    assert b"connection: close" in head.lower()
+    assert f'"code":"{code}"'.encode() in body
+
+
+@pytest.mark.parametrize("path", ["/v1/generations", "/v1/replay"])
+def test_a_gigabyte_is_refused_by_its_length(port, path):
+    answer, _ = exchange(port, post(path, JSON + f"Content-Length: {GB}\r\n".encode()))
+    check(answer, 413, "payload_too_large")
+
+
+@pytest.mark.parametrize("port", [5.0], indirect=True)  # a busy machine may be slow to read what it refuses
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/v1/generations", JSON), ("/v1/generations", FORM), ("/v1/replay", JSON)]
+)
+def test_a_gigabyte_without_a_length_is_refused_as_it_comes(port, path, kind):
+    piece = b"ffff\r\n" + b" " * 0xFFFF + b"\r\n"
+    first = (
+        b'31\r\n--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n'
+        if kind == FORM
+        else b"1\r\n{\r\n"
+    )
+    head = post(path, kind + b"Transfer-Encoding: chunked\r\n") + first
+    answer, sent = exchange(port, head, *(piece for _ in range(GB // len(piece))))
+    assert sent < 100_000_000  # the sockets hold some of it
+    assert not answer or b"HTTP/1.1 413" in answer  # a client that goes on sending may miss it
+
+
+@pytest.mark.parametrize("kind", [JSON, FORM])
+@pytest.mark.parametrize("length", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_body_that_does_not_come_to_its_end_is_not_waited_for(port, kind, length):
+    begun = b"--x\r\n" if kind == FORM else b"{ "
+    chunk = f"{len(begun):x}\r\n".encode() + begun + b"\r\n" if b"chunked" in length else begun
+    answer, _ = exchange(port, post(headers=kind + length), chunk)
+    check(answer, 408, "receive_timeout")
+
+
+def test_a_body_of_a_byte_at_a_time_is_not_waited_for(port):
+    """Each byte comes before the time is over; all together do not."""
+    with socket.create_connection(("127.0.0.1", port), timeout=0.02) as connection:
+        connection.sendall(post(headers=JSON + b"Content-Length: 1000\r\n"))
+        for _ in range(500):
+            try:
+                assert b" 408 " in connection.recv(65536)
+                return
+            except TimeoutError:
+                connection.sendall(b" ")
+    pytest.fail("it was waited for")
+
+
+@pytest.mark.parametrize("head", [b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nX-A: 1\r\n"])
+def test_a_request_that_does_not_come_is_not_waited_for(port, head):
+    assert exchange(port, head) == (b"", 0)
+
+
+def test_a_body_that_nobody_reads_ends_the_connection(port):
+    answer, _ = exchange(port, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+    assert b"HTTP/1.1 200" in answer
+
+
+@pytest.mark.parametrize("port", [1.0], indirect=True)
+def test_a_connection_stays_open_between_requests_that_come_in_time(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.connect()
+    opened = connection.sock
+    for _ in range(3):
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b'{"status":"ok"}'
+        time.sleep(0.4)  # all of them take longer than one may
+    assert connection.sock is opened
+    connection.close()

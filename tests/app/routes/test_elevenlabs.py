@@ -1,0 +1,124 @@
+"""The shim in ElevenLabs' shape, over the service of test_generations."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import pytest
+import soundfile
+
+from app.routes.elevenlabs import guidance_scale
+from clipsynth.schemas.generation import Problem, Status
+from clipsynth.security.api_keys import create_key
+from clipsynth.services.processes import wait_until
+from clipsynth.settings import Settings
+from tests.support.api_service import check_problem, serving
+
+
+@pytest.fixture
+def service(redis_url, tiny_pipeline, tmp_path):
+    yield from serving(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
+
+
+def ask(service, act, headers=None, params=None, **body):
+    """Post, and have `act` called with the id of the generation when it is queued."""
+    assert wait_until(lambda: service.redis.pubsub_numpat() > 0, timeout_s=30)  # the API listens
+    responses = []
+    request = {"text": "a dog", "duration_seconds": 0.5, **body}
+    post = threading.Thread(
+        target=lambda: responses.append(
+            service.client.post("/v1/sound-generation", json=request, headers=headers, params=params)
+        )
+    )
+    post.start()
+    while post.is_alive() and not (ids := service.queue.get_job_ids()):
+        post.join(0.01)
+    if post.is_alive():
+        act(ids[0])
+    post.join()
+    return responses[0]
+
+
+def work(service):
+    return lambda _: service.worker.work(burst=True, logging_level="ERROR")
+
+
+def test_the_answer_is_the_sound_and_names_its_generation(service):
+    response = ask(service, work(service), prompt_influence=0.6, model_id="eleven_text_to_sound_v2")
+    assert (response.status_code, response.headers["content-type"]) == (200, "audio/mpeg")
+    assert soundfile.info(io.BytesIO(response.content)).format == "MP3"
+    made = service.client.get(f"/v1/generations/{response.headers['generation-id']}").json()
+    own = service.info.guidance_scale
+    assert made["input"] | {"seed": 0} == made["input"] | {
+        "prompt": "a dog",
+        "duration_s": 0.5,
+        "guidance_scale": pytest.approx(1 + 2 * (own - 1)),
+        "output_formats": ["mp3"],
+        "model": "tiny",
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(("wanted", "made"), [("wav", "WAV"), ("flac", "FLAC"), ("mp3_22050_32", "MP3")])
+def test_the_codec_is_the_one_asked_for(service, wanted, made):
+    response = ask(service, work(service), params={"output_format": wanted})
+    assert soundfile.info(io.BytesIO(response.content)).format == made
+
+
+def test_influence_is_a_line_through_no_guidance_and_the_models_own():
+    assert [guidance_scale(x, 4.0) for x in (0, 0.3, 0.6)] == [1.0, 4.0, 7.0]
+    assert guidance_scale(1.0, 8.0) == 20.0
+
+
+@pytest.mark.parametrize(
+    ("body", "params", "code"),
+    [
+        ({"text": ""}, {}, "invalid_request"),
+        ({"text": " "}, {}, "invalid_request"),
+        ({"duration_seconds": 22}, {}, "invalid_request"),
+        ({"duration_seconds": 9}, {}, "invalid_request"),
+        ({"prompt_influence": 1.1}, {}, "invalid_request"),
+        ({"loop": True}, {}, "invalid_request"),
+        ({"loop": 0}, {}, "invalid_request"),
+        ({"voice": "a"}, {}, "invalid_request"),
+        ({"model_id": "other"}, {}, "model_not_found"),
+        ({}, {"output_format": "pcm_44100"}, "invalid_request"),
+        ({}, {"output_format": "opus_48000_64"}, "invalid_request"),
+    ],
+)
+def test_what_is_not_offered_is_refused(service, body, params, code):
+    request = {"text": "a dog", **body}
+    response = service.client.post("/v1/sound-generation", json=request, params=params)
+    check_problem(response, 422, code)
+
+
+@pytest.mark.parametrize("header", ["xi-api-key", "authorization"])
+def test_a_key_may_come_as_theirs_do_here_and_nowhere_else(service, header):
+    _, token = create_key(service.redis, "me", ["generate", "read"])
+    value = token if header == "xi-api-key" else f"Bearer {token}"
+    assert ask(service, work(service), headers={header: value}).status_code == 200
+    for headers in ({}, {header: "cs_wrong"}):
+        check_problem(ask(service, work(service), headers=headers), 401, "unauthorized")
+    elsewhere = service.client.post("/v1/generations", json={"prompt": "a"}, headers={"xi-api-key": token})
+    check_problem(elsewhere, 401, "unauthorized")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "code"),
+    [
+        (lambda state, i: state.fail(i, Problem(code="x", detail="why")), 500, "generation_failed"),
+        (lambda state, i: state.change(i, Status.CANCELED), 500, "generation_failed"),
+        (lambda state, i: state.change(i, Status.EXPIRED), 504, "not_in_time"),
+    ],
+)
+def test_a_sound_that_is_not_made_is_a_problem_that_names_its_generation(service, end, status, code):
+    ids = []
+
+    def act(generation_id):
+        ids.append(generation_id)
+        end(service.state, generation_id)
+
+    response = ask(service, act)
+    check_problem(response, status, code)
+    assert ids[0] in response.json()["detail"]

@@ -1,0 +1,87 @@
+"""`/v1/estimate`."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipsynth.schemas.generation import Status
+from tests.support.admission import COST, REQUEST_S
+from tests.support.api_client import INFO
+from tests.support.api_service import check_problem, image
+
+
+@pytest.fixture
+def service(serve):
+    return serve()
+
+
+def ask(service, body=None, **kwargs):
+    return service.client.post("/v1/estimate", **({"json": body} if body is not None else {}), **kwargs)
+
+
+def test_an_estimate_counts_what_is_before(service):
+    service.state.announce(INFO.model_copy(update={"cost": COST}))
+    empty = ask(service, {"prompt": "a"}).json()
+    assert empty == {"model": "tiny", "unfinished": 0, "p50_s": REQUEST_S, "p90_s": pytest.approx(1.8)}
+    service.post()
+    after_one = ask(service, {"prompt": "a", "num_outputs": 2}).json()
+    assert (after_one["unfinished"], after_one["p50_s"]) == (1, pytest.approx(3 * REQUEST_S))
+    assert len(service.client.get("/v1/generations").json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [
+        ({"guidance_scale": 10}, 1),
+        ({"guidance_scale": 10.5}, 1.5),
+        ({"guidance_scale": 1}, 1),
+        ({"guidance_scale": 8, "negative_prompt": "b"}, 1.5),
+        ({"guidance_scale": 8, "composition": "mix"}, 1),
+    ],
+)
+def test_guidance_that_a_model_has_learned_costs_nothing(service, body, passes):
+    cost = COST.model_copy(update={"distilled_guidance_range": [1.0, 10.0]})
+    service.state.announce(INFO.model_copy(update={"cost": cost}))
+    assert ask(service, {"prompt": "a", **body}).json()["p50_s"] == pytest.approx(REQUEST_S * passes / 1.5)
+
+
+@pytest.mark.parametrize(("composition", "passes"), [("set", 1.5), ("compose", 3.5), ("mix", 4.5)])
+def test_what_a_composition_costs_is_counted(service, composition, passes):
+    service.state.announce(INFO.model_copy(update={"cost": COST}))  # half of the steps are guided
+    body = {
+        "prompts": [{"text": t} for t in "abc"] + [{"text": "d", "weight": -1}],
+        "composition": composition,
+    }
+    costs_s = pytest.approx(REQUEST_S * passes / 1.5)
+    assert ask(service, body).json()["p50_s"] == costs_s
+    made = service.client.post("/v1/generations", json=body)
+    assert made.json()["eta_s"] == costs_s
+    assert ask(service, {"prompt": "a"}).json()["p50_s"] == pytest.approx(REQUEST_S * (passes / 1.5 + 1))
+    assert service.client.get(made.headers["location"]).json()["eta_s"] == costs_s
+    assert float(service.redis.hget("clipsynth:load:tiny", "w")) == pytest.approx(4 * 2 * passes)
+    assert float(service.redis.hget("clipsynth:turns:tiny", "anonymous")) == pytest.approx(4 * 2 * passes)
+
+
+def test_an_estimate_learns_from_how_long_it_took(service):
+    service.state.announce(INFO.model_copy(update={"cost": COST}))
+    for n in range(20):
+        generation_id = service.post().json()["id"]
+        told = float(service.redis.hget(f"clipsynth:gen:{generation_id}", "eta_s"))
+        took = told * (2 if n < 15 else 5)
+        made = float(service.redis.hget(f"clipsynth:gen:{generation_id}", "created_at"))
+        service.redis.hset(f"clipsynth:gen:{generation_id}", "created_at", made - took)
+        service.state.change(generation_id, Status.SUCCEEDED)
+    learnt = ask(service, {"prompt": "a"}).json()
+    assert learnt["p50_s"] == pytest.approx(2 * REQUEST_S, rel=0.3)
+    assert learnt["p90_s"] == pytest.approx(5 * REQUEST_S, rel=0.3)
+
+
+def test_no_number_is_made_up_before_a_worker_has_measured_its_cost(service):
+    assert ask(service, {"prompt": "a"}).json()["p50_s"] is None
+
+
+def test_an_estimate_takes_the_same_bodies(service):
+    assert ask(service, files={"image": ("x", image("PNG"))}).status_code == 200
+    check_problem(ask(service, {"prompt": ""}), 422, "invalid_request")
+    check_problem(ask(service, {"prompt": "a", "duration_s": 9}), 422, "invalid_request")
+    check_problem(ask(service, {"prompt": "a", "model": "other"}), 422, "model_not_found")

@@ -1,0 +1,106 @@
+"""Recipes and the wait in the queue, over the service of test_generations."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clipsynth.schemas.generation import ModelCost
+from clipsynth.schemas.replay_token import ReplayToken
+from clipsynth.settings import Settings
+from tests.support.api_service import SHORT, check_problem, image, serving
+
+
+@pytest.fixture
+def service(redis_url, tiny_pipeline, tmp_path):
+    yield from serving(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
+
+
+def replay(service, recipe):
+    return service.client.post("/v1/replay", json={"recipe": recipe})
+
+
+def made(service, response, n=0):
+    done = service.finish(response)
+    return done["outputs"][n]["recipe"], service.client.get(done["outputs"][n]["url"]).content
+
+
+def test_a_recipe_makes_the_same_bytes_again(service):
+    request = {"prompt": "ein Glöckchen", "negative_prompt": "wind", "guidance_scale": 2.5, **SHORT}
+    recipe, sound = made(service, service.post(request))
+    again, same = made(service, replay(service, recipe))
+    assert (again, same) == (recipe, sound)
+    assert not set("+/=") & set(recipe)
+
+
+def test_the_recipe_of_output_n_makes_that_output_alone(service):
+    recipe, _ = made(service, service.post({"prompt": "a", "seed": 5, "num_outputs": 3, **SHORT}), n=2)
+    body = service.finish(replay(service, recipe))
+    assert (body["input"]["num_outputs"], body["seed"]) == (1, 7)
+
+
+def test_an_image_is_replayed_while_it_is_stored(service):
+    recipe, sound = made(service, service.post(files={"image": ("x", image("JPEG"))}, data=SHORT))
+    _, same = made(service, replay(service, recipe))
+    assert same == sound
+    shutil.rmtree(Path(service.storage._root))
+    check_problem(replay(service, recipe), 410, "image_gone")
+
+
+def test_a_recipe_from_before_there_were_sets_is_read(service):
+    recipe, sound = made(service, service.post({"prompt": "a", **SHORT}))
+    fields = {
+        k: v for k, v in ReplayToken.read(recipe).model_dump().items() if k not in ("prompts", "composition")
+    }
+    old = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
+    assert made(service, replay(service, old)) == (recipe, sound)
+
+
+def test_a_recipe_of_another_version_is_refused(service):
+    recipe, _ = made(service, service.post({"prompt": "a", **SHORT}))
+    service.state.announce(service.info.model_copy(update={"version": "another"}))
+    check_problem(replay(service, recipe), 409, "recipe_mismatch")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"image_key": "../../etc/passwd"}, 422, "invalid_request"),
+        ({"num_inference_steps": 10_000}, 422, "invalid_request"),
+        ({"duration_s": 9.0}, 422, "invalid_request"),
+        ({"prompt": None}, 422, "invalid_request"),
+        ({"v": 2}, 422, "invalid_request"),
+        ({"model": "other"}, 422, "model_not_found"),
+    ],
+)
+def test_a_recipe_that_was_changed_is_held_to_the_same_limits(service, changes, status, code):
+    recipe, _ = made(service, service.post({"prompt": "a", **SHORT}))
+    fields = ReplayToken.read(recipe).model_dump() | changes
+    check_problem(
+        replay(service, base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()), status, code
+    )
+
+
+@pytest.mark.parametrize("token", ["", "abc", "%%", "e30", "ä"])
+def test_what_is_no_recipe_is_refused(service, token):
+    check_problem(replay(service, token), 422, "invalid_request")
+
+
+def test_a_queued_generation_says_how_long_it_waits(service):
+    first, second = (
+        service.post({"prompt": "a", "duration_s": 2.0, "num_inference_steps": 10}) for _ in "12"
+    )
+    assert [r.json()["queue_position"] for r in (first, second)] == [0, 1]
+    assert second.json()["eta_s"] is None
+    cost = ModelCost(audio_step_s=0.01, step_s=0.001, guided_share=0.5)
+    service.state.announce(service.info.model_copy(update={"cost": cost}))
+    for response, expected in ((first, 0.3), (second, 0.6)):
+        assert service.client.get(response.headers["location"]).json()["eta_s"] == pytest.approx(expected)
+    service.redis.sadd("rq:workers:clipsynth-tiny", "rq:worker:one", "rq:worker:two")  # as their births do
+    assert service.client.get(second.headers["location"]).json()["eta_s"] == pytest.approx(0.45)
+    done = service.finish(first)
+    assert (done["queue_position"], done["eta_s"]) == (None, None)

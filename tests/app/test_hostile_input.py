@@ -1,0 +1,103 @@
+"""What the fuzzers found, and tricks with paths and names."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import fastapi_swagger
+import pytest
+
+from app.routes import pages as page
+from app.server import bound_arenas
+from benchmarks.fuzz.mutations import case
+from clipsynth.settings import Settings
+from tests.support.api_client import Service
+
+
+@pytest.fixture
+def client(redis_url, tmp_path):
+    service = Service(Settings(redis_url=redis_url, data_dir=tmp_path))
+    with service.client:
+        yield service.client
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"\\ud800": 1}', b'{"prompt": "\\ud800"}', b'{"model": "\\udfff", "prompt": "a"}']
+)
+@pytest.mark.parametrize("path", ["/v1/generations", "/v1/replay"])
+def test_half_a_surrogate_pair_is_a_problem(client, path, body):
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "local host", "localhost:abc", "@", ""])
+def test_a_host_that_is_none_breaks_nothing(client, host):
+    assert client.get("/v1/models", headers={"host": host}).status_code in (200, 401)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "..%2f..%2fetc%2fpasswd",
+        "%2e%2e/%2e%2e/keys",
+        "gen_%00",
+        "%ff",
+        "*",
+        "gen_" + "0" * 26,
+        "gen_" + "A" * 26,
+        "a" * 5000,
+        "gen_x%0d%0aX: y",
+    ],
+)
+def test_an_id_that_was_never_given_is_not_found(client, place):
+    for path in (
+        f"/v1/generations/{place}",
+        f"/v1/generations/{place}/audio/0",
+        f"/v1/generations/{place}/events",
+    ):
+        assert client.get(path).status_code == 404
+    assert client.delete(f"/v1/generations/{place}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/docs/static/..%2fmain.py",
+        "/docs/static/%2e%2e/main.py",
+        "/docs/static//etc/passwd",
+        "/static/..%2froutes/pages.py",
+        "/static/%2e%2e/routes/pages.py",
+        "/static//etc/passwd",
+    ],
+)
+def test_no_file_beside_the_pages_is_served(client, path):
+    assert (Path(fastapi_swagger.__file__).parent / "main.py").is_file()
+    assert Path(page.__file__).name == "pages.py"  # what the paths point at is there
+    assert client.get(path).status_code == 404
+
+
+def test_what_may_be_done_with_a_path_is_told(client):
+    answers = {path: client.put(path) for path in ("/v1/generations", "/v1/generations/x", "/healthz")}
+    assert {a.status_code for a in answers.values()} == {405}
+    assert [a.headers["allow"] for a in answers.values()] == ["GET, POST", "DELETE, GET", "GET"]
+
+
+def test_events_are_as_documented(client):
+    made = client.post("/v1/generations", json={"prompt": "a"}).json()
+    client.post(made["links"]["cancel"])
+    fields = dict(
+        line.split(": ", 1) for line in client.get(made["links"]["events"]).text.splitlines() if line
+    )
+    assert fields["event"] == "completed"
+    assert json.loads(fields["data"])["status"] == "canceled"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_malloc_takes_the_bound_of_arenas():
+    assert bound_arenas()
+
+
+def test_a_fuzzers_case_is_a_function_of_its_seed_and_number():
+    assert case(1, 7) == case(1, 7) != case(2, 7)

@@ -1,0 +1,210 @@
+"""Webhooks from the request to the address that is told, and to what the resource says of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from clipsynth.schemas.generation import Status
+from clipsynth.security.api_keys import create_key
+from clipsynth.services import webhooks
+from clipsynth.services.processes import wait_until
+from clipsynth.services.webhooks import DELAYS_S, Sender
+from clipsynth.settings import Settings
+from tests.support.api_service import check_problem
+
+SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
+
+
+class Hooks:
+    def __init__(self, service, settings):
+        self.service, self.sender = service, Sender(service.redis, settings)
+
+    def post(self, url, headers=None, **body):
+        body = {"prompt": "a", "webhook_url": url, **body}
+        return self.service.client.post("/v1/generations", json=body, headers=headers)
+
+    def end(self, response, status=Status.SUCCEEDED):
+        assert response.status_code == 202, response.text
+        self.service.state.start(response.json()["id"], batched_with_others=False)
+        self.service.state.change(response.json()["id"], status)
+
+    def send(self):
+        """Tell all that is due, and return how many that were."""
+        due = self.sender.due(100)
+        for member in due:
+            asyncio.run(self.sender.send(member))
+        return len(due)
+
+    def make_due(self):
+        for member in self.service.redis.zrange(webhooks.QUEUE_KEY, 0, -1):
+            self.service.redis.zadd(webhooks.QUEUE_KEY, {member: 0})
+
+    def deliveries(self, response, headers=None):
+        resource = self.service.client.get(response.headers["location"], headers=headers).json()
+        return resource["webhook"]["deliveries"]
+
+
+@pytest.fixture
+def hooks(serve, redis_url, tmp_path):
+    options = {"webhook_secret": SECRET, "webhook_loopback": True, "allow_anonymous": True}
+    return Hooks(serve(**options), Settings(redis_url=redis_url, data_dir=tmp_path, **options))
+
+
+def verify(request, secret):
+    """Check a message as the Standard Webhooks specification says, and return its id and body."""
+    headers, body = {k.lower(): v for k, v in request[1].items()}, request[2]
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+    return headers["webhook-id"], json.loads(body)
+
+
+def test_the_end_is_told_once_and_signed(hooks, heard):
+    made = hooks.post(heard.url, metadata={"project": "demo"})
+    assert hooks.send() == 0
+    hooks.end(made)
+    assert (hooks.send(), hooks.send()) == (1, 0)
+    message_id, body = verify(heard.requests[0], SECRET)
+    assert (heard.requests[0][0], body["type"]) == ("/hook?x=1", "generation.completed")
+    assert (body["data"]["id"], body["data"]["status"]) == (made.json()["id"], "succeeded")
+    assert body["data"]["metadata"] == {"project": "demo"}
+    assert made.json()["id"] in message_id
+    (delivery,) = hooks.deliveries(made)
+    assert (delivery["event"], delivery["status"], delivery["attempts"]) == ("completed", "delivered", 1)
+    assert (
+        'clipsynth_webhook_deliveries_total{outcome="delivered"} 1.0'
+        in hooks.service.client.get("/metrics").text
+    )
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELED, Status.EXPIRED])
+def test_every_end_is_told(hooks, heard, status):
+    hooks.end(hooks.post(heard.url), status)
+    hooks.send()
+    assert verify(heard.requests[0], SECRET)[1]["data"]["status"] == status
+
+
+def test_the_start_is_told_once_where_that_is_asked(hooks, heard):
+    made = hooks.post(heard.url, webhook_events=["started", "completed"])
+    for _ in range(2):  # its worker is lost, and it starts again
+        hooks.service.state.start(made.json()["id"], batched_with_others=False)
+        hooks.service.state.abandon(made.json()["id"])
+    hooks.send()
+    hooks.end(made)
+    hooks.send()
+    types = [verify(r, SECRET)[1]["type"] for r in heard.requests]
+    assert types == ["generation.started", "generation.completed"]
+    assert [d["event"] for d in hooks.deliveries(made)] == ["completed", "started"]
+
+
+def test_a_key_has_a_secret_of_its_own(hooks, heard):
+    key, token = create_key(hooks.service.redis, "x", ["generate", "read"])
+    headers = {"authorization": f"Bearer {token}"}
+    hooks.end(hooks.post(heard.url, headers))
+    hooks.send()
+    assert key.webhook_secret != SECRET
+    verify(heard.requests[0], key.webhook_secret)
+
+
+def test_what_fails_is_tried_again_with_the_same_id_and_given_up_at_last(hooks, heard):
+    heard.status = 500
+    made = hooks.post(heard.url)
+    hooks.end(made)
+    for n, delay_s in enumerate(DELAYS_S):
+        assert (hooks.send(), hooks.send()) == (1, 0)
+        (delivery,) = hooks.deliveries(made)
+        assert (delivery["status"], delivery["attempts"], delivery["detail"]) == (
+            "pending",
+            n + 1,
+            "answered 500",
+        )
+        waits = delivery["next_attempt_at"] - delivery["last_attempt_at"]
+        assert 0.8 * delay_s <= waits <= 1.2 * delay_s
+        hooks.make_due()
+    hooks.send()
+    (delivery,) = hooks.deliveries(made)
+    assert (delivery["status"], delivery["attempts"], delivery["next_attempt_at"]) == ("failed", 6, None)
+    assert len({verify(r, SECRET)[0] for r in heard.requests}) == 1
+    hooks.make_due()
+    assert hooks.send() == 0
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(204, "delivered"), (302, "pending"), (410, "failed")])
+def test_what_an_answer_means(hooks, heard, status, outcome):
+    heard.status, heard.headers, heard.body = status, {"location": heard.url, "content-length": "0"}, b""
+    made = hooks.post(heard.url)
+    hooks.end(made)
+    hooks.send()
+    assert hooks.deliveries(made)[0]["status"] == outcome
+    assert len(heard.requests) == 1
+
+
+def test_what_a_killed_sender_took_is_told_by_another(hooks, heard):
+    hooks.end(hooks.post(heard.url))
+    assert len(hooks.sender.due(10)) == 1
+    assert hooks.send() == 0
+    hooks.make_due()  # its claim is over
+    assert hooks.send() == 1
+
+
+def test_what_was_deleted_is_not_told(hooks, heard):
+    made = hooks.post(heard.url)
+    hooks.end(made)
+    hooks.service.client.delete(made.headers["location"])
+    hooks.send()
+    assert heard.requests == []
+    assert not hooks.service.redis.exists(webhooks.QUEUE_KEY, f"clipsynth:gen:{made.json()['id']}")
+
+
+def test_an_inner_address_is_refused_at_once_and_a_name_of_one_when_it_is_told(serve, redis_url, tmp_path):
+    settings = {"webhook_secret": SECRET}
+    hooks = Hooks(serve(**settings), Settings(redis_url=redis_url, data_dir=tmp_path, **settings))
+    for url in ("http://example.org/", "https://127.0.0.1/", "https://[::ffff:10.0.0.1]/", "gopher://x/"):
+        check_problem(hooks.post(url), 422, "invalid_request")
+    made = hooks.post("https://localhost/")
+    hooks.end(made)
+    hooks.send()
+    assert hooks.deliveries(made)[0]["detail"] == "the address is not of the public internet"
+
+
+def test_without_a_secret_nobody_is_told(serve):
+    hooks = Hooks(serve(), Settings())
+    check_problem(hooks.post("https://example.org/"), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("events", [[], ["ended"], ["completed"] * 3, "completed"])
+def test_events_are_a_closed_set(hooks, heard, events):
+    check_problem(hooks.post(heard.url, webhook_events=events), 422, "invalid_request")
+
+
+def test_the_command_tells_until_it_is_stopped(hooks, heard, redis_url):
+    environment = {
+        **os.environ,
+        "CLIPSYNTH_REDIS_URL": redis_url,
+        "CLIPSYNTH_WEBHOOK_SECRET": SECRET,
+        "CLIPSYNTH_WEBHOOK_LOOPBACK": "1",
+    }
+    command = [sys.executable, "-m", "clipsynth.cli", "webhooks"]
+    with subprocess.Popen(command, env=environment) as sender:
+        hooks.end(hooks.post(heard.url))
+        assert wait_until(lambda: bool(heard.requests), timeout_s=30)
+        sender.send_signal(signal.SIGTERM)
+        assert sender.wait(30) == 0
+
+
+def test_a_secret_that_is_none_ends_the_command_with_a_message(redis_url):
+    environment = {**os.environ, "CLIPSYNTH_REDIS_URL": redis_url, "CLIPSYNTH_WEBHOOK_SECRET": "hush!"}
+    command = [sys.executable, "-m", "clipsynth.cli", "webhooks"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "whsec_" in ended.stderr) == (1, True)

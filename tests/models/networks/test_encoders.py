@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from models.networks.imagenet_classes import class_names, synonyms
+from models.networks.packaged import PackagedEncoder
+
+
+@pytest.mark.slow
+def test_the_anchors_beside_the_module_are_those_of_the_installed_weights(tmp_path, monkeypatch):
+    encoder = PackagedEncoder()
+    shipped = (encoder.class_anchors, *encoder.name_anchors)
+    encoder.keep_anchors(tmp_path / "anchors")
+    monkeypatch.setattr("models.networks.packaged.ANCHORS", tmp_path / "anchors")
+    encoder = PackagedEncoder()
+    computed = (encoder.class_anchors, *encoder.name_anchors)
+    for kept, made in zip(shipped, computed, strict=True):
+        torch.testing.assert_close(kept, made, atol=2e-4, rtol=0)  # 16 bits
+    assert torch.equal(shipped[2], computed[2])
+
+
+def test_anchors_of_other_weights_are_computed(monkeypatch):
+    encoder = PackagedEncoder()
+    monkeypatch.setattr(PackagedEncoder, "encode_text", lambda _, texts: torch.ones(len(texts), 384))
+    encoder.register_to_config(sha256=dict.fromkeys(encoder.PACKAGES, "other"))
+    assert encoder.class_anchors.shape == (1000, 384)
+    assert encoder.class_anchors.min() == 1
+    names, classes = encoder.name_anchors
+    assert names.min() == 1
+    assert len(names) == len(classes) > 1000
+
+
+def test_a_text_is_brought_to_the_class_of_any_of_its_names():
+    encoder = PackagedEncoder()
+    texts = encoder.encode_text(["someone playing the xylophone", "a flute melody"])
+    made = encoder.among_classes(texts, 0.01)
+    nearest = (made @ encoder.class_anchors.T).argmax(-1).tolist()
+    assert [class_names()[n] for n in nearest] == ["marimba", "flute"]
+    assert "xylophone" in synonyms()[class_names().index("marimba")]

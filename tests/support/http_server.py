@@ -1,0 +1,62 @@
+"""A server on loopback that records requests, for webhooks and images by URL."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+
+class Heard:
+    """A server on loopback that keeps what it is sent and answers as told."""
+
+    def __init__(self, tls=None):
+        self.requests, self.status, self.headers, self.body, self.pause_s = [], 200, {}, b"ok", 0.0
+        heard = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                heard.requests.append((self.path, dict(self.headers), body))
+                time.sleep(heard.pause_s)
+                self.send_response(heard.status)
+                for name, value in {"content-length": str(len(heard.body)), **heard.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(heard.body)
+
+            def log_message(self, *_):
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            def handle_error(self, *_):  # clients that hang up
+                pass
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/hook?x=1"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@contextmanager
+def listening(tls=None):
+    heard = Heard(tls)
+    try:
+        yield heard
+    finally:
+        heard.close()
+
+
+@pytest.fixture
+def heard():
+    with listening() as server:
+        yield server

@@ -1,0 +1,274 @@
+import json
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from models.media.shards import ShardReader, member_offsets, write_shard
+from models.media.video import AudioTrack, Frame, VideoError, decode
+from models.networks.open_clip import OpenClipEncoder
+from tests.support.constants import TINY_CLIP
+from tests.support.videos import write_video
+from training.data.clips import load_clips
+from training.prepare.duplicates import fingerprint, near_duplicates
+from training.prepare.prepare import PrepareError, PrepareOptions, prepare
+from training.prepare.sources import find_sources
+from training.prepare.windows import cut
+
+pytestmark = pytest.mark.slow
+
+
+RATE = 16000
+SMALL = PrepareOptions(videos_per_shard=2)
+
+
+@pytest.fixture(scope="module")
+def prepared(videos, encoder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared")
+    assert list(prepare(videos, out, encoder, options=SMALL))[-1] == (6, 6)
+    return out
+
+
+def shards(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
+
+
+def test_good_videos_are_kept_and_the_bad_are_named(prepared):
+    report = json.loads((prepared / "report.json").read_text())
+    assert report["clips"] == 4
+    assert set(report["skipped"]) == {"mute.mp4", "empty.mp4"}
+    assert report["skipped"]["mute.mp4"] == "no sound"
+
+
+def test_clips_are_levelled_and_hold_no_text(prepared):
+    clips = load_clips(prepared)
+    assert float(clips.train.waveform(0).abs().max()) == pytest.approx(0.5, abs=0.01)
+    with tarfile.open(prepared / "shards" / "000000.tar") as tar:
+        extensions = {name.partition(".")[2] for name in tar.getnames()}
+    assert extensions == {"json", "waveform.npy", "mel.npy", "embeds.npy"}
+    assert "captions" not in clips.train.index[0]
+    assert clips.train.index[0]["attributes"]["f0_hz"] == pytest.approx(
+        220 * 2 ** int(clips.train.index[0]["video"][0]), rel=0.02
+    )
+
+
+def test_statistics_are_those_of_the_training_clips(prepared):
+    clips = load_clips(prepared)
+    frames = np.concatenate([clips.train.mel(i).numpy() for i in range(len(clips.train))])
+    np.testing.assert_allclose(clips.mel_mean, frames.mean(0), atol=1e-3)
+    np.testing.assert_allclose(clips.mel_std, frames.std(0), rtol=1e-2)
+    gains = [line["gain"] for line in clips.train.index]
+    assert clips.output_gain == pytest.approx(1 / np.exp(np.mean(np.log(gains))), rel=1e-5)
+    assert 0.5 < clips.output_gain < 0.9  # tones of peak 0.3 and AAC's overshoot, brought to 0.5
+
+
+def test_captions_enter_only_when_asked_for(videos, encoder, tmp_path):
+    (tmp_path / "captions.csv").write_text("file,caption\n0.mp4,a red tone\n0.mp4,a low tone\n")
+    list(prepare(videos, tmp_path / "out", encoder, captions=tmp_path / "captions.csv"))
+    with tarfile.open(tmp_path / "out" / "shards" / "000000.tar") as tar:
+        assert [n for n in tar.getnames() if "captions" in n] == ["000000000000.captions.npy"]
+    first = json.loads((tmp_path / "out" / "index.jsonl").read_text().splitlines()[0])
+    assert first["captions"] == ["a red tone", "a low tone"]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(videos, prepared, encoder, tmp_path):
+    run = prepare(videos, tmp_path, encoder, options=SMALL)
+    assert next(run) == (2, 6)
+    run.close()
+    (tmp_path / "shards" / "000001.tmp").write_bytes(b"half a shard")
+    made = (tmp_path / "shards" / "000000.tar").stat().st_mtime_ns
+    assert next(prepare(videos, tmp_path, encoder, options=SMALL)) == (4, 6)
+    list(prepare(videos, tmp_path, encoder, options=SMALL))
+    assert (tmp_path / "shards" / "000000.tar").stat().st_mtime_ns == made
+    assert shards(tmp_path) == shards(prepared)
+    for name in ("index.jsonl", "report.json", "statistics.safetensors"):
+        assert (tmp_path / name).read_bytes() == (prepared / name).read_bytes()
+
+
+def test_processes_make_the_same_shards(videos, prepared, encoder, tmp_path):
+    list(prepare(videos, tmp_path, encoder, options=SMALL, workers=2))
+    ours, theirs = shards(tmp_path), shards(prepared)
+    assert ours.keys() == theirs.keys()
+    a, b = load_clips(tmp_path), load_clips(prepared)
+    for i in range(len(a.train)):
+        np.testing.assert_array_equal(a.train.waveform(i), b.train.waveform(i))
+        np.testing.assert_allclose(a.train.embeds(i), b.train.embeds(i), atol=2e-3)
+
+
+def test_a_folder_begun_otherwise_or_without_videos_is_refused(videos, prepared, encoder, tmp_path):
+    with pytest.raises(PrepareError, match="folder of its own"):
+        list(prepare(videos, prepared, encoder, options=PrepareOptions(clip_s=1.0)))
+    with pytest.raises(PrepareError, match="no videos"):
+        list(prepare(tmp_path, tmp_path / "out", encoder))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_keeps_to_one_encoder(videos, encoder, tmp_path):
+    next(prepare(videos, tmp_path, encoder, options=SMALL))
+    before = (tmp_path / "encoder" / "config.json").read_bytes()
+    other = OpenClipEncoder("tiny", "random", TINY_CLIP)
+    with pytest.raises(PrepareError, match="another encoder"):
+        next(prepare(videos, tmp_path, other, options=SMALL))
+    assert (tmp_path / "encoder" / "config.json").read_bytes() == before
+    assert not (tmp_path / "encoder.tmp").exists()
+    assert next(prepare(videos, tmp_path, encoder, options=SMALL)) == (4, 6)
+
+
+def test_a_folder_of_nothing_usable_says_why_and_leaves_no_half_of_an_index(encoder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "zero.mp4").write_bytes(b"")
+    with pytest.raises(PrepareError, match=r"none of .* cannot be decoded.*report\.json"):
+        list(prepare(tmp_path / "in", tmp_path / "out", encoder))
+    assert (
+        "cannot be decoded"
+        in json.loads((tmp_path / "out" / "report.json").read_text())["skipped"]["zero.mp4"]
+    )
+    assert not list((tmp_path / "out").glob("index*"))
+
+
+def test_a_repeated_sound_is_left_out(encoder, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = 0.2 * rng.standard_normal(3 * RATE)
+    (tmp_path / "in").mkdir()
+    for name, sound in (("a", noise), ("b", 0.2 * rng.standard_normal(3 * RATE)), ("c", 0.5 * noise)):
+        write_video(tmp_path / "in" / f"{name}.mp4", seconds=3.0, samples=sound)
+    list(prepare(tmp_path / "in", tmp_path / "out", encoder))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["clips"] == 2
+    assert report["near_duplicates"] == ["c.mp4 at 0 s"]
+
+
+# --------------------------------------------------------------------------------------------- cutting
+
+
+def sounds(waveform, start_s=0.0, step=1000):
+    return [AudioTrack(start_s + i / RATE, waveform[i : i + step]) for i in range(0, len(waveform), step)]
+
+
+def frames(*times):
+    return [Frame(t, f"image {t}") for t in times]
+
+
+def test_windows_cover_the_sound_and_take_the_frames_on_screen():
+    waveform = np.random.default_rng(0).standard_normal(round(2.7 * RATE)).astype(np.float32)
+    items = sorted(sounds(waveform) + frames(0.0, 0.5, 1.5, 2.5), key=lambda item: item.time_s)
+    windows = list(cut(items, sample_rate=RATE, clip_s=1.0))
+    np.testing.assert_array_equal(np.concatenate([w.waveform for w in windows]), waveform)
+    assert [[round(f.time_s, 3) for f in w.frames] for w in windows] == [[0.0, 0.5], [-0.5, 0.5], [-0.5, 0.5]]
+    assert [w.start_s for w in windows] == [0.0, 1.0, 2.0]
+
+
+def test_the_order_of_streams_in_the_file_does_not_matter():
+    waveform = np.random.default_rng(0).standard_normal(3 * RATE).astype(np.float32)
+    orders = [
+        sounds(waveform) + frames(0.2, 1.2, 2.2),
+        frames(0.2, 1.2, 2.2) + sounds(waveform),
+    ]
+    results = [
+        [(w.start_s, [f.image for f in w.frames]) for w in cut(order, sample_rate=RATE, clip_s=1.0)]
+        for order in orders
+    ]
+    assert (
+        results[0]
+        == results[1]
+        == [
+            (0.0, ["image 0.2"]),
+            (1.0, ["image 0.2", "image 1.2"]),
+            (2.0, ["image 1.2", "image 2.2"]),
+        ]
+    )
+
+
+def test_frames_are_timed_by_the_sounds_own_clock():
+    waveform = np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
+    (window,) = cut(sounds(waveform, start_s=10.0) + frames(10.0, 11.0), sample_rate=RATE, clip_s=2.0)
+    assert [f.time_s for f in window.frames] == [0.0, 1.0]
+
+
+def test_silence_and_scraps_are_left_out():
+    loud = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    items = sounds(np.concatenate([loud, 0 * loud, loud, loud[: RATE // 4]])) + frames(0.0)
+    assert [w.start_s for w in cut(items, sample_rate=RATE, clip_s=1.0)] == [0.0, 2.0]
+    for bad, reason in ((0 * loud, "silent"), (loud[:1000], "shorter")):
+        with pytest.raises(VideoError, match=reason):
+            list(cut(sounds(bad) + frames(0.0), sample_rate=RATE, clip_s=1.0))
+    with pytest.raises(VideoError, match="no image"):
+        list(cut(sounds(loud), sample_rate=RATE, clip_s=1.0))
+
+
+def test_decoded_sound_and_frames_share_a_clock(videos):
+    items = list(decode(videos / "0.mp4", sample_rate=RATE, frames_per_s=3.0))
+    times = [item.time_s for item in items if isinstance(item, Frame)]
+    np.testing.assert_allclose(times, np.arange(6) / 3, atol=0.02)
+    heard = sum(len(item.samples) for item in items if isinstance(item, AudioTrack))
+    assert heard == pytest.approx(2 * RATE, abs=1100)  # AAC pads to whole frames
+
+
+# --------------------------------------------------------------------------------- lists, prints, shards
+
+
+def test_lists_of_music_and_vggsound_choose_videos_and_name_the_missing(tmp_path):
+    for name in ("abc.mp4", "xyz_000030.mp4", "other.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    music, vggsound = tmp_path / "MUSIC_solo_videos.json", tmp_path / "vggsound.csv"
+    music.write_text(json.dumps({"videos": {"flute": ["abc", "gone"], "flute violin": ["abc"]}}))
+    vggsound.write_text("xyz,30,dog barking,train\nxyz,90,dog barking,test\n")
+    sources, missing = find_sources(tmp_path, music)
+    assert ([s.name for s in sources], missing) == (["abc.mp4"], ["gone"])
+    sources, missing = find_sources(tmp_path, vggsound)
+    assert ([(s.name, s.origin) for s in sources], missing) == ([("xyz_000030.mp4", "xyz")], ["xyz_000090"])
+    for path, text in ((music, "[]"), (music, '{"videos": {}}'), (vggsound, "xyz,soon\n")):
+        path.write_text(text)
+        with pytest.raises(PrepareError, match=path.name):
+            find_sources(tmp_path, path)
+
+
+def test_prints_survive_level_and_differ_between_sounds():
+    rng = np.random.default_rng(0)
+    mels = [rng.standard_normal((200, 64)).cumsum(0) for _ in range(40)]
+    prints = [fingerprint(mel) for mel in mels] + [
+        fingerprint(mels[7] + 1.5 + 0.05 * rng.standard_normal((200, 64)))
+    ]
+    assert prints[0].nbytes == 64
+    assert near_duplicates(prints) == {40: 7}
+
+
+def test_a_damaged_shard_is_named(prepared, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    shard = copy / "shards" / "000000.tar"
+    shard.write_bytes(shard.read_bytes()[:40_000])
+    clips = load_clips(copy)
+    i = next(i for i, line in enumerate(clips.train.index) if line["shard"] == shard.name)
+    with pytest.raises(ValueError, match=r"000000\.tar is cut off"):
+        clips.train.waveform(i), clips.train.mel(i)
+    with pytest.raises(ValueError, match=r"000000\.tar"):
+        member_offsets(shard)
+    shard.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        load_clips(copy).train.mel(i)
+
+
+def test_shards_are_read_by_offset(tmp_path):
+    arrays = {"x": np.arange(7, dtype=np.int16), "y": np.ones((2, 3), np.float16)}
+    write_shard(tmp_path / "0.tar", [("a", {"n": 1}, arrays), ("b", {"n": 2}, arrays)])
+    places = member_offsets(tmp_path / "0.tar")
+    reader = ShardReader(tmp_path)
+    assert places.keys() == {"a", "b"}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(reader.read("0.tar", *places["b"][name]), array)
+    opened = len(os.listdir("/proc/self/fd"))
+    for n in range(1, 20):
+        shutil.copy(tmp_path / "0.tar", tmp_path / f"{n}.tar")
+        reader.read(f"{n}.tar", *places["a"]["x"])
+    assert (
+        len(os.listdir("/proc/self/fd")) == opened
+    )  # a large set has more shards than a process may keep open
+
+
+def test_the_generic_text_mean_is_kept(prepared, encoder):
+    statistics = load_file(prepared / "statistics.safetensors")
+    assert statistics["text_mean"].shape == statistics["image_mean"].shape == (encoder.embed_dim,)
