@@ -20,7 +20,7 @@ from models.audio.level import level
 from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import build_vocoder, vocode
 from models.media.video import VIDEO_SUFFIXES, read_video
-from training.loop import load_state
+from training.state import load_state
 from training.vocoder.train import mel_distance, stft_distance
 
 SECONDS = 4

@@ -23,8 +23,8 @@ from models.pipeline import ClipSynthPipeline
 from models.retrieval.clip_index import Index
 from models.retrieval.thumbnails import MAX_CLIPS, Thumbnails
 from training.data.clips import Clips, ClipSet
-from training.loop import load_state
 from training.recipe import Recipe
+from training.state import load_state
 
 NOT_STATED = "not stated"
 INDEX_FIELDS = ("video", "start_s", "duration_s", "attributes")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from models.bundle import Manifest
 from training.recipe import RunRecipe
+from training.state import TrainingState
 
 LOG_EVERY = 25  # steps
 T = TypeVar("T")
@@ -36,45 +36,6 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
-
-
-def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a training state so that a kill leaves the old one or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def load_state(path: Path) -> dict[str, Any] | None:
-    """Return the saved state, or None where there is none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    if not path.is_file():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it to start that stage anew") from error
-    return state
-
-
-def load_weights(name: str, part: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Copy weights into `part`.
-
-    Raises:
-        ValueError: they are of another shape; the message names the part and the first tensor that does not fit.
-    """
-    ours = part.state_dict()
-    for key in sorted(ours.keys() | weights.keys()):
-        shapes = [tuple(tensors[key].shape) if key in tensors else None for tensors in (ours, weights)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{name}: the saved weights are of another shape than the recipe's ({key}: {shapes[1]}, recipe {shapes[0]})"
-            )
-    part.load_state_dict(weights)
 
 
 def build_accelerator() -> Accelerator:
@@ -92,6 +53,20 @@ def autocast(recipe: RunRecipe, device: torch.device) -> torch.autocast:
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and able)
+
+
+def update(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    part: torch.nn.Module,
+    loss: torch.Tensor,
+    max_norm: float,
+) -> None:
+    """Take one step of `optimizer` on `part`, with gradients clipped to `max_norm`."""
+    optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(loss)
+    torch.nn.utils.clip_grad_norm_(part.parameters(), max_norm)
+    optimizer.step()
 
 
 def check_rows(rows: int, processes: int, key: str) -> None:
@@ -180,18 +155,12 @@ class Run:
         if self._writer is not None:
             self._writer.add_audio(f"{self.stage}/samples", waveform[None], n, Manifest.sample_rate)
 
-    def save(self, state: Mapping[str, Any], name: str = "state.pt") -> None:
-        """Write a state atomically."""
-        if self.accelerator.is_main_process:
-            save_state(state, self.folder / name)
-
     def steps(
         self,
-        first: int,
+        state: TrainingState,
         last: int,
         step: Callable[[int], torch.Tensor],
         *,
-        state: Callable[[int], Mapping[str, Any]],
         evaluate: Callable[[int], bool] | None = None,
         evaluate_every: int = 1,
         clips_per_step: int = 1,
@@ -212,7 +181,7 @@ class Run:
             terminated = True
 
         previous = signal.signal(signal.SIGTERM, terminate)
-        saved_at, n, stop = time.monotonic(), first, False
+        saved_at, first, stop = time.monotonic(), state.step, False
         mean: torch.Tensor | None = None
         columns = (
             TextColumn("{task.description}"),
@@ -224,9 +193,9 @@ class Run:
         try:
             with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
                 bar = progress.add_task(self.stage, total=last, completed=first, loss=math.nan, rate=math.nan)
-                while n < last and not stop:
-                    loss = step(n).detach().float()
-                    n += 1
+                while state.step < last and not stop:
+                    loss = step(state.step).detach().float()
+                    state.step = n = state.step + 1
                     mean = loss if mean is None else 0.98 * mean + 0.02 * loss
                     progress.update(bar, completed=n)
                     if n % LOG_EVERY == 0 or n == last:
@@ -242,17 +211,21 @@ class Run:
                     else:
                         stop = False
                     if time.monotonic() - saved_at > self.recipe.save_every_s:
-                        self.save(state(n))
+                        self._save(state)
                         saved_at = time.monotonic()
         finally:
             signal.signal(signal.SIGTERM, previous)
-        if n > first:
-            self.save(state(n))
+        if state.step > first:
+            self._save(state)
         if self._writer is not None:
             self._writer.close()
         self.accelerator.wait_for_everyone()
         if self._any(terminated):
             raise Terminated
+
+    def _save(self, state: TrainingState) -> None:
+        if self.accelerator.is_main_process:
+            state.save()
 
     def _any(self, flag: bool) -> bool:
         """Return whether any process says yes."""

@@ -22,9 +22,10 @@ from training.data.clips import load_clips
 from training.denoiser import train as denoiser_stage
 from training.denoiser.flow_matching import build_denoiser
 from training.denoiser.train import train_denoiser
-from training.loop import Terminated, build_accelerator, describe_environment, git_commit, load_state
+from training.loop import Terminated, build_accelerator, describe_environment, git_commit
 from training.prepare.prepare import PrepareOptions, prepare
 from training.recipe import load_recipe
+from training.state import load_state
 from training.train import train
 from training.vocoder.generated_mels import GeneratedClips
 from training.vocoder.train import Segments

@@ -12,8 +12,8 @@ from models.audio.vocoder import vocode as to_sound
 from models.networks.condition_encoder import GUIDANCE, Condition, Kind, guidance_as_scalar
 from models.sampler import SamplerRow, advance
 from training.data.batches import Batch
-from training.loop import load_state, load_weights
 from training.recipe import Recipe, RequestDefaults
+from training.state import load_state, load_weights
 
 if TYPE_CHECKING:
     from training.denoiser.flow_matching import FlowMatching

@@ -26,9 +26,10 @@ from training.denoiser.cuda_graphs import Recorded, recordable
 from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
 from training.denoiser.samples import samples, spectrograms, vocode
 from training.denoiser.validation import dev_batches, dev_loss
-from training.loop import Run, arriving, autocast, load_state, load_weights
+from training.loop import Run, arriving, autocast
 from training.pseudo_text import load_bank
 from training.recipe import DenoiserRecipe, Recipe, TransformerRecipe, VqganRecipe
+from training.state import TrainingState, load_weights
 
 
 def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:
@@ -134,23 +135,12 @@ def train_parts(
     objective.loss.to(accelerator.device)
     optimizers = build_optimizers(recipe, model)
     ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-    first, best, stale = 0, math.inf, 0
-    state = load_state(folder / "state.pt")
-    if state is not None:
-        load_weights(objective.stage, model, state["weights"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        ema.load_state_dict(state["ema"])
-        torch.set_rng_state(state["rng"])
-        first, best, stale = state["step"], state["best"], state.get("stale", 0)
+    state = TrainingState(folder, {objective.stage: model}, optimizers, ema=ema)
+    state.resume()
     ema.to(accelerator.device)
-    if first < d.steps and (d.patience is None or stale < d.patience):
-        _fit(recipe, clips, model, objective, optimizers, ema, accelerator, first, best, stale)
-    averaged = load_state(folder / "best.pt")
-    if averaged is None:
-        ema.copy_to(model.parameters())
-    else:
-        model.load_state_dict(averaged["weights"])
+    if state.step < d.steps and (d.patience is None or state.stale < d.patience):
+        _fit(recipe, clips, model, objective, state, accelerator)
+    state.load_best()
     model.cpu().eval()
     return model.condition_encoder, model.denoiser
 
@@ -160,20 +150,11 @@ def _fit(
     clips: ClipSet,
     model: FlowMatching,
     objective: Objective,
-    optimizers: list[torch.optim.Optimizer],
-    ema: EMAModel,
+    state: TrainingState,
     accelerator: Accelerator,
-    first: int,
-    best: float,
-    stale: int,
 ) -> None:
-    """Take the steps from `first` on, in place.
-
-    Args:
-        best, stale: the lowest dev loss so far, and how many evaluations have not been better since.
-    """
+    """Train from `state.step` on, in place."""
     d, accumulate = recipe.denoiser, recipe.denoiser.gradient_accumulation_steps
-    folder = Path(recipe.run) / objective.stage
     if d.compile:
         for part in objective.loss.modules():
             if isinstance(part, Denoiser):
@@ -195,12 +176,10 @@ def _fit(
     if recordable(recipe, accelerator):
         recorded = Recorded(objective.loss, lambda: autocast(recipe, accelerator.device))
     model.train()
-    coming = arriving(batches, range(first * accumulate, d.steps * accumulate), recipe.workers)
+    coming = arriving(batches, range(state.step * accumulate, d.steps * accumulate), recipe.workers)
 
     def step(n: int) -> torch.Tensor:
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(d, n)
+        state.set_learning_rate(learning_rate(d, n))
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulate):
             batch = make(next(coming))
@@ -216,50 +195,33 @@ def _fit(
             accelerator.backward(loss)
             total += loss.detach()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in state.optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)
-        ema.step(model.parameters())
+        if state.ema is not None:
+            state.ema.step(model.parameters())
         return total
 
     @torch.random.fork_rng(devices=())  # what is drawn here must not change the steps that follow
     def evaluate(n: int) -> bool:
         """Measure the averaged weights on dev clips, keep them if they are the best; return whether to go on."""
-        nonlocal best, stale
-        ema.store(model.parameters())
-        ema.copy_to(model.parameters())
-        model.eval()
-        loss = dev_loss(objective.dev, held_out, accelerator.device)
-        run.log("dev", n, loss)
-        made = samples(model, held_out[0], accelerator.device, recipe.requests)
-        run.show(n, spectrograms(held_out[0].mel.cpu(), made))
-        if (sound := vocode(recipe, made)) is not None:
-            run.play(n, sound)
-        stale = 0 if loss < best else stale + 1
-        if loss < best:
-            best = loss
-            run.save({"step": n, "dev": loss, "weights": model.state_dict()}, "best.pt")
-        ema.restore(model.parameters())
+        with state.averaged():
+            model.eval()
+            loss = dev_loss(objective.dev, held_out, accelerator.device)
+            run.log("dev", n, loss)
+            made = samples(model, held_out[0], accelerator.device, recipe.requests)
+            run.show(n, spectrograms(held_out[0].mel.cpu(), made))
+            if (sound := vocode(recipe, made)) is not None:
+                run.play(n, sound)
+            state.record(loss)
         model.train()
-        return d.patience is None or stale < d.patience
+        return d.patience is None or state.stale < d.patience
 
-    def state(n: int) -> dict[str, object]:
-        return {
-            "step": n,
-            "best": best,
-            "stale": stale,
-            "weights": model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "ema": ema.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-
-    run = Run(objective.stage, folder, recipe, accelerator)
+    run = Run(objective.stage, state.folder, recipe, accelerator)
     run.steps(
-        first,
+        state,
         d.steps,
         step,
-        state=state,
         evaluate=evaluate,
         evaluate_every=d.evaluate_every,
         clips_per_step=d.batch_size,

@@ -17,8 +17,9 @@ from models.baselines.mel_codec import MelCodec
 from training.data.clips import Clips, ClipSet, crop_mel, random_start
 from training.denoiser.samples import spectrograms
 from training.denoiser.train import learning_rate
-from training.loop import Run, autocast, load_state, load_weights, one_ahead
+from training.loop import Run, autocast, one_ahead, update
 from training.recipe import SpecVqganRecipe
+from training.state import TrainingState
 
 DEV_BATCH = 32
 
@@ -95,16 +96,12 @@ def train_vqgan(recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerato
     """
     torch.manual_seed(recipe.seed)
     v = recipe.vqgan
-    folder = Path(recipe.run) / "vqgan"
     step = _CodecStep(recipe, clips, accelerator)
-    first = 0
-    saved = load_state(folder / "state.pt")
-    if saved is not None:
-        step.load(saved)
-        first = saved["step"]
-    if first < v.steps:
-        run = Run("vqgan", folder, recipe, accelerator)
-        mels = one_ahead(lambda n: draw_mels(clips.train, recipe, n), range(first, v.steps))
+    state = step.state
+    state.resume()
+    if state.step < v.steps:
+        run = Run("vqgan", state.folder, recipe, accelerator)
+        mels = one_ahead(lambda n: draw_mels(clips.train, recipe, n), range(state.step, v.steps))
 
         def evaluate(n: int) -> bool:
             step.codec.eval()
@@ -118,10 +115,9 @@ def train_vqgan(recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerato
             return True
 
         run.steps(
-            first,
+            state,
             v.steps,
             lambda n: step(n, next(mels)),
-            state=step.state,
             evaluate=evaluate,
             evaluate_every=v.evaluate_every,
             clips_per_step=v.batch_size,
@@ -135,32 +131,19 @@ class _CodecStep:
     def __init__(self, recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         self.codec, self.discriminator = build_codec(recipe, clips), PatchDiscriminator()
-        self.parts: dict[str, nn.Module] = {"codec": self.codec, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: torch.optim.AdamW(part.to(accelerator.device).parameters(), betas=(0.5, 0.9))
-            for name, part in self.parts.items()
-        }
-        self.unused_for = torch.full((recipe.vqgan.codebook_size,), recipe.vqgan.restart_every)  # steps
-
-    def state(self, n: int) -> dict[str, object]:
-        return {
-            "step": n,
-            "weights": {name: part.state_dict() for name, part in self.parts.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "unused_for": self.unused_for,
-        }
-
-    def load(self, saved: dict) -> None:
-        for name, part in self.parts.items():
-            load_weights(name, part, saved["weights"][name])
-            self.optimizers[name].load_state_dict(saved["optimizers"][name])
-        self.unused_for = saved["unused_for"]
+        parts: dict[str, nn.Module] = {"codec": self.codec, "discriminator": self.discriminator}
+        optimizers = [
+            torch.optim.AdamW(part.to(accelerator.device).parameters(), betas=(0.5, 0.9))
+            for part in parts.values()
+        ]
+        # Steps since each entry was last used.
+        self.unused_for = torch.full((recipe.vqgan.codebook_size,), recipe.vqgan.restart_every)
+        unused = {"unused_for": self.unused_for}
+        self.state = TrainingState(Path(recipe.run) / "vqgan", parts, optimizers, tensors=unused)
 
     def __call__(self, n: int, mel: torch.Tensor) -> torch.Tensor:
         v = self.recipe.vqgan
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(v, n)
+        self.state.set_learning_rate(learning_rate(v, n))
         self.codec.train()
         mel = mel.to(self.accelerator.device)
         if (
@@ -175,7 +158,7 @@ class _CodecStep:
         loss = distance + codebook_loss
         if n >= v.adversarial_from:
             loss = loss + v.adversarial_weight * self._play(self._image(made), self._image(patches))
-        self._update("codec", loss)
+        update(self.accelerator, self.state.optimizers[0], self.codec, loss, 1.0)
         self._count(latents)
         self._restart(latents, n)
         return distance.detach()
@@ -189,16 +172,11 @@ class _CodecStep:
         self.discriminator.requires_grad_(True)
         with autocast(self.recipe, self.accelerator.device):
             verdicts = self.discriminator(real), self.discriminator(made.detach())
-        self._update("discriminator", F.relu(1 - verdicts[0]).mean() + F.relu(1 + verdicts[1]).mean())
+        loss = F.relu(1 - verdicts[0]).mean() + F.relu(1 + verdicts[1]).mean()
+        update(self.accelerator, self.state.optimizers[1], self.discriminator, loss, 1.0)
         self.discriminator.requires_grad_(False)
         with autocast(self.recipe, self.accelerator.device):
             return -self.discriminator(made).float().mean()
-
-    def _update(self, name: str, loss: torch.Tensor) -> None:
-        self.optimizers[name].zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        nn.utils.clip_grad_norm_(self.parts[name].parameters(), 1.0)
-        self.optimizers[name].step()
 
     @torch.no_grad()
     def _count(self, latents: torch.Tensor) -> None:

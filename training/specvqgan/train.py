@@ -10,10 +10,11 @@ import torch
 from models.baselines.specvqgan import SpecVqganPipeline
 from models.pipeline import ClipSynthPipeline
 from training.data.clips import load_clips
-from training.loop import build_accelerator, load_state
+from training.loop import build_accelerator
 from training.recipe import SpecVqganRecipe
 from training.specvqgan.codec import train_vqgan
 from training.specvqgan.transformer import train_transformer
+from training.state import load_state
 
 SpecVqganStage = Literal["all", "vqgan", "transformer", "export"]
 

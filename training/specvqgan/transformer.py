@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from training.data.batches import CLEAN_SHARE
 from training.data.clips import Clips, ClipSet, crop_mel
 from training.denoiser.flow_matching import build_condition_encoder
 from training.denoiser.train import learning_rate
-from training.loop import Run, autocast, load_state, load_weights
+from training.loop import Run, autocast, update
 from training.recipe import SpecVqganRecipe
+from training.state import TrainingState
 
 DEV_BATCH = 32
 
@@ -112,7 +112,6 @@ def train_transformer(
     """
     torch.manual_seed(recipe.seed)
     t = recipe.transformer
-    folder = Path(recipe.run) / "transformer"
     columns = t.max_frames // codec.config.frames_per_code
     transformer = CodeTransformer(
         codebook_size=codec.config.codebook_size,
@@ -125,18 +124,11 @@ def train_transformer(
     )
     model = NextCode(build_condition_encoder(recipe, clips), transformer).to(accelerator.device)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=t.weight_decay)
-    first, best = 0, math.inf
-    saved = load_state(folder / "state.pt")
-    if saved is not None:
-        load_weights("transformer", model, saved["weights"])
-        optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"])
-        first, best = saved["step"], saved["best"]
-    if first < t.steps:
-        _fit(recipe, clips, codec, model, optimizer, accelerator, first, best)
-    kept = load_state(folder / "best.pt")
-    if kept is not None:
-        model.load_state_dict(kept["weights"])
+    state = TrainingState(Path(recipe.run) / "transformer", {"transformer": model}, [optimizer])
+    state.resume()
+    if state.step < t.steps:
+        _fit(recipe, clips, codec, model, state, accelerator)
+    state.load_best()
     model.cpu().eval()
     return model.condition_encoder, model.transformer
 
@@ -146,57 +138,38 @@ def _fit(
     clips: ClipSet,
     codec: MelCodec,
     model: NextCode,
-    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
     accelerator: Accelerator,
-    first: int,
-    best: float,
 ) -> None:
-    """Take the steps from `first` on, in place."""
+    """Train from `state.step` on, in place."""
     t = recipe.transformer
     columns = t.max_frames // codec.config.frames_per_code
     codec.to(accelerator.device)
     codes, dev_codes = (encode_clips(split, codec, t.max_frames) for split in (clips.train, clips.dev))
     held_out = dev_rows(clips.dev, dev_codes, columns)
-    run = Run("transformer", Path(recipe.run) / "transformer", recipe, accelerator)
+    run = Run("transformer", state.folder, recipe, accelerator)
 
     def step(n: int) -> torch.Tensor:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(t, n)
+        state.set_learning_rate(learning_rate(t, n))
         model.train()
         rows = [x.to(accelerator.device) for x in draw(clips.train, codes, recipe, columns, n)]
         with autocast(recipe, accelerator.device):
             loss = model(*rows)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        update(accelerator, state.optimizers[0], model, loss, 1.0)
         return loss.detach()
 
     def evaluate(n: int) -> bool:
         """Measure on dev clips and keep the weights if they are the best."""
-        nonlocal best
         model.eval()
         loss = dev_loss(model, held_out, accelerator.device)
         run.log("dev", n, loss)
-        if loss < best:
-            best = loss
-            run.save({"step": n, "dev": loss, "weights": model.state_dict()}, "best.pt")
+        state.record(loss)
         return True
 
-    def state(n: int) -> dict[str, object]:
-        return {
-            "step": n,
-            "best": best,
-            "weights": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-
     run.steps(
-        first,
+        state,
         t.steps,
         step,
-        state=state,
         evaluate=evaluate,
         evaluate_every=t.evaluate_every,
         clips_per_step=t.batch_size,

@@ -19,8 +19,9 @@ from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import build_vocoder
 from training.data.clips import Clips, ClipSet, crop, crop_mel, random_start
 from training.denoiser.validation import DEV_FRAMES
-from training.loop import Run, arriving, autocast, check_rows, load_state, load_weights
+from training.loop import Run, arriving, autocast, check_rows, update
 from training.recipe import Recipe, VocoderRecipe
+from training.state import TrainingState, load_weights
 from training.vocoder.discriminators import (
     RESOLUTIONS,
     Discriminators,
@@ -30,6 +31,7 @@ from training.vocoder.discriminators import (
 )
 
 MEL_WEIGHT = 2.0
+MAX_NORM = 10.0  # of gradients
 # Below about -88 dB of full scale nobody hears a difference, yet the logarithm makes digital silence the largest part of the loss.
 LOG_MEL_FLOOR = -8.0
 MAGNITUDE_FLOOR = 1e-2
@@ -152,23 +154,15 @@ def train_vocoder(
     vocoder, discriminators = untrained_vocoder(recipe, clips, mel), Discriminators(v.discriminator_width)
     vocoder.to(accelerator.device), discriminators.to(accelerator.device), mel.to(accelerator.device)
     parts = {"vocoder": vocoder, "discriminators": discriminators}
-    optimizers = {
-        name: torch.optim.AdamW(part.parameters(), lr=v.learning_rate, betas=(0.8, 0.99))
-        for name, part in parts.items()
-    }
-    first = 0
-    saved = load_state(folder / "state.pt")
-    if saved is not None:
-        for name, part in parts.items():
-            load_weights(name, part, saved["weights"][name])
-            optimizers[name].load_state_dict(saved["optimizers"][name])
-        first = saved["step"]
-    elif init is not None:
+    optimizers = [torch.optim.AdamW(part.parameters(), betas=(0.8, 0.99)) for part in parts.values()]
+    state = TrainingState(folder, parts, optimizers)
+    resumed = state.resume()
+    if not resumed and init is not None:
         load_weights("vocoder", vocoder, init.state_dict())
     last = v.steps + (v.finetune_steps if generated is not None else 0)
-    if first < last:
+    if state.step < last:
         run = Run("vocoder", folder, recipe, accelerator)
-        step = _VocoderStep(recipe, mel, accelerator, parts, optimizers)
+        step = _VocoderStep(recipe, mel, accelerator, state)
         segments = Segments(
             generated or clips.train,
             recipe,
@@ -176,7 +170,7 @@ def train_vocoder(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        coming = arriving(segments, range(first, last), recipe.workers)
+        coming = arriving(segments, range(state.step, last), recipe.workers)
 
         def evaluate(n: int) -> bool:
             vocoder.eval()
@@ -184,19 +178,11 @@ def train_vocoder(
                 run.log(name, n, value)
             return True
 
-        def state(n: int) -> dict[str, object]:
-            return {
-                "step": n,
-                "weights": {name: part.state_dict() for name, part in parts.items()},
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-            }
-
         with _fp32_output(vocoder):
             run.steps(
-                first,
+                state,
                 last,
                 lambda n: step(n, *next(coming)),
-                state=state,
                 evaluate=evaluate,
                 evaluate_every=v.evaluate_every,
                 clips_per_step=v.batch_size,
@@ -213,19 +199,14 @@ class _VocoderStep:
         recipe: Recipe,
         mel: MelSpectrogram,
         accelerator: Accelerator,
-        parts: dict[str, nn.Module],
-        optimizers: dict[str, torch.optim.AdamW],
+        state: TrainingState,
     ) -> None:
-        self.recipe, self.mel, self.accelerator, self.optimizers = recipe, mel, accelerator, optimizers
-        self.vocoder, self.discriminators = (
-            accelerator.prepare_model(parts[name]) for name in ("vocoder", "discriminators")
-        )
+        self.recipe, self.mel, self.accelerator, self.state = recipe, mel, accelerator, state
+        self.vocoder, self.discriminators = map(accelerator.prepare_model, state.parts.values())
 
     def __call__(self, n: int, mels: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         v = self.recipe.vocoder
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(v, n)
+        self.state.set_learning_rate(learning_rate(v, n))
         mels, target = mels.to(self.accelerator.device), target.to(self.accelerator.device)
         self.vocoder.train()
         with autocast(self.recipe, self.accelerator.device):
@@ -234,14 +215,14 @@ class _VocoderStep:
         spectral = loss.detach()
         if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
             loss = v.spectral_weight * loss + self._play(made, target)
-        self._update("vocoder", self.vocoder, loss)
+        update(self.accelerator, self.state.optimizers[0], self.vocoder, loss, MAX_NORM)
         return spectral
 
     def _play(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Take a step of the discriminators; return what they say of `made`."""
         self.discriminators.requires_grad_(True)
         loss = discriminator_loss(self.discriminators(target), self.discriminators(made.detach()))
-        self._update("discriminators", self.discriminators, loss)
+        update(self.accelerator, self.state.optimizers[1], self.discriminators, loss, MAX_NORM)
         self.discriminators.requires_grad_(
             False
         )  # the generator's gradient passes through, theirs is not needed
@@ -249,12 +230,6 @@ class _VocoderStep:
             real = self.discriminators(target)
         judged = self.discriminators(made)
         return adversarial_loss(judged) + 2 * feature_distance(real, judged)
-
-    def _update(self, name: str, part: nn.Module, loss: torch.Tensor) -> None:
-        self.optimizers[name].zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        nn.utils.clip_grad_norm_(part.parameters(), 10.0)
-        self.optimizers[name].step()
 
 
 class _fp32_output:

@@ -19,8 +19,9 @@ from training.denoiser.flow_matching import FlowMatching
 from training.denoiser.guidance_distillation import Guided, build_student, distil
 from training.denoiser.train import train_denoiser
 from training.denoiser.validation import dev_batches, dev_loss
-from training.loop import build_accelerator, load_state
+from training.loop import build_accelerator
 from training.recipe import load_recipe
+from training.state import load_state
 from training.train import train
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,10 @@ from models.baselines.mel_codec import MelCodec
 from models.baselines.specvqgan import SpecVqganPipeline
 from models.bundle import BundleError
 from training.data.clips import load_clips
-from training.loop import build_accelerator, load_state
+from training.loop import build_accelerator
 from training.recipe import load_recipe
 from training.specvqgan.codec import _CodecStep, draw_mels, perplexity
+from training.state import load_state
 from training.train import train
 
 pytestmark = pytest.mark.slow

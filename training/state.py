@@ -1,0 +1,171 @@
+"""The state of a training stage on disk: `state.pt` to resume from, `best.pt` with the weights of the lowest dev loss."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a training state atomically: after a kill the file is the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Return a saved state, or None if the file does not exist.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); delete it to train this stage from the start"
+        ) from error
+    return state
+
+
+def load_weights(name: str, part: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy weights into `part`.
+
+    Raises:
+        ValueError: their shapes differ; the message names the part and the first tensor that does not fit.
+    """
+    own = part.state_dict()
+    for key in sorted(own.keys() | weights.keys()):
+        shapes = [tuple(tensors[key].shape) if key in tensors else None for tensors in (own, weights)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{name}: the saved weights are of another shape than the recipe's "
+                f"({key}: {shapes[1]}, recipe {shapes[0]})"
+            )
+    part.load_state_dict(weights)
+
+
+class TrainingState:
+    """Everything that a resumed stage needs: weights, optimizers, averaged weights, random state and counters.
+
+    Attributes:
+        step: number of steps taken.
+        best: lowest dev loss so far.
+        stale: number of evaluations since then.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        parts: Mapping[str, nn.Module],
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        ema: EMAModel | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Collect the objects to save.
+
+        Args:
+            parts: modules by name; the weights of a single one are saved without its name.
+            ema: running average of the only part's parameters.
+            tensors: further state, restored in place.
+        """
+        self.folder, self.parts, self.optimizers = folder, parts, optimizers
+        self.ema, self.tensors = ema, tensors or {}
+        self.step, self.best, self.stale = 0, math.inf, 0
+
+    def resume(self) -> bool:
+        """Load `state.pt`; return False if there is none.
+
+        Raises:
+            ValueError: the file is damaged, or its weights are of another shape than the parts.
+        """
+        saved = load_state(self.folder / "state.pt")
+        if saved is None:
+            return False
+        self._load_weights(saved["weights"])
+        # Earlier versions saved the optimizers by name, or a single one as "optimizer", and less of the rest.
+        optimizers = saved["optimizers"] if "optimizers" in saved else [saved["optimizer"]]
+        values = optimizers.values() if isinstance(optimizers, dict) else optimizers
+        for optimizer, value in zip(self.optimizers, values, strict=True):
+            optimizer.load_state_dict(value)
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"])
+        for name, tensor in self.tensors.items():
+            tensor.copy_(saved[name])
+        if "rng" in saved:
+            torch.set_rng_state(saved["rng"])
+        self.step, self.best, self.stale = (
+            saved["step"],
+            saved.get("best", math.inf),
+            saved.get("stale", 0),
+        )
+        return True
+
+    def save(self) -> None:
+        """Write `state.pt`."""
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "stale": self.stale,
+            "weights": self._weights(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": torch.get_rng_state(),
+            **self.tensors,
+        }
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        save_state(state, self.folder / "state.pt")
+
+    def record(self, loss: float) -> None:
+        """Note the dev loss of the present weights, and write them to `best.pt` if it is the lowest."""
+        self.stale = 0 if loss < self.best else self.stale + 1
+        if loss < self.best:
+            self.best = loss
+            best = {"step": self.step, "dev": loss, "weights": self._weights()}
+            save_state(best, self.folder / "best.pt")
+
+    def load_best(self) -> None:
+        """Put the best weights into the parts; without an evaluation, the averaged ones if there are any."""
+        best = load_state(self.folder / "best.pt")
+        if best is not None:
+            self._load_weights(best["weights"])
+        elif self.ema is not None:
+            self.ema.copy_to(self._parameters())
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Exchange the weights for their running average within the context."""
+        assert self.ema is not None
+        self.ema.store(self._parameters())
+        self.ema.copy_to(self._parameters())
+        yield
+        self.ema.restore(self._parameters())
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of every optimizer."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for part in self.parts.values() for p in part.parameters()]
+
+    def _weights(self) -> dict[str, Any]:
+        weights = {name: part.state_dict() for name, part in self.parts.items()}
+        return weights if len(weights) > 1 else next(iter(weights.values()))
+
+    def _load_weights(self, saved: Mapping[str, Any]) -> None:
+        for name, part in self.parts.items():
+            load_weights(name, part, saved[name] if len(self.parts) > 1 else saved)
