@@ -5,14 +5,19 @@ Its pairs are pseudo pairs: a training image, and one of the phrases of a generi
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
 from models.conditioning.phrase_bank import TAU, PhraseBank
 from models.networks.condition_encoder import ConditionEncoder
+from models.networks.load_encoder import load_encoder
+from training.data.clips import ClipSet
 
 CONTRASTIVE = 0.2  # weight of ECLIPSE's contrastive term, their eq. 3
 TEMPERATURE = 0.07
+FILE = "phrases.safetensors"
 
 
 @torch.enable_grad()
@@ -56,3 +61,11 @@ def fit_prior(
         optimizer.step()
         schedule.step()
     return fitted.changed(bank_share=encoder.config.bank_share)
+
+
+def load_bank(folder: Path, clips: ClipSet) -> PhraseBank:
+    """Return the bank for a prepared folder, kept there as `phrases.safetensors`.
+
+    `PhraseBank.draw` is one product of a frame with 1,000 names, so nothing needs to be stored for each clip.
+    """
+    return PhraseBank.kept(folder / FILE, lambda: load_encoder(folder / "encoder"), clips.image_mean)

@@ -155,8 +155,7 @@ def _fit_prior(prepared: Path | None) -> Callable[[ClipSynthPipeline], Condition
         import torch
 
         from training.data.clips import load_clips
-        from training.prior import fit_prior
-        from training.pseudo_text import load_bank
+        from training.prior import fit_prior, load_bank
 
         clips = load_clips(prepared)
         embeds = torch.cat([clips.train.embeds(i) for i in range(len(clips.train))])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from models.conditioning.phrase_bank import PhraseBank
 from models.conditioning.prompts import TEMPLATES, templated
 from training.data.clips import load_clips
-from training.pseudo_text import FILE, load_bank
+from training.prior import FILE, load_bank
 
 D, NAMES = 16, 1000
 
@@ -75,7 +75,7 @@ def test_a_wrong_k_is_refused(words, bank):
 
 def test_the_bank_of_a_prepared_folder_is_made_once(words, prepared, monkeypatch, tmp_path):
     clips = load_clips(prepared)
-    monkeypatch.setattr("training.pseudo_text.load_encoder", lambda _: words)
+    monkeypatch.setattr("training.prior.load_encoder", lambda _: words)
     monkeypatch.setattr(words, "calls", 0)
     small = type(clips)(**(vars(clips) | {"image_mean": torch.zeros(D)}))
     first, second = load_bank(tmp_path, small), load_bank(tmp_path, small)

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from models.audio.mel import MelSpectrogram
 from models.baselines.wav2clip import load_wav2clip
 from models.bundle import file_sha256
-from training.correspondence.network import MatchingOptions, Pairs, cross_fit
-from training.correspondence.sound_features import sound_features
+from training.correspondence.network import MatchingOptions, Pairs, cross_fit, sound_features
 from training.data.clips import Clips, ClipSet, load_clips
 
 FILE = "agreement.json"

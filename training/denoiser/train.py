@@ -24,10 +24,9 @@ from training.data.batches import Batch, Batches, BatchMaker
 from training.data.clips import ClipSet
 from training.denoiser.cuda_graphs import Recorded, recordable
 from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
-from training.denoiser.samples import samples, spectrograms, vocode
-from training.denoiser.validation import dev_batches, dev_loss
+from training.denoiser.validation import dev_batches, dev_loss, samples, spectrograms, vocode
 from training.loop import Run, arriving, autocast
-from training.pseudo_text import load_bank
+from training.prior import load_bank
 from training.recipe import DenoiserRecipe, Recipe, TransformerRecipe, VqganRecipe
 from training.state import TrainingState, load_weights
 

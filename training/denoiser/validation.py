@@ -7,9 +7,16 @@ from collections.abc import Callable
 
 import torch
 
+from models.audio.mel import LOG_FLOOR, MelSpectrogram
+from models.audio.vocoder import build_vocoder
+from models.audio.vocoder import vocode as to_sound
+from models.networks.condition_encoder import GUIDANCE, Condition, Kind, guidance_as_scalar
+from models.sampler import SamplerRow, advance
 from training.data.batches import Batch
 from training.data.clips import Clips, crop_mel
-from training.recipe import Recipe
+from training.denoiser.flow_matching import FlowMatching
+from training.recipe import Recipe, RequestDefaults
+from training.state import load_state, load_weights
 
 DEV_FRAMES = 400  # 4 s
 
@@ -49,3 +56,51 @@ def dev_loss(loss: Callable[[Batch], torch.Tensor], batches: list[Batch], device
     """Return a loss over `dev_batches`, each row counted once."""
     losses = [loss(batch.to(device)).item() * len(batch.t) for batch in batches]
     return sum(losses) / sum(len(batch.t) for batch in batches)
+
+
+@torch.no_grad()
+def samples(
+    model: FlowMatching, batch: Batch, device: torch.device, requests: RequestDefaults, rows: int = 4
+) -> torch.Tensor:
+    """Return log-mels (rows, F, M) generated from the conditions of the first dev clips with the bundle's default steps and guidance, told nothing beside."""
+    batch, rows = batch.to(device), min(rows, len(batch.mel))
+    encoder, scale = model.condition_encoder, requests.guidance_scale
+    unconditional = encoder.encode([[]])
+    noise = batch.noise[:rows].reshape(rows, -1, model.denoiser.token_dim)
+    kind: Kind = "text" if batch.is_text[0, 0] else "image"
+    sets = [[Condition(embed, kind, sigma=0.0)] for embed in batch.embeds[:rows, 0]]
+    told = encoder.takes_guidance(scale, requests.guidance_interval)
+    states = [
+        SamplerRow(
+            x[None],
+            [encoder.encode([c])],
+            unconditional,
+            requests.num_inference_steps,
+            scale,
+            requests.guidance_interval,
+            time_shift=requests.time_shift,
+            guided_conds=[encoder.encode([c], [{GUIDANCE: guidance_as_scalar(scale)}])] if told else [],
+        )
+        for x, c in zip(noise, sets, strict=True)
+    ]
+    while not states[0].done:
+        advance(states, model.denoiser)
+    return model.denoiser.to_mel(torch.cat([row.latents for row in states])).float().cpu().nan_to_num()
+
+
+def spectrograms(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    """Return a grey image (H, W) in [0, 1]: log-mels (rows, F, M) of real clips above generated ones."""
+    levels = ((torch.cat([real[: len(made)], made]) - LOG_FLOOR) / -LOG_FLOOR).clamp(0, 1)
+    return torch.cat([torch.cat(list(part)) for part in levels.split(len(made))], dim=1).T.flip(0)
+
+
+@torch.no_grad()
+def vocode(recipe: Recipe, mels: torch.Tensor) -> torch.Tensor | None:
+    """Return log-mels (rows, F, M) as one waveform (T,), by the recipe's vocoder as far as it is trained; None where it is not."""
+    state = load_state(recipe.vocoder_folder / "state.pt")
+    if state is None:
+        return None
+    mel = MelSpectrogram()
+    vocoder = build_vocoder(mel, upsample_initial_channel=recipe.vocoder.upsample_initial_channel)
+    load_weights("vocoder", vocoder, state["weights"]["vocoder"])
+    return to_sound(vocoder.eval(), mels, mel).flatten().clamp(-1, 1)

@@ -15,9 +15,8 @@ from models.baselines.wav2clip import Wav2Clip
 from tests.support.planted import write_planted
 from tests.support.wav2clip_weights import published
 from training.correspondence.mismatch import swap
-from training.correspondence.network import MatchingOptions, Pairs, cross_fit, train_matcher
+from training.correspondence.network import MatchingOptions, Pairs, cross_fit, sound_features, train_matcher
 from training.correspondence.score import matching_scores, paired, quantiles_among, write_correspondence
-from training.correspondence.sound_features import sound_features
 from training.data.batches import sampling_weights
 from training.data.clips import load_clips
 
