@@ -14,7 +14,7 @@ from clipsynth.errors import Forbidden, Unauthorized
 from clipsynth.security.api_keys import ANONYMOUS, ApiKey, Scope, any_keys, find_key
 from clipsynth.settings import Settings, is_loopback
 
-_bearer = HTTPBearer(auto_error=False, description="made by `clipsynth keys create`")
+_bearer = HTTPBearer(auto_error=False, description="created by `clipsynth keys create`")
 _xi_api_key = APIKeyHeader(name="xi-api-key", auto_error=False, description="as ElevenLabs' clients send it")
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
@@ -28,8 +28,8 @@ def _caller(request: Request, services: ServicesDep, credentials: Bearer) -> Api
     _refuse_other_sites(request, services.settings)
     allowed = services.settings.allow_anonymous
     if allowed is None:
-        # A first key closes what was open on loopback alone: a proxy may stand before it. A name that is not this machine's own
-        # may be a web page's that has its name resolve to here.
+        # Without keys, only loopback is open. Another host name may be a web page's name that resolves to
+        # this machine.
         allowed = (
             services.settings.is_loopback and is_loopback(_host(request)) and not any_keys(services.redis)
         )
@@ -53,17 +53,23 @@ def _shim_caller(
 
 
 def _refuse_other_sites(request: Request, settings: Settings) -> None:
-    """Without keys, any web page that its user visits could send forms here. Browsers say Sec-Fetch-Site to https and to this machine alone, Origin wherever they post."""
+    """Refuse web pages of other sites: without keys, any page that a user visits could send forms here.
+
+    Browsers send Sec-Fetch-Site to https and to this machine only, and Origin with every POST.
+    """
     site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
     if {origin, "*"} & set(settings.cors_origins):
         return
     other = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
     if site == "cross-site" or (site is None and other):
-        raise Forbidden("a page of another site may not ask without an API key; see CLIPSYNTH_CORS_ORIGINS")
+        raise Forbidden("a page of another site needs an API key; see CLIPSYNTH_CORS_ORIGINS")
 
 
 def _host(request: Request) -> str:
-    """Return the name that was asked for; nothing where there is none that can be read. Starlette would give the address that listens."""
+    """Return the requested host name; empty if it cannot be parsed.
+
+    Starlette would return the listening address.
+    """
     try:
         return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     except ValueError:
@@ -75,7 +81,7 @@ def _needs(scope: Scope, who: Callable[..., Any] = _caller) -> Callable[[ApiKey]
 
     async def check(caller: ApiKey = found) -> ApiKey:
         if not caller.allows(scope):
-            raise Forbidden(f"this API key has not the scope {scope!r}")
+            raise Forbidden(f"this API key does not have the scope {scope!r}")
         return caller
 
     return check
@@ -88,10 +94,10 @@ Admin = Annotated[ApiKey, Depends(_needs("admin"))]
 
 
 def warning(settings: Settings) -> str | None:
-    """Return what whoever starts the API should know of its keys."""
+    """Return the warning about keys for the log of the API."""
     where = f"{settings.published_host or settings.host}:{settings.port}"
     if settings.allow_anonymous:
-        return f"CLIPSYNTH_ALLOW_ANONYMOUS is set: whoever reaches {where} may generate, without a key"
+        return f"CLIPSYNTH_ALLOW_ANONYMOUS is set: everyone who reaches {where} may generate without a key"
     if settings.allow_anonymous is None and settings.is_loopback:
-        return f"{where} is open without keys until `clipsynth keys create` makes the first one"
+        return f"{where} is open without keys until `clipsynth keys create` creates the first one"
     return None

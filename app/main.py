@@ -13,16 +13,12 @@ from fastapi.responses import PlainTextResponse
 
 from app.auth import Admin, Reader
 from app.dependencies import Services, ServicesDep
-from app.middleware import request_context as envelope
+from app.middleware import request_context
 from app.middleware.body_limit import MAX_DECODING, BodyLimit
 from app.middleware.metrics import CountRequests, Metrics
 from app.notifications import Notifications
-from app.responses import problems as errors
-from app.routes import docs, estimate, generations
-from app.routes import elevenlabs as sound_generation
-from app.routes import outputs as views
-from app.routes import pages as page
-from app.routes import remakes as replay
+from app.responses import problems
+from app.routes import elevenlabs, estimate, generations, outputs, pages, remakes
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.jobs.queue import connect
 from clipsynth.jobs.store import JobStore, is_redis_up
@@ -33,7 +29,7 @@ from clipsynth.storage import Storage
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application; it connects when the first request comes.
+    """Return the application; it connects at the first request.
 
     Raises:
         ServeError: no Redis URL.
@@ -63,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="CLIPSynth",
         summary="Text or an image in, sound out.",
         version=version("clipsynth"),
-        docs_url=None,  # app/routes/docs.py
+        docs_url=None,  # app/routes/pages.py
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -78,20 +74,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.receive_timeout_s)
     metrics = Metrics(state)
     app.add_middleware(CountRequests, metrics=metrics)
-    envelope.install(app, settings)
-    errors.install(app, count=metrics.refused)
-    docs.install(app)
-    page.install(app)
+    request_context.install(app, settings)
+    problems.install(app, count=metrics.refused)
+    pages.install(app)
     app.include_router(generations.router)
-    for routes in (views, replay, estimate, sound_generation):
+    for routes in (outputs, remakes, estimate, elevenlabs):
         app.include_router(routes.router)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
-        """Answer while the event loop turns."""
+        """Answer 200 while the event loop runs."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["health"], responses=errors.problems("storage_unavailable", needs_key=False))
+    @app.get("/readyz", tags=["health"], responses=problems.problems("storage_unavailable", needs_key=False))
     def readyz(services: ServicesDep) -> Response:
         """Answer 200 while Redis answers and files can be stored."""
         if not is_redis_up(services.redis):
@@ -99,23 +94,23 @@ def create_app(settings: Settings) -> FastAPI:
         services.storage.check()
         return Response('{"status":"ok"}', media_type="application/json")
 
-    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=errors.problems())
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=problems.problems())
     def read_metrics(_: Admin) -> Response:
-        """Return figures for Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models", tags=["models"], responses=errors.problems())
+    @app.get("/v1/models", tags=["models"], responses=problems.problems())
     def models(services: ServicesDep, _: Reader) -> list[ServedModel]:
-        """List what workers serve."""
+        """List the models that workers serve."""
         return services.state.models()
 
     def describe() -> dict[str, Any]:
         description = FastAPI.openapi(app)
         for model in (
             GenerationRequest,
-            replay.ReplayRequest,
-            sound_generation.SoundGenerationRequest,
-            errors.ProblemDetails,
+            remakes.ReplayRequest,
+            elevenlabs.SoundGenerationRequest,
+            problems.ProblemDetails,
         ):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             description["components"]["schemas"] |= schema.pop("$defs", {}) | {model.__name__: schema}

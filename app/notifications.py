@@ -1,4 +1,7 @@
-"""Waiting for generations to change: one Redis subscription per process wakes all who wait, as server-sent events or `Prefer: wait`."""
+"""Notifications of changes of generations, for SSE and `Prefer: wait`.
+
+One Redis subscription per process serves all requests.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 
 from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
@@ -23,26 +27,27 @@ from clipsynth.schemas.generation import TERMINAL, Generation
 logger = logging.getLogger(__name__)
 PING_S = 15.0
 RECONNECT_S = 1.0
-REMEMBERED = 4096  # ended generations; between its making and the wait for it, far fewer end
-ENDS = frozenset({*TERMINAL, "gone"})  # of what Redis tells, what ends a generation
+# Ended generations that are remembered; far fewer end between a submit and its wait.
+REMEMBERED = 4096
+ENDS = frozenset({*TERMINAL, "gone"})  # messages that end a generation
 
 
 class Notifications:
-    """Wakes those who wait for a generation, and reads it once for all of them.
+    """Wakes the requests that wait for a generation, and reads its record once for all of them.
 
-    Between two changes nothing is read. What may have been missed while Redis was away is looked at when it is back.
+    Between two changes it reads nothing. When Redis comes back, it reads every awaited record again.
     """
 
     def __init__(self, redis_url: str, state: JobStore) -> None:
         self.redis_url, self.state = redis_url, state
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # for any change
         self._waiting_for_end: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._reads: dict[str, asyncio.Task[Generation]] = {}  # begun after the last change
-        self._listens_since = math.inf  # monotonic time from which on nothing was missed
-        self._ended: dict[str, None] = {}  # what has ended since then, the latest of it, in order
+        self._reads: dict[str, asyncio.Task[Generation]] = {}  # started after the last change
+        self._listens_since = math.inf  # monotonic time; since then no message was missed
+        self._ended: dict[str, None] = {}  # the latest generations that ended since then, in order
 
     async def listen(self) -> None:
-        """Pass on what Redis says, for ever."""
+        """Receive messages from Redis until the task is cancelled."""
         while True:
             try:
                 async with Redis.from_url(self.redis_url) as redis, redis.pubsub() as pubsub:
@@ -50,25 +55,26 @@ class Notifications:
                     await self._listen(pubsub)
             except (RedisError, OSError) as error:
                 self._listens_since = math.inf
-                logger.warning("events interrupted: %s", error)
+                logger.warning("notifications interrupted: %s", error)
                 await asyncio.sleep(RECONNECT_S)
 
     async def _listen(self, pubsub: PubSub) -> None:
-        asked = False  # a connection that is lost without a word answers no ping
+        pinged = False  # a lost connection answers no ping
         while True:
             message = await pubsub.get_message(timeout=PING_S)
             if message is None:
-                if asked:
+                if pinged:
                     raise TimeoutError("Redis is silent")
                 await pubsub.ping()
-            elif message["type"] == "psubscribe":  # anything may have been missed
+            elif message["type"] == "psubscribe":  # messages may have been missed
                 self._listens_since = time.monotonic()
                 for generation_id in {*self._waiting, *self._waiting_for_end}:
                     self._wake(generation_id, ended=True)
             elif message["type"] == "pmessage":
                 generation_id = message["channel"].decode().removeprefix(EVENTS_PREFIX)
                 self._wake(generation_id, ended=message["data"].decode() in ENDS)
-            asked = message is None
+
+            pinged = message is None
 
     def _wake(self, generation_id: str, *, ended: bool) -> None:
         self._reads.pop(generation_id, None)
@@ -82,26 +88,28 @@ class Notifications:
                 event.set()
 
     async def _read(self, generation_id: str) -> Generation:
-        """Return the generation as it is after the last change; those who ask at the same time share one look."""
+        """Return the generation after the last change; concurrent callers share one read."""
         read = self._reads.get(generation_id)
         if read is None:
             read = asyncio.create_task(run_in_threadpool(self.state.get, generation_id))
             self._reads[generation_id] = read
             read.add_done_callback(lambda done: self._forget_read(generation_id, done))
-        return await asyncio.shield(read)  # one who leaves must not end it for the others
+
+        # A caller that is cancelled must not cancel the read of the others.
+        return await asyncio.shield(read)
 
     def _forget_read(self, generation_id: str, read: asyncio.Task[Generation]) -> None:
         if self._reads.get(generation_id) is read:
             del self._reads[generation_id]
         if not read.cancelled():
-            read.exception()  # whoever still waits has it; asyncio would complain where nobody does
+            read.exception()  # marks it as retrieved, also when no caller waits any more
 
     async def states(
         self, generation_id: str, *, timeout_s: float = float("inf")
     ) -> AsyncIterator[Generation]:
-        """Yield the generation now, at each change and at least every `PING_S`, until its end or for `timeout_s`.
+        """Yield the generation now, at each change and every `PING_S`, until its end or for `timeout_s`.
 
-        Only the first look may fail for Redis; later ones are made again until it answers.
+        Raises RedisError on the first read only; later reads are repeated until Redis answers.
         """
         deadline = time.monotonic() + timeout_s
         with _waiter(self._waiting, generation_id) as changed:
@@ -125,9 +133,11 @@ class Notifications:
     async def wait(
         self, generation: Generation, timeout_s: float, *, made_after: float = -math.inf
     ) -> Generation:
-        """Return the generation at its end, or as it is after `timeout_s`. What happens on the way there is not read.
+        """Return the generation at its end, or its state after `timeout_s`.
 
-        A Redis that does not answer is asked again until then. Whether it has ended already is not asked of Redis where all that happened since `made_after` was heard, a monotonic time before it was made.
+        While Redis does not answer, reads are repeated. If this process has received all messages since
+        `made_after` (a monotonic time before the submit), Redis is not asked whether the generation has
+        already ended.
         """
         deadline = time.monotonic() + timeout_s
         with _waiter(self._waiting_for_end, generation.id) as ended:
@@ -145,7 +155,7 @@ class Notifications:
                 try:
                     generation = await self._read(generation.id)
                 except RedisError:
-                    if left > 0:  # an error would have it made again, though it was accepted
+                    if left > 0:  # an error would make the client submit an accepted request again
                         await asyncio.sleep(min(left, RECONNECT_S))
                         ended.set()
                 if generation.status in TERMINAL or left == 0:
@@ -158,10 +168,11 @@ class Notifications:
             return True
         return status_view is None or status_view.status in TERMINAL
 
-    async def stream(self, generation_id: str, last_event_id: str | None = None) -> AsyncIterator[str]:
-        """Yield server-sent events: `status`, `progress`, at last `completed` (or `gone`), each with the resource.
+    async def stream(self, generation_id: str, last_event_id: str | None = None) -> AsyncIterator[bytes]:
+        """Yield server-sent events with the resource: `status`, `progress`, `completed` or `gone`.
 
-        An event's id is the state that it tells of, so a client that comes back with it is told of newer ones alone.
+        An event's id is the state that it reports, so a client that reconnects with it receives only newer
+        events.
         """
         status = None
         try:
@@ -171,20 +182,20 @@ class Notifications:
                 if generation.status in TERMINAL:
                     event = "completed"
                 elif event_id == last_event_id:
-                    yield ": ping\n\n"
+                    yield KEEPALIVE_COMMENT
                     continue
                 else:
                     event = "progress" if status == generation.status else "status"
                 status, last_event_id = generation.status, event_id
-                yield f"id: {event_id}\nevent: {event}\ndata: {generation.model_dump_json()}\n\n"
+                yield format_sse_event(id=event_id, event=event, data_str=generation.model_dump_json())
         except Gone as error:
             data = json.dumps({"code": error.code, "detail": str(error)})
-            yield f"event: gone\ndata: {data}\n\n"
+            yield format_sse_event(event="gone", data_str=data)
 
 
 @contextlib.contextmanager
 def _waiter(waiting: defaultdict[str, set[asyncio.Event]], generation_id: str) -> Iterator[asyncio.Event]:
-    """Be among those who are woken for a generation."""
+    """Register an asyncio.Event for a generation while the context lasts."""
     event = asyncio.Event()
     waiting[generation_id].add(event)
     try:

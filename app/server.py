@@ -1,4 +1,4 @@
-"""The API in uvicorn, which itself waits for ever for a request that does not come, or comes a byte at a time."""
+"""The API in uvicorn, with a limit on the time for a request to arrive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _M_ARENA_MAX = -8  # of malloc.h
 
 
 class TimeoutProtocol(H11Protocol):
-    """Closes a connection on which no request has begun, or whose headers are not whole, `receive_timeout_s` after its last answer."""
+    """Closes a connection without complete request headers `receive_timeout_s` after the last response."""
 
     receive_timeout_s = 60.0
     _due: asyncio.TimerHandle | None = None
@@ -52,7 +52,7 @@ class TimeoutProtocol(H11Protocol):
 
 
 def config(settings: Settings, **options: Any) -> uvicorn.Config:
-    """Return how the API is served."""
+    """Return the configuration of uvicorn."""
     protocol = type("Protocol", (TimeoutProtocol,), {"receive_timeout_s": settings.receive_timeout_s})
     return uvicorn.Config(
         create_app(settings),
@@ -61,13 +61,16 @@ def config(settings: Settings, **options: Any) -> uvicorn.Config:
         http=protocol,
         ws="none",
         log_level="warning",
-        timeout_graceful_shutdown=5,  # who follows events would hold it up
+        timeout_graceful_shutdown=5,  # an open event stream would block it
         **options,
     )
 
 
 def bound_arenas(arenas: int = ARENAS) -> bool:
-    """Have glibc's malloc share `arenas` between threads, where each would keep what images took in one of its own; False without glibc."""
+    """Limit glibc's malloc to `arenas` arenas; False without glibc.
+
+    By default each thread keeps an arena with the memory that its images used.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(mallopt and mallopt(_M_ARENA_MAX, arenas))
 

@@ -1,1 +1,1 @@
-"""The contract that app, worker and command line share: settings, schemas, errors, state, queue, storage. Imports no torch, no FastAPI."""
+"""The contract between API, workers and clients, and the services around them."""

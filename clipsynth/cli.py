@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from clipsynth.commands.study import study
 from clipsynth.commands.training import agreement, average, export, prepare, swap, train
 from clipsynth.errors import ClipSynthError, ModelUnusable
 from clipsynth.log import set_up
-from clipsynth.settings import Settings
+from clipsynth.settings import Settings, unknown_variables
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,15 +41,16 @@ app.add_typer(study, name="study", rich_help_panel="Training and evaluation")
 
 
 def main() -> None:
-    """Entry point: errors that people can act on are one line and exit code 1."""
+    """Entry point: errors that a user can fix are one line and exit code 1."""
     for package in ("app", "worker", "models", "training", "evaluation"):
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and Path(spec.origin).parents[1] != Path(__file__).parents[1]:
-            raise SystemExit(
-                f"error: the package {package!r} of CLIPSynth is shadowed by {spec.origin}; use an environment of its own"
-            )
+            shadow = f"the package {package!r} of CLIPSynth is shadowed by {spec.origin}"
+            raise SystemExit(f"error: {shadow}; use a separate environment")
     try:
         set_up(Settings().log_format)
+        for name in unknown_variables():
+            logging.getLogger("clipsynth").warning("%s is no setting; see docs/settings.md", name)
         app()
     except ModelUnusable as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,17 +1,21 @@
-"""Errors of the service, each with a stable `code`. Knows no HTTP; `app/responses/problems.py` decides the status."""
+"""Errors of the service, each with a stable `code`.
+
+`app/responses/problems.py` decides the HTTP status.
+"""
 
 from __future__ import annotations
 
 
 class ClipSynthError(Exception):
-    """Base of all. `code` is part of the API; the message is for people and safe to show."""
+    """Base class. `code` is part of the API; the message is for people and safe to show."""
 
     code = "internal_error"
-    retry_after_s: float | None = None  # where waiting helps
+
+    retry_after_s: float | None = None  # for temporary errors
 
 
 class InvalidBody(ClipSynthError):
-    """The body cannot be read at all, as against one whose values are refused."""
+    """The body cannot be parsed. (Bad values are `InvalidRequest`.)"""
 
     code = "invalid_body"
 
@@ -21,7 +25,7 @@ class InvalidRequest(ClipSynthError):
 
 
 class AttributeUnavailable(ClipSynthError):
-    """The model was not told of an attribute that is asked for."""
+    """The model does not support a requested attribute."""
 
     code = "attribute_unavailable"
 
@@ -39,7 +43,7 @@ class ModelNotFound(ClipSynthError):
 
 
 class MethodUnavailable(ClipSynthError):
-    """The model does not offer what makes the sound: no worker of it may play training clips."""
+    """The model does not offer the requested method, such as retrieval."""
 
     code = "method_unavailable"
 
@@ -65,7 +69,7 @@ class IdempotencyMismatch(ClipSynthError):
 
 
 class RecipeMismatch(ClipSynthError):
-    """A recipe of another version of the model than the one served."""
+    """The recipe belongs to another version of the model."""
 
     code = "recipe_mismatch"
 
@@ -95,7 +99,7 @@ class DeadlineUnreachable(ClipSynthError):
 
 
 class NotInTime(ClipSynthError):
-    """The sound was not there when who waits for it had waited enough."""
+    """The sound was not ready within the time that a synchronous route waits."""
 
     code = "not_in_time"
 
@@ -117,13 +121,16 @@ class PayloadTooLarge(ClipSynthError):
 
 
 class ReceiveTimeout(ClipSynthError):
-    """A body that comes too slowly."""
+    """The body arrived too slowly."""
 
     code = "receive_timeout"
 
 
 class StorageUnavailable(ClipSynthError):
-    """Files cannot be written or read now: a full disk, missing rights, an object store that does not answer."""
+    """Files cannot be written or read now.
+
+    For example a full disk, missing rights, or an object store that does not answer.
+    """
 
     code = "storage_unavailable"
 
@@ -145,12 +152,12 @@ class UnsupportedMedia(ClipSynthError):
 
 
 class ServeError(ClipSynthError):
-    """The embedded service cannot start; the message says what to do."""
+    """A process cannot start; the message says what to do."""
 
     code = "serve_error"
 
 
 class ModelUnusable(ServeError):
-    """A worker cannot serve its bundle, and will not after a restart either; the message names the part."""
+    """A worker cannot use its bundle, now and after a restart; the message names the part."""
 
     code = "model_unusable"

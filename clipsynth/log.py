@@ -1,4 +1,4 @@
-"""Logs: lines of text, or JSON with the ids of request and job. Nothing of ours ever logs a prompt."""
+"""Logs: lines of text, or JSON with the ids of request and job. Prompts are never logged."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
-ACCESS = "clipsynth.access"  # the logger of requests answered
+ACCESS = "clipsynth.access"  # the logger of responses
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, ids where known, what `extra` holds, and an exception's trace."""
+    """One JSON object per line: time, level, logger, message, ids, the fields of `extra`, and a trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -37,19 +37,19 @@ class JsonLines(logging.Formatter):
 
 
 def set_up(log_format: Literal["text", "json"]) -> None:
-    """Send the process's logs to stderr; requests answered are told in JSON alone."""
+    """Send the process's logs to stderr; responses are logged only in JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonLines() if log_format == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger(ACCESS).setLevel(logging.INFO if log_format == "json" else logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole URLs
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its INFO lines contain whole URLs
 
 
 @contextmanager
 def about(job_id: str, meta: object) -> Iterator[None]:
-    """Have what is logged inside name a job, and the request that it came with."""
+    """Add the ids of a job and its request to log lines inside the context."""
     request_id = meta.get("request_id") if isinstance(meta, dict) else None
     job_token, request_token = JOB_ID.set(job_id), REQUEST_ID.set(request_id)
     try:

@@ -1,4 +1,7 @@
-"""What can be seen of an output, stored as one file: each file costs the worker as much as the sound's own. The image's length, the image, the peaks."""
+"""The spectrogram and the peaks of an output, stored as one file.
+
+One file, because each file costs the worker as much time as the sound's own.
+"""
 
 from __future__ import annotations
 

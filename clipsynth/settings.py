@@ -15,12 +15,12 @@ from clipsynth.schemas.prompts import MAX_IMAGES
 
 
 def default_data_dir() -> Path:
-    """Return the user's data folder for what an embedded start writes."""
+    """Return the user's data folder for the files of `clipsynth serve`."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "clipsynth"
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a name or address is this machine's own."""
+    """Return whether a name or address belongs to this machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -28,7 +28,7 @@ def is_loopback(host: str) -> bool:
 
 
 def secrets_dir() -> Path | None:
-    """Return the folder whose files are settings too, where there is one: a container's secrets by default."""
+    """Return the folder whose files are also settings, such as a container's secrets, if there is one."""
     folder = Path(os.environ.get("CLIPSYNTH_SECRETS_DIR", "/run/secrets"))
     return folder if folder.is_dir() else None
 
@@ -36,7 +36,7 @@ def secrets_dir() -> Path | None:
 class Settings(BaseSettings):
     """Immutable settings of one process. Durations in seconds, sizes in bytes.
 
-    What no variable says may be a file of the variable's name, in any case, in `secrets_dir()`.
+    A setting that no variable sets may be a file with the variable's name, in any case, in `secrets_dir()`.
     """
 
     model_config = SettingsConfigDict(
@@ -44,7 +44,7 @@ class Settings(BaseSettings):
         frozen=True,
         extra="ignore",
         protected_namespaces=(),
-        env_ignore_empty=True,  # compose passes on what is not set as empty
+        env_ignore_empty=True,  # compose passes unset variables as empty
     )
 
     redis_url: str | None = None
@@ -100,15 +100,27 @@ class Settings(BaseSettings):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches the API: by where it listens, or where its container's port is published."""
+        """Whether only this machine reaches the API, by its address or its container's published address."""
         return is_loopback(self.published_host or self.host)
 
     @property
     def max_body_bytes(self) -> int:
-        """Images in base64 (4/3) and their JSON."""
+        """Largest body: images in base64 (4/3) and their JSON."""
         return MAX_IMAGES * self.max_image_bytes * 4 // 3 + 65_536
 
     @property
     def results_url(self) -> str:
-        """Where results are stored: an fsspec URL."""
+        """fsspec URL of the results."""
         return self.storage_url or (self.data_dir / "results").absolute().as_uri()
+
+
+# Variables that other parts of the project read.
+_OTHER = {"CLIPSYNTH_SECRETS_DIR", "CLIPSYNTH_API_KEY"}
+
+
+def unknown_variables() -> list[str]:
+    """Return the `CLIPSYNTH_…` environment variables that no setting reads."""
+    known = {f"CLIPSYNTH_{name.upper()}" for name in Settings.model_fields} | _OTHER
+    return sorted(
+        name for name in map(str.upper, os.environ) if name.startswith("CLIPSYNTH_") and name not in known
+    )

@@ -1,4 +1,4 @@
-"""Files of generations behind an fsspec URL: `file://` by default, object stores by extra packages."""
+"""Files of generations at an fsspec URL: `file://` by default, object stores with extra packages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from clipsynth.schemas.generation import MEDIA_TYPES, Format
 
 logger = logging.getLogger(__name__)
 CHECK_S = 10.0
-CHECK_BYTES = 65_536  # a file of a few bytes may fit on a disk that is full
+CHECK_BYTES = 65_536  # a few bytes may still fit on a full disk
 _ID = re.compile(r"gen_[0-9a-f]{26}")
 _KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', 'views', *MEDIA_TYPES))})")
 
 
 def image_key(generation_id: str, n: int = 0) -> str:
-    """Return the key of the image of item n of a request's prompts, or of its only one."""
+    """Return the key of the image of prompt n of a request."""
     return f"{generation_id}/in/{n}.png"
 
 
@@ -33,37 +33,39 @@ def audio_key(generation_id: str, n: int, output_format: str) -> str:
 
 
 def views_key(generation_id: str, n: int) -> str:
-    """Return the key of what can be seen of output n (clipsynth/previews.py)."""
+    """Return the key of the spectrogram and peaks of output n."""
     return f"{generation_id}/{n}.views"
 
 
 def spectrogram_key(generation_id: str, n: int) -> str:
-    """Return the key of the image of output n, where an earlier worker stored it by itself."""
+    """Return the key of the spectrogram of output n in records of older workers."""
     return f"{generation_id}/{n}.png"
 
 
 def peaks_key(generation_id: str, n: int) -> str:
-    """Return the key of the peaks of output n, where an earlier worker stored them by themselves."""
+    """Return the key of the peaks of output n in records of older workers."""
     return f"{generation_id}/{n}.json"
 
 
 def file_name(generation_id: str, n: int, output_format: Format) -> str:
-    """Return the name that output n is to have with whoever gets it."""
+    """Return the file name of output n for a client."""
     extension, _, variant = output_format.partition("_")
     return f"{generation_id}-{n}{'-' + variant if variant else ''}.{extension}"
 
 
 class Storage:
-    """Writes whole files, on a file system under a temporary name that is then changed, so that a reader sees all of a file or none.
+    """Writes whole files: a reader sees a complete file or none.
 
-    Whatever goes wrong below is a StorageUnavailable: file systems and object stores each have their own errors.
+    On a file system a temporary file is renamed. Every failure is a StorageUnavailable, because each file
+    system and object store has its own errors.
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write too
-        self._renames = (
-            "file" in self._fs.protocol
-        )  # an object appears as a whole; local files are written without fsspec, at half its cost
+
+        # No cache of listings: other processes write too.
+        self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        # Objects appear as a whole. Local files are written without fsspec, which takes twice the time.
+        self._renames = "file" in self._fs.protocol
         self._answered_at: float | None = None
 
     def put(self, key: str, data: bytes) -> None:
@@ -98,10 +100,11 @@ class Storage:
             raise
 
     def get(self, key: str) -> bytes:
-        """Return a file's bytes.
+        """Return the bytes of a file.
 
         Raises:
-            NotFound: there is no such file. StorageUnavailable: it cannot be read.
+            NotFound: there is no such file.
+            StorageUnavailable: it cannot be read.
         """
         with _reaching(key):
             try:
@@ -110,7 +113,7 @@ class Storage:
                 raise NotFound(f"there is no file {key!r}") from None
 
     def delete(self, generation_id: str) -> None:
-        """Remove all files of a generation, if there are any.
+        """Remove all files of a generation.
 
         Raises:
             StorageUnavailable: they cannot be removed.
@@ -121,10 +124,10 @@ class Storage:
             self._fs.rm(f"{self._root}/{generation_id}", recursive=True)
 
     def check(self) -> None:
-        """Write and remove a file, unless that went well in the last `CHECK_S`.
+        """Write and remove a file, unless this succeeded in the last `CHECK_S`.
 
         Raises:
-            StorageUnavailable: it did not go well.
+            StorageUnavailable: it failed.
         """
         if self._answered_at is not None and time.monotonic() - self._answered_at < CHECK_S:
             return

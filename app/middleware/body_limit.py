@@ -1,4 +1,4 @@
-"""What arrives: bodies counted as they come, images checked before they are decoded and re-encoded small."""
+"""Limit the size of bodies and the time for them to arrive."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from clipsynth.settings import Settings
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE = 512
-MAX_DECODING = 2  # each takes up to 480 MB while it is decoded
+MAX_DECODING = 2  # one decoding takes up to 480 MB
 _DECODING = threading.BoundedSemaphore(MAX_DECODING)
 
 
 class BodyLimit:
-    """ASGI middleware that refuses a body larger than `max_bytes`, whatever its Content-Length says, or not whole after `timeout_s`.
+    """ASGI middleware that limits the size of a body and the time for it to arrive.
 
-    After an answer to a body that was not read to its end the connection is closed: its client may go on sending for ever.
+    Content-Length is not trusted. After an answer to an incomplete body the connection is closed, because its
+    client may continue to send.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -48,7 +49,7 @@ class BodyLimit:
 
         async def counted() -> Message:
             nonlocal size, whole
-            if whole:  # all that is left to come is that the client goes
+            if whole:  # the only message left is the disconnect
                 return await receive()
             if max(size, declared) > self.max_bytes:
                 raise refusal(PayloadTooLarge(f"the body is larger than {self.max_bytes} bytes"))
@@ -72,10 +73,10 @@ class BodyLimit:
 
 
 def normalise_image(data: bytes, settings: Settings) -> bytes:
-    """Return the image as an RGB PNG of at most 512 px: upright, transparency on white, no profile and no metadata.
+    """Return the image as an RGB PNG of at most 512 px: upright, transparency on white, without metadata.
 
     Raises:
-        UnsupportedMedia, ImageTooLarge, ImageUndecodable: what the image is or is not.
+        UnsupportedMedia, ImageTooLarge, ImageUndecodable: the message says which limit or format.
     """
     if len(data) > settings.max_image_bytes:
         raise ImageTooLarge(f"an image may have {settings.max_image_bytes} bytes, this one has {len(data)}")
@@ -85,7 +86,8 @@ def normalise_image(data: bytes, settings: Settings) -> bytes:
         raise UnsupportedMedia(f"not an image in one of the formats {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageTooLarge(f"an image may have {settings.max_image_pixels} pixels") from None
-    except Exception:  # on hostile bytes Pillow raises almost anything
+
+    except Exception:  # on hostile bytes Pillow raises many kinds of errors
         raise ImageUndecodable("the image cannot be decoded") from None
     width, height = image.size
     if width * height > settings.max_image_pixels:
@@ -103,7 +105,7 @@ def normalise_image(data: bytes, settings: Settings) -> bytes:
 
 
 def _reencode(image: Image.Image) -> bytes:
-    """Copy the pixels alone into a new, small image."""
+    """Copy only the pixels into a new, small image."""
     if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip to white
         image = image.convert("I").point(lambda value: value / 256, "L")
     image.thumbnail((SIDE, SIDE))

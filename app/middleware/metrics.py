@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus: what this process answered, and what Redis knows of queues, models and generations."""
+"""Metrics of the API process for Prometheus, and the middleware that counts requests."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Metrics:
         self.requests = Counter("http_requests", "Requests answered.", labels, registry=self.registry)
         self.seconds = Histogram(
             "http_request_seconds",
-            "Time to the end of the answer.",
+            "Time to the end of the response.",
             ("route",),
             buckets=BUCKETS,
             registry=self.registry,
         )
         self.problems = Counter(
-            "clipsynth_problems", "Requests refused, by code.", ("code",), registry=self.registry
+            "clipsynth_problems", "Error responses, by code.", ("code",), registry=self.registry
         )
         self.rejects = Counter(
             "clipsynth_admission_rejects",
-            "Generations that were not accepted for want of room, rate, time or a worker, by code.",
+            "Generations rejected because of queue limits, rate, deadline or a missing worker, by code.",
             ("code",),
             registry=self.registry,
         )
@@ -43,18 +43,18 @@ class Metrics:
         self.registry.register(RedisCollector(state))
 
     def refused(self, code: str) -> None:
-        """Count an answer with a problem."""
+        """Count an error response."""
         self.problems.labels(code).inc()
         if code in REJECTS:
             self.rejects.labels(code).inc()
 
     def render(self) -> bytes:
-        """Return the text that Prometheus reads."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class CountRequests:
-    """ASGI middleware: counts and times requests by the route's template."""
+    """ASGI middleware that counts and times requests by route template."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -66,16 +66,18 @@ class CountRequests:
         started = time.perf_counter()
         status = 500
 
-        async def noting(message: Message) -> None:
+        async def note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, note_status)
         finally:
             route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope.get("route") else "any"  # clients choose what is unknown
+
+            # For unknown routes a client could create labels without limit.
+            method = scope["method"] if scope.get("route") else "any"
             self.metrics.requests.labels(method, route, status).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)

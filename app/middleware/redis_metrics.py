@@ -1,4 +1,7 @@
-"""What Redis knows of queues, models and generations, read at each scrape: every API process tells the same."""
+"""Metrics of queues, models and generations, read from Redis at each scrape.
+
+They are equal in every API process.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from clipsynth.services.webhooks import counts
 
 
 class RedisCollector(Collector):
-    """While Redis does not answer, `clipsynth_redis_up` is 0 and the rest is left out."""
+    """Collects from Redis.
+
+    While Redis does not answer, `clipsynth_redis_up` is 0 and the rest is left out.
+    """
 
     def __init__(self, state: JobStore) -> None:
         self._state = state
@@ -42,13 +48,13 @@ class RedisCollector(Collector):
         def family(name: str, text: str) -> GaugeMetricFamily:
             return GaugeMetricFamily(f"clipsynth_{name}", text, labels=["model"])
 
-        depth = family("queue_depth", "Jobs that wait.")
-        oldest = family("queue_oldest_age_seconds", "Since when the first of them was accepted; 0 for none.")
+        depth = family("queue_depth", "Jobs in the queue.")
+        oldest = family("queue_oldest_age_seconds", "Age of the oldest job in the queue; 0 for none.")
         ready = family("model_ready", "1 while a worker serves it.")
-        workers = family("workers", "Workers of which Redis has heard lately.")
-        unfinished = family("unfinished", "Generations accepted and not ended.")
-        backlog = family("backlog_seconds", "Seconds that their work takes one worker.")
-        wait = family("estimated_wait_seconds", "Seconds that their work takes the workers there are.")
+        workers = family("workers", "Workers with a recent heartbeat.")
+        unfinished = family("unfinished", "Generations accepted and not finished.")
+        backlog = family("backlog_seconds", "Seconds of work in them for one worker.")
+        wait = family("estimated_wait_seconds", "Seconds of work in them for the present workers.")
         for model in models:
             label = [model.name]
             queue = get_queue(model.name, self._state.redis)
@@ -75,19 +81,19 @@ class RedisCollector(Collector):
         ended = CounterMetricFamily("clipsynth_generations_ended", "Generations ended.", labels=["status"])
         for status, count in self._state.ended().items():
             ended.add_metric([status], count)
-        waiting, told = counts(self._state.redis)
-        webhooks = GaugeMetricFamily("clipsynth_webhooks_waiting", "Webhooks that are to be told.", waiting)
-        tellings = CounterMetricFamily(
-            "clipsynth_webhook_deliveries", "Webhooks told or given up.", labels=["outcome"]
+        waiting, sent = counts(self._state.redis)
+        webhooks = GaugeMetricFamily("clipsynth_webhooks_waiting", "Webhook deliveries that wait.", waiting)
+        deliveries = CounterMetricFamily(
+            "clipsynth_webhook_deliveries", "Webhook deliveries, sent or given up.", labels=["outcome"]
         )
-        for outcome, count in told.items():
-            tellings.add_metric([outcome], count)
+        for outcome, count in sent.items():
+            deliveries.add_metric([outcome], count)
         orphans = CounterMetricFamily(
             "clipsynth_orphaned_jobs",
-            "Unfinished generations that were on no queue, and were seen to. Any is a fault.",
+            "Unfinished generations that were in no queue and were requeued. Any is a fault.",
             orphans_found(self._state),
         )
-        return [ended, webhooks, tellings, orphans]
+        return [ended, webhooks, deliveries, orphans]
 
     def _server(self) -> list[Metric]:
         info = cast(dict[str, object], self._state.redis.info())
@@ -97,7 +103,7 @@ class RedisCollector(Collector):
             ),
             GaugeMetricFamily(
                 "clipsynth_redis_saves",
-                "1 while Redis gets what it is told to its append-only file.",
+                "1 while Redis writes its append-only file without errors.",
                 float(info["aof_enabled"] == 1 and info["aof_last_write_status"] == "ok"),
             ),
         ]

@@ -1,4 +1,4 @@
-"""What is around every answer: a request id, headers for browsers, a line in the log, and a 500 for what nobody expected."""
+"""The context of every request: an id, headers for browsers, a log line, and a plain 500."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from clipsynth.settings import Settings
 
 logger = logging.getLogger(ACCESS)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # probes, which would fill the log
+QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # probes are not logged
 
 
 def install(app: FastAPI, settings: Settings) -> None:
-    """Add the outermost middleware; to be called after all others are added."""
+    """Add the outermost middleware; call it after all others are added."""
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -54,7 +54,10 @@ def install(app: FastAPI, settings: Settings) -> None:
 
 
 class RequestContext:
-    """ASGI middleware. A client's `X-Request-Id` is taken if it is a short word; otherwise one is made. Both are sent back."""
+    """ASGI middleware that gives each request an id and sends it back.
+
+    A client's `X-Request-Id` is used if it is a short word.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -69,7 +72,7 @@ class RequestContext:
         REQUEST_ID.set(request_id)
         status = 0
 
-        async def enveloped(message: Message) -> None:
+        async def add_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -80,11 +83,11 @@ class RequestContext:
             await send(message)
 
         try:
-            await self.app(scope, receive, enveloped)
+            await self.app(scope, receive, add_headers)
         except Exception as error:
-            if status:  # the answer has begun: all that is left is to break it off
+            if status:  # the response has begun and can only be cut off
                 raise
-            await unexpected(error, request_id)(scope, receive, enveloped)
+            await unexpected(error, request_id)(scope, receive, add_headers)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             if route not in QUIET:

@@ -1,4 +1,4 @@
-"""Which file of an output a client gets, and the answer that carries it."""
+"""Choose the file of an output for a client, and build the response."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def accepted(outputs: list[Output], accept: str) -> Output | None:
-    """Return the output that an Accept header names with the highest q; of equal ones, the first of `outputs`."""
+    """Return the output with the highest q in an Accept header, or None.
+
+    Of equals the first.
+    """
     weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         media_type, *parameters = (word.strip() for word in part.split(";"))
@@ -35,16 +38,19 @@ def accepted(outputs: list[Output], accept: str) -> Output | None:
 
 
 def succeeded(services: Services, generation_id: str, caller: ApiKey, *, n: int | None = None) -> Generation:
-    """Return a generation of the caller's that has outputs, output n among them.
+    """Return a succeeded generation of this caller, and check that it has output n.
 
     Raises:
-        NotFound, Gone: as `State.get`. NotReady: it has not succeeded.
+        NotFound, Gone: as `JobStore.get`.
+        NotReady: it has not succeeded.
     """
     generation = services.state.get(generation_id, owner=caller.id)
     if generation.status is not Status.SUCCEEDED:
         raise NotReady(f"the generation is {generation.status}; there is no sound")
     if n is not None and all(output.index != n for output in generation.outputs):
-        raise NotFound(f"the generation has {generation.input.num_outputs} outputs, none is {n}")
+        raise NotFound(
+            f"the generation has {generation.input.num_outputs} outputs, counted from 0; there is no {n}"
+        )
     return generation
 
 
@@ -57,17 +63,18 @@ def sound(
     output_format: Format | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """Return output n, which there is: in the format asked for, else in one that Accept names, else in the first that was made.
+    """Return output n in the requested format, else in one that Accept names, else in the first.
 
     Raises:
-        NotFound: it was not made in that format. RangeNotSatisfiable: as `file_response`.
+        NotFound: it was not made in that format.
+        RangeNotSatisfiable: as `file_response`.
     """
     outputs = [o for o in generation.outputs if o.index == n]
     if output_format is not None:
         outputs = [o for o in outputs if o.format == output_format]
         if not outputs:
             made = ", ".join(generation.input.output_formats)
-            raise NotFound(f"the generation was not made as {output_format}, but as {made}")
+            raise NotFound(f"the generation has no file as {output_format}, only as {made}")
     output = accepted(outputs, request.headers.get("accept", "")) or outputs[0]
     data = services.storage.get(audio_key(generation.id, n, output.format))
     disposition = f'inline; filename="{file_name(generation.id, n, output.format)}"'

@@ -1,4 +1,4 @@
-"""Errors to RFC 9457 problem+json. The one place that decides an HTTP status."""
+"""Errors as RFC 9457 problem+json. The only place that decides an HTTP status."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ STATUS = {
 
 
 class ProblemDetails(BaseModel):
-    """An RFC 9457 problem; `code` is stable, `detail` is for people."""
+    """An RFC 9457 problem. `code` is stable; `detail` is for people."""
 
     type: str
     title: str
@@ -74,7 +74,7 @@ _CODES = {
 
 
 def problems(*codes: str, needs_key: bool = True) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route that fails with these codes, and with those that any route may fail with."""
+    """Return the `responses` of a route that can fail with these codes and with the general ones."""
     by_status: dict[int | str, list[str]] = {}
     refusals = ("unauthorized", "forbidden") if needs_key else ()
     for code in (*codes, *refusals, "invalid_request", "redis_unavailable"):
@@ -117,7 +117,7 @@ def problem(
 
 
 def _encodable(text: str) -> str:
-    """Replace halves of surrogate pairs: JSON may carry them as names, UTF-8 cannot."""
+    """Replace unpaired surrogates: JSON may contain them as escapes, UTF-8 cannot."""
     return text.encode(errors="replace").decode()
 
 
@@ -132,25 +132,25 @@ def validation_problem(error: RequestValidationError) -> JSONResponse:
 
 
 def refusal(error: ClipSynthError) -> HTTPException:
-    """Return an error that may be raised while FastAPI reads a body: of others it would make a 400."""
+    """Return an error to raise while FastAPI reads a body; it turns other errors into a 400."""
     return HTTPException(STATUS[error.code], str(error))
 
 
 def unexpected(error: Exception, request_id: str) -> JSONResponse:
-    """Log what nobody expected, and return a 500 that says nothing of it."""
+    """Log an unexpected error and return a 500 without its details."""
     logger.error("request %s failed", request_id, exc_info=error)
     return problem(500, "internal_error", f"something went wrong; request {request_id}")
 
 
 def _methods(request: Request) -> list[str]:
-    """Return what may be done with the request's path; Starlette's own header knows the first of its routes alone."""
+    """Return the methods that the request's path allows; Starlette's header names only its first route's."""
     known = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
     scopes = {method: {**request.scope, "method": method} for method in known}
     return [m for m in known if any(r.matches(scopes[m])[0] is Match.FULL for r in request.app.routes)]
 
 
 def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> None:
-    """Register the handlers; `count` is told each code."""
+    """Register the handlers; `count` is called with each code."""
 
     @app.exception_handler(ClipSynthError)
     async def _(_: Request, error: ClipSynthError) -> JSONResponse:

@@ -1,4 +1,7 @@
-"""Immutable files over HTTP: ETag, conditional and Range requests (RFC 9110, sections 13 and 14; one range)."""
+"""Immutable files over HTTP: ETag, conditional and Range requests.
+
+RFC 9110, sections 13 and 14; one range.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 def file_response(request: Request, data: bytes, *, media_type: str, disposition: str) -> Response:
-    """Return `data`, the asked part of it (206), or 304 where the client has it.
+    """Return `data`, a part of it (206), or 304 if the client has it.
 
     Raises:
-        RangeNotSatisfiable: the range begins behind the end.
+        RangeNotSatisfiable: the range starts after the end.
     """
     etag = f'"{hashlib.sha256(data).hexdigest()}"'
     headers = {
@@ -25,7 +28,9 @@ def file_response(request: Request, data: bytes, *, media_type: str, disposition
         "Content-Disposition": disposition,
         "Cache-Control": "private, max-age=31536000, immutable",
     }
-    if request.method == "POST":  # the conditions and ranges are of GET and HEAD (RFC 9110, 13.1.2 and 14.2)
+
+    # Conditions and ranges apply to GET and HEAD only (RFC 9110, 13.1.2 and 14.2).
+    if request.method == "POST":
         return Response(data, 200, headers, media_type)
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     if known & {etag, "*"}:
@@ -43,7 +48,7 @@ def file_response(request: Request, data: bytes, *, media_type: str, disposition
 
 
 def _parse(header: str, size: int) -> range | None:
-    """Return the asked bytes; None where the header is absent, or asks for what need not be served."""
+    """Return the requested bytes; None if the header is absent or may be ignored."""
     match = _RANGE.fullmatch(header.strip())
     if not match or not any(match.groups()):
         return None

@@ -1,4 +1,4 @@
-"""Route of /v1/sound-generation: a thin shim in the shape of ElevenLabs' sound effects, for clients that speak it. A request becomes a generation like any other."""
+"""Route /v1/sound-generation: ElevenLabs' sound effects API on top of ordinary generations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["compatibility"])
 WAIT_S = 60
-NEUTRAL_INFLUENCE = 0.3  # ElevenLabs' default: here the bundle's own guidance_scale
+NEUTRAL_INFLUENCE = 0.3  # ElevenLabs' default; here it means the bundle's guidance_scale
 FOREIGN_MODELS = "eleven_"
-# Codec and no more: sounds have the model's sample rate, and libsndfile chooses the bit rate.
+# Only the codec counts: the model sets the sample rate and libsndfile the bit rate.
 OutputFormat = Literal[
     "mp3_22050_32",
     "mp3_44100_32",
@@ -63,7 +63,7 @@ class SoundGenerationRequest(BaseModel):
         default=None,
         ge=0,
         le=1,
-        description="guidance: 0 is none, 0.3 the model's own, and so on along that line up to 20",
+        description="guidance: 0 is none, 0.3 the model's default, linear up to 20",
     )
     model_id: str | None = Field(
         default=None, max_length=40, description="a model served here; ElevenLabs' names mean the first one"
@@ -73,14 +73,14 @@ class SoundGenerationRequest(BaseModel):
     @field_validator("loop", mode="before")
     @classmethod
     def _no_number(cls, value: object) -> object:
-        """Refuse 0, which equals False and so would do for the Literal."""
+        """Refuse 0, which equals False and would pass the Literal."""
         if not isinstance(value, bool):
             raise ValueError("must be a boolean")
         return value
 
 
 def guidance_scale(prompt_influence: float, own: float) -> float:
-    """Return the guidance_scale on the line through (0, 1), which is off, and (0.3, the bundle's own), at most 20."""
+    """Return the guidance_scale on the line through (0, 1) = off and (0.3, the bundle's own), at most 20."""
     return min(MAX_GUIDANCE, 1 + (own - 1) * prompt_influence / NEUTRAL_INFLUENCE)
 
 
@@ -113,11 +113,11 @@ async def sound_generation(
     caller: ShimMaker,
     output_format: Annotated[OutputFormat, Query()] = "mp3_44100_128",
 ) -> Response:
-    """Make a sound and answer with it, within 60 s. A key may come as `xi-api-key` too."""
+    """Generate a sound and return it, within 60 s. The API key may also come as `xi-api-key`."""
     body = await read_json(request, SoundGenerationRequest)
-    made_as = FORMATS.get(output_format, "mp3")
+    file_format = FORMATS.get(output_format, "mp3")
     began = time.monotonic()
-    generation = await run_in_threadpool(_accept, services, caller, body, made_as)
+    generation = await run_in_threadpool(_accept, services, caller, body, file_format)
     generation = await services.events.wait(generation, WAIT_S, made_after=began)
     if generation.status is not Status.SUCCEEDED:
         why = generation.error.detail if generation.error else f"it is {generation.status}"
@@ -127,15 +127,17 @@ async def sound_generation(
     return await run_in_threadpool(sound, services, generation, 0, request, headers=headers)
 
 
-def _accept(services: Services, caller: ApiKey, body: SoundGenerationRequest, made_as: Format) -> Generation:
+def _accept(
+    services: Services, caller: ApiKey, body: SoundGenerationRequest, file_format: Format
+) -> Generation:
     own = body.model_id is None or body.model_id.startswith(FOREIGN_MODELS)
     model = services.state.model(None if own else body.model_id)
     fields = {
         "prompt": body.text,
         "model": model.name,
         "duration_s": body.duration_seconds,
-        "output_formats": [made_as],
-        "deadline_s": float(WAIT_S),  # nobody fetches it later
+        "output_formats": [file_format],
+        "deadline_s": float(WAIT_S),  # the client cannot fetch it later
     }
     if body.prompt_influence is not None:
         fields["guidance_scale"] = guidance_scale(body.prompt_influence, model.guidance_scale)

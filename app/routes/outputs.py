@@ -1,4 +1,4 @@
-"""Routes of what can be seen of an output: its spectrogram, its peaks. Both were made with the sound and go with it."""
+"""Routes of an output's spectrogram and waveform peaks; both files are made with the sound."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _responses(media_type: str, schema: dict[str, Any]) -> dict[int | str, dict[
     content = {media_type: {"schema": schema}}
     return {
         200: {"description": "the file", "content": content},
-        206: {"description": "the asked part", "content": {media_type: {"schema": {"type": "string"}}}},
+        206: {"description": "the requested part", "content": {media_type: {"schema": {"type": "string"}}}},
         304: {"description": "the client has it"},
         **problems("not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"),
     }
@@ -28,7 +28,7 @@ def _responses(media_type: str, schema: dict[str, Any]) -> dict[int | str, dict[
 
 _PEAKS = {
     "type": "object",
-    "description": "as audiowaveform writes it: `data` has the minimum and the maximum of each stretch in turn",
+    "description": "in audiowaveform's format: `data` alternates minimum and maximum of each stretch",
     "required": ["version", "channels", "sample_rate", "samples_per_pixel", "bits", "length", "data"],
     "properties": {
         **{
@@ -58,7 +58,10 @@ _JSON = _responses("application/json", _PEAKS)
 def spectrogram(
     generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader
 ) -> Response:
-    """Return the mel spectrogram of output n as a PNG: 10 ms per pixel, 0 to 8 kHz from the bottom, 80 dB from black to bright."""
+    """Return the mel spectrogram of output n as a PNG.
+
+    10 ms per pixel, 0 to 8 kHz from the bottom, 80 dB from black to bright.
+    """
     generation = succeeded(services, generation_id, caller, n=n)
     data = get_spectrogram(services.storage, generation.id, n)
     name = f'inline; filename="{generation.id}-{n}.png"'
@@ -68,7 +71,7 @@ def spectrogram(
 @router.get("/{generation_id}/peaks/{n}", response_class=Response, responses=_JSON)
 @router.head("/{generation_id}/peaks/{n}", response_class=Response, include_in_schema=False)
 def peaks(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
-    """Return the peaks of output n's waveform, in up to 1,000 stretches, for a player to draw."""
+    """Return the waveform peaks of output n, in up to 1,000 stretches, for a player."""
     generation = succeeded(services, generation_id, caller, n=n)
     data = get_peaks(services.storage, generation.id, n)
     name = f'inline; filename="{generation.id}-{n}.json"'

@@ -1,6 +1,9 @@
-"""A client of the HTTP API: `Client("http://localhost:8000").generate("a dog barking").save("dog.wav")`. `AsyncClient` is the same with `await`.
+"""A client of the HTTP API.
 
-What passes is waited for: an address that does not answer, a full queue (429), a service that restarts (5xx). All else raises `ServiceError`.
+`Client("http://localhost:8000").generate("a dog barking").save("dog.wav")`
+
+`AsyncClient` has the same methods with `await`. Temporary failures are retried: an address that does not
+answer, a full queue (429), a service that restarts (5xx). Other failures raise `ServiceError`.
 """
 
 from __future__ import annotations
@@ -32,13 +35,13 @@ Progress = Callable[[Generation], None]
 
 @dataclass(frozen=True)
 class Sound:
-    """One sound: its file's bytes, and what the service says of it."""
+    """One sound: the bytes of its file, and its record."""
 
     data: bytes
     output: Output
 
     def save(self, path: str | Path) -> Path:
-        """Write the file as it came; its format is `output.format`, whatever the name's ending."""
+        """Write the file unchanged; its format is `output.format`, whatever the name's suffix."""
         path = Path(path)
         path.write_bytes(self.data)
         return path
@@ -58,19 +61,19 @@ class Sounds(Sequence[Sound]):
         return len(self.sounds)
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write the first to `path`, further ones with -1, -2, … before its ending."""
+        """Write the first to `path`, further ones with -1, -2, … before the suffix."""
         path = Path(path)
         names = [path, *(path.with_stem(f"{path.stem}-{n}") for n in range(1, len(self.sounds)))]
         return [sound.save(name) for sound, name in zip(self.sounds, names, strict=True)]
 
 
 class AsyncClient:
-    """Talks to one service; to be used as a context manager, or closed by `close()`.
+    """Client of one service. Use it as a context manager, or call `close()`.
 
     Args:
-        api_key: as `clipsynth keys create` prints it; needed where the service wants one.
-        patience_s: for how long what passes is waited for before it is raised.
-        transport: of httpx, where the service is not reached over the network, such as `httpx.ASGITransport`.
+        api_key: as `clipsynth keys create` prints it, if the service needs one.
+        patience_s: how long temporary failures are retried before they are raised.
+        transport: of httpx, such as `httpx.ASGITransport` for a service in the same process.
     """
 
     def __init__(
@@ -96,15 +99,15 @@ class AsyncClient:
         on_progress: Progress | None = None,
         **options: Any,
     ) -> Sounds:
-        """Ask for sounds, wait, and return them.
+        """Request sounds, wait, and return them.
 
-        Args:
-            prompts: a weighted set: `[{"text": "piano"}, {"image": Path("x.jpg"), "weight": 0.5}]`.
-            on_progress: called with the generation at each change.
-            options: further fields of the request: `seed`, `duration_s`, `num_outputs`, `negative_prompt`, `composition`, `attributes={"pitch": 0.8}`, …
+        Args: prompts: a weighted set: `[{"text": "piano"}, {"image": Path("x.jpg"), "weight": 0.5}]`.
+            on_progress: called with the generation at each change. options: further fields of the request:
+            `seed`, `duration_s`, `num_outputs`, `negative_prompt`, `composition`, `attributes={"pitch":
+            0.8}`, …
 
         Raises:
-            ServiceError: it was refused, or ended without a sound; `code` says how.
+            ServiceError: it was refused, or ended without a sound; `code` says why.
         """
         submitted = generation = await self.submit(prompt, image=image, prompts=prompts, **options)
         async for generation in self.follow(submitted.id):
@@ -120,7 +123,7 @@ class AsyncClient:
         prompts: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> Generation:
-        """Ask for sounds and return at once. The request is safe to repeat: it carries an idempotency key."""
+        """Request sounds and return at once. An idempotency key makes retries safe."""
         body = {
             "prompt": prompt,
             "image": image and _base64(image),
@@ -140,7 +143,7 @@ class AsyncClient:
         return Generation.model_validate(response.json())
 
     async def follow(self, generation_id: str) -> AsyncGenerator[Generation]:
-        """Yield the generation at each of its changes until it has ended. An interrupted stream is taken up where it was."""
+        """Yield the generation at each change until its end. A lost stream is resumed."""
         last_id: str | None = None
         patience = RetryPolicy(self.patience_s)
         while True:
@@ -156,7 +159,7 @@ class AsyncClient:
                             if not event.data:  # a ping
                                 continue
                             if event.event == "gone":
-                                raise ServiceError("the service has forgotten it", code="gone", status=410)
+                                raise ServiceError("the service has removed it", code="gone", status=410)
                             yield (generation := Generation.model_validate_json(event.data))
                             if generation.status in TERMINAL:
                                 return
@@ -164,10 +167,10 @@ class AsyncClient:
                 await patience.wait_after(error)
 
     async def sounds(self, generation: Generation, *, output_format: Format | None = None) -> Sounds:
-        """Return the sounds of a generation that has ended, in one of its formats (by default the first).
+        """Return the sounds of an ended generation, in one of its formats (by default the first).
 
         Raises:
-            ServiceError: it made none.
+            ServiceError: it has none.
         """
         if generation.status is not Status.SUCCEEDED:
             error = generation.error
@@ -185,16 +188,16 @@ class AsyncClient:
         return Generation.model_validate(response.json())
 
     async def cancel(self, generation_id: str) -> Generation:
-        """Cancel; ServiceError `already_ended` where it is too late."""
+        """Cancel a generation; raises ServiceError `already_ended` if it is too late."""
         response = await self._send("POST", f"/v1/generations/{generation_id}/cancel")
         return Generation.model_validate(response.json())
 
     async def forget(self, generation_id: str) -> None:
-        """Have a generation and its files removed."""
+        """Remove a generation and its files."""
         await self._send("DELETE", f"/v1/generations/{generation_id}")
 
     async def replay(self, recipe: str) -> Generation:
-        """Have the sound of a recipe made again."""
+        """Generate the sound of a recipe again."""
         response = await self._send("POST", "/v1/replay", json={"recipe": recipe})
         return Generation.model_validate(response.json())
 

@@ -1,4 +1,4 @@
-"""What a client makes of the service's answers: problems become `ServiceError`, and what passes is waited for."""
+"""Errors of the client, and its retries of temporary failures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MAX_BACKOFF_S = 8.0
 
 
 class ServiceError(ClipSynthError):
-    """What the service refused, or how a generation ended that made no sound.
+    """The service refused a request, or a generation ended without a sound.
 
     Attributes:
         status: of HTTP; None where the service was not reached or a generation failed later.
-        code: of the service's error catalogue, or `unreachable`, or the public status of the generation.
-        retry_after_s: what the service asked for, if it did.
+        code: of the service's error catalogue, `unreachable`, or the generation's status.
+        retry_after_s: from the service's Retry-After, if there is one.
     """
 
     def __init__(
@@ -30,22 +30,22 @@ class ServiceError(ClipSynthError):
         self.code, self.status, self.retry_after_s = code, status, retry_after_s
 
     @property
-    def passes(self) -> bool:
+    def is_temporary(self) -> bool:
         """Whether the same request may succeed later."""
         return self.code == "unreachable" or self.status in (429, 502, 503, 504)
 
 
 class RetryPolicy:
-    """Waits after what passes, each time longer or as long as the service says, until `patience_s` are over."""
+    """Waits after temporary failures, longer each time or as the service says, for `patience_s` in all."""
 
     def __init__(self, patience_s: float) -> None:
         self.until = time.monotonic() + patience_s
         self.backoff_s = 0.25
 
     async def wait_after(self, error: ServiceError) -> None:
-        """Wait, or raise the error again: it does not pass, or there is no time left for it."""
+        """Wait, or raise the error again if it is not temporary or the time is over."""
         pause_s = self.backoff_s if error.retry_after_s is None else error.retry_after_s
-        if not error.passes or time.monotonic() + pause_s > self.until:
+        if not error.is_temporary or time.monotonic() + pause_s > self.until:
             raise error
         self.backoff_s = min(2 * self.backoff_s, MAX_BACKOFF_S)
         await asyncio.sleep(pause_s)
@@ -62,18 +62,18 @@ def as_unreachable() -> Iterator[None]:
 
 
 async def check(response: httpx.Response) -> None:
-    """Raise ServiceError for an answer that tells of a problem."""
+    """Raise ServiceError for an error response."""
     if response.is_success:
         return
     await response.aread()
     try:
-        told = response.json()
+        problem = response.json()
     except ValueError:
-        told = {}
+        problem = {}
     pause = response.headers.get("Retry-After", "")
     raise ServiceError(
-        told.get("detail") or f"the service answered {response.status_code}",
-        code=told.get("code", "unknown"),
+        problem.get("detail") or f"the service answered {response.status_code}",
+        code=problem.get("code", "unknown"),
         status=response.status_code,
         retry_after_s=float(pause) if pause.isdigit() else None,
     )

@@ -1,1 +1,12 @@
-"""The commands of `clipsynth`, a file for each family. They are the composition root with `cli.py`: they may import every floor, lazily."""
+"""The commands of `clipsynth`, one file per family. They may import every floor, lazily.
+
+generate.py    generate: prompts and images to files.
+inspect.py     inspect, models: describe a bundle or a service.
+services.py    serve, api, worker, janitor, webhooks, openapi.
+doctor.py      doctor: can a service run here?
+keys.py        keys create, list, revoke.
+training.py    prepare, correspondence, mismatch, train, export, average.
+evaluation.py  evaluate, listen.
+study.py       study: questions about bundles.
+options.py     Options that several commands share.
+"""

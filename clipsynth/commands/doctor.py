@@ -1,4 +1,4 @@
-"""`clipsynth doctor`: whether a service would run here, in plain words."""
+"""`clipsynth doctor`: check whether a service can run here."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ ROLES = {"app": "fastapi", "client": "httpx_sse", "worker": "torch", "train": "a
 
 
 class Failure(Exception):
-    """Something that must be put right; the message says how."""
+    """A failed check; the message says how to fix it."""
 
 
 def doctor() -> None:
-    """Look at Python, packages, Redis, the bundle, the device, the port and the disk; exit code 1 if something is wrong."""
+    """Check whether a service can run here; exit code 1 on a failure.
+
+    Checks Python, packages, Redis, the bundle, the device, the port and the disk.
+    """
     settings = Settings()
     failed = 0
     for name, check in CHECKS.items():
@@ -59,8 +62,8 @@ def _redis(settings: Settings) -> str:
     if url:
         with connect(url) as redis:
             if is_redis_up(redis):
-                told = redis.info("server")
-                return f"{told['redis_version']} answers" + (
+                server = redis.info("server")
+                return f"{server['redis_version']} answers" + (
                     "" if settings.redis_url else ", that of a running serve"
                 )
         if settings.redis_url:
@@ -72,7 +75,7 @@ def _bundle(settings: Settings) -> str:
     from models.bundle import Manifest
 
     manifest = Manifest.read(settings.model)
-    return f"{manifest.name} {manifest.version}, every file as it was made"
+    return f"{manifest.name} {manifest.version}, all hashes match"
 
 
 def _device(settings: Settings) -> str:
@@ -81,7 +84,9 @@ def _device(settings: Settings) -> str:
     from worker.predictor import choose_device
 
     device, dtype, reason = choose_device(settings.device)
-    return f"{device}, {str(dtype).removeprefix('torch.')} ({reason}); torch {torch.__version__}, {os.cpu_count()} cores"
+
+    name = str(dtype).removeprefix("torch.")
+    return f"{device}, {name} ({reason}); torch {torch.__version__}, {os.cpu_count()} cores"
 
 
 def _port(settings: Settings) -> str:
@@ -90,8 +95,9 @@ def _port(settings: Settings) -> str:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
+            place = f"{settings.host}:{settings.port}"
             raise Failure(
-                f"{settings.host}:{settings.port} cannot be had ({error.strerror}); stop what holds it, or set CLIPSYNTH_PORT"
+                f"{place} is not free ({error.strerror}); stop its user or set CLIPSYNTH_PORT"
             ) from None
     return f"{settings.host}:{settings.port} is free"
 

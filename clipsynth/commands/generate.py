@@ -1,4 +1,4 @@
-"""`clipsynth generate`: prompts and images to files, by a bundle in this process or by a service."""
+"""`clipsynth generate`: prompts and images to files, with a bundle in this process or a service."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from clipsynth.settings import Settings
 if TYPE_CHECKING:
     from clipsynth.client.client import Client
 
-SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # elsewhere the format itself
+SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # other formats are their own suffix
 
 
 @dataclass(frozen=True)
 class Query:
-    """What one sound is asked for: a text, an image's file, or both."""
+    """The query of one sound: a text, an image file, or both."""
 
     prompt: str | None
     image: Path | None
@@ -40,61 +40,59 @@ class Query:
         ]
 
 
-# Returns the sounds of a query as bytes of files, telling of its steps by `on_step(done, all)`.
+# Returns the files' bytes for a query and seed; calls `on_step(done, all)`.
 Make = Callable[[Query, int, Callable[[int, int], None]], list[bytes]]
 
 
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(help="What to hear; each becomes a sound.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; each becomes a sound.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="File, or folder where there are several queries: out.wav or out/."
-        ),
+        typer.Option("--output", "-o", help="A file, or a folder for several queries: out.wav or out/."),
     ] = None,
     from_file: Annotated[
         Path | None,
-        typer.Option("--from", help="A text file with a prompt on each line; # begins a comment."),
+        typer.Option("--from", help="A text file with one prompt per line; # starts a comment."),
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="An image to hear: with a prompt, one for both; without, each becomes a sound."),
+        typer.Option(help="An image: with a prompt, one for both; without, each becomes a sound."),
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Sounds to avoid.")] = None,
     composition: Annotated[
         str,
         typer.Option(
-            help="How prompt and image come together: set, at once; compose, each guiding; mix, as two sounds."
+            help="How prompt and image are combined: set (at once), compose (each guides), mix (two sounds)."
         ),
     ] = "set",
     attribute: Annotated[
         list[str] | None,
         typer.Option(
-            help="What it is to be like, such as pitch=0.8: 0 to 1 of loudness, brightness, pitch, noisiness or density. "
-            "Words of a prompt (a loud dog) say so too; with --attribute none they do not."
+            help="Attribute such as pitch=0.8: 0 to 1 of loudness, brightness, pitch, noisiness or density. "
+            "Words of a prompt (a loud dog) set them too, except with --attribute none."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=200, help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
     duration: Annotated[float | None, typer.Option(help="Seconds.")] = None,
-    num_outputs: Annotated[int, typer.Option(min=1, max=8, help="Sounds of each query.")] = 1,
+    num_outputs: Annotated[int, typer.Option(min=1, max=8, help="Sounds per query.")] = 1,
     output_format: Annotated[
         str, typer.Option("--format", help="wav, wav_24, wav_float, flac, ogg or mp3.")
     ] = "wav",
     server: Annotated[
-        str | None, typer.Option(help="URL of a service to ask, such as http://localhost:8000.")
+        str | None, typer.Option(help="URL of a service, such as http://localhost:8000.")
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="CLIPSYNTH_API_KEY", help="Of the service, if it wants one.")
+        str | None, typer.Option(envvar="CLIPSYNTH_API_KEY", help="API key of the service.")
     ] = None,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds that a service may be away or full.")
+        float, typer.Option(min=0, help="Seconds to retry while the service is away or full.")
     ] = 120.0,
     model: Bundle = None,
     device: Device = None,
 ) -> None:
-    """Make sounds: without any server, or with --server by one.
+    """Generate sounds, without a server or with --server.
 
     clipsynth generate "a dog barking" -o dog.wav
 
@@ -128,7 +126,8 @@ def read_queries(prompts: list[str], from_file: Path | None, images: list[Path])
     """Return the queries of a command line.
 
     Raises:
-        ValueError: there is none, or several images beside a prompt. FileNotFoundError: no such file.
+        ValueError: there is none, or several images beside a prompt.
+        FileNotFoundError: no such file.
     """
     lines = from_file.read_text().splitlines() if from_file else []
     texts = [*prompts, *(line.strip() for line in lines if line.strip() and not line.startswith("#"))]
@@ -137,17 +136,17 @@ def read_queries(prompts: list[str], from_file: Path | None, images: list[Path])
     if texts and len(images) > 1:
         raise ValueError("with a prompt, one --image at most")
     if not texts and not images:
-        raise ValueError("say what to hear: a prompt, --image or --from")
+        raise ValueError("give a prompt, --image or --from")
     if texts:
         return [Query(text, images[0] if images else None) for text in texts]
     return [Query(None, path) for path in images]
 
 
 def read_attributes(options: list[str] | None) -> dict[str, float] | None:
-    """Return the attributes of a command line; none at all where it says nothing, {} where it says "none".
+    """Return the attributes of a command line; None without options, {} for "none".
 
     Raises:
-        ValueError: one is not of the form NAME=0..1, or is not known.
+        ValueError: not of the form NAME=0..1, or an unknown name.
     """
     if options == ["none"]:
         return {}
@@ -166,7 +165,7 @@ def read_attributes(options: list[str] | None) -> dict[str, float] | None:
 def name_files(
     queries: list[Query], output: Path | None, num_outputs: int, output_format: str
 ) -> list[list[Path]]:
-    """Return the files for each query: of one query `output` itself, of several names of their own in that folder.
+    """Return the files of each query: `output` for one query, names in the folder `output` for several.
 
     Raises:
         ValueError: several queries, and `output` is a file.
@@ -226,7 +225,7 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
         try:
             opened_image = Image.open(query.image).convert("RGB") if query.image else None
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{query.image} cannot be read as a opened_image: {error}") from None
+            raise ValueError(f"{query.image} cannot be read as an image: {error}") from None
         prompt, attributes = settle(query.prompt, fields["attributes"], taken, model=manifest.name)
         request = {
             **resolved,

@@ -1,4 +1,4 @@
-"""`clipsynth keys`: who may ask a service."""
+"""`clipsynth keys`: API keys of a service."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ keys = typer.Typer(no_args_is_help=True, help="API keys of the service with this
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="For whom or what it is.")],
+    name: Annotated[str, typer.Argument(help="Name of the user or purpose.")],
     scope: Annotated[
         list[str] | None, typer.Option(help="generate, read or admin (all); by default generate and read.")
     ] = None,
 ) -> None:
-    """Make a key and print it, once."""
+    """Create a key and print it, once."""
     from clipsynth.security.api_keys import SCOPES, create_key
-    from clipsynth.services.connect import wait_for_redis
+    from clipsynth.services.connect import open_redis
 
     scopes = [s for s in SCOPES if s in (scope or ["generate", "read"])]
     if unknown := set(scope or ()) - set(SCOPES):
         raise ValueError(f"no scope: {', '.join(sorted(unknown))}; there are {', '.join(SCOPES)}")
-    with wait_for_redis(Settings()) as redis:
+    with open_redis(Settings()) as redis:
         key, token = create_key(redis, name, scopes)
     print(token)
     print(
-        f"key {key.id} {key.name!r}: {', '.join(key.scopes)}; it is not shown again, keep it", file=sys.stderr
+        f"key {key.id} {key.name!r}: {', '.join(key.scopes)}; keep it, it is not shown again", file=sys.stderr
     )
     print(f"its webhooks are signed with {key.webhook_secret}", file=sys.stderr)
 
@@ -40,9 +40,9 @@ def create_key(
 def list_keys() -> None:
     """Print id, time, scopes and name of all keys."""
     from clipsynth.security.api_keys import list_keys
-    from clipsynth.services.connect import wait_for_redis
+    from clipsynth.services.connect import open_redis
 
-    with wait_for_redis(Settings()) as redis:
+    with open_redis(Settings()) as redis:
         found = list_keys(redis)
     for key in found:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
@@ -50,10 +50,10 @@ def list_keys() -> None:
 
 
 @keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` has it.")]) -> None:
-    """Have a key refused from now on."""
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="An id from `keys list`.")]) -> None:
+    """Revoke a key."""
     from clipsynth.security.api_keys import revoke_key
-    from clipsynth.services.connect import wait_for_redis
+    from clipsynth.services.connect import open_redis
 
-    with wait_for_redis(Settings()) as redis:
+    with open_redis(Settings()) as redis:
         print(f"revoked {revoke_key(redis, key_id).name!r}")

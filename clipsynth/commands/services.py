@@ -1,4 +1,4 @@
-"""The commands that start services: all of them by `serve`, or one by one."""
+"""The commands that start services: `serve` for all of them, or one by one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ def serve(
     model: Bundle = None,
     device: Device = None,
 ) -> None:
-    """Start API, worker, janitor, webhooks and (unless CLIPSYNTH_REDIS_URL is set) Redis; Ctrl+C stops all."""
+    """Start API, worker, janitor, webhooks and Redis; Ctrl+C stops all.
+
+    With CLIPSYNTH_REDIS_URL no Redis is started.
+    """
     from clipsynth.services.supervisor import serve as run
 
     raise SystemExit(run(settings_with(host=host, port=port, model=model, device=device)))
 
 
 def api() -> None:
-    """Start the HTTP API alone (needs CLIPSYNTH_REDIS_URL)."""
+    """Start only the HTTP API (needs CLIPSYNTH_REDIS_URL)."""
     from app.auth import warning
     from app.server import run
 
@@ -35,7 +38,7 @@ def api() -> None:
 
 
 def openapi() -> None:
-    """Print the API's OpenAPI document; docs/openapi.json is this."""
+    """Print the OpenAPI document of the API, as in docs/openapi.json."""
     import json
 
     from app.main import create_app
@@ -44,14 +47,14 @@ def openapi() -> None:
 
 
 def worker() -> None:
-    """Start a worker alone (needs CLIPSYNTH_REDIS_URL)."""
+    """Start only a worker (needs CLIPSYNTH_REDIS_URL)."""
     from worker.main import main as run
 
     run(Settings())
 
 
 def janitor() -> None:
-    """Remove expired generations and their files, for ever (needs CLIPSYNTH_REDIS_URL)."""
+    """Expire jobs and remove old files until stopped (needs CLIPSYNTH_REDIS_URL)."""
     import signal
     import threading
 
@@ -64,7 +67,7 @@ def janitor() -> None:
 
 
 def webhooks() -> None:
-    """Tell clients' addresses of their generations, for ever (needs CLIPSYNTH_REDIS_URL)."""
+    """Send webhooks until stopped (needs CLIPSYNTH_REDIS_URL)."""
     from clipsynth.services.webhooks import run
 
     run(Settings())

@@ -23,7 +23,8 @@ study = typer.Typer(
 )
 
 REQUIRED = inspect.Parameter.empty
-# What the studies have in common, by the names of `evaluation.studies.setting.Options`; `studied` adds them to a command.
+# What the studies have in common, by the names of `evaluation.studies.setting.Options`; `studied` adds them
+# to a command.
 COMMON: dict[str, tuple[Any, Any]] = {
     "clips": (Annotated[Path, typer.Option(help="Folder of labelled videos.")], REQUIRED),
     "queries": (Annotated[Path, typer.Option(help='JSON {"classes": {label: [phrase, …]}}.')], REQUIRED),

@@ -1,6 +1,6 @@
-"""API keys in Redis. A key is `cs_<id>_<secret>`; of its random 256 bits the sha256 alone is kept, so it is shown once.
+"""API keys in Redis. A key is `cs_<id>_<secret>`; only the sha256 of its 256 random bits is stored.
 
-The secret that signs its webhooks is kept as it is: signing needs it.
+The secret that signs a key's webhooks is stored in plain text, because signing needs it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from redis import Redis
 
 from clipsynth.errors import NotFound
 
-KEYS_KEY = "clipsynth:keys"  # hash: record by id; what was revoked stays, so that ids are never used twice
+# Hash: record by id. Revoked keys stay, so that no id is used twice.
+KEYS_KEY = "clipsynth:keys"
 Scope = Literal["generate", "read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class ApiKey(BaseModel):
-    """Who asks. Scopes: `generate` makes, cancels and deletes; `read` looks; `admin` does all of it and reads /metrics."""
+    """The caller. `generate` creates, cancels and deletes; `read` reads; `admin` allows all and /metrics."""
 
     id: str
     name: str
@@ -42,7 +43,7 @@ ANONYMOUS = ApiKey(id="anonymous", name="anonymous", scopes=list(SCOPES))
 
 
 def create_key(redis: Redis, name: str, scopes: Collection[Scope]) -> tuple[ApiKey, str]:
-    """Return a new key's record, and the key itself, which cannot be read again."""
+    """Return the record of a new key, and the key, which cannot be read again."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     key = ApiKey(
         id=key_id,
@@ -57,21 +58,21 @@ def create_key(redis: Redis, name: str, scopes: Collection[Scope]) -> tuple[ApiK
 
 
 def list_keys(redis: Redis) -> list[ApiKey]:
-    """Return all keys, the oldest first, revoked ones too."""
+    """Return all keys, the oldest first, with revoked ones."""
     values = cast(list[bytes], redis.hvals(KEYS_KEY))
     return sorted(map(ApiKey.model_validate_json, values), key=lambda key: key.created_at)
 
 
 def any_keys(redis: Redis) -> bool:
-    """Return whether a key was ever made."""
+    """Return whether a key was ever created."""
     return bool(redis.exists(KEYS_KEY))
 
 
 def revoke_key(redis: Redis, key_id: str) -> ApiKey:
-    """Have a key refused from now on.
+    """Revoke a key.
 
     Raises:
-        NotFound: there is none of that id.
+        NotFound: no key has this id.
     """
     raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id))
     if raw is None:
@@ -83,7 +84,7 @@ def revoke_key(redis: Redis, key_id: str) -> ApiKey:
 
 
 def find_key(redis: Redis, token: str) -> ApiKey | None:
-    """Return the record of a key, compared in constant time; None for what is no key, or a revoked one."""
+    """Return the record of a key, compared in constant time; None for an invalid or revoked key."""
     prefix, _, rest = token.partition("_")
     key_id, _, secret = rest.partition("_")
     raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id)) if prefix == "cs" else None
@@ -93,7 +94,7 @@ def find_key(redis: Redis, token: str) -> ApiKey | None:
 
 
 def webhook_secret(redis: Redis, key_id: str) -> str:
-    """Return the secret that signs what a key's webhooks are told; empty where it has none."""
+    """Return the secret that signs a key's webhooks; empty if it has none."""
     raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id))
     return ApiKey.model_validate_json(raw).webhook_secret if raw else ""
 

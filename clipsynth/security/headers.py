@@ -1,4 +1,4 @@
-"""Headers for browsers, of every page that CLIPSynth serves: nothing is loaded from elsewhere."""
+"""Security headers for browsers: pages load nothing from other origins."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:",

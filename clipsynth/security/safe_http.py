@@ -1,7 +1,7 @@
-"""Requests to addresses that clients name: https only, to the public internet only, at the address that was checked, bounded in time and size.
+"""Requests to URLs that clients name: https, public addresses only, limited in time and size.
 
-The name is resolved once; the connection goes to that address while TLS still checks the name's certificate. Redirects are not followed
-and no proxy is asked, for either would choose another address.
+The name is resolved once; the connection goes to that address, and TLS checks the certificate of the name.
+Redirects and proxies are not used, because they could choose another address.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     import httpx
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# Of their own: a name server that does not answer holds a thread for half a minute, and a loop that ends waits for the threads that are its own.
+# Own threads: a silent name server blocks one for half a minute, and a loop that ends waits for its own.
 _RESOLVERS = ThreadPoolExecutor(16, thread_name_prefix="resolve")
-# Ranges that carry a v4 address inside, which a gateway would connect to: NAT64, 6to4, Teredo.
+# Ranges that contain an IPv4 address, to which a gateway would connect: NAT64, 6to4, Teredo.
 _WRAPPED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
 
 
 class UrlRefused(ValueError):
-    """The URL may not be asked; the message is for the client."""
+    """The URL is not allowed; the message is for the client."""
 
 
 class HostUnreachable(Exception):
-    """The other side did not answer as it should; the message says how."""
+    """The other host did not answer correctly; the message says why."""
 
 
 @dataclass(frozen=True)
 class HostAnswer:
-    """Status and, as far as it was asked for, body."""
+    """Status and, if requested, body."""
 
     status: int
     body: bytes
 
 
 def is_public(address: Address) -> bool:
-    """Return whether an address is of the public internet, under whatever notation."""
+    """Return whether an address belongs to the public internet, in any notation."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -58,13 +58,13 @@ def is_public(address: Address) -> bool:
 
 
 def check_url(url: str, *, allow_loopback: bool = False) -> SplitResult:
-    """Return the parts of a URL that looks as it may be asked; its name is not resolved yet.
+    """Return the parts of an allowed URL; its name is not resolved yet.
 
     Args:
-        allow_loopback: http and this machine's own addresses too, for development.
+        allow_loopback: also allow http and this machine's own addresses, for development.
 
     Raises:
-        UrlRefused: it may not.
+        UrlRefused: it is not allowed.
     """
     if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
         raise UrlRefused(f"not a plain URL of at most {MAX_URL} ASCII characters")
@@ -100,7 +100,7 @@ def _check_address(address: Address, allow_loopback: bool) -> None:
 
 
 async def _resolve(host: str, port: int, allow_loopback: bool, plain: bool) -> Address:
-    """Return the one address to connect to; all that the name has must be allowed."""
+    """Return the address to connect to; every address of the name must be allowed."""
     try:
         lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, lookup)
@@ -127,13 +127,14 @@ async def ask(
     allow_loopback: bool = False,
     tls: ssl.SSLContext | None = None,
 ) -> HostAnswer:
-    """Send one request and return its answer, with the body if `max_bytes` is not 0.
+    """Send one request and return the answer, with the body if `max_bytes` is not 0.
 
     Args:
-        timeout_s: for all of it, the name's resolution too.
+        timeout_s: for everything, with the resolution of the name.
 
     Raises:
-        UrlRefused: the URL may not be asked. HostUnreachable: no answer in time, or one that is too large.
+        UrlRefused: the URL is not allowed.
+        HostUnreachable: no answer in time, or one that is too large.
     """
     import httpx
 

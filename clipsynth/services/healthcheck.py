@@ -1,4 +1,4 @@
-"""`python -m clipsynth.services.healthcheck URL`: exit 0 if the URL answers with 2xx, for the health checks of containers. Loads nothing heavy."""
+"""`python -m clipsynth.services.healthcheck URL`: exit 0 if the URL answers with 2xx."""
 
 from __future__ import annotations
 

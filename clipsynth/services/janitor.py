@@ -1,4 +1,7 @@
-"""`clipsynth janitor`: ends what waits beyond its deadline, removes files and records whose time is over, looks for strays. Any number may run."""
+"""`clipsynth janitor`: expire jobs, remove old files and records, requeue orphans.
+
+Any number of janitors may run.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,16 @@ from clipsynth.storage import Storage
 
 logger = logging.getLogger(__name__)
 DEADLINE_INTERVAL_S = 1.0
-STRAY_INTERVAL_S = 15.0
-RETRY_S = 600.0  # until files that could not be removed are tried again
+ORPHAN_INTERVAL_S = 15.0
+RETRY_S = 600.0  # pause before files are removed again after an error
 
 
 def sweep(state: JobStore, storage: Storage) -> int:
-    """Remove what has expired and return how many generations that were.
+    """Remove expired generations and return their number.
 
-    The record goes first, so that nobody is sent to files that are gone; the entry in the index last, so that a pass that was cut
-    off is taken up again. Files that cannot be removed are tried again after `RETRY_S`; those of others do not wait for them.
+    The record is removed first, so that no client is sent to missing files. The index entry is removed last,
+    so that the next sweep continues after a crash. Files that cannot be removed are tried again after
+    `RETRY_S`.
     """
     swept = 0
     while ids := state.expired():
@@ -45,12 +49,12 @@ def sweep(state: JobStore, storage: Storage) -> int:
 
 
 def expire(state: JobStore) -> int:
-    """End what still waits although its deadline is over, and return how many generations that were."""
+    """Expire queued jobs after their deadline and return their number."""
     ended = 0
     ids = state.overdue()
     for generation_id, status_view in zip(ids, state.status_views(ids), strict=True):
         if status_view and status_view.status is Status.PROCESSING:
-            continue  # its worker sees to it, or loses it, and then it waits again
+            continue  # its worker expires it, or loses it, and then it is queued again
         if status_view and state.change(generation_id, Status.EXPIRED, of=[Status.QUEUED]):
             withdraw(state.redis, generation_id, state.get(generation_id).model)
             ended += 1
@@ -59,7 +63,7 @@ def expire(state: JobStore) -> int:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Sweep once per `janitor_interval_s`, look for deadlines at least every second and for strays every 15 s, until `stop` is set.
+    """Sweep every `janitor_interval_s`, check deadlines every second and orphans every 15 s, until `stop`.
 
     Raises:
         ServeError: no Redis URL.
@@ -73,16 +77,16 @@ def run(settings: Settings, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             if ended := expire(state):
-                logger.info("%d generations expired before their turn", ended)
+                logger.info("%d queued generations expired", ended)
             if time.monotonic() >= next_look:
-                next_look = time.monotonic() + STRAY_INTERVAL_S
+                next_look = time.monotonic() + ORPHAN_INTERVAL_S
                 orphans.look()
             if time.monotonic() >= next_sweep:
                 next_sweep = time.monotonic() + settings.janitor_interval_s
                 if cut_off := release_stale_reservations(state.redis):
-                    logger.info("gave back the room of %d requests that were cut off", cut_off)
+                    logger.info("released the reservations of %d interrupted requests", cut_off)
                 if swept := sweep(state, storage):
                     logger.info("removed %d generations", swept)
         except (RedisError, OSError, ClipSynthError):
-            logger.warning("sweep not finished; the next one goes on", exc_info=True)
+            logger.warning("sweep not finished; the next one continues", exc_info=True)
         stop.wait(min(DEADLINE_INTERVAL_S, settings.janitor_interval_s))

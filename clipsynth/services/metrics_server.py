@@ -1,32 +1,23 @@
-"""What a process tells Prometheus and its supervisor over a port of its own: `/metrics` and `/healthz`. For closed networks: no key is asked for."""
+"""`/metrics` and `/healthz` of a process on its own port. For closed networks: it needs no key."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer, _SilentHandler
 
 from clipsynth.errors import ServeError
 
 logger = logging.getLogger(__name__)
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Silent(WSGIRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def expose(registry: CollectorRegistry, port: int, *, healthy: Callable[[], bool]) -> WSGIServer:
-    """Serve a registry, and whether the process is `healthy` (200 or 503), in threads; return the server, whose `server_port` is the port taken.
+    """Serve a registry, and whether the process is `healthy` (200 or 503), in threads; return the server.
 
     Raises:
         ServeError: the port is taken.
@@ -35,13 +26,15 @@ def expose(registry: CollectorRegistry, port: int, *, healthy: Callable[[], bool
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/healthz":
-            well = healthy()
-            start_response("200 OK" if well else "503 Service Unavailable", [("Content-Type", "text/plain")])
-            return [b"ok\n" if well else b"stuck\n"]
+            is_healthy = healthy()
+            start_response(
+                "200 OK" if is_healthy else "503 Service Unavailable", [("Content-Type", "text/plain")]
+            )
+            return [b"ok\n" if is_healthy else b"stuck\n"]
         return metrics(environ, start_response)
 
     try:
-        server = make_server("0.0.0.0", port, answer, server_class=_Server, handler_class=_Silent)
+        server = make_server("0.0.0.0", port, answer, ThreadingWSGIServer, _SilentHandler)
     except OSError as error:
         raise ServeError(f"CLIPSYNTH_METRICS_PORT {port} cannot be listened on: {error}") from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()

@@ -20,7 +20,9 @@ def _die_with_parent() -> None:
 def start_child(
     command: list[str], environment: Mapping[str, str] | None = None, *, keep_open: Collection[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a child in its own session (a terminal's Ctrl+C reaches the parent alone); on Linux it ends when the parent dies.
+    """Start a child process in its own session; on Linux it ends when the parent dies.
+
+    A terminal's Ctrl+C reaches only the parent.
 
     Args:
         keep_open: file descriptors that it inherits.
@@ -36,15 +38,15 @@ def start_child(
 
 
 def let_threads_sleep() -> None:
-    """Have OpenMP's threads sleep at barriers; to be called before torch loads.
+    """Make OpenMP's threads sleep at barriers; call it before torch loads.
 
-    Spinning ones starve each other as soon as another process wants a core.
+    Spinning threads take the cores from each other when another process needs one.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, interval_s: float = 0.05) -> bool:
-    """Poll `condition` until it holds; return whether it did in time."""
+    """Poll `condition` until it holds; return whether it did within the timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -1,4 +1,7 @@
-"""`clipsynth serve`: Redis (if none is given), API, worker, janitor and sender of webhooks as children; restarts those that die, stops all of them cleanly."""
+"""`clipsynth serve`: run Redis, API, worker, janitor and webhooks as child processes.
+
+A child that ends is started again. SIGINT and SIGTERM stop all of them.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,14 @@ from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 60
-LOCK_TIMEOUT_S = 2.0  # a predecessor that was killed leaves a Redis that is about to end
+LOCK_TIMEOUT_S = 2.0  # the Redis of a killed predecessor ends within this time
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
+TRY = """ready at %s
+  try: curl -s %s/v1/generations -H 'content-type: application/json' -d '{"prompt": "a dog barking"}'"""
 
 
 def lock_data_dir(data_dir: Path) -> IO[str]:
-    """Take the data folder for this process; the lock ends with it.
+    """Lock the data folder for this process; the lock ends with it.
 
     Raises:
         ServeError: another `serve` has it.
@@ -61,7 +66,7 @@ def serve(settings: Settings) -> int:
     """Run until SIGINT or SIGTERM; return the exit code.
 
     Raises:
-        ServeError: the data folder is taken, Redis cannot be started, or the worker cannot use the bundle.
+        ServeError: the data folder is locked, Redis cannot start, or the worker cannot use the bundle.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -92,11 +97,7 @@ def serve(settings: Settings) -> int:
                     child.look_after()
                 if not announced and _ready(url):
                     announced = True
-                    logger.info(
-                        "ready at %s\n  try: curl -s %s/v1/generations -H 'content-type: application/json' -d '{\"prompt\": \"a dog barking\"}'",
-                        url,
-                        url,
-                    )
+                    logger.info(TRY, url, url)
         finally:
             _stop([child.process for child in children])
             if redis:
@@ -105,14 +106,14 @@ def serve(settings: Settings) -> int:
 
 
 def _metrics_ports(port: int | None) -> dict[str, str]:
-    """Return the port of each child that has one: two on one machine cannot share it."""
+    """Return the metrics port of each child that has one; each needs its own."""
     if port is None:
         return {}
     return {"api": str(port), "worker": str(port + 1 if port else 0)}
 
 
 class _Child:
-    """A process that is started again when it ends, later each time unless it had lived for a while."""
+    """A process that is started again when it ends, with a growing pause unless it ran for a while."""
 
     def __init__(self, name: str, environment: dict[str, str]) -> None:
         self.name, self.environment = name, environment
@@ -127,19 +128,18 @@ class _Child:
         self.process = start_child([sys.executable, "-m", "clipsynth.cli", self.name], self.environment)
 
     def look_after(self) -> None:
-        """Start the process again if it has ended and its time has come.
+        """Start the process again if it has ended and its pause is over.
 
-        Raises:
-            ServeError: it cannot be started with what it was given. Where it could before, that may be back later, and what else runs goes on.
+        Raises: ServeError: at the first start it cannot use its bundle. After a later start it is tried
+            again, because a file may come back.
         """
         code = self.process.poll()
         now = time.monotonic()
         if code is None:
             return
         if code == os.EX_CONFIG and self.starts == 1:
-            raise ServeError(
-                f"the {self.name} cannot use the model {self.environment['CLIPSYNTH_MODEL']}; its message is above"
-            )
+            model = self.environment["CLIPSYNTH_MODEL"]
+            raise ServeError(f"the {self.name} cannot use the model {model}; its message is above")
         if self.restart_at is None:
             if now - self.started_at > MAX_BACKOFF_S:
                 self.backoff_s = MIN_BACKOFF_S
@@ -151,7 +151,7 @@ class _Child:
 
 
 def _stop(children: list[subprocess.Popen[bytes]]) -> None:
-    """Ask all children to end, wait, and kill what does not."""
+    """Terminate all children, wait, and kill the remaining ones."""
     for child in children:
         if child.poll() is None:
             child.terminate()

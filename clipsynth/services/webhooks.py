@@ -1,6 +1,7 @@
-"""`clipsynth webhooks`: tells clients' addresses of their generations, signed as Standard Webhooks are. Any number of them may run.
+"""`clipsynth webhooks`: send signed webhooks (Standard Webhooks). Any number of senders may run.
 
-What is to be told is queued by the script that changes a generation's state, so none is lost; one may come twice, with the same `webhook-id`.
+The script that changes a generation's state also queues its webhook, so none is lost. One may come twice,
+with the same `webhook-id`.
 """
 
 from __future__ import annotations
@@ -37,17 +38,18 @@ COUNTS_KEY = "clipsynth:webhooks:ended"  # hash: how many were delivered, and ho
 DELAYS_S = (5.0, 30.0, 300.0, 1800.0, 7200.0)
 JITTER = 0.2
 TIMEOUT_S = 10.0
-CLAIM_S = 60.0  # after which what a sender took is anybody's again: it was killed
+CLAIM_S = 60.0  # then another sender may take the messages of one that was killed
 POLL_S = 0.5
-AT_ONCE = 32
+MAX_SENDING = 32
 
-# KEYS[1] queue; ARGV[1] now, ARGV[2] until when they are this sender's, ARGV[3] how many.
+# KEYS[1] queue; ARGV[1] now, ARGV[2] end of the claim, ARGV[3] most messages.
 _CLAIM = """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
 for _, member in ipairs(due) do redis.call('ZADD', KEYS[1], ARGV[2], member) end
 return due
 """
-# KEYS[1] queue, KEYS[2] record, KEYS[3] counts; ARGV[1] member, ARGV[2] field, ARGV[3] outcome, ARGV[4] next attempt or '', ARGV[5] status.
+# KEYS[1] queue, KEYS[2] record, KEYS[3] counts.
+# ARGV[1] member, ARGV[2] field, ARGV[3] outcome, ARGV[4] next attempt or '', ARGV[5] status.
 _NOTE = """
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], ARGV[2], ARGV[3]) end
 if ARGV[4] ~= '' then
@@ -59,10 +61,10 @@ end
 
 
 def signature(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the `webhook-signature` of a message by a secret `whsec_<base64>`.
+    """Return the `webhook-signature` of a message for a secret `whsec_<base64>`.
 
     Raises:
-        ServeError: the secret is none.
+        ServeError: not such a secret.
     """
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
@@ -74,7 +76,7 @@ def signature(secret: str, *, message_id: str, timestamp: int, body: bytes) -> s
 
 @dataclass(frozen=True)
 class _Message:
-    """One thing to tell one address."""
+    """One event for one address."""
 
     generation_id: str
     event: str
@@ -89,7 +91,7 @@ class _Message:
 
 
 class Sender:
-    """Takes what is due, tells it, and notes how that went."""
+    """Claims due messages, sends them, and records the outcome."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self.redis, self.settings = redis, settings
@@ -98,11 +100,11 @@ class Sender:
         self._note = redis.register_script(_NOTE)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until `stop` is set, then finish what was begun."""
+        """Send until `stop` is set, then finish the messages in progress."""
         busy: set[asyncio.Task[None]] = set()
         while not stop.is_set():
             try:
-                for member in await asyncio.to_thread(self.due, AT_ONCE - len(busy)):
+                for member in await asyncio.to_thread(self.due, MAX_SENDING - len(busy)):
                     task = asyncio.create_task(self.send(member))
                     busy.add(task)
                     task.add_done_callback(busy.discard)
@@ -114,27 +116,28 @@ class Sender:
             await asyncio.wait(busy)
 
     def due(self, limit: int) -> list[str]:
-        """Take up to `limit` messages whose time has come."""
+        """Claim up to `limit` due messages."""
         now = time.time()
         members = self._claim(keys=[QUEUE_KEY], args=[now, now + CLAIM_S, limit])
         return [m.decode() for m in cast(list[bytes], members)]
 
     async def send(self, member: str) -> None:
-        """Try once to tell; what fails is tried again later. Never raises."""
+        """Send one message; a failure is tried again later. Never raises."""
         try:
             message = await asyncio.to_thread(self._message, member)
             if message is None:
                 await asyncio.to_thread(self.redis.zrem, QUEUE_KEY, member)
                 return
-            status, detail = await self._tell(message)
+            status, detail = await self._post(message)
             await asyncio.to_thread(self._outcome, message, status, detail)
-        except RedisError as error:  # it is tried again when the claim is over
+
+        except RedisError as error:  # another attempt follows when the claim is over
             logger.warning("Redis: %s", error)
         except Exception:
             logger.exception("webhook of %s failed", member)
 
     def _message(self, member: str) -> _Message | None:
-        """Return what is to be told; None where the generation was forgotten meanwhile."""
+        """Return the message; None if the generation was removed meanwhile."""
         generation_id, _, event = member.partition(" ")
         try:
             generation = self.state.get(generation_id)
@@ -158,8 +161,8 @@ class Sender:
             next((d.attempts for d in generation.webhook.deliveries if d.event == event), 0),
         )
 
-    async def _tell(self, message: _Message) -> tuple[int | None, str]:
-        """Return the status that the address answered with, if any, and what went wrong."""
+    async def _post(self, message: _Message) -> tuple[int | None, str]:
+        """Return the address's HTTP status, if it answered, and an error text."""
         if not message.secret:
             return None, "there is no secret to sign with"
         message_id, timestamp = f"msg_{message.generation_id}_{message.event}", int(time.time())
@@ -186,7 +189,7 @@ class Sender:
         return answer.status, "" if 200 <= answer.status < 300 else f"answered {answer.status}"
 
     def _outcome(self, message: _Message, status: int | None, detail: str) -> None:
-        """Note how an attempt went, and when the next is due. 410 ends it: the address wants no more."""
+        """Record an attempt and when the next one is due. 410 ends the attempts."""
         now, attempts = time.time(), message.attempts + 1
         next_at = None
         if detail and status != 410 and attempts <= len(DELAYS_S):
@@ -213,7 +216,7 @@ class Sender:
 
 
 def counts(redis: Redis) -> tuple[int, dict[str, int]]:
-    """Return how many wait, and how many have ended, by outcome."""
+    """Return the number of waiting messages, and the finished ones by outcome."""
     ended = cast(dict[bytes, bytes], redis.hgetall(COUNTS_KEY))
     return int(redis.zcard(QUEUE_KEY)), {k.decode(): int(v) for k, v in ended.items()}
 
@@ -222,7 +225,7 @@ def run(settings: Settings) -> None:
     """Send until SIGINT or SIGTERM.
 
     Raises:
-        ServeError: no Redis URL, or a secret that is none.
+        ServeError: no Redis URL, or an invalid secret.
     """
     if not settings.redis_url:
         raise ServeError("the sender needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")

@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app import notifications as events
+from app import notifications
 from app.notifications import Notifications
 from clipsynth.jobs.queue import enqueue
 from clipsynth.jobs.store import JobStore, new_id
@@ -73,7 +73,7 @@ async def followed(events_, generation_id, act):
         async with asyncio.timeout(20):
             async for event in events_.stream(generation_id):
                 names += [
-                    line.removeprefix("event: ") for line in event.splitlines() if line.startswith("event")
+                    line.removeprefix("event: ") for line in event.decode().splitlines() if line.startswith("event")
                 ]
                 if len(names) == 1:
                     await asyncio.to_thread(act)
@@ -94,7 +94,7 @@ def queued(redis, state, settings):
 
 
 def test_who_follows_events_hears_of_the_end_though_redis_was_away(own_redis, tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "RECONNECT_S", 0.05)
+    monkeypatch.setattr(notifications, "RECONNECT_S", 0.05)
     settings = Settings(redis_url=own_redis.url, data_dir=tmp_path)
     with Redis.from_url(own_redis.url) as redis:
         state = JobStore.from_settings(redis, settings)
@@ -170,7 +170,7 @@ def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
 
 
 def test_who_waits_is_told_what_was_accepted_though_redis_is_away(redis_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "RECONNECT_S", 0.01)
+    monkeypatch.setattr(notifications, "RECONNECT_S", 0.01)
     settings = Settings(redis_url=redis_url, data_dir=tmp_path)
     with Redis.from_url(redis_url) as redis:
         redis.flushall()

@@ -9,7 +9,7 @@ from pathlib import Path
 import fastapi_swagger
 import pytest
 
-from app.routes import pages as page
+from app.routes import pages
 from app.server import bound_arenas
 from benchmarks.fuzz.mutations import case
 from clipsynth.settings import Settings
@@ -74,7 +74,7 @@ def test_an_id_that_was_never_given_is_not_found(client, place):
 )
 def test_no_file_beside_the_pages_is_served(client, path):
     assert (Path(fastapi_swagger.__file__).parent / "main.py").is_file()
-    assert Path(page.__file__).name == "pages.py"  # what the paths point at is there
+    assert Path(pages.__file__).name == "pages.py"  # what the paths point at is there
     assert client.get(path).status_code == 404
 
 

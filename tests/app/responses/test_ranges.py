@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 
-from app.responses import problems as errors
+from app.responses import problems
 from app.responses.ranges import file_response
 
 DATA = b"0123456789"
@@ -15,7 +15,7 @@ DATA = b"0123456789"
 @pytest.fixture(scope="module")
 def client():
     app = FastAPI()
-    errors.install(app)
+    problems.install(app)
 
     @app.api_route("/file", methods=["GET", "HEAD"])
     def file(request: Request) -> Response:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app import notifications as events
+from app import notifications
 from clipsynth.jobs.store import JobStore
 from clipsynth.settings import Settings
 from tests.support.api_client import SOUND, Service, wait_for
@@ -18,14 +18,14 @@ from tests.support.api_client import SOUND, Service, wait_for
 @pytest.fixture
 def heard(monkeypatch):
     """A semaphore that counts what streams have told."""
-    heard, stream = threading.Semaphore(0), events.Notifications.stream
+    heard, stream = threading.Semaphore(0), notifications.Notifications.stream
 
     async def counted(self, *arguments, **options):
         async for event in stream(self, *arguments, **options):
             yield event
             heard.release()
 
-    monkeypatch.setattr(events.Notifications, "stream", counted)
+    monkeypatch.setattr(notifications.Notifications, "stream", counted)
     return heard
 
 
@@ -108,7 +108,7 @@ def test_who_comes_back_is_told_of_what_is_new(service, heard):
 
 
 def test_events_of_what_was_deleted_end(service, heard, monkeypatch):
-    monkeypatch.setattr(events, "PING_S", 0.1)
+    monkeypatch.setattr(notifications, "PING_S", 0.1)
     location = service.post().headers["location"]
 
     def forget():

@@ -83,7 +83,7 @@ def test_what_is_no_attribute_is_said(option, tiny_bundle):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say what to hear"),
+        ([], "give a prompt"),
         (["--from", "nowhere.txt"], "nowhere.txt"),
         (["--image", "nowhere.png"], "nowhere.png: no such image"),
         (["a", "b", "-o", "x.wav"], "name a folder"),

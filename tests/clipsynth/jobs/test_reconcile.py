@@ -194,7 +194,7 @@ def test_what_ended_or_was_forgotten_is_not_unfinished(place):
 
 def test_the_janitor_looks_for_strays_and_prometheus_is_told(place, monkeypatch):
     place.lose()
-    monkeypatch.setattr("clipsynth.services.janitor.STRAY_INTERVAL_S", 0.0)
+    monkeypatch.setattr("clipsynth.services.janitor.ORPHAN_INTERVAL_S", 0.0)
 
     class Twice:
         """Set at the third pass."""
