@@ -16,27 +16,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from models.sampler import SamplerRow, Velocity, advance
+from models.sampler import SamplerRow, advance
 from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, stage, stepped
+from worker.model_protocol import ServingModel
 
 logger = logging.getLogger(__name__)
 SIDE_THREADS = 2
 MAX_DECODED = 8  # voices decoded in one call, of one row at least
-
-
-class Model(Protocol):
-    """What the engine needs of a model."""
-
-    @property
-    def velocity(self) -> Velocity: ...
-
-    def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
-        """Return the waveforms (T,) of rows with equally many voices and tokens."""
 
 
 @dataclass(eq=False)
@@ -127,7 +118,7 @@ class Engine:
     A lost device ends no ticket: it ends the sampling thread (`crashed`), and with the process its leases, so that the jobs run elsewhere.
     """
 
-    def __init__(self, model: Model, *, limit: int) -> None:
+    def __init__(self, model: ServingModel, *, limit: int) -> None:
         self.model, self.limit = model, limit
         self.step_s = 0.0  # what the last step took
         self.ended: queue.SimpleQueue[SamplingRequest] = queue.SimpleQueue()

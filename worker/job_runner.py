@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from clipsynth.previews import put_views
 from clipsynth.schemas.generation import (
     MEDIA_TYPES,
     TERMINAL,
-    Format,
     JobPayload,
     Nearness,
     Output,
@@ -32,61 +31,13 @@ from clipsynth.schemas.generation import (
 )
 from clipsynth.schemas.replay_token import ReplayToken
 from clipsynth.storage import Storage, audio_key, file_name
-from models.bundle import Manifest
 from models.sampler import SamplerRow
-from worker.calibration import StepCost
-from worker.engine import Model, SamplingRequest, is_out_of_memory
+from worker.engine import SamplingRequest, is_out_of_memory
 from worker.metrics import RECOVERED, kind
+from worker.model_protocol import ServingModel
 from worker.previews import peaks_json, spectrogram_png
 
 logger = logging.getLogger(__name__)
-
-
-class ServedModelProtocol(Model, Protocol):
-    """A model that reads payloads; worker/predictor.py has the one that is served."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    def num_tokens(self, duration_s: float) -> int: ...
-
-    def measure(self) -> StepCost: ...
-
-    def rows(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[SamplerRow]: ...
-
-    def log_mel(self, waveform: np.ndarray) -> np.ndarray: ...
-
-    def encode_response(self, waveform: np.ndarray, output_format: Format, *, comment: str) -> bytes: ...
-
-
-@runtime_checkable
-class Retrieves(Protocol):
-    """A predictor that may have the training sounds to play."""
-
-    @property
-    def retrieves(self) -> bool: ...
-
-    def nearest_clips(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[int]: ...
-
-    def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]: ...
-
-
-@runtime_checkable
-class Guides(Protocol):
-    """A predictor that may have learned guidance."""
-
-    @property
-    def distilled_guidance_range(self) -> Sequence[float]: ...
-
-
-@runtime_checkable
-class Compares(Protocol):
-    """A predictor that compares its sounds with its training clips."""
-
-    def nearness(self, waveform: np.ndarray) -> Nearness: ...
 
 
 class JobRejected(Exception):
@@ -111,10 +62,8 @@ def refusing() -> Iterator[None]:
 class JobRunner:
     """Makes tickets for the engine of payloads, and public states of ended tickets."""
 
-    def __init__(
-        self, predictor: ServedModelProtocol, state: JobStore, storage: Storage, *, max_attempts: int
-    ) -> None:
-        self.predictor, self.state, self.storage, self.max_attempts = predictor, state, storage, max_attempts
+    def __init__(self, model: ServingModel, state: JobStore, storage: Storage, *, max_attempts: int) -> None:
+        self.model, self.state, self.storage, self.max_attempts = model, state, storage, max_attempts
 
     def read(self, generation_id: str, args: Any, status_view: JobStatusView | None) -> JobPayload | None:
         """Return the payload of a job that is to be run; otherwise see to its public state and return None."""
@@ -143,21 +92,20 @@ class JobRunner:
 
     def ticket(self, generation_id: str, payload: JobPayload) -> SamplingRequest:
         shortcut = partial(self._retrieve, generation_id, payload)
-        told = self.predictor.distilled_guidance_range if isinstance(self.predictor, Guides) else ()
         return SamplingRequest(
             shortcut=shortcut if payload.method == "retrieval" else None,
             prepare=partial(self._prepare, payload),
             deliver=partial(self._deliver, generation_id, payload),
             num_rows=payload.num_outputs,
-            num_tokens=self.predictor.num_tokens(payload.duration_s),
+            num_tokens=self.model.num_tokens(payload.duration_s),
             duration_s=payload.duration_s,
-            passes=sum(payload.branches(told)),
+            passes=sum(payload.branches(self.model.distilled_guidance_range)),
             kind=kind(payload),
         )
 
     def _prepare(self, payload: JobPayload) -> list[SamplerRow]:
         with refusing():
-            return self.predictor.rows(payload, self._images(payload))
+            return self.model.rows(payload, self._images(payload))
 
     def _images(self, payload: JobPayload) -> dict[str, Image.Image]:
         keys = [condition.image_key for condition in payload.conditions if condition.image_key]
@@ -166,12 +114,11 @@ class JobRunner:
     def _retrieve(self, generation_id: str, payload: JobPayload) -> Iterator[list[Output]]:
         """Find the training clips that a payload asks for, and write each as an output."""
         with refusing():
-            predictor = self.predictor
-            if not isinstance(predictor, Retrieves) or not predictor.retrieves:
+            if not self.model.retrieves:
                 raise Unavailable("this worker has no training sounds to play")
-            clips = predictor.nearest_clips(payload, self._images(payload))
+            clips = self.model.nearest_clips(payload, self._images(payload))
         for n, number in enumerate(clips):
-            waveform, clip = predictor.clip(number, payload.duration_s)
+            waveform, clip = self.model.clip(number, payload.duration_s)
             yield self._deliver(generation_id, payload, n, waveform, clip)
 
     def _deliver(
@@ -183,12 +130,12 @@ class JobRunner:
         clip: TrainingClip | None = None,
     ) -> list[Output]:
         """Write output n in every format asked for, and what of it can be seen; `clip` is what it was retrieved from."""
-        sample_rate = self.predictor.manifest.sample_rate
+        sample_rate = self.model.manifest.sample_rate
         put_views(
             self.storage,
             generation_id,
             n,
-            spectrogram=spectrogram_png(self.predictor.log_mel(waveform)),
+            spectrogram=spectrogram_png(self.model.log_mel(waveform)),
             peaks=peaks_json(waveform, sample_rate),
         )
         recipe = self._recipe(payload, n)
@@ -198,12 +145,10 @@ class JobRunner:
             else "generated by CLIPSynth"
         )
         comment = f"{how}; recipe {recipe.id}"
-        nearness = Nearness()
-        if clip is None and isinstance(self.predictor, Compares):
-            nearness = self.predictor.nearness(waveform)
+        nearness = Nearness() if clip else self.model.nearness(waveform)
         outputs = []
         for fmt in payload.output_formats:
-            data = self.predictor.encode_response(waveform, fmt, comment=comment)
+            data = self.model.encode_response(waveform, fmt, comment=comment)
             self.storage.put(audio_key(generation_id, n, fmt), data)
             outputs.append(
                 Output(
@@ -231,8 +176,8 @@ class JobRunner:
             **payload.model_dump(include=set(taken)),
             rank=payload.rank + n if payload.method == "retrieval" else 0,
             seed=output_seed(payload.seed, n),
-            version=self.predictor.manifest.version,
-            dtype=self.predictor.dtype,
+            version=self.model.manifest.version,
+            dtype=self.model.dtype,
             torch=torch.__version__,
         )
 

@@ -28,14 +28,14 @@ from worker import metrics
 
 if TYPE_CHECKING:
     from worker.calibration import StepCost
-    from worker.job_runner import ServedModelProtocol
+    from worker.model_protocol import ServingModel
     from worker.rq_adapter.worker import BatchWorker
 
 logger = logging.getLogger(__name__)
 HEARTBEAT_TIMEOUT_S = (
     60.0  # without a beat the process hangs; a Redis that is away does not hold one up for so long
 )
-Load = Callable[[Settings], "ServedModelProtocol"]
+Load = Callable[[Settings], "ServingModel"]
 
 
 def main(settings: Settings) -> None:
@@ -131,25 +131,21 @@ def model_info(
     )
 
 
-def with_cost(info: ModelInfo, predictor: ServedModelProtocol, cost: StepCost) -> ModelInfo:
+def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> ModelInfo:
     """Add what was measured to what the API is to know."""
-    from worker.job_runner import Guides
-
     return info.model_copy(
         update={
             "cost": ModelCost(
                 audio_step_s=cost.step_s * predictor.num_tokens(1.0) / cost.limit,
                 step_s=cost.step_s,
                 guided_share=predictor.manifest.guided_share,
-                distilled_guidance_range=list(predictor.distilled_guidance_range)
-                if isinstance(predictor, Guides)
-                else [],
+                distilled_guidance_range=list(predictor.distilled_guidance_range),
             )
         }
     )
 
 
-def load(settings: Settings) -> ServedModelProtocol:
+def load(settings: Settings) -> ServingModel:
     """Load the bundle of the settings and use every part once, so that the first job pays for nothing."""
     from worker.predictor import Predictor
 
@@ -184,8 +180,8 @@ class ServedBundle:
         told = with_cost(info, predictor, cost)
         self.worker.swap_when_idle(lambda: self._exchange(predictor, told, cost.limit))
 
-    def _exchange(self, predictor: ServedModelProtocol, info: ModelInfo, limit: int) -> None:
-        self.worker.jobs.predictor = predictor
+    def _exchange(self, predictor: ServingModel, info: ModelInfo, limit: int) -> None:
+        self.worker.jobs.model = predictor
         self.worker.engine.model, self.worker.engine.limit = predictor, limit
         self.info = info
         metrics.UP.clear()

@@ -12,13 +12,14 @@ from PIL import Image
 from clipsynth.schemas.generation import Format, JobPayload, Nearness, TrainingClip, output_seed
 from clipsynth.schemas.prompts import Composition
 from clipsynth.settings import Settings
-from models import ClipSynthPipeline, Manifest, Prompt
+from models import ClipSynthPipeline, Prompt
 from models.retrieval.clip_audio import ClipAudio, open_audio
 from models.retriever import Retrieval
-from models.sampler import SamplerRow, Velocity
+from models.sampler import SamplerRow
 from worker.audio_files import encode
 from worker.calibration import StepCost, measure_pipeline
 from worker.copy_check import described, nearness
+from worker.model_protocol import ServingModel
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +41,15 @@ def choose_device(wanted: str) -> tuple[torch.device, torch.dtype, str]:
     raise ValueError(f"--device {wanted}: not available here; choose auto or cpu")
 
 
-class Predictor:
+class Predictor(ServingModel):
     """A loaded bundle on its device."""
 
     def __init__(self, pipeline: ClipSynthPipeline, audio: ClipAudio | None = None) -> None:
         """Take a pipeline, and the training sounds where they may be played; ValueError where some of those are missing."""
-        self.pipeline = pipeline
-        self._retrieval: Retrieval | None = None
+        self.pipeline, self.manifest, self.velocity = pipeline, pipeline.manifest, pipeline.denoiser
+        self.dtype = str(pipeline.denoiser.dtype).removeprefix("torch.")
+        self.distilled_guidance_range = pipeline.distilled_guidance_range
+        self.retrieves = audio is not None and pipeline.index is not None
         if audio is not None and pipeline.index is not None:
             self._retrieval = Retrieval(pipeline, pipeline.index, audio)
 
@@ -105,25 +108,6 @@ class Predictor:
 
     # ------------------------------------------------------------------------- in parts, as the engine takes it
 
-    @property
-    def manifest(self) -> Manifest:
-        return self.pipeline.manifest
-
-    @property
-    def distilled_guidance_range(self) -> Sequence[float]:
-        """Lowest and highest weight of guidance that takes no pass of its own; empty where the bundle has not learned that."""
-        return self.pipeline.distilled_guidance_range
-
-    @property
-    def velocity(self) -> Velocity:
-        denoiser: Velocity = self.pipeline.denoiser
-        return denoiser
-
-    @property
-    def dtype(self) -> str:
-        """Such as "float32"."""
-        return str(self.pipeline.denoiser.dtype).removeprefix("torch.")
-
     def num_tokens(self, duration_s: float) -> int:
         return self.pipeline.num_tokens(duration_s)
 
@@ -165,14 +149,8 @@ class Predictor:
 
     # ------------------------------------------------------------------------------- with the training clips
 
-    @property
-    def retrieves(self) -> bool:
-        """Whether the training clips can be played."""
-        return self._retrieval is not None
-
     def nearest_clips(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[int]:
         """Return the numbers in the index of the training clips that a payload asks for; arguments and errors as for `rows`."""
-        assert self._retrieval is not None
         k = payload.rank + payload.num_outputs
         return self._retrieval.nearest(_prompts(payload, images), k)[payload.rank :]
 
@@ -182,7 +160,6 @@ class Predictor:
         Raises:
             RuntimeError: it cannot be read any more.
         """
-        assert self._retrieval is not None
         try:
             sound = self._retrieval.sound(number, duration_s)
         except ValueError as error:

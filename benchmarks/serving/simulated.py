@@ -19,6 +19,7 @@ from models.networks.condition_encoder import ConditionTokens
 from models.sampler import SamplerRow
 from worker.calibration import StepCost
 from worker.main import model_info, run
+from worker.model_protocol import ServingModel
 
 BATCH = ROWS
 TOKENS_PER_S = 10
@@ -28,7 +29,7 @@ _CONDITIONS = {
 }
 
 
-class Simulated:
+class Simulated(ServingModel):
     """A predictor whose steps take `step_s`."""
 
     manifest, dtype = MANIFEST, "float32"

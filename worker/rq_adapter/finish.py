@@ -111,5 +111,5 @@ class Finalizer:
                 made = JobStore.was_made(result)
                 self.jobs.confirm(outcome, made=made)
             seconds = time.monotonic() - held.claimed_at
-            model = self.jobs.predictor.manifest.name
+            model = self.jobs.model.manifest.name
             settled(model, held.job, held.ticket, outcome.status if made else None, seconds)

@@ -29,13 +29,14 @@ from worker.calibration import StepCost
 from worker.engine import Engine
 from worker.job_runner import JobRunner
 from worker.main import HEARTBEAT_TIMEOUT_S, ServedBundle, is_alive, model_info
+from worker.model_protocol import ServingModel
 from worker.rq_adapter.worker import BatchWorker
 
 TIMEOUT_S = 30
 NONE = ConditionTokens(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool))
 
 
-class Toy:
+class Toy(ServingModel):
     """A model without a network. `before_step` is called with the prompts of the batch."""
 
     dtype = "float32"
