@@ -26,7 +26,7 @@ check: setup
 	$(BIN)/mypy
 
 chaos: setup
-	$(BIN)/python -m benchmarks.serving.chaos $(CHAOS)
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 screenshots: setup
 	$(BIN)/python -m tests.support.screenshots docs

@@ -1,9 +1,9 @@
-"""Build the images for real, run docker-compose.yml's services from them, and try what an installation has to do.
+"""Build the images, run docker-compose.yml's services from them, and try the tasks of an installation.
 
-    sudo PYTHONPATH=. python docker/check.py            # needs buildah, debootstrap, iproute2, curl, PyYAML; no container engine
+    sudo PYTHONPATH=. python docker/check.py            # needs buildah, debootstrap, iproute2, PyYAML
 
-Each service runs its compose command in its image (buildah, chroot isolation) on a network namespace of its own, with compose's names,
-ports, users, volumes, environment and health checks. What this cannot cover is printed at the end.
+Each service runs its compose command in its image (buildah, chroot isolation) on a network namespace, with
+compose's names, ports, users, volumes, environment and health checks. The end lists the parts not covered.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import io
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 import wave
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,13 +25,14 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from compose_service import NOT_COVERED, Service, run
+from compose_service import NOT_COVERED, ComposeService, run
 from images import REDIS, build, make_base, make_redis, sizes, unpinned
 
-from benchmarks.scale.hosts import Host, network
+from benchmarks.chaos.hosts import Host, network
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUEST_ID = "check-1"  # of one request, through all logs
+# The id of one request, in all logs.
+REQUEST_ID = "check-1"
 RUN = ("secrets", "redis", "app", "worker", "janitor", "webhooks")
 TWO_STEPS = {"vocoder.steps": 2, "vocoder.finetune_steps": 0, "denoiser.steps": 2}
 TWO_STEPS |= {"vocoder.batch_size": 2, "denoiser.batch_size": 2}
@@ -38,30 +40,22 @@ TRAINING_S = 900
 
 
 class Api:
-    """What a client on this machine does with curl."""
+    """A client of the API on this machine."""
 
     def __init__(self, host: Host) -> None:
         self.url = f"http://{host.address}:8000"
 
-    def ask(self, method: str, path: str, body: object = None, *headers: str) -> tuple[int, bytes]:
-        command = [
-            "curl",
-            "--silent",
-            "--max-time",
-            "120",
-            "--request",
-            method,
-            "--write-out",
-            "\n%{http_code}",
-        ]
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes]:
         # The published port is asked under this machine's name; without an engine nothing publishes it.
-        for header in ("host: localhost:8000", *headers):
-            command += ["--header", header]
-        if body is not None:
-            command += ["--header", "content-type: application/json", "--data", json.dumps(body)]
-        answer = subprocess.run([*command, self.url + path], capture_output=True).stdout
-        content, _, status = answer.rpartition(b"\n")
-        return int(status), content
+        own = {"Host": "localhost:8000", "Content-Type": "application/json"}
+        headers = own | {name.replace("_", "-"): value for name, value in headers.items()}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
 
     def get(self, path: str) -> dict:
         return json.loads(self.ask("GET", path)[1])
@@ -73,16 +67,12 @@ def wait(what: str, condition: Callable[[], bool], timeout_s: float = 120) -> No
         if time.monotonic() - started > timeout_s:
             raise SystemExit(f"FAILED: {what}, not within {timeout_s:.0f} s")
         time.sleep(0.2)
-    say(f"{what} ({time.monotonic() - started:.1f} s)")
+    check(f"{what} ({time.monotonic() - started:.1f} s)", True)
 
 
 def check(what: str, held: bool) -> None:
     if not held:
         raise SystemExit(f"FAILED: {what}")
-    say(what)
-
-
-def say(what: str) -> None:
     print(f"ok: {what}", flush=True)
 
 
@@ -93,33 +83,27 @@ def sounds(data: bytes) -> bool:
         return file.getframerate() == 16000 and file.getnframes() > 8000 and len(set(frames)) > 20
 
 
-def try_services(services: dict[str, Service], api: Api) -> None:
+def try_services(services: dict[str, ComposeService], api: Api) -> None:
     """Start all services in compose's order, and ask them for sounds."""
     services["secrets"].start()
     check("secrets made a password and ended with 0", services["secrets"].wait() == 0)
     services["redis"].start()
     wait("redis is healthy", services["redis"].healthy)
-    check(
-        "redis refuses whoever has no password",
-        "NOAUTH" in services["redis"].execute("redis-cli", "ping").stdout,
-    )
+    pong = services["redis"].execute("redis-cli", "ping").stdout
+    check("redis rejects a client without the password", "NOAUTH" in pong)
     for name in ("app", "worker", "janitor", "webhooks"):
         services[name].start()
     wait("app is healthy", services["app"].healthy)
     wait("worker is healthy", services["worker"].healthy)
     wait("the API knows the demo bundle", lambda: [m["status"] for m in api.get("/v1/models")] == ["ready"])
-    status, data = api.ask(
-        "POST",
-        "/v1/generations",
-        {"prompt": "a dog barking", "seed": 7},
-        "prefer: wait=60",
-        "accept: audio/wav",
-        f"x-request-id: {REQUEST_ID}",
-    )
+    headers = {"prefer": "wait=60", "accept": "audio/wav", "x_request_id": REQUEST_ID}
+    status, data = api.ask("POST", "/v1/generations", {"prompt": "a dog barking", "seed": 7}, **headers)
     check("a prompt became a WAV", status == 200 and sounds(data))
-    jobs = partial(Service.logged, name="job_id", request_id=REQUEST_ID)
-    wait("API and worker log one job under the request's id", lambda: len(jobs(services["app"])) == 1 and jobs(services["app"]) == jobs(services["worker"]))  # fmt: skip
-    scrape = services["worker"].execute("python", "-c", "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9100/metrics').read().decode())").stdout  # fmt: skip
+    jobs = partial(ComposeService.logged, name="job_id", request_id=REQUEST_ID)
+    wait("the API logs one job under the request's id", lambda: len(jobs(services["app"])) == 1)
+    wait("the worker logs the same", lambda: jobs(services["app"]) == jobs(services["worker"]))
+    read = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9100/metrics').read().decode())"
+    scrape = services["worker"].execute("python", "-c", read).stdout
     check("the worker's metrics count it", 'clipsynth_jobs_total{kind="text"' in scrape)
 
     made = [api.ask("POST", "/v1/generations", {"prompt": "rain", "seed": n}) for n in range(6)]
@@ -134,25 +118,25 @@ def try_services(services: dict[str, Service], api: Api) -> None:
     wait("the next worker makes the rest", lambda: set(statuses(api, ids)) == {"succeeded"})
 
     restart_from_backup(services["redis"])
-    wait("redis comes back from a backup with what it knew", lambda: services["redis"].healthy() and set(statuses(api, ids)) == {"succeeded"})  # fmt: skip
+    wait("redis is healthy on the backup", services["redis"].healthy)
+    wait("redis has the records of the backup", lambda: set(statuses(api, ids)) == {"succeeded"})
     token = services["app"].execute("clipsynth", "keys", "create", "check").stdout.split()[0]
-    check("after the first key others are refused", api.ask("GET", "/v1/generations")[0] == 401)
-    check(
-        "the key is let in",
-        api.ask("GET", "/v1/generations", None, f"authorization: Bearer {token}")[0] == 200,
-    )
+    key = {"authorization": f"Bearer {token}"}
+    check("after the first key other requests are rejected", api.ask("GET", "/v1/generations")[0] == 401)
+    check("the key is accepted", api.ask("GET", "/v1/generations", **key)[0] == 200)
     for name in ("webhooks", "janitor", "worker", "app"):
         uid = services[name].uid()
         services[name].signal(signal.SIGTERM)
-        check(f"{name} ran as user {uid} and ends on SIGTERM", services[name].wait() in (0, -signal.SIGTERM) and uid == 10001)  # fmt: skip
+        code = services[name].wait()
+        check(f"{name} ran as user {uid} and ends on SIGTERM", uid == 10001 and code in (0, -signal.SIGTERM))
     services["redis"].signal(signal.SIGTERM)
     services["redis"].wait()
     for name in RUN:
         check(f"{name} wrote nothing outside its volumes and /tmp", services[name].written() == [])
 
 
-def restart_from_backup(redis: Service) -> None:
-    """Copy Redis' folder while it runs, and start it on the copy, as docs/operations.md says."""
+def restart_from_backup(redis: ComposeService) -> None:
+    """Copy Redis' folder while it runs, and start it on the copy, as docs/operations.md describes."""
     cli = 'REDISCLI_AUTH=$(cat /run/secrets/clipsynth_redis_password) redis-cli "$@"'
     data = redis.volume("/data")
     for percentage in ("0", "100"):
@@ -167,7 +151,7 @@ def restart_from_backup(redis: Service) -> None:
     redis.start()
 
 
-def try_training(train: Service) -> None:
+def try_training(train: ComposeService) -> None:
     """Prepare two videos and train two steps of each part, as `docker compose run --rm train …` does."""
     folder = train.volume("/runs")
     shutil.copy(ROOT / "docker/tiny_videos.py", folder)
@@ -193,15 +177,12 @@ def statuses(api: Api, ids: list[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--suite", default="bookworm", help="Debian release of the base image")
-    parser.add_argument(
-        "--mount", action="append", default=[], help="path that builds see too, e.g. pip's configuration"
-    )
+    parser.add_argument("--mount", action="append", default=[], help="path that builds can read")
     parser.add_argument("--build", nargs="*", default=["app", "worker", "train"], help="images to build")
-    parser.add_argument("--run", nargs="*", default=["services", "train"], help="what to try of them")
+    parser.add_argument("--run", nargs="*", default=["services", "train"], help="parts to try")
     arguments = parser.parse_args()
     known = sizes()
     if "clipsynth-base:latest" not in known:
@@ -221,18 +202,11 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (videos := folder / "videos").mkdir()
 
-        def service(name: str) -> Service:
-            return stack.enter_context(
-                Service(
-                    name,
-                    compose["services"][name],
-                    images=images,
-                    hosts=hosts,
-                    folder=folder,
-                    root=ROOT,
-                    variables={"VIDEOS": str(videos)},
-                )
-            )
+        def service(name: str) -> ComposeService:
+            places = {"images": images, "hosts": hosts, "folder": folder, "root": ROOT}
+            variables = {"VIDEOS": str(videos)}
+            spec = compose["services"][name]
+            return stack.enter_context(ComposeService(name, spec, variables=variables, **places))
 
         try:
             if "train" in arguments.run:

@@ -1,4 +1,4 @@
-"""One service of docker-compose.yml, run by buildah: the part of a container engine that docker/check.py needs."""
+"""One service of docker-compose.yml, run by buildah as docker/check.py needs it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale.hosts import Host
+from benchmarks.chaos.hosts import Host
 
 NOT_COVERED = (
-    "published ports, the internal network's missing way out, and names by DNS (here: /etc/hosts)",
-    "read_only, cap_drop, no-new-privileges, init and restart (instead: nothing was written outside volumes and /tmp)",
+    "published ports, isolation of the internal network, and names by DNS (here: /etc/hosts)",
+    "read_only, cap_drop, no-new-privileges, init, restart (instead: no writes outside volumes and /tmp)",
     "a fresh volume's contents and owner coming from the image (here: set by this script)",
     "--scale and depends_on (here: one of each, in order), GPUs, the profile metrics",
-    "the images python:3.11-slim-bookworm and redis:7.2-bookworm themselves (here: Debian's Python and Redis)",
+    "the images python:3.11-slim-bookworm and redis:7.2-bookworm themselves (here: Debian's)",
 )
 
 
 def run(*command: str, **options: Any) -> str:
-    """Run a command and return what it says; raises with its complaint where it fails."""
+    """Run a command and return its output; exit with its error where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, **options)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr[-2000:] or done.stdout[-2000:]}")
@@ -35,8 +35,8 @@ def buildah(*words: str, **options: Any) -> str:
     return run("buildah", *words, **options)
 
 
-class Service:
-    """A container that is started with what compose says of it; a context manager that leaves nothing running."""
+class ComposeService:
+    """A container that is started as compose describes it; a context manager that ends it."""
 
     def __init__(
         self,
@@ -56,9 +56,8 @@ class Service:
         names = [word for host in hosts for word in ("--add-host", f"{host}:{hosts[host].address}")]
         self.container = buildah("from", *names, image)
         config = json.loads(buildah("inspect", self.container))["Docker"]["config"]
-        self._health = spec.get("healthcheck", {}).get("test") or (config.get("Healthcheck") or {}).get(
-            "Test"
-        )
+        own_check = (config.get("Healthcheck") or {}).get("Test")
+        self._health = spec.get("healthcheck", {}).get("test") or own_check
         self._user = str(spec.get("user") or config["User"])
         self._options = ["--user", self._user, *self._volumes(folder, root)]
         self._environment = dict(pair.split("=", 1) for pair in config["Env"] or ())
@@ -88,7 +87,7 @@ class Service:
         """Return a value of compose's with `${NAME:-default}` replaced."""
         return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: self._variables.get(m[1], m[2]), value)
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> ComposeService:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,19 +101,14 @@ class Service:
         buildah("rm", self.container)
 
     def _command(self, *words: str) -> list[str]:
-        return self.host.command(
-            "buildah", "run", "--isolation", "chroot", *self._options, self.container, "--", *words
-        )
+        run = ("buildah", "run", "--isolation", "chroot")
+        return self.host.command(*run, *self._options, self.container, "--", *words)
 
     def start(self, words: Sequence[str] = ()) -> None:
         """Start the service's command, or another, in its own network namespace."""
+        command = self._command(*(words or self.spec["command"]))
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command(*(words or self.spec["command"])),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def execute(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the running container, as `docker exec` does."""
@@ -135,10 +129,10 @@ class Service:
             return False
 
     def _main_process(self) -> int:
-        """Return the id of the process that the engine would call 1: the first in the line of children that is none of buildah's.
+        """Return the id of the container's first process: the first descendant that is not buildah's.
 
         Raises:
-            FileNotFoundError: there is none yet, or no longer.
+            FileNotFoundError: there is none yet, or it has ended.
         """
         assert self.process
         pid = self.process.pid
@@ -154,23 +148,23 @@ class Service:
         os.kill(self._main_process(), number)
 
     def uid(self) -> int:
-        """Return as whom the service runs."""
+        """Return the user id of the service."""
         found = re.search(r"^Uid:\s+(\d+)", Path(f"/proc/{self._main_process()}/status").read_text(), re.M)
         assert found
         return int(found[1])
 
     def logged(self, name: str, **where: object) -> set[str]:
-        """Return what the field `name` says in those lines of the JSON log that say `where`."""
+        """Return the values of the field `name` in lines of the JSON log whose fields match `where`."""
         found = set()
         for line in self.log.read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                said = json.loads(line)
-                if isinstance(said, dict) and where.items() <= said.items() and name in said:
-                    found.add(said[name])
+                fields = json.loads(line)
+                if isinstance(fields, dict) and where.items() <= fields.items() and name in fields:
+                    found.add(fields[name])
         return found
 
     def volume(self, target: str) -> Path:
-        """Return the folder here that the service sees as `target`."""
+        """Return the folder on this machine that is mounted as `target`."""
         [source] = {w.split(":")[0] for w in self._options if w.split(":")[1:2] == [target]}
         return Path(source)
 
@@ -182,7 +176,7 @@ class Service:
         return -signal.SIGTERM if code and ended_by and ended_by[1] == "terminated" else code
 
     def written(self) -> list[str]:
-        """Return what was written to the container's own file system, where mounts are left out."""
+        """Return the files written to the container's own file system, outside of mounts."""
         upper = Path(buildah("mount", self.container)).parent / "diff"
         buildah("umount", self.container)
         assert upper.is_dir(), f"{upper}: only the storage driver overlay is known here"

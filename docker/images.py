@@ -12,20 +12,15 @@ from torch_pins import canonical
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, REDIS = "localhost/clipsynth-base", "localhost/clipsynth-check-redis"
-# Of no pin: what a virtual environment begins with, and the libraries whose versions PyTorch names.
+# Without a pin: the contents of a new virtual environment, and libraries whose versions PyTorch names.
 FREE = ("pip", "setuptools", "nvidia-", "cuda-", "triton")
 
 
 def make_base(suite: str) -> None:
-    """Make an image of Debian and its Python, in the place of python:3.11-slim-bookworm."""
+    """Make an image of Debian and its Python instead of python:3.11-slim-bookworm."""
     with tempfile.TemporaryDirectory() as folder:
-        run(
-            "debootstrap",
-            "--variant=minbase",
-            "--include=ca-certificates,python3,python3-venv",
-            suite,
-            folder,
-        )
+        packages = "--include=ca-certificates,python3,python3-venv"
+        run("debootstrap", "--variant=minbase", packages, suite, folder)
         for pattern in ("var/lib/apt/lists/*", "var/cache/apt/*", "usr/share/doc/*", "usr/share/man/*"):
             for path in Path(folder).glob(pattern):
                 run("rm", "-rf", str(path))
@@ -35,9 +30,10 @@ def make_base(suite: str) -> None:
 
 
 def make_redis(mounts: list[str]) -> None:
-    """Make an image with Debian's Redis, in the place of redis:7.2-bookworm."""
+    """Make an image with Debian's Redis instead of redis:7.2-bookworm."""
     container = buildah("from", *volumes(mounts), BASE)
-    install = "apt-get update -q && apt-get install -qy --no-install-recommends redis-server && install -d -o 999 /data"
+    install = "apt-get update -q && apt-get install -qy --no-install-recommends redis-server"
+    install += " && install -d -o 999 /data"
     buildah("run", "--isolation", "chroot", container, "--", "sh", "-c", install)
     buildah("commit", "--quiet", "--rm", container, REDIS)
 
@@ -47,13 +43,11 @@ def volumes(mounts: list[str]) -> list[str]:
 
 
 def build(role: str, mounts: list[str]) -> float:
-    """Build a role's image and return the seconds that it took. `mounts` are paths that the build sees too."""
+    """Build a role's image, whose build can read `mounts`; return the seconds."""
     started = time.monotonic()
-    buildah(
-        "bud", "--isolation", "chroot", "--layers", "--format", "docker", *volumes(mounts),
-        "--build-arg", f"BASE={BASE}", "--file", f"docker/{role}.Dockerfile", "--tag", f"clipsynth-{role}", ".",
-        cwd=ROOT,
-    )  # fmt: skip
+    options = ["--layers", "--format", "docker", *volumes(mounts), "--build-arg", f"BASE={BASE}"]
+    options += ["--file", f"docker/{role}.Dockerfile", "--tag", f"clipsynth-{role}"]
+    buildah("bud", "--isolation", "chroot", *options, ".", cwd=ROOT)
     return time.monotonic() - started
 
 

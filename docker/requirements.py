@@ -1,4 +1,4 @@
-"""Print what some roles of pyproject.toml need, one requirement per line: `python docker/requirements.py pyproject.toml app s3`.
+"""Print the requirements of roles: `python docker/requirements.py pyproject.toml app s3`.
 
 Images install this before any source is copied, so that a changed line of code does not install torch again.
 """

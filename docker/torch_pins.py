@@ -1,7 +1,7 @@
-"""Print those lines of constraints.txt that PyTorch's layer installs by: `python docker/torch_pins.py constraints.txt`.
+"""Print the pins of PyTorch's layer: `python docker/torch_pins.py constraints.txt`.
 
-An image installs PyTorch by these alone, before all else, so that another version of anything else does not install PyTorch again. Libraries of
-CUDA are not among them: PyTorch names their versions itself.
+An image installs PyTorch by these alone and first, so that a new version of another package does not install
+PyTorch again. CUDA's libraries are not included: PyTorch names their versions itself.
 """
 
 from __future__ import annotations

@@ -1,1 +1,7 @@
-"""What hostile and broken requests do to the API: `make fuzz`."""
+"""How the API answers hostile and broken requests: `make fuzz`.
+
+__main__   the command line
+mutations  broken images, multipart bodies and headers, each a function of a seed and a number; corpus.json
+wire       sends them over plain sockets and checks the answers
+schema     requests that schemathesis derives from the OpenAPI document
+"""

@@ -1,4 +1,4 @@
-"""Requests that schemathesis derives from the served OpenAPI document: valid and invalid ones, and chains of them along links."""
+"""Send requests that schemathesis derives from the OpenAPI document: valid, invalid, and chained by links."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import tempfile
 
 import httpx
 
-from benchmarks.serving.service import Service
+from benchmarks.load.service import ServiceProcesses
 from clipsynth.security.api_keys import SCOPES, create_key
 
-# `positive_data_acceptance` is left out: a schema cannot say what a bundle's limits are, or that prompt and image need each other.
+# A schema cannot express a bundle's limits, or that a request needs a prompt or an image.
 EXCLUDED = "positive_data_acceptance"
 PHASES = "examples,coverage,fuzzing,stateful"
 
 
-def run(service: Service, *, requests: int, seed: int) -> tuple[int, bool]:
+def run(service: ServiceProcesses, *, requests: int, seed: int) -> tuple[int, bool]:
     """Return how many requests were made, at least `requests`, and whether all answers were as documented."""
-    _, token = create_key(service.redis, "fuzz", SCOPES)  # from now on, who has no key is refused
+    # the first key makes the API reject requests without one
+    _, token = create_key(service.redis, "fuzz", SCOPES)
     authorization = {"Authorization": f"Bearer {token}"}
     before = answered(service, authorization)
     document = httpx.get(f"{service.url}/openapi.json").json()
@@ -31,15 +32,15 @@ def run(service: Service, *, requests: int, seed: int) -> tuple[int, bool]:
         command += [f"{service.url}/openapi.json", f"--phases={PHASES}", f"--exclude-checks={EXCLUDED}"]
         command += [f"--max-examples={examples}", f"--seed={seed}", "--continue-on-failure"]
         command += ["--header", f"Authorization:{authorization['Authorization']}"]
-        with tempfile.TemporaryDirectory() as folder:  # for its notes
+        # schemathesis writes files into its working directory
+        with tempfile.TemporaryDirectory() as folder:
             good = subprocess.run(command, check=False, cwd=folder).returncode == 0
         seed += 1
     return answered(service, authorization) - before, good
 
 
-def answered(service: Service, headers: dict[str, str]) -> int:
+def answered(service: ServiceProcesses, headers: dict[str, str]) -> int:
     """Return how many requests the API has answered, by its own count."""
     lines = httpx.get(f"{service.url}/metrics", headers=headers).text.splitlines()
-    return round(
-        sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("http_requests_total{"))
-    )
+    counts = (line.rpartition(" ")[2] for line in lines if line.startswith("http_requests_total{"))
+    return round(sum(map(float, counts)))

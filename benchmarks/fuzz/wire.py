@@ -1,4 +1,4 @@
-"""Sends broken requests over plain sockets and looks at what comes back: no 5xx, no hang, problem+json for what is refused."""
+"""Send broken requests over plain sockets: no answer may be 5xx or hang, every rejection is problem+json."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.fuzz.mutations import Case, case
-from benchmarks.serving.service import Service
+from benchmarks.fuzz.mutations import BrokenRequest, case
+from benchmarks.load.service import ServiceProcesses
 
-TIMEOUT_S = 20.0  # far beyond the time that the service gives to requests that never end
+# Far beyond the time after which the service closes unfinished requests.
+TIMEOUT_S = 20.0
 CLIENTS = 16
 
 
 def run(
-    service: Service, *, first: int, requests: int, seed: int
+    service: ServiceProcesses, *, first: int, requests: int, seed: int
 ) -> tuple[collections.Counter[str], list[str]]:
-    """Send cases `first`… and return answers by kind and status, and what was wrong."""
+    """Send requests from `first` on; return the count of answers by kind and status, and complaints."""
     answers: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
     with ThreadPoolExecutor(CLIENTS) as clients:
@@ -31,13 +32,14 @@ def run(
     return answers, wrong
 
 
-def _try(service: Service, seed: int, number: int) -> tuple[int, str, str, str | None]:
+def _try(service: ServiceProcesses, seed: int, number: int) -> tuple[int, str, str, str | None]:
     broken = case(seed, number)
     try:
         answer = b"".join(_exchange(service.port, broken))
     except TimeoutError:
         return number, broken.kind, "hang", f"no end of the answer in {TIMEOUT_S:.0f} s"
-    except ConnectionError:  # closed before all was read: what it answered is lost
+    except ConnectionError:
+        # closed before all was read
         return number, broken.kind, "closed", None
     head, _, body = answer.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
@@ -47,23 +49,22 @@ def _try(service: Service, seed: int, number: int) -> tuple[int, str, str, str |
     return number, broken.kind, status, complain(int(status), head.lower(), body, broken)
 
 
-def _exchange(port: int, broken: Case) -> Iterator[bytes]:
+def _exchange(port: int, broken: BrokenRequest) -> Iterator[bytes]:
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
         connection.sendall(broken.wire)
         while data := connection.recv(65536):
             yield data
 
 
-def complain(status: int, head: bytes, body: bytes, broken: Case) -> str | None:
-    """Return what is wrong with an answer, if anything is."""
+def complain(status: int, head: bytes, body: bytes, broken: BrokenRequest) -> str | None:
+    """Return the fault of an answer, or None."""
     if status >= 500:
         return f"status {status}: {body[:300]!r}"
     if status < 400 or b"invalid http request" in body.lower() or broken.wire[:4] == b"HEAD":
         return None
     if b"application/problem+json" not in head:
         return f"status {status} is no problem+json: {head[:200]!r}"
-    if b"transfer-encoding: chunked" not in head and "code" not in json.loads(
-        body.partition(b"HTTP/1.1")[0] or b"{}"
-    ):
+    whole = b"transfer-encoding: chunked" not in head
+    if whole and "code" not in json.loads(body.partition(b"HTTP/1.1")[0] or b"{}"):
         return f"status {status} has no code: {body[:200]!r}"
     return None

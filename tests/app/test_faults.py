@@ -73,7 +73,9 @@ async def followed(events_, generation_id, act):
         async with asyncio.timeout(20):
             async for event in events_.stream(generation_id):
                 names += [
-                    line.removeprefix("event: ") for line in event.decode().splitlines() if line.startswith("event")
+                    line.removeprefix("event: ")
+                    for line in event.decode().splitlines()
+                    if line.startswith("event")
                 ]
                 if len(names) == 1:
                     await asyncio.to_thread(act)

@@ -1,0 +1,8 @@
+"""How fast and how good single parts of the model are.
+
+sampling_cost   what a sound costs, beside the shapes of SpecVQGAN and AudioLDM-S
+train_step      how much of the machine a training step uses
+vocoder         HiFi-GAN against Griffin-Lim on real mels
+correspondence  how well the correspondence score finds exchanged sounds
+plot_losses     a plot of the validation loss of runs
+"""

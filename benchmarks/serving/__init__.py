@@ -1,1 +1,0 @@
-"""The worker under load and under fire, with a simulated accelerator."""
