@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from models.sampler import SamplerRow, advance
-from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, stage, stepped
+from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, count_step, stage
 from worker.model_protocol import ServingModel
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class SamplingRequest:
     results: dict[int, Any] = field(default_factory=dict)
     error: Exception | None = None
     canceled: bool = False
-    errands: int = 0  # side threads that are at it
+    tasks: int = 0  # side threads that are at it
     ended: bool = False
     prepared_at: float = 0.0
     joined_at: float = 0.0  # the first of its rows, as monotonic time; 0 before
@@ -88,7 +88,7 @@ class SamplingRequest:
 
 @dataclass(eq=False)
 class _Slot:
-    ticket: SamplingRequest
+    request: SamplingRequest
     index: int
     row: SamplerRow
 
@@ -112,10 +112,10 @@ def is_device_lost(error: Exception) -> bool:
 
 
 class Engine:
-    """Runs tickets; each ends up in `ended`, whatever happens to it.
+    """Runs requests; each ends up in `ended`, whatever happens to it.
 
     `limit` is how many tokens one network call may take. A row that alone exceeds it still runs; a set of rows that does takes several calls.
-    A lost device ends no ticket: it ends the sampling thread (`crashed`), and with the process its leases, so that the jobs run elsewhere.
+    A lost device ends no request: it ends the sampling thread (`crashed`), and with the process its leases, so that the jobs run elsewhere.
     """
 
     def __init__(self, model: ServingModel, *, limit: int) -> None:
@@ -149,14 +149,14 @@ class Engine:
             self._thread.join()
         self._side.shutdown()
 
-    def submit(self, ticket: SamplingRequest) -> None:
-        """Prepare the ticket's rows at once; they join before the next step that finds room for them."""
-        work = self._take_shortcut if ticket.shortcut else self._prepare
-        self._run_task(ticket, partial(work, ticket))
+    def submit(self, request: SamplingRequest) -> None:
+        """Prepare the request's rows at once; they join before the next step that finds room for them."""
+        work = self._take_shortcut if request.shortcut else self._prepare
+        self._run_task(request, partial(work, request))
 
-    def cancel(self, ticket: SamplingRequest) -> None:
-        """Have the ticket end before its next step."""
-        self._inbox.put(partial(setattr, ticket, "canceled", True))
+    def cancel(self, request: SamplingRequest) -> None:
+        """Have the request end before its next step."""
+        self._inbox.put(partial(setattr, request, "canceled", True))
 
     # ----------------------------------------------------------------------------------- the sampling thread
 
@@ -167,10 +167,10 @@ class Engine:
     def turn(self) -> None:
         """Do what lies in the inbox, then one step of every running row; with no rows, wait for something to do."""
         self._read_inbox()
-        for seat in itertools.chain(self._waiting, self._running):
-            self._end_if_over(seat.ticket)
-        self._waiting = deque(seat for seat in self._waiting if not seat.ticket.dead)
-        self._running = [seat for seat in self._running if not seat.ticket.dead]
+        for slot in itertools.chain(self._waiting, self._running):
+            self._end_if_complete(slot.request)
+        self._waiting = deque(slot for slot in self._waiting if not slot.request.dead)
+        self._running = [slot for slot in self._running if not slot.request.dead]
         self._join()
         if not self._running:
             return
@@ -178,8 +178,8 @@ class Engine:
         with torch.inference_mode():
             self._step()
         self.step_s = time.perf_counter() - started
-        done = [seat for seat in self._running if seat.row.done and not seat.ticket.dead]
-        self._running = [seat for seat in self._running if not seat.row.done and not seat.ticket.dead]
+        done = [slot for slot in self._running if slot.row.done and not slot.request.dead]
+        self._running = [slot for slot in self._running if not slot.row.done and not slot.request.dead]
         self._send_to_decoder(done)
 
     def _read_inbox(self) -> None:
@@ -195,30 +195,30 @@ class Engine:
     def _join(self) -> None:
         together = self._chunk([*self._running, *self._waiting])
         while len(self._running) < len(together):
-            seat = self._waiting.popleft()
-            if not seat.ticket.joined_at:
-                seat.ticket.joined_at = time.monotonic()
-                JOB_SECONDS.labels("batch_wait").observe(seat.ticket.joined_at - seat.ticket.prepared_at)
-            self._running.append(seat)
+            slot = self._waiting.popleft()
+            if not slot.request.joined_at:
+                slot.request.joined_at = time.monotonic()
+                JOB_SECONDS.labels("batch_wait").observe(slot.request.joined_at - slot.request.prepared_at)
+            self._running.append(slot)
 
     def _step(self) -> None:
         """Take one step of every running row, in as few network calls as the limit allows."""
         left = list(self._running)
         while left:
             chunk = self._chunk(left)
-            too_much = False
-            rows, started = [seat.row for seat in chunk], time.monotonic()
+            out_of_memory = False
+            rows, started = [slot.row for slot in chunk], time.monotonic()
             try:
                 advance(rows, self.model.velocity)
                 self.stepped_at = time.monotonic()
-                stepped(rows, self.stepped_at - started)
+                count_step(rows, self.stepped_at - started)
             except Exception as error:
                 if is_device_lost(error):
                     raise
-                too_much = is_out_of_memory(error) and len(chunk) > 1
-                if not too_much:
+                out_of_memory = is_out_of_memory(error) and len(chunk) > 1
+                if not out_of_memory:
                     self._step_one_by_one(chunk, error)
-            if too_much:  # the exception is gone by now, and what its traceback held with it
+            if out_of_memory:  # the exception is gone by now, and what its traceback held with it
                 OUT_OF_MEMORY.inc()
                 self.limit = max(1, weight(rows) // 2)
                 logger.warning("out of memory with %d rows; at most %d tokens now", len(chunk), self.limit)
@@ -226,121 +226,121 @@ class Engine:
             else:
                 left = left[len(chunk) :]
 
-    def _chunk(self, seats: list[_Slot]) -> list[_Slot]:
-        """Return the longest start of `seats` that the limit allows, one at least."""
+    def _chunk(self, slots: list[_Slot]) -> list[_Slot]:
+        """Return the longest start of `slots` that the limit allows, one at least."""
         passes, longest = 0, 0
-        for size, seat in enumerate(seats):
-            passes += seat.row.passes
-            longest = max(longest, seat.row.num_tokens)
+        for size, slot in enumerate(slots):
+            passes += slot.row.passes
+            longest = max(longest, slot.row.num_tokens)
             if size and passes * longest > self.limit:
-                return seats[:size]
-        return seats
+                return slots[:size]
+        return slots
 
     def _step_one_by_one(self, chunk: list[_Slot], error: Exception) -> None:
         """Find out by itself which job cannot take its step: only that one fails."""
-        tickets = list(dict.fromkeys(seat.ticket for seat in chunk))
-        if len(tickets) == 1:
-            tickets[0].error = error
-            self._end_if_over(tickets[0])
+        requests = list(dict.fromkeys(slot.request for slot in chunk))
+        if len(requests) == 1:
+            requests[0].error = error
+            self._end_if_complete(requests[0])
             return
-        for ticket in tickets:
+        for request in requests:
             try:
-                advance([seat.row for seat in chunk if seat.ticket is ticket], self.model.velocity)
-            except Exception as its_own:
-                if is_device_lost(its_own):
+                advance([slot.row for slot in chunk if slot.request is request], self.model.velocity)
+            except Exception as own_error:
+                if is_device_lost(own_error):
                     raise
-                ticket.error = its_own
-                self._end_if_over(ticket)
+                request.error = own_error
+                self._end_if_complete(request)
 
-    # ------------------------------------------------------------------------------------------- errands
+    # ------------------------------------------------------------------------------------------- tasks
 
-    def _run_task(self, ticket: SamplingRequest, work: Callable[[], None]) -> None:
-        """Do `work` on a side thread; what it raises ends the ticket alone."""
-        ticket.errands += 1
+    def _run_task(self, request: SamplingRequest, work: Callable[[], None]) -> None:
+        """Do `work` on a side thread; what it raises ends the request alone."""
+        request.tasks += 1
 
         def run() -> None:
             error = None
             try:
-                if not ticket.dead:
+                if not request.dead:
                     work()
             except Exception as raised:
                 error = raised
-            self._inbox.put(partial(self._back, ticket, error))
+            self._inbox.put(partial(self._task_done, request, error))
 
         self._side.submit(run)
 
-    def _back(self, ticket: SamplingRequest, error: Exception | None) -> None:
+    def _task_done(self, request: SamplingRequest, error: Exception | None) -> None:
         if error is not None and is_device_lost(error):
             raise error
-        ticket.errands -= 1
-        ticket.error = ticket.error or error
-        self._end_if_over(ticket)
+        request.tasks -= 1
+        request.error = request.error or error
+        self._end_if_complete(request)
 
-    def _prepare(self, ticket: SamplingRequest) -> None:
+    def _prepare(self, request: SamplingRequest) -> None:
         with stage("encode_prompt"):
-            ticket.rows = rows = ticket.prepare()
-        ticket.prepared_at = time.monotonic()
-        self._inbox.put(lambda: self._waiting.extend(_Slot(ticket, n, row) for n, row in enumerate(rows)))
+            request.rows = rows = request.prepare()
+        request.prepared_at = time.monotonic()
+        self._inbox.put(lambda: self._waiting.extend(_Slot(request, n, row) for n, row in enumerate(rows)))
 
-    def _take_shortcut(self, ticket: SamplingRequest) -> None:
-        assert ticket.shortcut is not None
-        for n, result in enumerate(ticket.shortcut()):
-            ticket.results[n] = result
-            if ticket.dead:
+    def _take_shortcut(self, request: SamplingRequest) -> None:
+        assert request.shortcut is not None
+        for n, result in enumerate(request.shortcut()):
+            request.results[n] = result
+            if request.dead:
                 return
 
     def _send_to_decoder(self, done: list[_Slot]) -> None:
         """Decode rows of one length together: padding would change the end of a shorter one."""
         groups: dict[tuple[int, int, float], list[_Slot]] = {}
-        for seat in done:
-            row = seat.row
-            groups.setdefault((row.components, row.num_tokens, seat.ticket.duration_s), []).append(seat)
-        for (components, _, _), seats in groups.items():
+        for slot in done:
+            row = slot.row
+            groups.setdefault((row.components, row.num_tokens, slot.request.duration_s), []).append(slot)
+        for (components, _, _), slots in groups.items():
             size = max(1, MAX_DECODED // components)
-            for start in range(0, len(seats), size):
-                self._decode(seats[start : start + size])
+            for start in range(0, len(slots), size):
+                self._decode(slots[start : start + size])
 
-    def _decode(self, seats: list[_Slot]) -> None:
+    def _decode(self, slots: list[_Slot]) -> None:
         """Decode on a side thread, and deliver each row on its own."""
-        for seat in seats:
-            seat.ticket.errands += 1
-            JOB_SECONDS.labels("sample").observe(time.monotonic() - seat.ticket.joined_at)
+        for slot in slots:
+            slot.request.tasks += 1
+            JOB_SECONDS.labels("sample").observe(time.monotonic() - slot.request.joined_at)
 
         def run() -> None:
-            for seat, outcome in zip(seats, self._waveforms(seats), strict=True):
+            for slot, outcome in zip(slots, self._waveforms(slots), strict=True):
                 error = outcome if isinstance(outcome, Exception) else None
                 try:
-                    if not isinstance(outcome, Exception) and not seat.ticket.dead:
+                    if not isinstance(outcome, Exception) and not slot.request.dead:
                         with stage("write"):
-                            seat.ticket.results[seat.index] = seat.ticket.deliver(seat.index, outcome)
+                            slot.request.results[slot.index] = slot.request.deliver(slot.index, outcome)
                 except Exception as raised:
                     error = raised
-                self._inbox.put(partial(self._back, seat.ticket, error))
+                self._inbox.put(partial(self._task_done, slot.request, error))
 
         self._side.submit(run)
 
-    def _waveforms(self, seats: list[_Slot]) -> Iterator[np.ndarray | Exception]:
+    def _waveforms(self, slots: list[_Slot]) -> Iterator[np.ndarray | Exception]:
         try:
             with torch.inference_mode(), stage("vocode"):
-                waveforms = self.model.decode([seat.row for seat in seats], seats[0].ticket.duration_s)
+                waveforms = self.model.decode([slot.row for slot in slots], slots[0].request.duration_s)
         except Exception as error:
-            if len(seats) == 1:
+            if len(slots) == 1:
                 yield error
             else:
-                for seat in seats:
-                    yield from self._waveforms([seat])
+                for slot in slots:
+                    yield from self._waveforms([slot])
             return
         for waveform in waveforms:
             yield (
                 waveform if np.isfinite(waveform).all() else FloatingPointError("the waveform is not finite")
             )
 
-    def _end_if_over(self, ticket: SamplingRequest) -> None:
-        """Hand out a ticket once it is dead or complete and no side thread is at it."""
-        over = ticket.dead or len(ticket.results) == ticket.num_rows
-        if over and not ticket.errands and not ticket.ended:
-            ticket.ended = True
-            self.ended.put(ticket)
+    def _end_if_complete(self, request: SamplingRequest) -> None:
+        """Hand out a request once it is dead or complete and no side thread is at it."""
+        over = request.dead or len(request.results) == request.num_rows
+        if over and not request.tasks and not request.ended:
+            request.ended = True
+            self.ended.put(request)
 
 
 def free_cache() -> None:

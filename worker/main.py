@@ -75,14 +75,14 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     from worker.job_runner import JobRunner
     from worker.rq_adapter.worker import BatchWorker
 
-    jobs = JobRunner(predictor, state, Storage(settings.results_url), max_attempts=settings.max_attempts)
+    runner = JobRunner(predictor, state, Storage(settings.results_url), max_attempts=settings.max_attempts)
     engine = Engine(predictor, limit=cost.limit)
     worker = BatchWorker(
         get_queue(info.name, connect(settings.redis_url)),
         redis_url=settings.redis_url,
         lease_s=settings.lease_s,
         heartbeat_s=settings.heartbeat_s,
-        jobs=jobs,
+        runner=runner,
         engine=engine,
     )
     if settings.metrics_port is not None:
@@ -92,18 +92,18 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     served.announce()
     threading.Thread(target=served.keep_announcing, daemon=True).start()
     engine.start()
-    worker.recovery.start()
-    metrics.HELD.set_function(lambda: worker.claimed_jobs)
+    worker.leases.start()
+    metrics.CLAIMED.set_function(lambda: len(worker.claimed))
     metrics.STEP_AGE.set_function(lambda: worker.step_age_s)
     logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
     worker.work(logging_level="WARNING")
-    worker.recovery.stop()
+    worker.leases.stop()
     engine.stop()
 
 
 def is_alive(worker: BatchWorker) -> bool:
     """Return whether the process is alive. That Redis answers is not asked: a restart would not help."""
-    return time.monotonic() - worker.recovery.heartbeat_at < HEARTBEAT_TIMEOUT_S and not worker.engine.crashed
+    return time.monotonic() - worker.leases.heartbeat_at < HEARTBEAT_TIMEOUT_S and not worker.engine.crashed
 
 
 def read_scalars(folder: Path) -> list[str]:
@@ -181,7 +181,7 @@ class ServedBundle:
         self.worker.swap_when_idle(lambda: self._exchange(predictor, told, cost.limit))
 
     def _exchange(self, predictor: ServingModel, info: ModelInfo, limit: int) -> None:
-        self.worker.jobs.model = predictor
+        self.worker.runner.model = predictor
         self.worker.engine.model, self.worker.engine.limit = predictor, limit
         self.info = info
         metrics.UP.clear()
@@ -192,7 +192,7 @@ class ServedBundle:
         """Tell the API what is served; it has to be told again within MODEL_TTL_S."""
         metrics.UP.labels(self.info.name, self.info.version).set(1)
         try:
-            self.worker.jobs.state.announce(self.info)
+            self.worker.runner.state.announce(self.info)
         except RedisError:
             logger.warning("cannot announce: Redis does not answer")
 

@@ -57,7 +57,7 @@ REAL_TIME_FACTOR = Histogram(
     registry=REGISTRY,
 )
 UP = Gauge("clipsynth_worker_up", "1 once the bundle is loaded.", ("model", "version"), registry=REGISTRY)
-HELD = Gauge("clipsynth_worker_jobs", "Jobs at hand.", registry=REGISTRY)
+CLAIMED = Gauge("clipsynth_worker_jobs", "Jobs at hand.", registry=REGISTRY)
 STEP_AGE = Gauge(
     "clipsynth_last_step_age_seconds",
     "Time since the last step while jobs are at hand; 0 while there are none.",
@@ -90,7 +90,7 @@ def stage(name: str) -> Iterator[None]:
     JOB_SECONDS.labels(name).observe(time.monotonic() - started)
 
 
-def stepped(rows: Sequence[SamplerRow], seconds: float) -> None:
+def count_step(rows: Sequence[SamplerRow], seconds: float) -> None:
     """Note a call of the network."""
     lengths = [row.num_tokens for row in rows]
     BATCH_SIZE.observe(len(rows))
@@ -99,10 +99,12 @@ def stepped(rows: Sequence[SamplerRow], seconds: float) -> None:
     STEPS.inc(len(rows))
 
 
-def settled(model: str, job: Job, ticket: SamplingRequest, status: Status | None, seconds: float) -> None:
+def count_finished(
+    model: str, job: Job, request: SamplingRequest, status: Status | None, seconds: float
+) -> None:
     """Note a job that has its final status, `seconds` after it was claimed; None where another end came first."""
-    JOBS.labels(model, ticket.kind, status or "not_made").inc()
+    JOBS.labels(model, request.kind, status or "not_made").inc()
     if job.created_at:
         JOB_SECONDS.labels("total").observe((rq_now() - job.created_at).total_seconds())
     if status is Status.SUCCEEDED:
-        REAL_TIME_FACTOR.observe(seconds / (ticket.num_rows * ticket.duration_s))
+        REAL_TIME_FACTOR.observe(seconds / (request.num_rows * request.duration_s))

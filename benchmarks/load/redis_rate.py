@@ -45,13 +45,13 @@ def simulate(redis: Redis, pool: ThreadPoolExecutor, batch: int, job_s: float) -
     settings = Settings(redis_url="redis://unused")
     state = JobStore(redis, result_ttl_s=3600)
     queue = get_queue(MODEL, redis)
-    taking = JobClaimer(queue, Job)
+    claimer = JobClaimer(queue, Job)
     name = f"simulated-{new_id()}"
     # the workers must not run in step
     time.sleep(random.uniform(0, job_s))
     while True:
         list(pool.map(lambda _: enqueue(redis, state, new_id(), payload(), settings), range(batch)))
-        jobs = [job for job, _ in taking.take(batch)]
+        jobs = [job for job, _ in claimer.claim(batch)]
         ids = [job.id for job in jobs]
         executions = begin(redis, state, queue, jobs, name)
         ends, reported = time.monotonic() + job_s, time.monotonic()
@@ -65,7 +65,7 @@ def simulate(redis: Redis, pool: ThreadPoolExecutor, batch: int, job_s: float) -
 
 
 def begin(redis: Redis, state: JobStore, queue: Queue, jobs: list[Job], name: str) -> list[Execution]:
-    """Lease jobs, as BatchWorker._begin does."""
+    """Lease jobs, as BatchWorker._start does."""
     executions = []
     with redis.pipeline() as pipeline:
         for job in jobs:
@@ -80,7 +80,7 @@ def begin(redis: Redis, state: JobStore, queue: Queue, jobs: list[Job], name: st
 
 
 def finish(redis: Redis, state: JobStore, jobs: list[Job], executions: list[Execution], name: str) -> None:
-    """Record the end of jobs, as Finalizer and BatchWorker._record do: one transaction for all."""
+    """Record the end of jobs, as Finalizer and BatchWorker._record_end do: one transaction for all."""
     with redis.pipeline() as pipeline:
         for job, execution in zip(jobs, executions, strict=True):
             output = Output(

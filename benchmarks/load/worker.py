@@ -145,7 +145,7 @@ class ReplayTrial:
         return [ticket.results[n] for ticket in tickets for n in range(ticket.num_rows)]
 
     def _ticket(self, number: int, job: JobPayload) -> SamplingRequest:
-        ticket = self.jobs.ticket(f"gen_{number:026x}", job)
+        ticket = self.jobs.request(f"gen_{number:026x}", job)
         deliver = ticket.deliver
         ticket.deliver = lambda n, waveform: (deliver(n, waveform)[0].recipe, waveform)
         return ticket

@@ -44,12 +44,17 @@ class Service:
         folder = settings.retrieval_audio
         self.predictor = Predictor(pipeline, folder and open_audio(folder, 16000))
         self.storage = Storage(settings.results_url)
-        jobs = JobRunner(self.predictor, self.state, self.storage, max_attempts=settings.max_attempts)
+        runner = JobRunner(self.predictor, self.state, self.storage, max_attempts=settings.max_attempts)
         self.queue = get_queue("tiny", self.redis)
         self.engine = Engine(self.predictor, limit=1000)
         self.engine.start()
         self.worker = BatchWorker(
-            self.queue, redis_url=settings.redis_url, lease_s=15, heartbeat_s=5, jobs=jobs, engine=self.engine
+            self.queue,
+            redis_url=settings.redis_url,
+            lease_s=15,
+            heartbeat_s=5,
+            runner=runner,
+            engine=self.engine,
         )
         offered = ["diffusion", "retrieval"] if self.predictor.retrieves else ["diffusion"]
         self.info = model_info(pipeline.manifest, pipeline.condition_encoder.config.scalars, offered)
@@ -57,7 +62,7 @@ class Service:
 
     def close(self):
         self.engine.stop()
-        self.worker.recovery.stop()
+        self.worker.leases.stop()
         self.redis.close()
 
     def post(self, body=None, **kwargs):

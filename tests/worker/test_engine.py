@@ -330,7 +330,7 @@ def payload(**fields):
 
 
 def job(predictor, wanted):
-    made = JobRunner(predictor, None, None, max_attempts=1).ticket("gen_0", wanted)
+    made = JobRunner(predictor, None, None, max_attempts=1).request("gen_0", wanted)
     made.deliver = lambda n, wave: wave
     return made
 

@@ -1,4 +1,4 @@
-"""Ended jobs get their final states: a thread takes all that have ended meanwhile, and writes them down together."""
+"""Final states of ended jobs: one thread collects all that have ended and writes them in one transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from redis import Redis
@@ -18,50 +17,38 @@ from rq.job import Job
 
 from clipsynth.jobs.store import JobStore
 from clipsynth.log import about
-from clipsynth.schemas.generation import Problem, Status
+from clipsynth.schemas.generation import Status
 from worker.engine import SamplingRequest
 from worker.job_runner import JobRunner
-from worker.metrics import settled
+from worker.metrics import count_finished
+from worker.rq_adapter.claim import ClaimedJob, ClaimedJobs
 
 logger = logging.getLogger(__name__)
-REDIS_PAUSE_S = 0.5  # after Redis did not answer
-ATTEMPTS = 3  # Redis carries out the rest of a transaction of which a command fails: what is left may be possible now
-
-
-@dataclass(eq=False)
-class ClaimedJob:
-    """A claimed job; `company` is whether others ran beside it."""
-
-    job: Job
-    execution: Execution
-    ticket: SamplingRequest
-    num_steps: int
-    batched_with_others: bool
-    deadline_at: float | None
-    claimed_at: float = field(default_factory=time.monotonic)
-    stopped_by: Status | Problem | None = None
-    stopped_at: float = 0.0
-    reported_step: int = 0
-    reported_at: float = field(default_factory=time.monotonic)
+# After Redis did not answer.
+REDIS_PAUSE_S = 0.5
+# Redis carries out the other commands of a transaction in which one fails, so the next attempt may succeed.
+ATTEMPTS = 3
 
 
 class Finalizer:
-    """Settles what comes out of `ended` and forgets it in `held`. That is one transaction, however many jobs it is of.
+    """Finishes the jobs that arrive in `ended` and removes them from `claimed`.
 
-    `record` has RQ note a job's end on a pipeline. `news` is set whenever jobs were settled.
+    Attributes:
+        finished: set whenever jobs were finished.
     """
 
     def __init__(
         self,
         ended: SimpleQueue[SamplingRequest],
-        jobs: JobRunner,
+        claimed: ClaimedJobs,
+        runner: JobRunner,
         redis: Redis,
         record: Callable[[Job, Execution, Status, Pipeline], None],
     ) -> None:
-        self.ended, self.jobs, self.redis, self.record = ended, jobs, redis, record
-        self.held: dict[SamplingRequest, ClaimedJob] = {}
-        self.news = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
+        """Start the thread; `record` writes RQ's own record of a finished job to a pipeline."""
+        self.ended, self.claimed, self.runner, self.redis, self.record = ended, claimed, runner, redis, record
+        self.finished = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="finish", daemon=True)
         self._thread.start()
 
     @property
@@ -70,46 +57,47 @@ class Finalizer:
 
     def _run(self) -> None:
         while True:
-            batch = [self.held[self.ended.get()]]
+            batch = [self.claimed.get(self.ended.get())]
             with contextlib.suppress(Empty):
                 while True:
-                    batch.append(self.held[self.ended.get_nowait()])
+                    batch.append(self.claimed.get(self.ended.get_nowait()))
+            # If the transaction fails, each job is finished alone.
             if not self._try(batch):
-                for held in batch:  # one that cannot be settled does not keep the others from it
-                    if not any(self._try([held]) for _ in range(ATTEMPTS)):
-                        logger.error("job %s is not settled", held.job.id)
-            for held in batch:
-                del self.held[held.ticket]
-            self.news.set()
+                for claimed in batch:
+                    if not any(self._try([claimed]) for _ in range(ATTEMPTS)):
+                        logger.error("job %s is not finished", claimed.job.id)
+            for claimed in batch:
+                self.claimed.remove(claimed)
+            self.finished.set()
 
     def _try(self, batch: list[ClaimedJob]) -> bool:
-        """Settle jobs, however long Redis is away; return whether it could be done."""
+        """Finish jobs, waiting as long as Redis is away; return False on another error."""
         while True:
             try:
-                self._settle(batch)
+                self._finish(batch)
                 return True
             except (ConnectionError, TimeoutError) as error:
                 logger.warning("Redis: %s", error)
                 time.sleep(REDIS_PAUSE_S)
             except Exception:
-                logger.exception("%d jobs could not be settled", len(batch))
+                logger.exception("%d jobs could not be finished", len(batch))
                 return False
 
-    def _settle(self, batch: list[ClaimedJob]) -> None:
-        outcomes = []
-        for held in batch:
-            with about(held.job.id, held.job.meta):
-                outcomes.append(self.jobs.outcome(held.job.id, held.ticket, held.stopped_by))
+    def _finish(self, batch: list[ClaimedJob]) -> None:
+        ends = []
+        for claimed in batch:
+            with about(claimed.job.id, claimed.job.meta):
+                ends.append(self.runner.final_state(claimed.job.id, claimed.request, claimed.stopped_by))
         with self.redis.pipeline() as pipeline:
-            for outcome in outcomes:
-                self.jobs.state.end(outcome, pipeline)
-            for held, outcome in zip(batch, outcomes, strict=True):
-                self.record(held.job, held.execution, outcome.status, pipeline)
+            for end in ends:
+                self.runner.state.end(end, pipeline)
+            for claimed, end in zip(batch, ends, strict=True):
+                self.record(claimed.job, claimed.execution, end.status, pipeline)
             results = pipeline.execute()
-        for held, outcome, result in zip(batch, outcomes, results, strict=False):
-            with about(held.job.id, held.job.meta):
-                made = JobStore.was_made(result)
-                self.jobs.confirm(outcome, made=made)
-            seconds = time.monotonic() - held.claimed_at
-            model = self.jobs.model.manifest.name
-            settled(model, held.job, held.ticket, outcome.status if made else None, seconds)
+        for claimed, end, result in zip(batch, ends, results, strict=False):
+            made = JobStore.was_made(result)
+            with about(claimed.job.id, claimed.job.meta):
+                self.runner.clean_up(end, made=made)
+            seconds = time.monotonic() - claimed.claimed_at
+            model = self.runner.model.manifest.name
+            count_finished(model, claimed.job, claimed.request, end.status if made else None, seconds)

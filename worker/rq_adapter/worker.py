@@ -1,4 +1,4 @@
-"""RQ's in-process worker with many jobs at a time: claims between steps, short leases, and one known function whatever Redis says."""
+"""RQ's in-process worker with many jobs at a time: claims between steps, short leases, jobs as data only."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ from clipsynth.schemas.generation import JobPayload, Problem, Progress, Status
 from worker.engine import Engine
 from worker.job_runner import JobRunner
 from worker.metrics import JOB_SECONDS
-from worker.rq_adapter.claim import JobClaimer
-from worker.rq_adapter.finish import REDIS_PAUSE_S, ClaimedJob, Finalizer
-from worker.rq_adapter.job import GenerationJob
+from worker.rq_adapter.claim import ClaimedJob, ClaimedJobs, GenerationJob, JobClaimer
+from worker.rq_adapter.finish import REDIS_PAUSE_S, Finalizer
 from worker.rq_adapter.leases import LeaseKeeper
 
 logger = logging.getLogger(__name__)
-RQ_MAINTENANCE_S = 86_400  # RQ's own pass is lock-guarded for 15 minutes, too slow for a lost worker; worker/rq_adapter/leases.py does it instead
-LOOP_S = 0.01  # longest wait for a job to end before the queue is looked at again
+# RQ's own maintenance runs at most every 15 minutes: too slow for a lost worker. leases.py does it instead.
+RQ_MAINTENANCE_S = 86_400
+# Longest wait for the end of a job before the queue is checked again.
+LOOP_S = 0.01
 WATCH_S = 0.05
 PROGRESS_S = 0.25
-DUTY_S = 1.0
-STALL_S = 120.0  # a job that was told to stop and did not within this time shows that the process hangs
-LEAD_S = 0.2  # what ends sooner than this is replaced already, so that the next jobs are prepared when there is room
+MAINTENANCE_S = 1.0
+# A canceled job that still runs after this time shows that the process hangs.
+STALL_S = 120.0
+# Jobs that end within this time no longer count as load, so that the next jobs are ready when these leave.
+LEAD_S = 0.2
 
 
 class BatchWorker(SimpleWorker):
-    """Claims jobs while others run, as long as the engine has room, and settles each through RQ."""
+    """Claims jobs while others run, as long as the engine has room, and finishes each through RQ."""
 
     def __init__(
         self,
@@ -53,15 +56,12 @@ class BatchWorker(SimpleWorker):
         redis_url: str,
         lease_s: int,
         heartbeat_s: float,
-        jobs: JobRunner,
+        runner: JobRunner,
         engine: Engine,
     ) -> None:
-        GenerationJob.abandoned = staticmethod(jobs.abandoned)
-        GenerationJob.unreadable = staticmethod(
-            lambda i: jobs.refuse(i, "the record of the job cannot be read")
-        )
-        self.lease_s, self.jobs, self.engine = lease_s, jobs, engine
-        self._closed = False  # nothing more is claimed until what runs has ended
+        self.lease_s, self.runner, self.engine = lease_s, runner, engine
+        # Claim nothing until the running jobs have ended.
+        self._closed = False
         self._suspended = False
         self._due: dict[str, float] = {}
         self._reported_state: str | None = None
@@ -69,39 +69,41 @@ class BatchWorker(SimpleWorker):
         super().__init__(
             [queue],
             connection=queue.connection,
-            job_class=GenerationJob,
+            job_class=GenerationJob.bound_to(runner),
             serializer=queue.serializer,
             worker_ttl=lease_s,
             maintenance_interval=RQ_MAINTENANCE_S,
         )
-        self.taking = JobClaimer(self.queues[0], self.job_class)
-        self.settler = Finalizer(engine.ended, jobs, self.connection, self._record)
-        self._held = self.settler.held
-        self.recovery = LeaseKeeper(
+        self.claimed = ClaimedJobs()
+        self.claimer = JobClaimer(self.queues[0], self.job_class)
+        self.finalizer = Finalizer(engine.ended, self.claimed, runner, self.connection, self._record_end)
+        self.leases = LeaseKeeper(
             queue,
             redis_url=redis_url,
-            job_class=GenerationJob,
+            job_class=self.job_class,
             lease_s=lease_s,
             heartbeat_s=heartbeat_s,
-            held=lambda: [(held.job, held.execution) for held in list(self._held.values())],
+            claimed=self.claimed,
             check=self._exit_if_stuck,
         )
 
-    # ------------------------------------------------------------------------------------------- what RQ calls
+    # ------------------------------------------------------------------------------------- overrides of RQ
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        if pipeline is None:  # RQ's loop calls it so, around every job; it is three writes
+        """Send RQ's heartbeat (three writes), at most once per `heartbeat_s`; RQ's loop asks around every job."""
+        if pipeline is None:
             self._swap_if_idle()
         if now() < self._due.get("heartbeat", 0.0):
             return
-        with contextlib.suppress(RedisError):  # RQ's loop would end the process
+        # An error would end RQ's loop, and the process.
+        with contextlib.suppress(RedisError):
             with self.connection.pipeline() as writes:
                 super().heartbeat(timeout, writes)
                 writes.execute()
-            self._due["heartbeat"] = now() + self.recovery.heartbeat_s
+            self._due["heartbeat"] = now() + self.leases.heartbeat_s
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
         if state == self._reported_state and pipeline is None:
@@ -111,64 +113,63 @@ class BatchWorker(SimpleWorker):
         self._reported_state = state
 
     def set_shutdown_requested_date(self) -> None:
-        with contextlib.suppress(RedisError):  # it is called by a signal, wherever the process is
+        # RQ calls this in a signal handler, which may interrupt any code.
+        with contextlib.suppress(RedisError):
             super().set_shutdown_requested_date()
 
     def handle_payload(self, message: dict[str, Any]) -> None:
-        """Do what RQ's commands ask; `stop-job` would know of one job at a time. Called by RQ's subscription, in a thread."""
+        """Run RQ's commands, in RQ's thread; its own `stop-job` supports one running job only."""
         payload = parse_payload(message)
         if payload["command"] != "stop-job":
             super().handle_payload(message)
-        elif payload.get("job_id") in {held.job.id for held in list(self._held.values())}:
+        elif payload.get("job_id") in {claimed.job.id for claimed in self.claimed.snapshot()}:
             self._cancel(payload["job_id"])
 
     def request_stop_execution(self, execution_id: str) -> None:
-        """RQ's command `stop-execution`."""
+        """Run RQ's command `stop-execution`."""
         execution = self.executions.get(execution_id)
         if execution:
             self._cancel(execution.job_id)
 
     def _cancel(self, generation_id: str) -> None:
-        state = self.jobs.state
+        state = self.runner.state
         state.change(generation_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job and all that can be claimed meanwhile; return when nothing runs any more. Never raises."""
-        self._state = WorkerStatus.BUSY  # from here on a SIGTERM lets what is claimed end
+        """Run a job, and all jobs claimed meanwhile, until none is left. Never raises."""
+        # While BUSY, a SIGTERM lets the claimed jobs end.
+        self._state = WorkerStatus.BUSY
         self._closed = False
         self._swap_if_idle()
-        self._try(lambda: self._take([(job, self.jobs.state.status_views([job.id])[0])]))
-        while self._held:
-            self.settler.news.clear()
-            self._every("duty", DUTY_S, self._do_duties)
+        self._try(lambda: self._begin([(job, self.runner.state.status_views([job.id])[0])]))
+        while self.claimed:
+            self.finalizer.finished.clear()
+            self._every("maintenance", MAINTENANCE_S, self._maintain)
             if self._has_room():
                 self._every("claim", LOOP_S, self._claim)
             self._every("watch", WATCH_S, self._watch)
-            self.settler.news.wait(LOOP_S)
+            self.finalizer.finished.wait(LOOP_S)
+        # Do not return to RQ's loop while Redis is away.
         while not self._try(lambda: self.set_state(WorkerStatus.IDLE)):
-            time.sleep(LOOP_S)  # RQ's loop must not meet a Redis that does not answer
+            time.sleep(LOOP_S)
 
-    # ---------------------------------------------------------------------------------------------- hot swap
+    # ------------------------------------------------------------------------------------------- hot swap
 
     def swap_when_idle(self, swap: Callable[[], None]) -> None:
-        """Have `swap` called between two jobs, after what runs has ended. For any thread."""
+        """Call `swap` once, after the running jobs have ended. For any thread."""
         self._swap = swap
 
     def _swap_if_idle(self) -> None:
-        if self._swap and not self._held:
+        if self._swap and not self.claimed:
             swap, self._swap = self._swap, None
             swap()
 
-    # ------------------------------------------------------------------------------------------------ claiming
-
-    @property
-    def claimed_jobs(self) -> int:
-        return len(self._held)
+    # ------------------------------------------------------------------------------------------- claiming
 
     @property
     def step_age_s(self) -> float:
-        """Seconds since the last step, or since a job was claimed after it; 0 with no job at hand."""
-        claims = [held.claimed_at for held in list(self._held.values())]
+        """Seconds since the last step, or since the oldest claim if it is later; 0 without jobs."""
+        claims = [claimed.claimed_at for claimed in self.claimed.snapshot()]
         return now() - max(self.engine.stepped_at, min(claims)) if claims else 0.0
 
     def _has_room(self) -> bool:
@@ -176,57 +177,58 @@ class BatchWorker(SimpleWorker):
         return not closed and self._load() < self.engine.limit
 
     def _load(self) -> int:
-        """Return what a step will pass through the network a moment from now, of the jobs at hand."""
+        """Return the tokens that a step will process `LEAD_S` from now."""
         steps = math.ceil(LEAD_S / max(self.engine.step_s, 1e-3))
-        return sum(ticket.load(steps) for ticket in list(self._held))
+        return sum(claimed.request.load(steps) for claimed in self.claimed.snapshot())
 
     def _claim(self) -> None:
-        """Take as many jobs off the queue as are likely to fit."""
-        loads = [ticket.full_load for ticket in list(self._held)]
+        """Claim as many jobs as will probably fit, judged by the running ones."""
+        loads = [claimed.request.full_load for claimed in self.claimed.snapshot()]
         if not loads:
             return
         fitting = int((self.engine.limit - self._load()) * len(loads) / sum(loads))
-        if jobs := self.taking.take(max(1, fitting)):
-            self._take(jobs)
+        if jobs := self.claimer.claim(max(1, fitting)):
+            self._begin(jobs)
 
-    def _take(self, jobs: list[tuple[Job, JobStatusView | None]]) -> None:
-        """Claim jobs that were taken off the queue. One that must run alone closes the worker for others."""
+    def _begin(self, jobs: list[tuple[Job, JobStatusView | None]]) -> None:
+        """Start claimed jobs. One that must run alone waits for the running ones, and the later ones for it."""
         chosen: list[tuple[Job, JobPayload, float | None]] = []
         for n, (job, status_view) in enumerate(jobs):
             run_alone = status_view is not None and status_view.run_alone
-            if self._closed or (run_alone and (self._held or chosen)):
+            if self._closed or (run_alone and (self.claimed or chosen)):
                 self._closed = True
-                self.recovery.put_back([job.id for job, _ in jobs[n:]])
+                self.leases.requeue([job.id for job, _ in jobs[n:]])
                 break
             payload = self._read(job, status_view)
             if payload is None:
-                self.taking.drop(job)
+                self.claimer.drop(job)
                 continue
             chosen.append((job, payload, status_view.deadline_at if status_view else None))
             self._closed = run_alone
         if chosen:
-            self._begin(chosen)
+            self._start(chosen)
 
     def _read(self, job: Job, status_view: JobStatusView | None) -> JobPayload | None:
         try:
             args: Any = job.args
         except Exception:
             args = None
-        return self.jobs.read(job.id, args, status_view)
+        return self.runner.read_payload(job.id, args, status_view)
 
-    def _begin(self, chosen: list[tuple[Job, JobPayload, float | None]]) -> None:
-        """Lease jobs and start them: all in one transaction, for each costs Redis a write to disk.
+    def _start(self, chosen: list[tuple[Job, JobPayload, float | None]]) -> None:
+        """Lease jobs and submit them to the engine.
 
-        A job fails of which somebody made a key something else; Redis carries out the commands of the others.
+        One transaction for all, because each costs Redis a write to disk. A job with a key of another type
+        fails alone: Redis carries out the commands of the others.
         """
         queue = self.queues[0]
-        alone = [held for held in list(self._held.values()) if not held.batched_with_others]
-        batched_with_others = len(self._held) + len(chosen) > 1
+        alone = [claimed for claimed in self.claimed.snapshot() if not claimed.batched_with_others]
+        batched_with_others = len(self.claimed) + len(chosen) > 1
         executions, commands = [], []
         with self.connection.pipeline() as pipeline:
             self.set_state(WorkerStatus.BUSY, pipeline)
-            for held in alone:
-                self.jobs.state.joined(held.job.id, pipeline)
+            for claimed in alone:
+                self.runner.state.joined(claimed.job.id, pipeline)
             for job, _, _ in chosen:
                 first = len(pipeline)
                 job.origin = queue.name
@@ -234,83 +236,83 @@ class BatchWorker(SimpleWorker):
                 job.prepare_for_execution(self.name, pipeline)
                 pipeline.persist(job.key)
                 pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-                self.jobs.state.start(job.id, batched_with_others=batched_with_others, pipeline=pipeline)
+                self.runner.state.start(job.id, batched_with_others=batched_with_others, pipeline=pipeline)
                 commands.append(slice(first, len(pipeline)))
             done = results(pipeline)
-        for held in alone:
-            held.batched_with_others = True
+        for claimed in alone:
+            claimed.batched_with_others = True
         for (job, payload, deadline_at), execution, own in zip(chosen, executions, commands, strict=True):
             if any(isinstance(result, ResponseError) for result in done[own]):
-                self._try(partial(self._reject, job, execution))
+                self._try(partial(self._fail_claim, job, execution))
                 continue
-            ticket = self.jobs.ticket(job.id, payload)
+            request = self.runner.request(job.id, payload)
             num_steps = payload.num_outputs * payload.num_inference_steps
             self.executions[execution.id] = execution
             if job.enqueued_at:
                 JOB_SECONDS.labels("queue").observe((rq_now() - job.enqueued_at).total_seconds())
-            self._held[ticket] = ClaimedJob(
-                job, execution, ticket, num_steps, batched_with_others, deadline_at
-            )
-            self.engine.submit(ticket)
+            self.claimed.add(ClaimedJob(job, execution, request, num_steps, batched_with_others, deadline_at))
+            self.engine.submit(request)
 
-    def _reject(self, job: Job, execution: Execution) -> None:
-        """Fail a job of whose claim Redis carried out a part only."""
-        logger.error("job %s cannot be claimed: a key of it is of another type", job.id)
-        self.jobs.refuse(job.id, "the job cannot be claimed")
-        self.taking.drop(job, execution)
+    def _fail_claim(self, job: Job, execution: Execution) -> None:
+        """Fail a job whose claim Redis carried out in part."""
+        logger.error("job %s cannot be claimed: one of its keys has another type", job.id)
+        self.runner.fail(job.id, "the job cannot be claimed")
+        self.claimer.drop(job, execution)
 
-    # ---------------------------------------------------------------------------------------------- while they run
+    # -------------------------------------------------------------------------------------- while jobs run
 
-    def _do_duties(self) -> None:
-        """What RQ's loop does between two jobs: under load it does not come round for hours."""
+    def _maintain(self) -> None:
+        """Do what RQ's loop does between two jobs, which under load it may not reach for hours."""
         self.heartbeat()
         if self.should_run_maintenance_tasks:
             self.run_maintenance_tasks()
         self._suspended = is_suspended(self.connection, self)
 
     def _watch(self) -> None:
-        """Stop what nobody wants any more, and tell how far the others are."""
-        running = [held for held in list(self._held.values()) if not held.ticket.ended]
-        unwanted = self.jobs.state.unwanted([held.job.id for held in running])
+        """Stop canceled, expired and overlong jobs, and publish the progress of the others."""
+        running = [claimed for claimed in self.claimed.snapshot() if not claimed.request.ended]
+        unwanted = self.runner.state.unwanted([claimed.job.id for claimed in running])
         progress = {}
-        for held in running:
-            if held.job.id in unwanted:
-                self._stop(held, Status.CANCELED)
-            elif held.deadline_at is not None and time.time() >= held.deadline_at:
-                self._stop(held, Status.EXPIRED)
-            elif held.job.timeout and now() - held.claimed_at > held.job.timeout:
-                self._stop(held, Problem(code="timeout", detail="the job ran into its time limit"))
-            step = held.ticket.steps_done
-            if step > held.reported_step and now() - held.reported_at > PROGRESS_S:
-                held.reported_step, held.reported_at = step, now()
-                progress[held.job.id] = Progress(step=step, num_steps=held.num_steps)
+        for claimed in running:
+            if claimed.job.id in unwanted:
+                self._stop(claimed, Status.CANCELED)
+            elif claimed.deadline_at is not None and time.time() >= claimed.deadline_at:
+                self._stop(claimed, Status.EXPIRED)
+            elif claimed.job.timeout and now() - claimed.claimed_at > claimed.job.timeout:
+                self._stop(claimed, Problem(code="timeout", detail="the job ran into its time limit"))
+            step = claimed.request.steps_done
+            if step > claimed.reported_step and now() - claimed.reported_at > PROGRESS_S:
+                claimed.reported_step, claimed.reported_at = step, now()
+                progress[claimed.job.id] = Progress(step=step, num_steps=claimed.num_steps)
         if progress:
-            self.jobs.state.set_progress(progress)
+            self.runner.state.set_progress(progress)
 
-    def _stop(self, held: ClaimedJob, reason: Status | Problem) -> None:
-        if held.stopped_by is None:
-            held.stopped_by, held.stopped_at = reason, now()
-            self.engine.cancel(held.ticket)
+    def _stop(self, claimed: ClaimedJob, reason: Status | Problem) -> None:
+        if claimed.stopped_by is None:
+            claimed.stopped_by, claimed.stopped_at = reason, now()
+            self.engine.cancel(claimed.request)
 
     def _exit_if_stuck(self) -> None:
-        if self._stop_requested and self.recovery.away_s > self.lease_s:
-            logger.critical("told to end, and Redis is gone, and with it the leases of what runs here")
+        if self._stop_requested and self.leases.away_s > self.lease_s:
+            logger.critical(
+                "asked to stop while Redis is away; the leases of the running jobs are over; exiting"
+            )
             os._exit(os.EX_TEMPFAIL)
-        for held in list(self._held.values()):
-            if held.stopped_by and not held.ticket.ended and now() - held.stopped_at > STALL_S:
-                logger.critical("job %s does not stop: the process hangs, and ends", held.job.id)
+        for claimed in self.claimed.snapshot():
+            if claimed.stopped_by and not claimed.request.ended and now() - claimed.stopped_at > STALL_S:
+                logger.critical("job %s does not stop: the process hangs; exiting", claimed.job.id)
                 os._exit(os.EX_SOFTWARE)
-        if self.engine.crashed or self.settler.crashed:
-            logger.critical("a thread has ended that must not, and so does the process")
+        if self.engine.crashed or self.finalizer.crashed:
+            logger.critical("the sampling or the finishing thread has crashed; exiting")
             os._exit(os.EX_SOFTWARE)
 
-    # ------------------------------------------------------------------------------------------------ settling
+    # ------------------------------------------------------------------------------------------- finishing
 
-    def _record(self, job: Job, execution: Execution, status: Status, pipeline: Pipeline) -> None:
-        """Have RQ note a job's end, as its handle_job_success and handle_job_failure do, in a transaction with others.
+    def _record_end(self, job: Job, execution: Execution, status: Status, pipeline: Pipeline) -> None:
+        """Write RQ's record of a finished job, as its handle_job_success and handle_job_failure do.
 
-        RQ keeps no record of what succeeded: the public state is one. What it does besides is for dependents, repeats, retries and rate
-        limits, which our jobs do not have.
+        RQ keeps no record of a success: the public state is one. Its code for dependents, repeats, retries and
+        rate limits is left out, because these jobs have none.
         """
         job.ended_at = rq_now()
         self.increment_total_working_time(job.ended_at - execution.created_at, pipeline)
@@ -331,10 +333,13 @@ class BatchWorker(SimpleWorker):
             )
         self.cleanup_execution(job, pipeline, execution)
 
-    # --------------------------------------------------------------------------------------------------- Redis
+    # ----------------------------------------------------------------------------------------------- Redis
 
     def _try(self, act: Callable[[], object]) -> bool:
-        """Return whether Redis answered; for a moment after it did not, it is not asked. Other errors are logged: one job's do not end the others."""
+        """Return whether Redis answered. After an error it is left alone for `REDIS_PAUSE_S`.
+
+        Other errors are logged, so that one job's error does not end the others.
+        """
         if now() < self._due.get("redis", 0.0):
             return False
         try:

@@ -30,7 +30,6 @@ from clipsynth.settings import Settings
 from tests.support.api_service import SHORT, check_problem, image, samples, serving
 from tests.support.constants import BATCHED_TOLERANCE
 from worker.predictor import Predictor
-from worker.rq_adapter.job import GenerationJob
 
 
 @pytest.fixture
@@ -329,7 +328,7 @@ def test_a_job_whose_worker_is_lost_again_and_again_fails_at_last(service):
     for _ in range(3):
         assert service.state.get(generation_id).status == "queued"
         assert service.state.start(generation_id, batched_with_others=False)
-        GenerationJob.abandoned(generation_id)
+        service.worker.runner.requeue(generation_id)
     assert service.state.get(generation_id).error.code == "worker_lost"
     assert not service.state.start(generation_id, batched_with_others=False)  # final is final
 
@@ -339,7 +338,7 @@ def test_a_job_whose_worker_is_lost_in_company_is_run_again_and_alone(service):
     generation_id = response.json()["id"]
     for _ in range(5):
         assert service.state.start(generation_id, batched_with_others=True)
-        GenerationJob.abandoned(generation_id)
+        service.worker.runner.requeue(generation_id)
     status_view = service.state.status_views([generation_id])[0]
     assert (status_view.lost, status_view.run_alone) == (0, True)
     assert service.finish(response)["status"] == "succeeded"
@@ -468,7 +467,7 @@ def test_a_lost_generation_that_was_canceled_is_not_run_again(service):
     response = service.post({"prompt": "a", **SHORT})
     service.state.start(response.json()["id"], batched_with_others=False)
     assert service.client.post(response.headers["location"] + "/cancel").status_code == 202
-    GenerationJob.abandoned(response.json()["id"])
+    service.worker.runner.requeue(response.json()["id"])
     assert service.finish(response)["status"] == "canceled"
 
 

@@ -26,10 +26,11 @@ from models.bundle import Manifest
 from models.networks.condition_encoder import ConditionTokens
 from models.sampler import SamplerRow
 from worker.calibration import StepCost
-from worker.engine import Engine
+from worker.engine import Engine, SamplingRequest
 from worker.job_runner import JobRunner
 from worker.main import HEARTBEAT_TIMEOUT_S, ServedBundle, is_alive, model_info
 from worker.model_protocol import ServingModel
+from worker.rq_adapter.claim import ClaimedJob, ClaimedJobs
 from worker.rq_adapter.worker import BatchWorker
 
 TIMEOUT_S = 30
@@ -103,10 +104,12 @@ class Workplace:
         engine = Engine(self.toy, limit=1000)
         engine.start()
         self.engines.append(engine)
-        jobs = JobRunner(self.toy, self.state, self.storage, max_attempts=self.settings.max_attempts)
+        runner = JobRunner(self.toy, self.state, self.storage, max_attempts=self.settings.max_attempts)
         url = self.settings.redis_url
         queue = get_queue("tiny", connect(url))
-        return BatchWorker(queue, redis_url=url, lease_s=lease_s, heartbeat_s=0.2, jobs=jobs, engine=engine)
+        return BatchWorker(
+            queue, redis_url=url, lease_s=lease_s, heartbeat_s=0.2, runner=runner, engine=engine
+        )
 
     def post(self, prompt="rain", **fields):
         generation_id = f"gen_{self.redis.incr('count'):026x}"
@@ -131,8 +134,10 @@ class Workplace:
 
         def before_step(_):
             if len(self.toy.batches) == 1:
-                held = self.worker._held
-                assert wait_until(lambda: sum(bool(t.rows) for t in list(held)) >= jobs, timeout_s=TIMEOUT_S)
+                claimed = self.worker.claimed
+                assert wait_until(
+                    lambda: sum(bool(c.request.rows) for c in claimed.snapshot()) >= jobs, timeout_s=TIMEOUT_S
+                )
 
         self.toy.before_step = before_step
 
@@ -155,9 +160,9 @@ class Workplace:
         worker.prepare_execution(job)
         worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
         self.state.start(job_id, batched_with_others=False)
-        worker.recovery.stop()
+        worker.leases.stop()
         assert wait_until(
-            lambda: worker.recovery.recover() or self.state.get(job_id).status != "processing",
+            lambda: worker.leases.recover() or self.state.get(job_id).status != "processing",
             timeout_s=TIMEOUT_S,
         )
 
@@ -168,7 +173,7 @@ class Workplace:
     def close(self):
         for engine in self.engines:
             engine.stop()
-        self.worker.recovery.stop()
+        self.worker.leases.stop()
         self.redis.close()
 
 
@@ -247,10 +252,10 @@ def test_a_cancel_that_was_accepted_is_kept_though_the_sound_is_made(place):
 def test_a_cancel_that_was_accepted_is_kept_though_the_worker_dies_as_it_settles(place, prompt):
     unwanted = place.post(prompt)
     place.toy.before_step = lambda _: place.state.change(unwanted, "processing", cancel_requested=1)
-    place.worker.jobs.confirm = lambda *_, **__: None  # the transaction is all that it lived to do
+    place.worker.runner.clean_up = lambda *_, **__: None  # the transaction is all that it lived to do
     place.work()
     for _ in range(2):
-        place.new_worker().recovery.recover()
+        place.new_worker().leases.recover()
     assert place.statuses(unwanted) == ["canceled"]
     generation = place.state.get(unwanted)
     assert (generation.outputs, generation.error) == ([], None)
@@ -275,9 +280,9 @@ def test_what_is_overdue_expires_at_the_claim_and_between_steps(place):
 def test_a_job_that_was_taken_and_never_claimed_is_put_back_after_the_lease(place):
     generation_id = place.post()
     place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key, "LEFT", "RIGHT")
-    place.worker.recovery.recover()
+    place.worker.leases.recover()
     assert place.queue.count == 0
-    assert wait_until(lambda: place.worker.recovery.recover() or place.queue.count, timeout_s=TIMEOUT_S)
+    assert wait_until(lambda: place.worker.leases.recover() or place.queue.count, timeout_s=TIMEOUT_S)
     assert place.queue.job_ids == [generation_id]
     assert place.queue.intermediate_queue.get_job_ids() == []
     place.work()
@@ -287,21 +292,21 @@ def test_a_job_that_was_taken_and_never_claimed_is_put_back_after_the_lease(plac
 def test_leases_are_renewed_while_jobs_run(place):
     generation_id = place.post(num_inference_steps=150)
     other, place.worker = place.worker, place.new_worker(lease_s=2)  # RQ counts in whole seconds
-    place.worker.recovery.start()
-    place.toy.before_step = lambda _: (time.sleep(0.02), other.recovery.recover())
+    place.worker.leases.start()
+    place.toy.before_step = lambda _: (time.sleep(0.02), other.leases.recover())
     place.work()  # 3 s and more
     assert place.statuses(generation_id) == ["succeeded"]
     assert not place.state.status_views([generation_id])[0].run_alone
     assert len(place.toy.batches) == 150
-    other.recovery.stop()
+    other.leases.stop()
 
 
 def test_a_worker_is_alive_while_it_beats_though_redis_is_away(place):
-    place.worker.recovery.heartbeat_at = time.monotonic()
+    place.worker.leases.heartbeat_at = time.monotonic()
     assert is_alive(place.worker)
-    place.worker.recovery._answered_at -= 1000
+    place.worker.leases._answered_at -= 1000
     assert is_alive(place.worker)
-    place.worker.recovery.heartbeat_at -= HEARTBEAT_TIMEOUT_S + 1
+    place.worker.leases.heartbeat_at -= HEARTBEAT_TIMEOUT_S + 1
     assert not is_alive(place.worker)
 
 
@@ -309,7 +314,7 @@ def test_rqs_own_records_of_ended_jobs_are_pruned(place):
     queue = place.queue
     place.redis.zadd(queue.finished_job_registry.key, {"old": 1})
     place.redis.zadd(queue.failed_job_registry.key, {"old": 1})
-    place.worker.recovery.recover()
+    place.worker.leases.recover()
     assert not place.redis.exists(queue.finished_job_registry.key, queue.failed_job_registry.key)
 
 
@@ -371,7 +376,7 @@ def test_a_key_of_another_type_fails_its_own_job_alone(place, key, first):
     place.redis.set(f"{key}:{hostile}", "hostile")
     place.work()
     assert place.statuses(*others) == ["succeeded"] * len(others)
-    recover = place.worker.recovery.recover
+    recover = place.worker.leases.recover
     assert wait_until(lambda: recover() or place.nothing_left(), timeout_s=TIMEOUT_S)
     assert not place.redis.exists(f"rq:executions:{hostile}", f"rq:job:{hostile}")
     assert not place.redis.keys("rq:execution:*")
@@ -414,7 +419,7 @@ def test_a_job_that_cannot_be_settled_does_not_keep_others_from_it(place, caplog
     place.work()
     assert place.statuses(hostile, good) == ["succeeded"] * 2
     assert place.nothing_left()
-    assert f"job {hostile} is not settled" in caplog.text
+    assert f"job {hostile} is not finished" in caplog.text
 
 
 def test_a_stop_signal_lets_the_running_jobs_end_and_claims_no_more(place):
@@ -479,7 +484,7 @@ def test_rqs_stop_commands_cancel_one_job(place, by):
 
 def test_rqs_duties_are_done_under_load(place):
     is_alive = []
-    place.worker._do_duties = lambda: is_alive.append(threading.get_ident())
+    place.worker._maintain = lambda: is_alive.append(threading.get_ident())
     place.post()
     place.work()
     assert is_alive
@@ -519,3 +524,36 @@ def test_a_bundle_that_cannot_be_served_leaves_the_old_one(place, name, caplog):
     assert place.statuses(generation_id) == ["succeeded"]
     assert place.toy.batches
     assert f"version {place.toy.manifest.version} stays" in caplog.text
+
+
+def test_each_worker_binds_a_job_class_of_its_own(place):
+    other = place.new_worker()
+    assert other.job_class is not place.worker.job_class
+    assert other.job_class.runner is other.runner
+    assert place.worker.job_class.runner is place.worker.runner
+
+
+def test_claimed_jobs_can_change_while_another_thread_reads_them():
+    claimed, stop = ClaimedJobs(), threading.Event()
+
+    def change():
+        while not stop.is_set():
+            jobs = [
+                ClaimedJob(None, None, SamplingRequest(None, None, 1, 1, 1.0), 1, False, None) for _ in "abc"
+            ]
+            for job in jobs:
+                claimed.add(job)
+            assert claimed.get(jobs[0].request) is jobs[0]
+            for job in jobs:
+                claimed.remove(job)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert all(isinstance(job, ClaimedJob) for job in claimed.snapshot())
+            assert len(claimed) <= 3
+    finally:
+        stop.set()
+        thread.join()
+    assert not claimed
