@@ -1,34 +1,47 @@
-"""A resident pipeline: parameters in, waveforms and WAV bytes out. Knows no queue."""
+"""A loaded pipeline: parameters in, waveforms and files out. Independent of the queue."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from clipsynth.schemas.generation import Format, JobPayload, Nearness, TrainingClip, output_seed
+from clipsynth.schemas.generation import (
+    Format,
+    JobPayload,
+    NearClip,
+    Nearness,
+    TrainingClip,
+    output_seed,
+)
 from clipsynth.schemas.prompts import Composition
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
+from models.audio.level import level
 from models.retrieval.clip_audio import ClipAudio, open_audio
 from models.retriever import Retrieval
 from models.sampler import SamplerRow
-from worker.audio_files import encode
 from worker.calibration import StepCost, measure_pipeline
-from worker.copy_check import described, nearness
 from worker.model_protocol import ServingModel
+from worker.output_files import encode
 
 logger = logging.getLogger(__name__)
+# Training clips listed with an output.
+NEAREST = 3
 
 
 def choose_device(wanted: str) -> tuple[torch.device, torch.dtype, str]:
-    """Return device, dtype and the reason, for "auto" or a device's name.
+    """Return device, dtype and the reason for this choice.
+
+    Args:
+        wanted: "auto", "cuda", "mps" or "cpu".
 
     Raises:
-        ValueError: the device is not there.
+        ValueError: the device is not available.
     """
     if wanted in ("auto", "cuda") and torch.cuda.is_available():
         if torch.cuda.is_bf16_supported():
@@ -45,7 +58,14 @@ class Predictor(ServingModel):
     """A loaded bundle on its device."""
 
     def __init__(self, pipeline: ClipSynthPipeline, audio: ClipAudio | None = None) -> None:
-        """Take a pipeline, and the training sounds where they may be played; ValueError where some of those are missing."""
+        """Wrap a pipeline.
+
+        Args:
+            audio: the training sounds, if the worker may play them.
+
+        Raises:
+            ValueError: the sound of an indexed clip is missing.
+        """
         self.pipeline, self.manifest, self.velocity = pipeline, pipeline.manifest, pipeline.denoiser
         self.dtype = str(pipeline.denoiser.dtype).removeprefix("torch.")
         self.distilled_guidance_range = pipeline.distilled_guidance_range
@@ -58,7 +78,7 @@ class Predictor(ServingModel):
         """Load the bundle of the settings.
 
         Raises:
-            ValueError: no such device, or a bundle that cannot be served (BundleError names the part).
+            ValueError: the device is not available, or the bundle cannot be served (BundleError names the part).
         """
         device, dtype, reason = choose_device(settings.device)
         logger.info("device %s, %s: %s", device, dtype, reason)
@@ -67,7 +87,7 @@ class Predictor(ServingModel):
         return cls(pipeline, open_audio(folder, pipeline.manifest.sample_rate) if folder else None)
 
     def warm_up(self) -> None:
-        """Use every part once, so that the first job pays for nothing."""
+        """Use every part once, so that the first job does not wait for it."""
         self.predict(
             prompt="warm-up",
             image=Image.new("RGB", (64, 64)),
@@ -92,7 +112,7 @@ class Predictor(ServingModel):
         attributes: Mapping[str, float] | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
-        """Return one waveform (T,). Raises ValueError on what the bundle cannot do."""
+        """Return one waveform (T,); ValueError if the bundle cannot do this."""
         return self.pipeline(
             prompt,
             image,
@@ -106,17 +126,15 @@ class Predictor(ServingModel):
             callback_on_step_end=on_step,
         ).audios[0]
 
-    # ------------------------------------------------------------------------- in parts, as the engine takes it
+    # ------------------------------------------------------------------------------------------- sampling
 
     def num_tokens(self, duration_s: float) -> int:
         return self.pipeline.num_tokens(duration_s)
 
     def measure(self) -> StepCost:
-        """Return what a denoising step costs on this device."""
         return measure_pipeline(self.pipeline)
 
     def rows(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[SamplerRow]:
-        """Return a row per output, at step 0; `images` are those that the payload names. Raises ValueError on what the bundle cannot do."""
         return self.pipeline.prepare_rows(
             _prompts(payload, images),
             composition=payload.composition,
@@ -131,11 +149,9 @@ class Predictor(ServingModel):
         )
 
     def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
-        """Return the waveforms (T,) of rows with equally many voices and tokens."""
         return self.pipeline.decode(rows, duration_s)
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
-        """Return the log-mel (F, M) of a waveform (T,), in nepers."""
         mel = self.pipeline.mel
         with torch.inference_mode():
             values: np.ndarray = mel(torch.from_numpy(waveform)[None].to(mel.device))[0].cpu().numpy()
@@ -144,37 +160,44 @@ class Predictor(ServingModel):
     def encode_response(
         self, waveform: np.ndarray, output_format: Format = "wav", *, comment: str = "generated by CLIPSynth"
     ) -> bytes:
-        """Return a file. Raises ValueError where the waveform is not finite."""
         return encode(waveform, self.manifest.sample_rate, output_format, comment=comment)
 
-    # ------------------------------------------------------------------------------- with the training clips
+    # ------------------------------------------------------------------------------------- training clips
 
     def nearest_clips(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[int]:
-        """Return the numbers in the index of the training clips that a payload asks for; arguments and errors as for `rows`."""
         k = payload.rank + payload.num_outputs
         return self._retrieval.nearest(_prompts(payload, images), k)[payload.rank :]
 
     def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]:
-        """Return the sound (T,) of a training clip, cut or filled to `duration_s`, and what it is.
-
-        Raises:
-            RuntimeError: it cannot be read any more.
-        """
         try:
             sound = self._retrieval.sound(number, duration_s)
         except ValueError as error:
             raise RuntimeError("a training sound cannot be read") from error
-        return sound, described(self._retrieval.index.clips[number])
+        return sound, _training_clip(self._retrieval.index.clips[number])
 
     def nearness(self, waveform: np.ndarray) -> Nearness:
-        """Return how a waveform (T,) lies to the training clips, where the bundle has images of their sounds."""
         index = self.pipeline.index
         if index is None or index.thumbnails is None:
             return Nearness()
-        return nearness(index, index.thumbnails, self.log_mel, waveform, self.manifest.sample_rate)
+        found = index.thumbnails.nearest(self.log_mel(level(waveform)[0]), NEAREST)
+        distance = found[0][1]
+        threshold = index.thumbnails.copy_distance(len(waveform) / self.manifest.sample_rate)
+        return Nearness(
+            novelty=round(distance, 4),
+            is_copy=None if threshold is None else distance < threshold,
+            nearest=[
+                NearClip(**_training_clip(index.clips[n]).model_dump(), distance=round(d, 4))
+                for n, d in found
+            ],
+        )
 
 
 def _prompts(payload: JobPayload, images: Mapping[str, Image.Image]) -> list[Prompt]:
     return [
         Prompt(images[c.image_key] if c.image_key else c.text or "", c.weight) for c in payload.conditions
     ]
+
+
+def _training_clip(clip: Mapping[str, Any]) -> TrainingClip:
+    """Select the fields of an indexed clip that the API shows."""
+    return TrainingClip(**{name: clip[name] for name in TrainingClip.model_fields})

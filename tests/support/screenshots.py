@@ -67,8 +67,8 @@ def sounds(folder: Path) -> None:
     import soundfile
     import torch
 
+    from worker.output_files import spectrogram_png
     from worker.predictor import Predictor
-    from worker.previews import spectrogram_png
 
     predictor = Predictor.setup(Settings())
     rate = predictor.manifest.sample_rate

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from models.audio.mel import MelSpectrogram
-from worker.previews import HEIGHT, MAX_POINTS, peaks_json, spectrogram_png
+from worker.output_files import HEIGHT, MAX_POINTS, peaks_json, spectrogram_png
 
 
 def log_mel(waveform):
