@@ -1,6 +1,6 @@
-"""`clipsynth evaluate`: systems x {text, image} queries to results.json, results.md and report.html. Goes on where it was ended.
+"""`clipsynth evaluate`: systems x {text, image} queries to results.json, results.md and report.html.
 
-Run: clipsynth evaluate --clips VIDEOS --queries queries.json
+Run: clipsynth evaluate --clips VIDEOS --queries queries.json. The same command resumes a stopped run.
 """
 
 from __future__ import annotations
@@ -16,34 +16,33 @@ import torch
 from rich.progress import track
 
 from evaluation.clips import read_clips, read_labels, read_sources
-from evaluation.embedders.base import Embedder, TextEmbedder, load_embedder
-from evaluation.embedders.classifier import SoundClassifier
-from evaluation.embedders.judge import claim, get_classifier
-from evaluation.embedders.mel_images import MelImages, efficientnet_lite0, inception_v3
+from evaluation.embedders.base import TextEmbedder, load_embedder
+from evaluation.embedders.classifier import SoundClassifier, claim, get_classifier
+from evaluation.embedders.mel_images import efficientnet_lite0, inception_v3
 from evaluation.interfaces import QueryKind, Sources, Synthesizer, load_system
 from evaluation.metrics.class_accuracy import read_phrases
 from evaluation.plan import Plan, Sample
 from evaluation.report.html import Players, page, player
 from evaluation.report.memorisation import memorisation, memorisation_table
 from evaluation.report.table import as_json, columns, gap_table, markdown
-from evaluation.run.entries import (
+from evaluation.run.rows import (
     FLOOR,
     KINDS,
     REAL,
-    TRAIN_EXTRA_S,
     Entry,
     EvaluationContext,
+    make_reference,
     make_sounds,
+    score,
+    text_gaps,
     write_queries,
 )
-from evaluation.run.rows import score, text_gaps
 from evaluation.run.scores import Reference, TableRow
-from models.retrieval.copy_distance import Search, pick, to_other_sources
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What `clipsynth evaluate` was asked for; its help says what each is."""
+    """Options of `clipsynth evaluate`; its help explains them."""
 
     clips: Path
     queries: Path
@@ -70,7 +69,7 @@ class EvaluateOptions:
 def default_systems(
     bundle: Path, prepared: Path | None, steps: int | None, guidance_scale: float | None
 ) -> list[str]:
-    """Return the rows of one bundle: itself, its vocoder, and its retriever where the training sounds are known."""
+    """Return the rows of one bundle: itself, its vocoder, and with a prepared folder its retriever."""
     given = {"steps": steps, "guidance": guidance_scale}
     options = urlencode({name: value for name, value in given.items() if value is not None})
     rows = [f"CLIPSynth=bundle:{bundle}?{options}", f"vocoder reconstruction=reconstruction:{bundle}"]
@@ -78,10 +77,10 @@ def default_systems(
 
 
 def parse_kinds(names: Sequence[str] | None) -> list[QueryKind]:
-    """Return the kinds of query asked for, reconstruction always among them.
+    """Return the kinds of query by name, all by default; reconstruction is always among them.
 
     Raises:
-        ValueError: another word than text and image.
+        ValueError: a name is neither text nor image.
     """
     unknown = sorted(set(names or ()) - {"text", "image"})
     if unknown:
@@ -92,12 +91,13 @@ def parse_kinds(names: Sequence[str] | None) -> list[QueryKind]:
 def evaluate(options: EvaluateOptions) -> str:
     """Write `results.json`, `results.md` and `report.html` to `options.out` and return the Markdown.
 
-    Queries are images of the "validation" split and phrases of its classes; neither a generator nor the judge may have seen that split.
+    Queries are images of the "validation" split and phrases of its classes. Neither a generator nor the judge
+    may have seen that split.
 
     Raises:
-        ValueError: labels, videos, queries, systems or embedders that cannot be used; the message names what.
+        ValueError: labels, videos, queries, systems or embedders cannot be used; the message names them.
     """
-    # 1. Who judges, what is asked, and of whom.
+    # 1. Judge, queries and systems.
     claim(options.out, options.clips, options.label_file)
     judge = get_classifier(options.out, options.clips, options.label_file)
     plan = make_plan(options, judge)
@@ -107,17 +107,25 @@ def evaluate(options: EvaluateOptions) -> str:
     write_queries(options.out / "queries.csv", plan, options.kinds)
 
     # 2. Sounds.
-    bench = EvaluationContext(options.out, plan, options.clips)
+    context = EvaluationContext(options.out, plan, options.clips)
     train = read_labels(options.label_file, "train")
-    asked = [
-        bench.asked(s, kind) for s in systems for kind in KINDS if kind in s.kinds and kind in options.kinds
-    ]
-    real, floor, training = bench.real(), bench.floor(train), bench.training_clips(train)
-    entries = [*asked, real, floor]
-    make_sounds([real, floor, training, *asked], options.batch_size)
+    kinds = [kind for kind in KINDS if kind in options.kinds]
+    answers = [context.entry(s, kind) for s in systems for kind in kinds if kind in s.kinds]
+    real, floor, training = context.real(), context.floor(train), context.training_clips(train)
+    entries = [*answers, real, floor]
+    make_sounds([real, floor, training, *answers], options.batch_size)
 
     # 3. Figures.
-    reference = make_reference(options, plan, judge, embedders, images, real, training)
+    reference = make_reference(
+        context,
+        judge,
+        embedders,
+        images,
+        batch_size=options.batch_size,
+        resamples=options.resamples,
+        train=train,
+        sources=read_sources(options.label_file),
+    )
     rows = [score(entry, reference, plan, rtf_clips=options.rtf_clips) for entry in track(entries, "figures")]
 
     # 4. Table, numbers, page.
@@ -154,13 +162,13 @@ def make_plan(options: EvaluateOptions, judge: SoundClassifier) -> Plan:
     """Return the plan for the validation clips.
 
     Raises:
-        ValueError: a class that the judge was not trained on.
+        ValueError: the judge was not trained on a class.
     """
     phrases = read_phrases(options.queries)
     clips = list(read_clips(options.clips, read_labels(options.label_file, "validation")))
     unknown = sorted((set(phrases) | {c.label for c in clips}) - set(judge.labels))
     if unknown:
-        raise ValueError(f"{options.queries}: the judge was trained on no class {unknown[0]!r}")
+        raise ValueError(f"{options.queries}: the judge does not know the class {unknown[0]!r}")
     return Plan(clips, phrases, options.seeds, options.per_class, options.duration_s)
 
 
@@ -168,7 +176,7 @@ def load_systems(options: EvaluateOptions) -> list[Synthesizer]:
     """Return the systems, in their order.
 
     Raises:
-        ValueError: none, two of one name, a baseline that is not among them, or one that cannot be loaded.
+        ValueError: no system, two of one name, an unknown baseline, or a system that cannot be loaded.
     """
     if not options.systems or not options.embedders:
         raise ValueError("at least one system and one embedder are needed")
@@ -176,48 +184,27 @@ def load_systems(options: EvaluateOptions) -> list[Synthesizer]:
     systems = [load_system(spec, sources) for spec in options.systems]
     names = [system.name for system in systems]
     if len(set(names)) < len(names) or {REAL, FLOOR} & set(names):
-        raise ValueError(f"systems need names of their own, got {', '.join(names)}")
+        raise ValueError(f"systems need different names, got {', '.join(names)}")
     if options.baseline not in (None, *names):
         raise ValueError(f"--baseline {options.baseline}: the systems are {', '.join(names)}")
     return systems
 
 
-def make_reference(
-    options: EvaluateOptions,
-    plan: Plan,
-    judge: SoundClassifier,
-    embedders: Sequence[Embedder],
-    images: Sequence[MelImages],
-    real: Entry,
-    training: Entry,
-) -> Reference:
-    """Return what rows are compared with: the validation clips' own sounds, and the training clips' mels."""
-    sources = read_sources(options.label_file)
-    train_mels = list(training.compared.small_mels())
-    length = round(len(train_mels[0]) * plan.duration_s / (plan.duration_s + TRAIN_EXTRA_S))
-    search, picked = Search(train_mels), pick(train_mels, length)
-    apart = search.distances([train_mels[i][:length] for i in picked])
-    return Reference(
-        labels=[clip.label for clip in plan.clips],
-        embedders=embedders,
-        embeds={e.name: real.compared.embeds(e) for e in [*embedders, *images]},
-        images=images,
-        judge=judge,
-        training=search,
-        training_apart=to_other_sources(apart, picked, [sources[s.query.clip] for s in training.sets[0]]),
-        resamples=options.resamples,
-    )
-
-
 def describe(options: EvaluateOptions, plan: Plan, judge: SoundClassifier, reference: Reference) -> list[str]:
-    """Return what must be known to read the table."""
-    agreement = f"{plan.per_class} sounds of each class" if plan.per_class else "the same sounds"
+    """Return the notes below the table."""
+    clips = len(plan.clips)
+    judged = f"{plan.per_class} sounds of each class" if plan.per_class else "the same sounds"
     return [
-        f"Distances: {len(plan.clips)} validation clips, each asked for {plan.seeds} times (every sound has a seed of its own), against their own sounds; the mean over these sets, so that "
-        f"N = {len(plan.clips)} on both sides. Agreement and relevance: {agreement}; chance is {100 / len(judge.labels):.1f} %. In brackets: 95 % of "
-        f"{options.resamples} bootstrap resamples of clips within classes; for RTF the range of {options.rtf_clips} queries, each alone. N: different sounds.",
-        f"FAD and KAD (× 100) by what stands behind the stroke; FAD∞ is extrapolated to infinitely many clips. copies: sounds nearer to a training clip than {reference.copy_threshold:.3f} in "
-        "shift-searched log-mel, which 5 % of training clips are to one of another source. The floor is what training clips of the same classes would get; the judge was trained on them, so it does not judge them.",
+        f"Distances: {clips} validation clips, {plan.seeds} sounds for each (every sound has its own seed), "
+        f"against the clips' own sounds; the mean over the {plan.seeds} sets, so N = {clips} on both sides. "
+        f"Class accuracy and relevance: {judged}; chance is {100 / len(judge.labels):.1f} %. In brackets: "
+        f"95 % of {options.resamples} bootstrap resamples of clips within classes; for RTF the range of "
+        f"{options.rtf_clips} queries, one at a time. N: different sounds.",
+        "The name after the slash is the embedder's. KAD is multiplied by 100; FAD∞ is extrapolated to "
+        "infinitely many clips. copies: sounds nearer to a training clip than "
+        f"{reference.copy_threshold:.3f} in shift-searched log-mel; 5 % of training clips are that near to a "
+        "clip of another source. The floor is training clips of the same classes; the judge, trained on them, "
+        "does not judge them.",
     ]
 
 
@@ -232,6 +219,6 @@ def players(entry: Entry, row: TableRow) -> Players:
 
 
 def _player(entry: Entry, sample: Sample) -> str:
-    asked = sample.query.prompt or sample.query.clip
+    query = sample.query.prompt or sample.query.clip
     [waveform] = entry.store.read([sample])
-    return player(waveform, f"{sample.query.label}: {asked}, seed {sample.seed}")
+    return player(waveform, f"{sample.query.label}: {query}, seed {sample.seed}")

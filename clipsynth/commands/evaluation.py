@@ -1,4 +1,4 @@
-"""`clipsynth evaluate` and `listen`: the paper's two tables."""
+"""`clipsynth evaluate` and `listen`: the paper's Tables 1 and 2."""
 
 from __future__ import annotations
 
@@ -7,94 +7,103 @@ from typing import Annotated
 
 import typer
 
-from clipsynth.commands.options import Bundle, settings_with
+from clipsynth.commands.options import (
+    BatchSize,
+    Bundle,
+    Clips,
+    Duration,
+    Labels,
+    PerClass,
+    Queries,
+    Resamples,
+    Seeds,
+    settings_with,
+)
+
+OUT = Path("runs/evaluation")
 
 
 def evaluate(
-    clips: Annotated[Path, typer.Option(help="Folder of labelled videos.")],
-    queries: Annotated[Path, typer.Option(help='JSON {"classes": {label: [phrase, …]}}.')],
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV file,label,split; CLIPS/manifest.csv by default.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for results, sounds and the judge.")] = Path(
-        "runs/evaluation"
-    ),
+    clips: Clips,
+    queries: Queries,
+    labels: Labels = None,
+    out: Annotated[Path, typer.Option(help="Folder for results, sounds and the judge.")] = OUT,
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help="A row, NAME=KIND:ARGUMENT?option=value: bundle, retriever, reconstruction, specvqgan, http, folder or "
-            "module:function; by default the --model, its reconstruction and, with --prepared, its retriever."
+            help="A row, NAME=KIND:ARGUMENT?option=value with the kind bundle, retriever, reconstruction, "
+            "specvqgan, http, folder or module:function. By default the --model, its reconstruction and, "
+            "with --prepared, its retriever."
         ),
     ] = None,
     query_kind: Annotated[
-        list[str] | None, typer.Option("--query", help="text, image; both by default.")
+        list[str] | None, typer.Option("--query", help="text or image; both by default.")
     ] = None,
     prepared: Annotated[
-        Path | None, typer.Option(help="What `prepare` made of the training clips, for the retriever.")
+        Path | None, typer.Option(help="Output of `prepare` for the training clips, for the retriever.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Sounds of each query, for distances.")] = 3,
-    per_class: Annotated[
-        int, typer.Option(min=0, help="Sounds of each class, for agreement; 0: those for distances.")
-    ] = 50,
+    seeds: Seeds = 3,
+    per_class: PerClass = 50,
     embedder: Annotated[
         list[str] | None,
         typer.Option(
-            help="classifier, melstats, random-conv, clap:FOLDER or module:function:ARGUMENT; distances in the table are by the first, FAD by the second too; classifier, melstats and random-conv by default."
+            help="classifier, melstats, random-conv, clap:FOLDER or module:function:ARGUMENT; the first three "
+            "by default. The table shows distances by the first embedder, and FAD by the second too."
         ),
     ] = None,
     inception: Annotated[
-        Path | None, typer.Option(help="torchvision's inception_v3 weights, for FID/inception-v3.")
+        Path | None, typer.Option(help="Weights of torchvision's inception_v3, for FID/inception-v3.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="System whose text gap is closed by the others; the first by default.")
+        str | None, typer.Option(help="System whose text gap the others close; the first by default.")
     ] = None,
-    duration: Annotated[float, typer.Option(min=0.5, help="Seconds of each sound.")] = 4.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Queries given to a system at once.")] = 8,
+    duration: Duration = 4.0,
+    batch_size: BatchSize = 8,
     rtf_clips: Annotated[int, typer.Option(min=0, help="Queries timed alone; 0 leaves RTF out.")] = 5,
-    resamples: Annotated[int, typer.Option(min=10, help="Of the bootstrap.")] = 200,
-    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Of --model.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Of --model.")] = None,
+    resamples: Resamples = 200,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Guidance scale of --model.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Steps of --model.")] = None,
     model: Bundle = None,
 ) -> None:
-    """Compare systems on text and image queries, as the paper's Table 1 does; the same command goes on where it was ended."""
+    """Compare systems on text and image queries, as in the paper's Table 1; resumes a stopped run."""
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
     from evaluation.evaluate import EvaluateOptions, default_systems, parse_kinds
     from evaluation.evaluate import evaluate as run
 
-    print(
-        run(
-            EvaluateOptions(
-                clips=clips,
-                queries=queries,
-                out=out,
-                systems=system
-                or default_systems(settings_with(model=model).model, prepared, steps, guidance_scale),
-                labels=labels,
-                prepared=prepared,
-                kinds=parse_kinds(query_kind),
-                embedders=embedder or EvaluateOptions.embedders,
-                inception=inception,
-                seeds=seeds,
-                per_class=per_class,
-                duration_s=duration,
-                batch_size=batch_size,
-                rtf_clips=rtf_clips,
-                resamples=resamples,
-                baseline=baseline,
-            )
-        )
+    rows = system or default_systems(settings_with(model=model).model, prepared, steps, guidance_scale)
+    options = EvaluateOptions(
+        clips=clips,
+        queries=queries,
+        out=out,
+        systems=rows,
+        labels=labels,
+        prepared=prepared,
+        kinds=parse_kinds(query_kind),
+        embedders=embedder or EvaluateOptions.embedders,
+        inception=inception,
+        seeds=seeds,
+        per_class=per_class,
+        duration_s=duration,
+        batch_size=batch_size,
+        rtf_clips=rtf_clips,
+        resamples=resamples,
+        baseline=baseline,
     )
+    print(run(options))
 
 
 def listen(
     folder: Annotated[
-        Path, typer.Argument(help="Results of `clipsynth evaluate`, or a manifest.csv system,query,file.")
+        Path,
+        typer.Argument(
+            help="Output of `clipsynth evaluate`, or a folder with a manifest.csv (system,query,file)."
+        ),
     ],
-    score: Annotated[bool, typer.Option("--score", help="Print the table of the answers so far.")] = False,
-    queries: Annotated[int, typer.Option(min=1, help="How many queries are heard, of every system.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the choice of queries and the orders.")] = 0,
+    score: Annotated[bool, typer.Option("--score", help="Print the table of the ratings so far.")] = False,
+    queries: Annotated[int, typer.Option(min=1, help="Queries; raters hear each by every system.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of queries and of the raters' orders.")] = 0,
     answers: Annotated[
         Path | None, typer.Option(help="SQLite file; answers.sqlite in the folder by default.")
     ] = None,
@@ -109,7 +118,7 @@ def listen(
     file = answers or folder / "answers.sqlite"
     if score:
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: nobody has rated yet")
+            raise FileNotFoundError(f"{file}: there are no ratings yet")
         print(to_markdown(RatingStore(file).every()))
         return
 
@@ -118,5 +127,5 @@ def listen(
     from evaluation.listening_test.server import create_app
 
     items = make_items(choose(read_folder(folder), queries, seed), seed)
-    print(f"{len(items)} sounds; raters open http://{host}:{port}/?rater=NAME; answers go to {file}")
+    print(f"{len(items)} sounds; raters open http://{host}:{port}/?rater=NAME; the ratings are in {file}")
     uvicorn.run(create_app(items, RatingStore(file), seed=seed), host=host, port=port, log_level="warning")

@@ -1,154 +1,90 @@
-"""`clipsynth study`: questions to a bundle, by the evaluation's functions."""
+"""`clipsynth study`: questions about one or several bundles, answered with labelled clips."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipsynth.commands.options import Bundle, settings_with
+from clipsynth.commands.options import (
+    BatchSize,
+    Bundle,
+    Clips,
+    Duration,
+    Labels,
+    PerClass,
+    Queries,
+    Resamples,
+    Seeds,
+    settings_with,
+)
 
 if TYPE_CHECKING:
-    from evaluation.studies.ladder import Rung
-    from evaluation.studies.setting import Setting
+    from evaluation.studies.context import StudyContext
+    from evaluation.studies.ladder import TextVariant
     from models.networks.condition_encoder import ConditionEncoder
     from models.pipeline import ClipSynthPipeline
 
 study = typer.Typer(
     no_args_is_help=True,
-    help="Where a bundle's ceiling is, what remedies are worth, how many steps it needs.",
+    help="Measure a bundle's ceiling, the effect of remedies, and the number of steps it needs.",
 )
 
-REQUIRED = inspect.Parameter.empty
-# What the studies have in common, by the names of `evaluation.studies.setting.Options`; `studied` adds them
-# to a command.
-COMMON: dict[str, tuple[Any, Any]] = {
-    "clips": (Annotated[Path, typer.Option(help="Folder of labelled videos.")], REQUIRED),
-    "queries": (Annotated[Path, typer.Option(help='JSON {"classes": {label: [phrase, …]}}.')], REQUIRED),
-    "labels": (
-        Annotated[Path | None, typer.Option(help="CSV file,label,split; CLIPS/manifest.csv by default.")],
-        None,
-    ),
-    "prepared": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                help="What `prepare` made of the training clips: says which are dev, and holds their images."
-            ),
-        ],
-        None,
-    ),
-    "out": (
-        Annotated[
-            Path, typer.Option(help="Folder for results and sounds; a later run goes on where it was ended.")
-        ],
-        Path("runs/studies"),
-    ),
-    "judge": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                help="Folder of `clipsynth evaluate` with its judge; one is trained in --out by default."
-            ),
-        ],
-        None,
-    ),
-    "split": (Annotated[str, typer.Option(help="dev, to choose by; validation, to report once.")], "dev"),
-    "seeds": (Annotated[int, typer.Option(min=1, help="Sounds of each query.")], 3),
-    "per_class": (
-        Annotated[
-            int, typer.Option(min=0, help="Sounds of each class, for agreement; 0: those for distances.")
-        ],
-        0,
-    ),
-    "duration_s": (
-        Annotated[float, typer.Option("--duration", min=0.5, help="Seconds of each sound.")],
-        4.0,
-    ),
-    "batch_size": (Annotated[int, typer.Option(min=1, help="Queries given to a system at once.")], 8),
-    "resamples": (Annotated[int, typer.Option(min=10, help="Of the bootstrap.")], 200),
-    "timed": (
-        Annotated[int, typer.Option(min=0, help="Queries timed alone; 0 leaves seconds out.")],
-        5,
-    ),
-}
-SILENT = ("clips", "queries", "labels", "prepared", "out", "resamples")  # no sound is made
-SOUNDS = (*SILENT, "judge", "split", "seeds", "duration_s", "batch_size")
-FIGURES = (*SOUNDS, "per_class", "timed")
-
-Steps = Annotated[int | None, typer.Option(min=1, max=200, help="In place of the bundle's own.")]
-Sigma = Annotated[
-    list[float] | None, typer.Option(help="Levels told to the network; 0.25, 0.5, 1 by default.")
+# Options that several studies share; `_context` makes a `StudyContext` of them.
+Prepared = Annotated[
+    Path | None,
+    typer.Option(help="Output of `prepare` for the training clips: lists the dev clips, holds the images."),
 ]
+Out = Annotated[Path, typer.Option(help="Folder for results and sounds; the same command resumes a run.")]
+Judge = Annotated[
+    Path | None, typer.Option(help="Output of `clipsynth evaluate` with its judge; by default --out has one.")
+]
+Split = Annotated[str, typer.Option(help="dev, to make choices; validation, to report once.")]
+Timed = Annotated[int, typer.Option(min=0, help="Queries timed one at a time; 0 leaves seconds out.")]
+Steps = Annotated[int | None, typer.Option(min=1, max=200, help="Steps; the bundle's by default.")]
 Bank = Annotated[
     list[str] | None,
     typer.Option(help="SHARE,TAU of the projection on training images; three of them by default."),
 ]
-PriorToo = Annotated[
-    bool,
-    typer.Option("--prior", help="Fit a prior on images and a generic list of phrases; needs --prepared."),
+Prior = Annotated[
+    bool, typer.Option("--prior", help="Fit a prior to images and a list of phrases; needs --prepared.")
 ]
-RungToo = Annotated[
+Variant = Annotated[
     list[str] | None,
-    typer.Option(help="A rung more, NAME=setting=value&…: settings of the condition encoder, and `prior`."),
+    typer.Option(help="NAME=setting=value&…: settings of the condition encoder, and `prior`."),
 ]
+OUT = Path("runs/studies")
 
 
-def studied(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function of a setting and options a command `clipsynth study NAME`, whose setting is made of the common options of these `names`."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(function)
-        hints = get_type_hints(function, localns={"Setting": object}, include_extras=True)
-        parameters = {name: COMMON[name] for name in names} | {
-            name: (hints[name], REQUIRED if p.default is p.empty else p.default)
-            for name, p in own.parameters.items()
-            if name != "setting"
-        }
-
-        def command(**given: Any) -> None:
-            function(_setting(**{name: given.pop(name) for name in names}), **given)
-
-        command.__name__, command.__doc__ = function.__name__, function.__doc__
-        command.__annotations__ = {name: hint for name, (hint, _) in parameters.items()}
-        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-                for name, (hint, default) in parameters.items()
-            ]
-        )
-        study.command()(command)
-        return function
-
-    return decorate
-
-
-def _setting(**options: Any) -> Setting:
+def _context(clips: Path, queries: Path, out: Path, split: str = "dev", **options: Any) -> StudyContext:
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
-    from evaluation.studies.setting import Setting, StudyOptions
+    from evaluation.studies.context import StudyContext, StudyOptions
 
-    if options.get("split", "dev") not in ("dev", "validation"):
-        raise ValueError(f"--split is dev or validation, got {options['split']!r}")
-    return Setting(StudyOptions(**options))
+    if split not in ("dev", "validation"):
+        raise ValueError(f"--split is dev or validation, got {split!r}")
+    return StudyContext(StudyOptions(clips, queries, out, split=split, **options))  # type: ignore[arg-type]
 
 
-def _rungs(
-    sigma: list[float] | None, bank: list[str] | None, prior: bool, rung: list[str] | None
-) -> list[Rung]:
-    from evaluation.studies.ladder import parse_rung, rungs
+def _model(model: Path | None) -> Path:
+    return Path(settings_with(model=model).model)
+
+
+def _variants(
+    sigma: list[float] | None, bank: list[str] | None, prior: bool, variant: list[str] | None
+) -> list[TextVariant]:
+    from evaluation.studies.ladder import parse_variant, text_variants
 
     sigmas = [0.25, 0.5, 1.0] if sigma is None else sigma
     banks = [_two_floats(b) for b in bank] if bank else [(0.5, 0.05), (0.9, 0.05), (1.0, 0.01)]
-    return [*rungs(sigmas, banks, prior=prior), *(parse_rung(spec) for spec in rung or [])]
+    return [*text_variants(sigmas, banks, prior=prior), *(parse_variant(spec) for spec in variant or [])]
 
 
 def _fit_prior(prepared: Path | None) -> Callable[[ClipSynthPipeline], ConditionEncoder] | None:
-    """Return what fits a prior to the images of a prepared folder, or None without one."""
+    """Return a function that fits a prior to the images of a prepared folder; None without a folder."""
     if prepared is None:
         return None
 
@@ -165,165 +101,225 @@ def _fit_prior(prepared: Path | None) -> Callable[[ClipSynthPipeline], Condition
     return fit
 
 
-@studied(*SILENT)
+@study.command()
 def ceiling(
-    setting: Setting,
+    clips: Clips,
+    queries: Queries,
+    labels: Labels = None,
+    prepared: Prepared = None,
+    out: Out = OUT,
+    resamples: Resamples = 200,
     k: Annotated[int, typer.Option(min=1, help="Neighbours.")] = 5,
     bank: Bank = None,
-    prior: PriorToo = False,
-    rung: RungToo = None,
+    prior: Prior = False,
+    variant: Variant = None,
     model: Bundle = None,
 ) -> None:
-    """How often the training images nearest to a query are of its class: no sound is made."""
+    """How often are the training images nearest to a query of its class? Makes no sound."""
     from evaluation.studies.ceiling import ceiling as run
 
-    rungs = _rungs([], bank, prior, rung)
-    print(
-        run(
-            setting,
-            settings_with(model=model).model,
-            k,
-            rungs=rungs,
-            prior=_fit_prior(setting.options.prepared),
-        )
-    )
+    context = _context(clips, queries, out, labels=labels, prepared=prepared, resamples=resamples)
+    variants = _variants([], bank, prior, variant)
+    print(run(context, _model(model), k, variants=variants, fit_prior=_fit_prior(prepared)))
 
 
-@studied(*FIGURES)
+@study.command()
 def ladder(
-    setting: Setting,
+    clips: Clips,
+    queries: Queries,
+    labels: Labels = None,
+    prepared: Prepared = None,
+    out: Out = OUT,
+    judge: Judge = None,
+    split: Split = "dev",
+    seeds: Seeds = 3,
+    per_class: PerClass = 0,
+    duration: Duration = 4.0,
+    batch_size: BatchSize = 8,
+    resamples: Resamples = 200,
+    timed: Timed = 5,
     steps: Steps = None,
-    sigma: Sigma = None,
+    sigma: Annotated[
+        list[float] | None, typer.Option(help="Noise levels given to the network; 0.25, 0.5, 1 by default.")
+    ] = None,
     bank: Bank = None,
-    prior: PriorToo = False,
-    rung: RungToo = None,
-    also: Annotated[
-        list[str] | None, typer.Option(help="A further bundle as it is, NAME=BUNDLE: remedies of training.")
+    prior: Prior = False,
+    variant: Variant = None,
+    bundle: Annotated[
+        list[str] | None, typer.Option(help="NAME=BUNDLE, another bundle with its own settings.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Of all rungs those of these names, and raw text.")
+        list[str] | None, typer.Option(help="Names of the variants to keep, besides raw text.")
     ] = None,
     model: Bundle = None,
 ) -> None:
-    """What each remedy against the text gap is worth, switched on alone at request time."""
-    from evaluation.studies import ladder as study_of
+    """What is each remedy against the text gap worth, switched on alone at request time?"""
+    from evaluation.studies.ladder import RAW, parse_bundle
+    from evaluation.studies.ladder import ladder as run
 
-    wanted = [*_rungs(sigma, bank, prior, rung), *(study_of.also(spec) for spec in also or [])]
+    context = _context(
+        clips, queries, out, split, labels=labels, prepared=prepared, judge=judge, seeds=seeds,
+        per_class=per_class, duration_s=duration, batch_size=batch_size, resamples=resamples, timed=timed,
+    )  # fmt: skip
+    variants = [*_variants(sigma, bank, prior, variant), *(parse_bundle(spec) for spec in bundle or [])]
     if only:
-        wanted = [r for r in wanted if r.name in {study_of.RAW, *only}]
-    print(
-        study_of.ladder(
-            setting,
-            settings_with(model=model).model,
-            wanted,
-            prior=_fit_prior(setting.options.prepared),
-            steps=steps,
-        )
-    )
+        variants = [v for v in variants if v.name in {RAW, *only}]
+    print(run(context, _model(model), variants, fit_prior=_fit_prior(prepared), steps=steps))
 
 
-@studied(*SOUNDS)
+@study.command()
 def sets(
-    setting: Setting,
+    clips: Clips,
+    queries: Queries,
+    labels: Labels = None,
+    prepared: Prepared = None,
+    out: Out = OUT,
+    judge: Judge = None,
+    split: Split = "dev",
+    seeds: Seeds = 3,
+    duration: Duration = 4.0,
+    batch_size: BatchSize = 8,
+    resamples: Resamples = 200,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of classes.")] = 40,
     steps: Steps = None,
     model: Bundle = None,
 ) -> None:
-    """Whether both of two things asked for are heard, by composition and for the text "A and B"."""
+    """Does the judge find both of two sounds, for each composition and for the text "A and B"?"""
     from evaluation.studies.sets import sets as run
 
-    print(run(setting, settings_with(model=model).model, count=pairs, steps=steps))
+    context = _context(
+        clips, queries, out, split, labels=labels, prepared=prepared, judge=judge, seeds=seeds,
+        duration_s=duration, batch_size=batch_size, resamples=resamples,
+    )  # fmt: skip
+    print(run(context, _model(model), count=pairs, steps=steps))
 
 
-@studied(*SOUNDS)
+@study.command()
 def attributes(
-    setting: Setting,
-    attribute: Annotated[list[str] | None, typer.Option(help="All that the bundle takes by default.")] = None,
-    level: Annotated[
-        list[float] | None, typer.Option(min=0, max=1, help="0.1, 0.3, 0.5, 0.7, 0.9 by default.")
+    clips: Clips,
+    queries: Queries,
+    labels: Labels = None,
+    prepared: Prepared = None,
+    out: Out = OUT,
+    judge: Judge = None,
+    split: Split = "dev",
+    seeds: Seeds = 3,
+    duration: Duration = 4.0,
+    batch_size: BatchSize = 8,
+    resamples: Resamples = 200,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Attributes; all that the bundle supports by default.")
     ] = None,
-    each: Annotated[int, typer.Option(min=1, help="Clips of each class whose queries are asked.")] = 1,
-    reach: Annotated[
-        float | None, typer.Option(min=0, max=1, help="In place of the bundle's attribute_reach.")
+    level: Annotated[
+        list[float] | None, typer.Option(min=0, max=1, help="Levels; 0.1, 0.3, 0.5, 0.7, 0.9 by default.")
+    ] = None,
+    clips_per_class: Annotated[int, typer.Option(min=1, help="Clips of each class that are queries.")] = 1,
+    margin: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Attribute margin; the bundle's by default.")
     ] = None,
     steps: Steps = None,
     model: Bundle = None,
 ) -> None:
-    """Whether sounds are as loud, bright, high, noisy and dense as was asked."""
+    """Are sounds as loud, bright, high, noisy and dense as requested?"""
     from evaluation.studies.attributes import LEVELS
     from evaluation.studies.attributes import attributes as run
 
-    bundle = settings_with(model=model).model
-    print(
-        run(
-            setting,
-            bundle,
-            names=attribute or (),
-            levels=level or LEVELS,
-            each=each,
-            reach=reach,
-            steps=steps,
-        )
+    context = _context(
+        clips, queries, out, split, labels=labels, prepared=prepared, judge=judge, seeds=seeds,
+        duration_s=duration, batch_size=batch_size, resamples=resamples,
+    )  # fmt: skip
+    table = run(
+        context,
+        _model(model),
+        names=attribute or (),
+        levels=level or LEVELS,
+        clips_per_class=clips_per_class,
+        margin=margin,
+        steps=steps,
     )
+    print(table)
 
 
-@studied(*FIGURES)
+@study.command()
 def steps(
-    setting: Setting,
+    clips: Clips,
+    queries: Queries,
+    labels: Labels = None,
+    prepared: Prepared = None,
+    out: Out = OUT,
+    judge: Judge = None,
+    split: Split = "dev",
+    seeds: Seeds = 3,
+    per_class: PerClass = 0,
+    duration: Duration = 4.0,
+    batch_size: BatchSize = 8,
+    resamples: Resamples = 200,
+    timed: Timed = 5,
     count: Annotated[
         list[int] | None, typer.Option(min=1, max=200, help="Numbers of steps; 4 to 100 by default.")
     ] = None,
     guidance_scale: Annotated[
-        list[float] | None, typer.Option(min=0, help="In place of the bundle's.")
+        list[float] | None, typer.Option(min=0, help="Guidance scales; the bundle's by default.")
     ] = None,
     interval: Annotated[
-        list[str] | None, typer.Option(help="LOW,HIGH times with guidance, in place of the bundle's.")
+        list[str] | None, typer.Option(help="LOW,HIGH times with guidance; the bundle's by default.")
     ] = None,
     rescale: Annotated[
         list[float] | None, typer.Option(min=0, max=1, help="Shares of rescaling after guidance (Lin 2023).")
     ] = None,
     shift: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=0.01, help="How far steps lie towards the noise, in place of the bundle's time_shift."
-        ),
+        list[float] | None, typer.Option(min=0.01, help="Time shifts; the bundle's time_shift by default.")
     ] = None,
     model: Bundle = None,
 ) -> None:
-    """How good sounds are after few steps, and the fewest that are as good as many."""
+    """How good are sounds after few steps, and how many steps are enough?"""
     from evaluation.studies.steps import STEPS
     from evaluation.studies.steps import steps as run
 
-    intervals = [_two_floats(i) for i in interval or []]
-    bundle = settings_with(model=model).model
-    print(
-        run(
-            setting,
-            bundle,
-            count or STEPS,
-            guidances=guidance_scale or [],
-            intervals=intervals,
-            rescales=rescale or [],
-            shifts=shift or [],
-        )
-    )
+    context = _context(
+        clips, queries, out, split, labels=labels, prepared=prepared, judge=judge, seeds=seeds,
+        per_class=per_class, duration_s=duration, batch_size=batch_size, resamples=resamples, timed=timed,
+    )  # fmt: skip
+    values = {
+        "guidances": guidance_scale or (),
+        "intervals": [_two_floats(i) for i in interval or ()],
+        "rescales": rescale or (),
+        "shifts": shift or (),
+    }
+    print(run(context, _model(model), count or STEPS, **values))  # type: ignore[arg-type]
 
 
-@studied(*FIGURES)
+@study.command()
 def ablation(
-    setting: Setting,
     remedies: Annotated[
         list[str],
         typer.Argument(
-            metavar="REMEDY…", help="NAME=WITH,WITHOUT, bundles; or a YAML list of name, with, without."
+            metavar="REMEDY…", help="NAME=WITH,WITHOUT, two bundles; or a YAML list of name, with, without."
         ),
     ],
+    clips: Clips,
+    queries: Queries,
+    labels: Labels = None,
+    prepared: Prepared = None,
+    out: Out = OUT,
+    judge: Judge = None,
+    split: Split = "dev",
+    seeds: Seeds = 3,
+    per_class: PerClass = 0,
+    duration: Duration = 4.0,
+    batch_size: BatchSize = 8,
+    resamples: Resamples = 200,
+    timed: Timed = 5,
 ) -> None:
-    """What remedies of training are worth: bundles with and without each, line by line."""
+    """What is each remedy of training worth? Compares bundles with and without it, line by line."""
     from evaluation.studies.ablation import ablation as run
     from evaluation.studies.ablation import parse_remedies
 
-    print(run(setting, parse_remedies(remedies)))
+    context = _context(
+        clips, queries, out, split, labels=labels, prepared=prepared, judge=judge, seeds=seeds,
+        per_class=per_class, duration_s=duration, batch_size=batch_size, resamples=resamples, timed=timed,
+    )  # fmt: skip
+    print(run(context, parse_remedies(remedies)))
 
 
 def _two_floats(text: str) -> tuple[float, float]:

@@ -1,13 +1,14 @@
-"""A judge: a small audio classifier trained on labelled clips' own sound, independent of the generator.
+"""The judge: a small audio classifier trained on the sound of labelled clips, independent of the generator.
 
-It hears log-mels at a fixed peak, so that loudness says nothing, and only what is above `FLOOR`: noise that nobody hears between two notes is no
-reason to call a sound another. Architecture after PANNs' CNN6 (Kong et al. 2020, table 2) at 1/8 width, with
-SpecAugment (Park et al. 2019) in training.
+Its input is log-mels at a fixed peak, so loudness gives no hint, and not below `FLOOR`, so inaudible noise does
+not change the class. Architecture after PANNs' CNN6 (Kong et al. 2020, table 2) at 1/8 width, with SpecAugment
+(Park et al. 2019) in training. A folder of results keeps one judge and belongs to one set of clips.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from evaluation.audio import fingerprint
+from evaluation.clips import read_clips, read_labels
 from models.audio.level import PEAK
 from models.audio.mel import MelSpectrogram
 
@@ -79,7 +83,7 @@ class SoundClassifier(nn.Module):
 
 
 def mask_bands(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return log-mels (B, F, M) with one random stretch of up to 60 frames and one of up to 10 bands at their floor (SpecAugment)."""
+    """Mask up to 60 frames and up to 10 bands of log-mels (B, F, M), each in one random stretch (SpecAugment)."""
     x, floor = x.clone(), float(x.min())
     for row in x:
         for size, widest in ((row.shape[0], 60), (row.shape[1], 10)):
@@ -95,7 +99,10 @@ def mask_bands(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def train_classifier(
     waveforms: Sequence[np.ndarray], labels: Sequence[str], *, epochs: int = 30, seed: int = 0
 ) -> SoundClassifier:
-    """Train on waveforms (T,) at 16 kHz with their labels: random crops of 4 s, SpecAugment, one-cycle AdamW, label smoothing 0.1."""
+    """Train on waveforms (T,) at 16 kHz with their labels.
+
+    Random crops of 4 s, SpecAugment, AdamW with a one-cycle schedule, label smoothing 0.1.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     classifier = SoundClassifier(sorted(set(labels)))
@@ -121,3 +128,35 @@ def train_classifier(
             optimizer.step()
             schedule.step()
     return classifier.eval()
+
+
+def claim(folder: Path, clips: Path, labels: Path) -> None:
+    """Note in `folder` to which clips its judge and sounds belong.
+
+    Raises:
+        ValueError: they belong to other clips, or to clips that have changed since.
+    """
+    read_labels(labels, "validation")
+    sizes = {p.relative_to(clips).as_posix(): p.stat().st_size for p in sorted(clips.rglob("*.*"))}
+    mark, file = fingerprint(labels.read_text(), sizes), folder / "clips.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.is_file():
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(mark)
+        # Atomic: two runs may share a folder.
+        os.replace(temporary, file)
+    if file.read_text() != mark:
+        raise ValueError(f"{folder} holds results of other clips than {clips}; choose another --out")
+
+
+def get_classifier(folder: Path, clips: Path, labels: Path) -> SoundClassifier:
+    """Return the judge kept in `folder`; train it on the "train" split first if there is none.
+
+    The judge never hears a validation clip in training.
+    """
+    if not (folder / "classifier.json").is_file():
+        wanted = read_labels(labels, "train")
+        clips_of = track(read_clips(clips, wanted), "read training clips", len(wanted))
+        waveforms, classes = zip(*((clip.waveform, clip.label) for clip in clips_of), strict=True)
+        train_classifier(waveforms, classes).save(folder)
+    return SoundClassifier.load(folder)

@@ -1,88 +1,253 @@
-"""From entries to rows of the table, and from rows to text gaps."""
+"""Rows of the table: the samples of each system, their sounds, and their figures; and text gaps of rows."""
 
 from __future__ import annotations
 
+import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from rich.progress import Progress
 
-from evaluation.embedders.base import TextEmbedder
+from evaluation.embedders.base import Embedder, TextEmbedder
+from evaluation.embedders.classifier import SoundClassifier
+from evaluation.interfaces import QueryKind, Synthesizer
 from evaluation.metrics.bootstrap import Figure
 from evaluation.metrics.text_gap import gap_closed, text_gap
-from evaluation.plan import Plan
-from evaluation.run.entries import Entry
+from evaluation.plan import Plan, Sample
+from evaluation.run.feature_cache import Features
 from evaluation.run.scores import (
     Reference,
     TableRow,
     copy_figures,
     distance_figures,
-    image_figure,
+    fad_figure,
     judged_figures,
     level_checks,
     manifold_figures,
     seconds_figure,
     text_relevance,
 )
+from evaluation.run.sound_cache import SoundStore
 from evaluation.systems.external import Folder
-from evaluation.systems.recordings import Recordings
-from models.retrieval.copy_distance import relative
+from evaluation.systems.recordings import Recordings, floor_samples
+from models.retrieval.copy_distance import Search, pick, relative, to_other_sources
 
+KINDS: tuple[QueryKind, ...] = ("text", "image", "clip")
+REAL, FLOOR, TRAIN = "real validation clips", "real training clips (floor)", "training clips"
+TRAIN_EXTRA_S = 1.0  # the search for copies looks at this much more of a training clip than a sound's length
 Gaps = dict[str, dict[str, dict[str, Figure]]]  # {system: {metric: {"gap" and maybe "closed": figure}}}
 
 
-def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> TableRow:
-    """Return all figures of an entry; distances of the validation clips to themselves are left out."""
-    system, compared = entry.system, entry.compared
-    row = TableRow(
-        system.name,
-        "–" if entry.kind == "clip" else entry.kind,
-        system.training_query,
-        system.generative,
-        system.unlabeled,
-        entry.distinct,
+@dataclass(frozen=True)
+class Entry:
+    """A system and the samples that it answers: a row of the table before it is scored.
+
+    Attributes:
+        sets: for each seed the samples that answer the plan's clips, in their order; for distances.
+        judged: samples for class accuracy; empty if the judge was trained on these very sounds.
+        folder: results; sounds/ is below it.
+    """
+
+    system: Synthesizer
+    kind: QueryKind
+    sets: list[list[Sample]]
+    judged: list[Sample]
+    folder: Path
+
+    @property
+    def in_sets(self) -> list[Sample]:
+        """The samples for distances, set after set."""
+        return [sample for samples in self.sets for sample in samples]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All samples, those for distances first."""
+        return list({s.stem: s for s in [*self.in_sets, *self.judged]}.values())
+
+    @property
+    def distinct(self) -> int:
+        """The number of different sounds."""
+        return len({self.store.path(s) for s in self.samples})
+
+    @property
+    def store(self) -> SoundStore:
+        return SoundStore(self.folder / "sounds", self.system)
+
+    @property
+    def set_features(self) -> Features:
+        """Features of all sets, one after the other."""
+        return Features(self.store, self.in_sets)
+
+    @property
+    def judged_features(self) -> Features:
+        """Features of the judged samples."""
+        return Features(self.store, self.judged)
+
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """Return features (S * N, …) of `set_features`, set by set."""
+        return list(values.reshape(len(self.sets), -1, *values.shape[1:]))
+
+
+class EvaluationContext:
+    """Makes the entries of a plan, with all files below one folder."""
+
+    def __init__(self, folder: Path, plan: Plan, clips: Path) -> None:
+        self.folder, self.plan, self.clips = folder, plan, clips
+
+    def entry(self, system: Synthesizer, kind: QueryKind) -> Entry:
+        """Return the entry of a system for one kind of query."""
+        samples = self.plan.samples(kind)
+        sets = [self.plan.for_distances(samples, turn) for turn in range(self.plan.seeds)]
+        # A clip's phrase changes with the seed, its image does not.
+        if system.deterministic and kind != "text":
+            sets = sets[:1]
+        return Entry(system, kind, sets, self.plan.for_class_accuracy(samples), self.folder)
+
+    def real(self) -> Entry:
+        """Return the entry of the validation clips themselves."""
+        return self.entry(Recordings(REAL, self.clips), "clip")
+
+    def floor(self, train: Mapping[str, str]) -> Entry:
+        """Return the entry of training clips with the classes of the validation clips.
+
+        Its distances are those between two sets of real sounds.
+        """
+        wanted = [clip.label for clip in self.plan.clips]
+        samples = floor_samples(wanted, train, self.plan.seeds, self.plan.duration_s)
+        sets = [samples[n : n + len(wanted)] for n in range(0, len(samples), len(wanted))]
+        return Entry(Recordings(FLOOR, self.clips), "clip", sets, [], self.folder)
+
+    def training_clips(self, train: Mapping[str, str]) -> Entry:
+        """Return the entry of all training clips, for the search for copies; it is no row of the table."""
+        samples = floor_samples(list(train.values()), train, 1, self.plan.duration_s + TRAIN_EXTRA_S)
+        return Entry(Recordings(TRAIN, self.clips), "clip", [samples], [], self.folder)
+
+
+def make_sounds(entries: Sequence[Entry], batch_size: int) -> None:
+    """Make all missing sounds, with a progress bar for each entry.
+
+    Raises:
+        ValueError: a system cannot answer a query, or returned something that is no sound.
+    """
+    with Progress() as progress:
+        bars = [progress.add_task(f"{e.system.name} · {e.kind}", total=len(e.samples)) for e in entries]
+        for entry, bar in zip(entries, bars, strict=True):
+
+            def advance(done: int, bar: int = int(bar)) -> None:
+                progress.update(bar, completed=done)  # type: ignore[arg-type]
+
+            entry.store.make(entry.samples, batch_size=batch_size, on_progress=advance)
+
+
+def write_queries(path: Path, plan: Plan, kinds: Sequence[QueryKind]) -> None:
+    """Write the queries as a CSV, for systems that run elsewhere.
+
+    With a column `file` added, it is the manifest.csv of a system of the kind `folder`.
+    """
+    with path.open("w", newline="") as f:
+        rows = csv.writer(f)
+        rows.writerow(["kind", "clip", "seed", "label", "prompt", "duration_s"])
+        for kind in kinds:
+            for s in plan.samples(kind):
+                q = s.query
+                rows.writerow([kind, q.clip, s.seed, q.label, q.prompt or "", q.duration_s])
+
+
+def make_reference(
+    context: EvaluationContext,
+    judge: SoundClassifier,
+    embedders: Sequence[Embedder],
+    images: Sequence[Embedder] = (),
+    *,
+    batch_size: int,
+    resamples: int,
+    train: Mapping[str, str] | None,
+    sources: Mapping[str, frozenset[str]],
+) -> Reference:
+    """Return the validation clips' own sounds and the training clips' mels, which rows are compared with.
+
+    Args:
+        train: {file: class} of the training clips; None leaves out the search for copies.
+        sources: {file: the recordings that its sound was made of}.
+    """
+    real, plan = context.real(), context.plan
+    make_sounds([real], batch_size)
+    search, apart = None, np.zeros((0, 0))
+    if train is not None:
+        training = context.training_clips(train)
+        make_sounds([training], batch_size)
+        mels = list(training.set_features.small_mels())
+        length = round(len(mels[0]) * plan.duration_s / (plan.duration_s + TRAIN_EXTRA_S))
+        search, picked = Search(mels), pick(mels, length)
+        distances = search.distances([mels[i][:length] for i in picked])
+        apart = to_other_sources(distances, picked, [sources[s.query.clip] for s in training.in_sets])
+    return Reference(
+        labels=[clip.label for clip in plan.clips],
+        embedders=embedders,
+        embeds={e.name: real.set_features.embeds(e) for e in [*embedders, *images]},
+        images=images,
+        judge=judge,
+        training=search,
+        training_apart=apart,
+        resamples=resamples,
     )
-    clip_at = {clip.file: i for i, clip in enumerate(plan.clips)}
-    is_real = isinstance(system, Recordings)
-    if not (is_real and entry.judged):
-        for embedder in reference.embedders:
-            sets, real = entry.split(compared.embeds(embedder)), reference.embeds[embedder.name]
-            row.figures |= distance_figures(embedder.name, sets, real, reference)
-            row.figures |= manifold_figures(embedder.name, sets, real, reference)
-        for embedder in reference.images:
-            sets, real = entry.split(compared.embeds(embedder)), reference.embeds[embedder.name]
-            row.figures |= image_figure(embedder.name, sets, real, reference)
+
+
+def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> TableRow:
+    """Return all figures of an entry; without distances for the validation clips themselves."""
+    system = entry.system
+    query = "–" if entry.kind == "clip" else entry.kind
+    flags = (system.training_query, system.generative, system.unlabeled)
+    row = TableRow(system.name, query, *flags, entry.distinct)
+    if not (isinstance(system, Recordings) and entry.judged):
+        row.figures |= _distances(entry, reference)
     if entry.judged:
-        asked = [s.query for s in entry.judged]
-        clip_of = [clip_at[q.clip] for q in asked]
-        heard = entry.heard.probabilities(reference.judge)
-        figures, row.per_class, worst = judged_figures(reference, heard, [q.label for q in asked], clip_of)
-        row.figures |= figures
-        row.worst = [entry.judged[i] for i in worst]
-        samples = [s for one_set in entry.sets for s in one_set]
-        if reference.training is not None:
-            apart = reference.training.distances(list(compared.small_mels()))
-            row.nearest, row.relative = apart.min(1), relative(apart)
-            row.closest = [samples[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
-            clips = [clip_at[s.query.clip] for s in samples]
-            row.figures |= copy_figures(reference, row.nearest, clips)
-        for embedder in reference.embedders:
-            if isinstance(embedder, TextEmbedder) and entry.kind == "text":
-                row.figures[f"relevance/{embedder.name}"] = text_relevance(
-                    embedder,
-                    entry.heard.embeds(embedder),
-                    [q.prompt or "" for q in asked],
-                    clip_of,
-                    reference.picks(),
-                )
-    row.checks = level_checks(compared.levels(), plan.duration_s)
+        _judge(entry, reference, plan, row)
+    row.checks = level_checks(entry.set_features.levels(), plan.duration_s)
     if rtf_clips and not isinstance(system, (Recordings, Folder)):
         row.figures["RTF"] = seconds_figure(time_alone(entry, rtf_clips))
     return row
 
 
+def _distances(entry: Entry, reference: Reference) -> dict[str, Figure]:
+    found: dict[str, Figure] = {}
+    features, picks = entry.set_features, reference.picks()
+    for embedder in reference.embedders:
+        sets, real = entry.split(features.embeds(embedder)), reference.embeds[embedder.name]
+        found |= distance_figures(embedder.name, sets, real, reference)
+        found |= manifold_figures(embedder.name, sets, real, reference)
+    for network in reference.images:
+        sets, real = entry.split(features.embeds(network)), reference.embeds[network.name]
+        found[f"FID/{network.name}"] = fad_figure(sets, real, picks)
+    return found
+
+
+def _judge(entry: Entry, reference: Reference, plan: Plan, row: TableRow) -> None:
+    """Add class accuracy, copies, and the relevance of text queries to a row."""
+    clip_at = {clip.file: i for i, clip in enumerate(plan.clips)}
+    queries = [s.query for s in entry.judged]
+    labels, clip_of = [q.label for q in queries], [clip_at[q.clip] for q in queries]
+    probabilities = entry.judged_features.probabilities(reference.judge)
+    figures, row.per_class, worst = judged_figures(reference, probabilities, labels, clip_of)
+    row.figures |= figures
+    row.worst = [entry.judged[i] for i in worst]
+    if reference.training is not None:
+        apart = reference.training.distances(list(entry.set_features.small_mels()))
+        row.nearest, row.relative = apart.min(1), relative(apart)
+        row.closest = [entry.in_sets[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
+        row.figures |= copy_figures(reference, row.nearest, [clip_at[s.query.clip] for s in entry.in_sets])
+    for embedder in reference.embedders:
+        if isinstance(embedder, TextEmbedder) and entry.kind == "text":
+            prompts, embeds = [q.prompt or "" for q in queries], entry.judged_features.embeds(embedder)
+            relevance = text_relevance(embedder, embeds, prompts, clip_of, reference.picks())
+            row.figures[f"relevance/{embedder.name}"] = relevance
+
+
 def time_alone(entry: Entry, count: int) -> list[float]:
-    """Return seconds per second of sound for `count` queries, each alone, after one that is not counted."""
+    """Return seconds per second of sound of `count` queries, one at a time, after one that is not counted."""
     found = []
     samples = entry.sets[0]
     for sample in [samples[0], *samples[:count]]:
@@ -93,16 +258,17 @@ def time_alone(entry: Entry, count: int) -> list[float]:
 
 
 def text_gaps(rows: Sequence[TableRow], metrics: Sequence[str], baseline: str) -> Gaps:
-    """Return M_text - M_image of each system that answers both, and how much of the baseline's gap it closes, in per cent."""
-    asked = {(row.system, row.query): row.figures for row in rows}
-    both = [
-        s for s in dict.fromkeys(row.system for row in rows) if {(s, "text"), (s, "image")} <= asked.keys()
-    ]
+    """Return M_text - M_image of each system, and the per cent of the baseline's gap that it closes.
+
+    Systems without both kinds of query are left out.
+    """
+    by_query = {(row.system, row.query): row.figures for row in rows}
     gaps: Gaps = {}
-    for system in both:
-        text, image = asked[system, "text"], asked[system, "image"]
-        shared = [m for m in metrics if m in text and m in image]
-        gaps[system] = {m: {"gap": text_gap(text[m], image[m])} for m in shared}
+    for system in dict.fromkeys(row.system for row in rows):
+        if {(system, "text"), (system, "image")} <= by_query.keys():
+            text, image = by_query[system, "text"], by_query[system, "image"]
+            shared = [m for m in metrics if m in text and m in image]
+            gaps[system] = {m: {"gap": text_gap(text[m], image[m])} for m in shared}
     for system, found in gaps.items():
         for metric, by_name in found.items():
             base = gaps.get(baseline, {}).get(metric, {}).get("gap")

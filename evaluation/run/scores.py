@@ -113,13 +113,6 @@ def distance_figures(
     return found | {f"KAD/{name}": kad_figure(sets, real, picks)}
 
 
-def image_figure(
-    name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
-) -> dict[str, Figure]:
-    """Return FID by a network `name` over rendered mels, the mean over seeds."""
-    return {f"FID/{name}": fad_figure(sets, real, reference.picks())}
-
-
 def manifold_figures(
     name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
 ) -> dict[str, Figure]:

@@ -1,49 +1,39 @@
-"""What each remedy is worth: a bundle with it beside one without, line by line."""
+"""The effect of each change to training: a bundle with it against a bundle without it, line by line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from evaluation import evaluate as report
-from evaluation.embedders.base import Classifier
-from evaluation.interfaces import QueryKind, Sources
+from evaluation.interfaces import Sources
 from evaluation.metrics.bootstrap import Figure, difference
-from evaluation.report.table import cell, percent, plain
-from evaluation.run.entries import make_sounds
-from evaluation.run.rows import score
-from evaluation.run.scores import Reference
-from evaluation.studies.setting import AGREEMENT, FAD, SECONDS, Setting, table
+from evaluation.report.table import cell, plain
+from evaluation.run.rows import Entry, score
+from evaluation.studies.context import CLASS_ACCURACY, FAD, SECONDS, TEXT_AND_IMAGE, StudyContext
+from evaluation.studies.study import COPIES, COVERAGE, METRICS, Study, markdown_table, metric_title, run
 from evaluation.systems.bundle import Bundle
 
-ASKED: tuple[QueryKind, ...] = ("text", "image")
-COVERAGE, COPIES = "coverage/classifier", "copies/mel"
-SHOWN = (
-    (AGREEMENT, "agreement", "↑", True),
-    (FAD, "FAD", "↓", False),
-    (COVERAGE, "coverage", "↑", True),
-    (COPIES, "copies", "↓", True),
-)
+SHOWN = (CLASS_ACCURACY, FAD, COVERAGE, COPIES)
+SIDES = ("with", "without")
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """`having` and `lacking` it: bundles, each FOLDER or FOLDER?steps=12&guidance=8."""
+    """A change to training. `bundles`: with it and without it, each FOLDER or FOLDER?steps=12&guidance=8."""
 
     name: str
-    having: str
-    lacking: str
+    bundles: tuple[str, str]
 
 
 def parse_remedies(specs: Sequence[str]) -> list[Remedy]:
     """Return the remedies of "NAME=WITH,WITHOUT", or of YAML files [{name, with, without}, …].
 
     Raises:
-        ValueError: neither, or two of one name.
+        ValueError: a text of another form, a file that cannot be read, no remedy, or two of one name.
     """
     found: list[Remedy] = []
     for spec in specs:
@@ -51,98 +41,89 @@ def parse_remedies(specs: Sequence[str]) -> list[Remedy]:
             found += _read(Path(spec))
             continue
         name, _, both = spec.partition("=")
-        having, _, lacking = both.partition(",")
-        if not (name and having and lacking):
+        with_it, _, without = both.partition(",")
+        if not (name and with_it and without):
             raise ValueError(f"{spec!r} is neither NAME=WITH,WITHOUT nor a YAML file")
-        found.append(Remedy(name, having, lacking))
+        found.append(Remedy(name, (with_it, without)))
     if not found or len({r.name for r in found}) < len(found):
-        raise ValueError("remedies need names of their own, and there must be one")
+        raise ValueError("at least one remedy is needed, and no two of the same name")
     return found
 
 
 def _read(path: Path) -> list[Remedy]:
     try:
-        return [
-            Remedy(str(r["name"]), str(r["with"]), str(r["without"]))
-            for r in yaml.safe_load(path.read_text())
-        ]
+        rows = yaml.safe_load(path.read_text())
+        return [Remedy(str(row["name"]), (str(row["with"]), str(row["without"]))) for row in rows]
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no list of name, with and without: {error!r}") from error
 
 
-def ablation(setting: Setting, remedies: Sequence[Remedy]) -> str:
-    """Write and return the table, a line for each remedy: with it, without it, the difference with its interval, and what it costs.
+def ablation(context: StudyContext, remedies: Sequence[Remedy]) -> str:
+    """Write and return the table: for each remedy the figures with it, without it, and the difference.
 
     Raises:
-        ValueError: a bundle that cannot be used.
+        ValueError: a bundle cannot be used.
     """
-    reference = make_reference(setting)
-    measured = {
-        place: measure(setting, reference, place)
-        for place in dict.fromkeys(p for r in remedies for p in (r.having, r.lacking))
-    }
-    results = {
-        r.name: {
-            "with": measured[r.having],
-            "without": measured[r.lacking],
-            "difference": {
-                kind: {
-                    name: difference(figure, measured[r.lacking][kind][name])
-                    for name, figure in measured[r.having][kind].items()
-                    if name in {m for m, *_ in SHOWN} and name in measured[r.lacking][kind]
-                }
-                for kind in ASKED
-            },
+    places = dict.fromkeys(place for remedy in remedies for place in remedy.bundles)
+
+    def points() -> Iterator[tuple[tuple[str, str], Entry]]:
+        for place in places:
+            system = Bundle.load(place, place, Sources(context.options.clips))
+            for kind in TEXT_AND_IMAGE:
+                yield (place, kind), context.entry(system, kind)
+
+    def measure(entry: Entry) -> dict[str, Figure]:
+        row = score(entry, context.reference_with_copies, context.plan, rtf_clips=0)
+        return row.figures | context.seconds(entry)
+
+    def summarise(measured: Mapping[tuple[str, str], dict[str, Figure]]) -> dict[str, Any]:
+        return {r.name: _compare(*_by_kind(measured, r)) for r in remedies}
+
+    bundles = {r.name: dict(zip(SIDES, r.bundles, strict=True)) for r in remedies}
+    table = lambda results: _table(context, results)  # noqa: E731
+    return run(context, Study("ablation", points(), measure, summarise, table, {"bundles": bundles}))
+
+
+def _by_kind(
+    measured: Mapping[tuple[str, str], dict[str, Figure]], remedy: Remedy
+) -> list[dict[str, dict[str, Figure]]]:
+    return [{kind: measured[place, kind] for kind in TEXT_AND_IMAGE} for place in remedy.bundles]
+
+
+def _compare(
+    with_it: Mapping[str, Mapping[str, Figure]], without: Mapping[str, Mapping[str, Figure]]
+) -> dict[str, Any]:
+    changes = {
+        kind: {
+            name: difference(with_it[kind][name], without[kind][name])
+            for name in with_it[kind]
+            if name in SHOWN and name in without[kind]
         }
-        for r in remedies
+        for kind in TEXT_AND_IMAGE
     }
-    bundles = {r.name: {"with": r.having, "without": r.lacking} for r in remedies}
-    return setting.write("ablation", {"bundles": bundles}, results, _table(setting, results))
+    return {"with": with_it, "without": without, "difference": changes}
 
 
-def make_reference(setting: Setting) -> Reference:
-    """Return the split's own sounds, and the training clips for the search of copies."""
-    o, bench = setting.options, setting.bench
-    real, training = bench.real(), bench.training_clips(setting.training_labels())
-    make_sounds([real, training], o.batch_size)
-    options = report.EvaluateOptions(o.clips, o.queries, o.out, [], labels=o.labels, resamples=o.resamples)
-    return report.make_reference(
-        options, setting.plan, setting.judge, [Classifier(setting.judge)], [], real, training
-    )
-
-
-def measure(setting: Setting, reference: Reference, place: str) -> dict[str, dict[str, Figure]]:
-    """Return {kind: figures} of a bundle, with seconds for one sound."""
-    system = Bundle.load(place, place, Sources(setting.options.clips))
-    found: dict[str, dict[str, Figure]] = {}
-    for kind in ASKED:
-        entry = setting.entry(system, kind)
-        found[kind] = score(entry, reference, setting.plan, rtf_clips=0).figures | setting.seconds(entry)
-    return found
-
-
-def _table(setting: Setting, results: Mapping[str, Any]) -> str:
-    head = [
-        "Remedy",
-        *(f"{title}, {kind} {arrow}" for _, title, arrow, _ in SHOWN for kind in ASKED),
-        "s per sound",
+def _table(context: StudyContext, results: Mapping[str, Any]) -> str:
+    columns = [(metric, kind) for metric in SHOWN for kind in TEXT_AND_IMAGE]
+    head = ["Remedy", *(metric_title(metric, kind) for metric, kind in columns), "s per sound"]
+    rows = [
+        [name, *(_cell(row, kind, metric) for metric, kind in columns), _seconds(row)]
+        for name, row in results.items()
     ]
-    rows = []
-    for name, row in results.items():
-        cells = [_cell(row, kind, metric, share) for metric, _, _, share in SHOWN for kind in ASKED]
-        rows.append([name, *cells, _cost(row)])
-    notes = [setting.note(), "Each cell: with the remedy / without it; what it changes, with its interval."]
-    return table(head, rows, notes)
+    notes = [context.note(), "Each cell: with the remedy / without it; the difference with its interval."]
+    return markdown_table(head, rows, notes)
 
 
-def _cell(row: Mapping[str, Any], kind: str, metric: str, share: bool) -> str:
-    having, lacking = row["with"][kind].get(metric), row["without"][kind].get(metric)
-    if having is None or lacking is None:
+def _cell(row: Mapping[str, Any], kind: str, metric: str) -> str:
+    with_it, without = (row[side][kind].get(metric) for side in SIDES)
+    if with_it is None or without is None:
         return "–"
-    write = percent if share else plain
-    return f"{write(having.value)} / {write(lacking.value)}; {cell(row['difference'][kind][metric], write)}"
+    write = METRICS[metric][2]
+    change = cell(row["difference"][kind][metric], write)
+    return f"{write(with_it.value)} / {write(without.value)}; {change}"
 
 
-def _cost(row: Mapping[str, Any]) -> str:
-    having, lacking = (row[side]["image"].get(SECONDS) for side in ("with", "without"))
-    return "–" if having is None or lacking is None else f"{plain(having.value)} / {plain(lacking.value)}"
+def _seconds(row: Mapping[str, Any]) -> str:
+    found = [row[side]["image"].get(SECONDS) for side in SIDES]
+    return "–" if None in found else " / ".join(plain(figure.value) for figure in found)

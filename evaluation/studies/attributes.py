@@ -1,12 +1,13 @@
-"""Do sounds have what was asked of them? Each attribute is asked for at several levels, measured on what came out, and the two are compared by rank.
+"""Do sounds have the attributes that a query asks for? Compares target levels with measured values by rank.
 
-Within a query and a seed, whose levels all begin with the same noise: levels are quantiles among the query's own neighbours, so a high-pitched drum may lie below a low-pitched flute.
+Ranks are compared within a query and a seed, whose levels all start from the same noise. A level is a
+quantile among the query's own neighbours, so a high-pitched drum may be lower than a low-pitched flute.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.interfaces import SAMPLE_RATE, QueryKind
+from evaluation.interfaces import SAMPLE_RATE
 from evaluation.metrics.bootstrap import Figure, bootstrap, difference, draw_picks
 from evaluation.plan import Sample
 from evaluation.report.table import cell, percent
-from evaluation.studies.setting import Setting, table
+from evaluation.run.rows import Entry
+from evaluation.studies.context import TEXT_AND_IMAGE, StudyContext
+from evaluation.studies.study import Study, markdown_table, run
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.audio.attributes import by_name, measure
@@ -28,174 +31,174 @@ MIDDLE = 0.5
 
 
 @dataclass(frozen=True)
-class AskedRow:
-    """One sound: `asked` is the level of `attribute`, `measured` its value (`models.attributes.by_name`), None where the sound has none, such as a hiss no pitch.
+class AttributeRow:
+    """One sound.
 
-    `query` is what all its levels have in common; `heard` is the class that the judge hears.
+    Attributes:
+        query: shared by the sounds of all levels.
+        label: class of the query. predicted: the judge's most probable class.
+        target: level of `attribute`, 0 to 1.
+        measured: value by `models.audio.attributes`; None if the sound has none (a hiss has no pitch).
     """
 
     attribute: str
     query: str
     label: str
-    asked: float
+    target: float
     measured: float | None
-    heard: str
+    predicted: str
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What the rows of one attribute say, with 95 % intervals over queries.
+class AttributeFinding:
+    """The figures of one attribute, with 95 % intervals over queries.
 
     Attributes:
-        rho: Spearman's coefficient of asked and measured, the mean of the queries'.
-        lacking: share of sounds that have no value of the attribute.
-        leakage: class agreement at the lowest and highest level less that in the middle; None without a level in the middle.
+        rho: Spearman's coefficient of target and measured value, the mean over queries.
+        missing: share of sounds without a value of the attribute.
+        leakage: class accuracy at the lowest and highest level minus that at the middle level; None without
+            a middle level.
     """
 
     attribute: str
     sounds: int
     rho: Figure
-    lacking: float
+    missing: float
     leakage: Figure | None
 
 
 def attributes(
-    setting: Setting,
+    context: StudyContext,
     bundle: Path,
     *,
     names: Sequence[str] = (),
     levels: Sequence[float] = LEVELS,
-    each: int = 1,
-    reach: float | None = None,
+    clips_per_class: int = 1,
+    margin: float | None = None,
     steps: int | None = None,
 ) -> str:
-    """Write and return the table: for each attribute Spearman's coefficient, by text and image together.
+    """Write and return the table: Spearman's coefficient of each attribute, over text and image queries.
 
     Args:
-        names: attributes, each asked for by itself; all that the bundle takes by default.
-        each: clips of each class whose phrase and image are the queries.
-        reach: beyond the clips near a query, in place of the bundle's own (`models.character`).
+        names: attributes, each asked for alone; all that the bundle supports by default.
+        clips_per_class: clips of each class whose phrase and image are the queries.
+        margin: how far a level may go beyond the clips near a query; the bundle's value by default.
 
     Raises:
-        ValueError: the bundle takes no attributes, or not one of these.
+        ValueError: the bundle does not support the attributes.
     """
     pipe = load_pipeline(str(bundle))
-    if reach is not None:
-        pipe = with_manifest(pipe, attribute_reach=reach)
+    if margin is not None:
+        pipe = with_manifest(pipe, attribute_reach=margin)
     names = names or pipe.attributes
     if not names or not set(names) <= set(pipe.attributes):
-        raise ValueError(f"{bundle} takes the attributes {', '.join(pipe.attributes) or 'none'}")
-    rows = [
-        row
-        for name in names
-        for level in levels
-        for row in _rows(
-            setting, Bundle(f"{name} {level:g}", pipe, attributes={name: level}, steps=steps), each
-        )
-    ]
-    found = findings(rows, resamples=setting.options.resamples)
-    settings = {"bundle": str(bundle), "version": pipe.manifest.version, "levels": levels, "each": each}
-    results = {"findings": [vars(one) for one in found], "rows": [vars(row) for row in rows]}
-    return setting.write("attributes", settings, results, _table(setting, found, each))
+        raise ValueError(f"{bundle} supports the attributes {', '.join(pipe.attributes) or 'none'}")
+    samples = _samples(context, clips_per_class)
+
+    def points() -> Iterator[tuple[tuple[str, float], Entry]]:
+        for name in names:
+            for level in levels:
+                system = Bundle(f"{name} {level:g}", pipe, attributes={name: level}, steps=steps)
+                yield (name, level), context.entry_for(system, samples)
+
+    def summarise(measured: Mapping[Any, list[AttributeRow]]) -> dict[str, Any]:
+        rows = [row for found in measured.values() for row in found]
+        found = findings(rows, resamples=context.options.resamples)
+        return {"findings": [vars(one) for one in found], "rows": [vars(row) for row in rows]}
+
+    settings: dict[str, Any] = {"bundle": str(bundle), "version": pipe.manifest.version}
+    settings |= {"levels": levels, "clips_per_class": clips_per_class}
+    table = lambda results: _table(context, results["findings"], clips_per_class)  # noqa: E731
+    measure_rows = lambda entry: _rows(context, entry)  # noqa: E731
+    return run(context, Study("attributes", points(), measure_rows, summarise, table, settings))
 
 
-def _samples(setting: Setting, kind: QueryKind, each: int) -> list[Sample]:
-    """Return the samples of the first `each` clips of each class."""
+def _samples(context: StudyContext, clips_per_class: int) -> list[Sample]:
+    """Return the text and image samples of the first clips of each class."""
     taken: dict[str, list[str]] = defaultdict(list)
-    for clip in setting.plan.clips:
-        taken[clip.label] += [clip.file] if len(taken[clip.label]) < each else []
-    wanted = {file for files in taken.values() for file in files}
-    return [s for s in setting.plan.samples(kind) if s.query.clip in wanted]
+    for clip in context.plan.clips:
+        taken[clip.label].append(clip.file)
+    wanted = {file for files in taken.values() for file in files[:clips_per_class]}
+    return [s for kind in TEXT_AND_IMAGE for s in context.plan.samples(kind) if s.query.clip in wanted]
 
 
-def _rows(setting: Setting, system: Bundle, each: int) -> list[AskedRow]:
-    samples = _samples(setting, "text", each) + _samples(setting, "image", each)
-    [(name, level)] = system.attributes.items()
-    store, heard = setting.heard(system, samples)
-    return [
-        AskedRow(
-            name,
-            sample.stem,
-            sample.query.label,
-            level,
-            by_name(measure(sound, SAMPLE_RATE)).get(name),
-            setting.judge.labels[place],
-        )
-        for sample, sound, place in zip(samples, store.read(samples), heard.argmax(1), strict=True)
-    ]
+def _rows(context: StudyContext, entry: Entry) -> list[AttributeRow]:
+    assert isinstance(entry.system, Bundle)
+    [(name, level)] = entry.system.attributes.items()
+    predicted = entry.judged_features.probabilities(context.judge).argmax(1)
+    rows = []
+    for sample, sound, n in zip(entry.judged, entry.store.read(entry.judged), predicted, strict=True):
+        value = by_name(measure(sound, SAMPLE_RATE)).get(name)
+        label = context.judge.labels[n]
+        rows.append(AttributeRow(name, sample.stem, sample.query.label, level, value, label))
+    return rows
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return Spearman's coefficient, 0 where all of one side are equal."""
+    """Return Spearman's coefficient; 0 if all values of one side are equal."""
     ranks = rankdata(a), rankdata(b)
     if min(len(a), *(np.ptp(r) for r in ranks)) == 0:
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def findings(rows: Sequence[AskedRow], *, resamples: int = 1000) -> list[Finding]:
-    """Return what the rows say of each attribute; the unit that intervals resample is the query.
+def findings(rows: Sequence[AttributeRow], *, resamples: int = 1000) -> list[AttributeFinding]:
+    """Return the figures of each attribute; intervals resample queries.
 
-    A query of which fewer than three sounds have the attribute says nothing of its rank, and counts as 0.
+    A query with fewer than three sounds that have the attribute counts as a coefficient of 0.
     """
-    by_attribute: dict[str, dict[str, list[AskedRow]]] = defaultdict(lambda: defaultdict(list))
+    by_attribute: dict[str, dict[str, list[AttributeRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         by_attribute[row.attribute][row.query].append(row)
-    return [_finding(name, queries, resamples) for name, queries in by_attribute.items()]
+    return [_finding(name, list(queries.values()), resamples) for name, queries in by_attribute.items()]
 
 
-def _finding(attribute: str, queries: Mapping[str, list[AskedRow]], resamples: int) -> Finding:
-    groups = list(queries.values())
+def _finding(attribute: str, groups: Sequence[list[AttributeRow]], resamples: int) -> AttributeFinding:
     picks = draw_picks([""] * len(groups), resamples)
     rho = np.array([_rho(group) for group in groups])
-    made = [row for group in groups for row in group]
-    return Finding(
+    rows = [row for group in groups for row in group]
+    return AttributeFinding(
         attribute,
-        len(made),
+        len(rows),
         bootstrap(lambda places: float(rho[places].mean()), picks),
-        sum(row.measured is None for row in made) / len(made),
+        sum(row.measured is None for row in rows) / len(rows),
         _leakage(groups, picks),
     )
 
 
-def _rho(rows: Sequence[AskedRow]) -> float:
-    pairs = [(row.asked, row.measured) for row in rows if row.measured is not None]
+def _rho(rows: Sequence[AttributeRow]) -> float:
+    pairs = [(row.target, row.measured) for row in rows if row.measured is not None]
     return spearman([a for a, _ in pairs], [b for _, b in pairs]) if len(pairs) >= 3 else 0.0
 
 
-def _leakage(groups: Sequence[Sequence[AskedRow]], picks: np.ndarray) -> Figure | None:
-    levels = {row.asked for group in groups for row in group}
+def _leakage(groups: Sequence[Sequence[AttributeRow]], picks: np.ndarray) -> Figure | None:
+    levels = {row.target for group in groups for row in group}
     if MIDDLE not in levels or len(levels) < 2:
         return None
 
-    def agreement(wanted: set[float]) -> Figure:
-        shares = [[row.heard == row.label for row in group if row.asked in wanted] for group in groups]
-        means = np.array([np.mean(share) for share in shares])
+    def class_accuracy(wanted: set[float]) -> Figure:
+        hits = [[row.predicted == row.label for row in group if row.target in wanted] for group in groups]
+        means = np.array([np.mean(share) for share in hits])
         return bootstrap(lambda places: float(means[places].mean()), picks)
 
-    return difference(agreement({min(levels), max(levels)}), agreement({MIDDLE}))
+    return difference(class_accuracy({min(levels), max(levels)}), class_accuracy({MIDDLE}))
 
 
-def _table(setting: Setting, found: Sequence[Finding], each: int) -> str:
-    rows: list[list[Any]] = [
+def _table(context: StudyContext, found: Sequence[Mapping[str, Any]], clips_per_class: int) -> str:
+    rows = [
         [
-            one.attribute,
-            str(one.sounds),
-            cell(one.rho),
-            f"{100 * one.lacking:.0f} %",
-            cell(one.leakage, percent),
+            one["attribute"],
+            str(one["sounds"]),
+            cell(one["rho"]),
+            f"{100 * one['missing']:.0f} %",
+            cell(one["leakage"], percent),
         ]
         for one in found
     ]
-    o = setting.options
+    o = context.options
     notes = [
-        f"The phrase and the image of {each} clip(s) of each class ({o.split}), each with {o.seeds} seed(s) and every level. In brackets: 95 % of {o.resamples} bootstrap resamples of queries.",
+        f"The phrase and the image of {clips_per_class} clip(s) of each class ({o.split}), each with "
+        f"{o.seeds} seed(s) and every level. In brackets: 95 % of {o.resamples} resamples of queries."
     ]
-    head = [
-        "Attribute",
-        "sounds",
-        "Spearman, asked ~ measured ↑",
-        "without it",
-        "class agreement, extremes − middle",
-    ]
-    return table(head, rows, notes)
+    head = ["Attribute", "sounds", "Spearman, target ~ measured ↑", "without it"]
+    return markdown_table([*head, "class accuracy, extremes − middle"], rows, notes)

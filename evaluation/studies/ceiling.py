@@ -1,55 +1,69 @@
-"""The ceiling that the encoder sets: how often the training images nearest to a query are of its class. No sound is made.
+"""The ceiling that the encoder sets: the class of the training images nearest to a query. Makes no sound.
 
-A generator that knows a query only by its embedding cannot be expected to answer with the right class more often than the images around that embedding have it.
+A generator knows a query only by its embedding. It cannot be expected to answer with the right class more
+often than the images around that embedding are of the right class.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from evaluation.clips import read_clips, read_labels
-from evaluation.metrics.bootstrap import Figure, draw_picks, mean_figure
+from evaluation.metrics.bootstrap import draw_picks, mean_figure
 from evaluation.metrics.class_accuracy import per_class, read_phrases
 from evaluation.report.table import cell, percent
-from evaluation.studies.ladder import RAW, Prior, Rung, build
-from evaluation.studies.setting import Setting, Split, suffixes, table
+from evaluation.studies.context import Split, StudyContext, suffixes
+from evaluation.studies.ladder import RAW, FitPrior, TextVariant, build
+from evaluation.studies.study import Study, markdown_table, run
 from evaluation.systems.bundle import load_pipeline
 from models.conditioning.prompts import Prompt
 from models.networks.condition_encoder import ConditionEncoder
+from models.pipeline import ClipSynthPipeline
 from models.retrieval.clip_index import Index
 
 K = 5
-AS_IT_IS = "as the bundle has it"
+OWN_SETTINGS = "the bundle's settings"
+
+
+class Lookup(NamedTuple):
+    """Queries of known classes, as embeddings (N, D), and the index to look them up in."""
+
+    labels: Sequence[str]
+    embeds: torch.Tensor
+    clips: Index
 
 
 def neighbours(index: Index, queries: torch.Tensor, k: int) -> np.ndarray:
-    """Return the classes (N, k) of the nearest clips, nearest first; each clip has its class under "label"."""
+    """Return the classes (N, k) of the nearest clips, nearest first; each clip's class is its "label"."""
     labels = np.array([clip["label"] for clip in index.clips])
     return np.asarray(labels[index.nearest(queries, k).numpy()])
 
 
-def shares(found: np.ndarray, asked: Sequence[str]) -> np.ndarray:
-    """Return (N,): the share of the neighbours (N, k) that are of the class asked for."""
-    return np.asarray((found == np.asarray(asked)[:, None]).mean(1))
+def shares(found: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Return (N,): the share of the neighbours (N, k) that are of the query's class."""
+    return np.asarray((found == np.asarray(labels)[:, None]).mean(1))
 
 
-def majorities(found: np.ndarray, asked: Sequence[str]) -> np.ndarray:
-    """Return (N,) of 1 where most of the neighbours (N, k) are of the class asked for; between classes with equally many the nearest one's is taken."""
-    most = [Counter(row.tolist()).most_common(1)[0][0] for row in found]
-    return np.array([m == a for m, a in zip(most, asked, strict=True)], float)
+def majorities(found: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Return (N,): 1 if the commonest class of the neighbours (N, k) is the query's, else 0.
+
+    Of equally common classes the one that comes first, which is the nearest, counts.
+    """
+    commonest = [Counter(row.tolist()).most_common(1)[0][0] for row in found]
+    return np.array([c == label for c, label in zip(commonest, labels, strict=True)], float)
 
 
 def labelled(index: Index, labels: Mapping[str, str]) -> Index:
-    """Return the clips of an index whose video has a label, with it.
+    """Return the clips of an index whose video has a label, with that label.
 
     Raises:
-        ValueError: none has one.
+        ValueError: no video has one.
     """
     by_name = {name: label for file, label in labels.items() for name in suffixes(file)}
     kept = [n for n, clip in enumerate(index.clips) if clip["video"] in by_name]
@@ -60,100 +74,94 @@ def labelled(index: Index, labels: Mapping[str, str]) -> Index:
 
 
 def centred(index: Index, encoder: ConditionEncoder) -> Index:
-    """Return the index with its images as the generator gets them."""
+    """Return the index with its images centred as for the generator."""
     return Index(encoder.centre(index.embeds.to(encoder.device), "image").cpu(), index.clips)
 
 
 @torch.no_grad()  # not inference mode: a prior may have to be fitted
 def ceiling(
-    setting: Setting,
+    context: StudyContext,
     bundle: Path,
     k: int = K,
     *,
-    rungs: Sequence[Rung] = (),
-    prior: Prior | None = None,
+    variants: Sequence[TextVariant] = (),
+    fit_prior: FitPrior | None = None,
 ) -> str:
-    """Write and return the table: for each kind of query the share of the k nearest training images that are of its class, and how often most are.
+    """Write and return the table: how many of the k nearest training images are of the query's class.
 
     Args:
-        rungs: of the ladder, by which texts are looked up too.
-        prior: fits the prior of those that have one.
+        variants: text variants of the ladder; texts are looked up with each.
+        fit_prior: fits the prior of the variants that need one.
 
     Raises:
-        ValueError: the bundle lists no training clips, or labels that cannot be used.
+        ValueError: the bundle lists no training clips, or the labels cannot be used.
     """
     pipe = load_pipeline(str(bundle))
     if pipe.index is None:
         raise ValueError(f"{bundle} has no retrieval index (index.safetensors)")
-    plain = labelled(pipe.index, read_labels(setting.options.label_file, "train"))
-    results: dict[str, Any] = {}
+    index = labelled(pipe.index, read_labels(context.options.label_file, "train"))
 
-    def look_up(name: str, asked: Sequence[str], embeds: torch.Tensor, index: Index) -> None:
-        results[name] = _row(neighbours(index, embeds, k), asked, setting.options.resamples)
+    def points() -> Iterator[tuple[str, Lookup]]:
+        phrases = read_phrases(context.options.queries)
+        pairs = [(label, text) for label, texts in phrases.items() for text in texts]
+        labels, texts = [label for label, _ in pairs], [text for _, text in pairs]
+        yield "text, raw", Lookup(labels, torch.cat([pipe.encoder.encode_text([t]) for t in texts]), index)
+        yield f"text, {OWN_SETTINGS}", _centred_texts(pipe, labels, texts, index)
+        for variant in variants:
+            if variant.name != RAW:
+                own = build(variant, pipe, fit_prior)
+                yield f"text, {variant.name}", _centred_texts(own, labels, texts, index)
+        splits: list[Split] = ["validation", "dev"] if context.options.prepared else ["validation"]
+        for split in splits:
+            clips = list(read_clips(context.options.clips, context.labels(split)))
+            labels = [clip.label for clip in clips]
+            embeds = torch.cat([pipe.encoder.encode_image([clip.frame]) for clip in clips])
+            encoder = pipe.condition_encoder
+            yield f"image, {split}, raw", Lookup(labels, embeds, index)
+            own_embeds = encoder.centre(embeds, "image")
+            yield f"image, {split}, centred", Lookup(labels, own_embeds, centred(index, encoder))
 
-    # Texts: as they come, as the bundle has them, and on each rung.
-    every = read_phrases(setting.options.queries)
-    texts = [(label, text) for label, phrases in every.items() for text in phrases]
-    asked = [label for label, _ in texts]
-    look_up("text, raw", asked, torch.cat([pipe.encoder.encode_text([t]) for _, t in texts]), plain)
-    for name, own in [(AS_IT_IS, pipe), *((r.name, build(r, pipe, prior)) for r in rungs if r.name != RAW)]:
-        encoder = own.condition_encoder
-        embeds = encoder.centre(
-            torch.stack([own.encode_conditions([Prompt(t)], 1)[0].embedding for _, t in texts]).to(
-                encoder.device
-            ),
-            "text",
-        )
-        look_up(f"text, {name}", asked, embeds, centred(plain, encoder))
+    def measure(point: Lookup) -> dict[str, Any]:
+        found = neighbours(point.clips, point.embeds, k)
+        picks = draw_picks(point.labels, context.options.resamples)
+        share, queries = shares(found, point.labels), range(len(point.labels))
+        return {
+            "share": mean_figure(share, queries, picks),
+            "majority": mean_figure(majorities(found, point.labels), queries, picks),
+            "per_class": per_class(share, point.labels),
+            "queries": len(point.labels),
+        }
 
-    # Images.
-    splits: list[Split] = ["validation", "dev"] if setting.options.prepared else ["validation"]
-    for split in splits:
-        clips = list(read_clips(setting.options.clips, setting.labels(split)))
-        asked = [clip.label for clip in clips]
-        embeds = torch.cat([pipe.encoder.encode_image([clip.frame]) for clip in clips])
-        encoder = pipe.condition_encoder
-        look_up(f"image, {split}, raw", asked, embeds, plain)
-        look_up(f"image, {split}, centred", asked, encoder.centre(embeds, "image"), centred(plain, encoder))
-    return setting.write("ceiling", {"bundle": str(bundle), "k": k}, results, _table(results, k))
+    table = lambda results: _table(results, k)  # noqa: E731
+    return run(context, Study("ceiling", points(), measure, dict, table, {"bundle": str(bundle), "k": k}))
 
 
-def _row(found: np.ndarray, asked: Sequence[str], resamples: int) -> dict[str, Any]:
-    picks, every = draw_picks(asked, resamples), range(len(asked))
-    return {
-        "share": mean_figure(shares(found, asked), every, picks),
-        "majority": mean_figure(majorities(found, asked), every, picks),
-        "per_class": per_class(shares(found, asked), asked),
-        "queries": len(asked),
-    }
+def _centred_texts(
+    pipe: ClipSynthPipeline, labels: Sequence[str], texts: Sequence[str], index: Index
+) -> Lookup:
+    encoder = pipe.condition_encoder
+    embeds = torch.stack([pipe.encode_conditions([Prompt(text)], 1)[0].embedding for text in texts])
+    return Lookup(labels, encoder.centre(embeds.to(encoder.device), "text"), centred(index, encoder))
 
 
 def _table(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
-    def of(row: Mapping[str, Any], name: str) -> Figure:
-        figure: Figure = row[name]
-        return figure
-
     head = ["Query, space", f"share of {k}", f"most of {k}", "N"]
     rows = [
-        [name, cell(of(row, "share"), percent), cell(of(row, "majority"), percent), str(row["queries"])]
+        [name, cell(row["share"], percent), cell(row["majority"], percent), str(row["queries"])]
         for name, row in results.items()
     ]
-    classes = sorted({label for row in results.values() for label in row["per_class"]})
+    shares_of = [row["per_class"] for row in results.values()]
     by_class = [
-        [
-            label,
-            *(
-                percent(row["per_class"][label]) if label in row["per_class"] else "–"
-                for row in results.values()
-            ),
-        ]
-        for label in classes
+        [label, *(percent(share[label]) if label in share else "–" for share in shares_of)]
+        for label in sorted({label for share in shares_of for label in share})
     ]
     notes = [
-        f"Of the {k} training images nearest to a query by cosine: the mean share that is of its class, and how often most are. raw: embeddings as the encoder gives them; "
-        "the others: each kind less its mean, texts as the named rung of `clipsynth study ladder` moves them. In brackets: 95 % of resamples of queries within classes.",
+        f"The {k} training images nearest to a query by cosine: the mean share that is of its class, and how "
+        "often its class is the commonest. raw: embeddings as the encoder returns them; the others: less the "
+        "mean of their kind, texts in the named variant of `clipsynth study ladder`. In brackets: 95 % of "
+        "resamples of queries within classes.",
         "",
         f"The share of {k}, by class:",
         "",
     ]
-    return table(head, rows, [*notes, table(["Class", *results], by_class, [])])
+    return markdown_table(head, rows, [*notes, markdown_table(["Class", *results], by_class, [])])

@@ -1,11 +1,12 @@
-"""The ladder of remedies against the text gap, each a setting of one bundle at request time: what is each worth, alone and together?
+"""The effect of each remedy against the text gap, switched on alone in one bundle at request time.
 
-The bottom rung is a text that is given as if it were an image. Remedies of training (noise on embeddings, texts from a list of phrases) are bundles of their own, compared by `also`.
+The first row is a text that the bundle treats as if it were an image. Remedies that need training (noise on
+embeddings, pseudo-texts) are bundles of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import yaml
 
 from evaluation.metrics.bootstrap import Figure
 from evaluation.metrics.text_gap import gap_closed, text_gap
-from evaluation.report.table import cell, percent
-from evaluation.studies.setting import AGREEMENT, FAD, SECONDS, Setting, table
-from evaluation.studies.variants import changed, with_condition_encoder
+from evaluation.run.rows import Entry
+from evaluation.studies.context import CLASS_ACCURACY, FAD, SECONDS, TEXT_AND_IMAGE, StudyContext
+from evaluation.studies.study import Study, markdown_table, metric_cell, metric_title, run
+from evaluation.studies.variants import with_condition_encoder, with_settings
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.networks.condition_encoder import ConditionEncoder
 from models.pipeline import ClipSynthPipeline
 
 RAW = "raw text"
+IMAGES = "images"
 BARE = {
     "text_templates": False,
     "anchor_share": 0.0,
@@ -31,12 +34,18 @@ BARE = {
     "bank_share": 0.0,
     "prior_share": 0.0,
 }
-Prior = Callable[[ClipSynthPipeline], ConditionEncoder]
+FitPrior = Callable[[ClipSynthPipeline], ConditionEncoder]
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A remedy: settings of the condition encoder over `BARE`, and whether the prior is fitted first. `bundle`: another one in which it was trained."""
+class TextVariant:
+    """One way to condition on texts.
+
+    Attributes:
+        settings: settings of the condition encoder; they replace those of `BARE`.
+        prior: whether a prior is fitted first.
+        bundle: another bundle, used with its own settings.
+    """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -44,34 +53,35 @@ class Rung:
     bundle: Path | None = None
 
 
-def rungs(
+def text_variants(
     sigmas: Sequence[float], banks: Sequence[tuple[float, float]], *, prior: bool = False
-) -> list[Rung]:
-    """Return the ladder, bottom first: what each remedy does alone, from `centred` on upon centred embeddings.
+) -> list[TextVariant]:
+    """Return the remedies, each alone; those after "centred" work on centred embeddings.
 
     Args:
-        sigmas: noise levels told to the network. banks: (share, tau) of the projection on images.
+        sigmas: noise levels given to the network.
+        banks: (share, tau) of the projection on training images.
+        prior: whether the fitted prior is among them.
     """
-    own = {"text_centring": "own"}
+    image, own = {"text_centring": "image"}, {"text_centring": "own"}
     found = [
-        Rung(RAW, {"text_centring": "image"}),
-        Rung("templates", {"text_centring": "image", "text_templates": True}),
-        Rung("anchors", {"text_centring": "image", "anchor_share": 1.0}),
-        Rung("mean shift", {"text_centring": "shift"}),
-        Rung("centred", own),
-        *(Rung(f"sigma {s:g}", own | {"text_sigma": s}) for s in sigmas),
-        *(
-            Rung(f"bank {share:g}, tau {tau:g}", own | {"bank_share": share, "bank_tau": tau})
-            for share, tau in banks
-        ),
+        TextVariant(RAW, image),
+        TextVariant("templates", image | {"text_templates": True}),
+        TextVariant("anchors", image | {"anchor_share": 1.0}),
+        TextVariant("mean shift", {"text_centring": "shift"}),
+        TextVariant("centred", own),
     ]
+    found += [TextVariant(f"sigma {s:g}", own | {"text_sigma": s}) for s in sigmas]
+    for share, tau in banks:
+        settings = own | {"bank_share": share, "bank_tau": tau}
+        found.append(TextVariant(f"bank {share:g}, tau {tau:g}", settings))
     if prior:
-        found.append(Rung("prior", own | {"prior_share": 1.0}, prior=True))
+        found.append(TextVariant("prior", own | {"prior_share": 1.0}, prior=True))
     return found
 
 
-def parse_rung(spec: str) -> Rung:
-    """Return the rung of "NAME=setting=value&setting=value", YAML values; "prior" alone is a setting too.
+def parse_variant(spec: str) -> TextVariant:
+    """Return the variant of "NAME=setting=value&setting=value" with YAML values; "prior" needs no value.
 
     Raises:
         ValueError: not of that form.
@@ -87,11 +97,11 @@ def parse_rung(spec: str) -> Rung:
             settings[key] = yaml.safe_load(value)
         else:
             raise ValueError(f"{spec!r} is not of the form NAME=setting=value&setting=value")
-    return Rung(name, settings, prior)
+    return TextVariant(name, settings, prior)
 
 
-def also(spec: str) -> Rung:
-    """Return the rung of "NAME=BUNDLE", a bundle as it is.
+def parse_bundle(spec: str) -> TextVariant:
+    """Return the variant of "NAME=BUNDLE", a bundle with its own settings.
 
     Raises:
         ValueError: not of that form.
@@ -99,101 +109,96 @@ def also(spec: str) -> Rung:
     name, _, folder = spec.partition("=")
     if not (name and folder):
         raise ValueError(f"{spec!r} is not of the form NAME=BUNDLE")
-    return Rung(name, bundle=Path(folder))
+    return TextVariant(name, bundle=Path(folder))
 
 
-def build(rung: Rung, pipe: ClipSynthPipeline, prior: Prior | None) -> ClipSynthPipeline:
-    """Return the pipeline of a rung.
+def build(variant: TextVariant, pipe: ClipSynthPipeline, fit_prior: FitPrior | None) -> ClipSynthPipeline:
+    """Return the pipeline of a variant.
 
     Raises:
-        ValueError: a setting that there is not, or a prior that nothing fits.
+        ValueError: a setting does not exist, or the variant needs a prior and `fit_prior` is None.
     """
-    if rung.bundle is not None:
-        return load_pipeline(str(rung.bundle))
-    if rung.prior:
-        if prior is None:
-            raise ValueError(f"{rung.name}: nothing here fits a prior")
-        pipe = with_condition_encoder(pipe, prior(pipe))
-    return changed(pipe, BARE | dict(rung.settings))
+    if variant.bundle is not None:
+        return load_pipeline(str(variant.bundle))
+    if variant.prior:
+        if fit_prior is None:
+            raise ValueError(f"{variant.name}: a prior needs --prepared FOLDER to be fitted")
+        pipe = with_condition_encoder(pipe, fit_prior(pipe))
+    return with_settings(pipe, BARE | dict(variant.settings))
 
 
 def ladder(
-    setting: Setting,
+    context: StudyContext,
     bundle: Path,
-    wanted: Sequence[Rung],
+    variants: Sequence[TextVariant],
     *,
-    prior: Prior | None = None,
+    fit_prior: FitPrior | None = None,
     steps: int | None = None,
 ) -> str:
-    """Write and return the table: for each rung agreement and FAD of texts, against those of images, and how much of the raw gap is closed.
+    """Write and return the table: class accuracy and FAD of texts and of images, and the gap closed.
 
     Args:
-        wanted: the rungs; the first one's gap is what the others close.
-        prior: fits a prior to a pipeline's images and returns its condition encoder with it.
+        variants: the others close the gap of the first one.
+        fit_prior: fits a prior to a pipeline's images and returns the condition encoder with the prior.
 
     Raises:
-        ValueError: two rungs of one name, or one that cannot be built.
+        ValueError: two variants of one name, or a variant that cannot be built.
     """
-    names = [rung.name for rung in wanted]
-    if not wanted or len(set(names)) < len(names):
-        raise ValueError(f"rungs need names of their own, got {', '.join(names) or 'none'}")
+    names = [variant.name for variant in variants]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"variants need different names, got {', '.join(names) or 'none'}")
     pipe = load_pipeline(str(bundle))
-    as_images = setting.figures(Bundle("pictures", pipe, steps=steps), "image")
-    rows: dict[str, dict[str, Any]] = {}
-    for rung in wanted:
-        own = build(rung, pipe, prior)
-        text = setting.figures(Bundle(rung.name, own, steps=steps), "text")
-        image = (
-            as_images
-            if rung.bundle is None
-            else setting.figures(Bundle(rung.name, own, steps=steps), "image")
-        )
-        rows[rung.name] = {"settings": dict(rung.settings), "text": text, "image": image}
-        rows[rung.name] |= _gaps(rows[rung.name], rows[names[0]])
-    return setting.write(
-        "ladder",
-        {"bundle": str(bundle), "version": pipe.manifest.version, "steps": steps},
-        rows,
-        _table(setting, rows),
-    )
+
+    def points() -> Iterator[tuple[tuple[str, str], Entry]]:
+        yield (IMAGES, "image"), context.entry(Bundle(IMAGES, pipe, steps=steps), "image")
+        for variant in variants:
+            system = Bundle(variant.name, build(variant, pipe, fit_prior), steps=steps)
+            yield (variant.name, "text"), context.entry(system, "text")
+            if variant.bundle is not None:
+                yield (variant.name, "image"), context.entry(system, "image")
+
+    def summarise(measured: Mapping[tuple[str, str], dict[str, Figure]]) -> dict[str, dict[str, Any]]:
+        images = measured[IMAGES, "image"]
+        rows: dict[str, dict[str, Any]] = {}
+        for variant in variants:
+            text, image = measured[variant.name, "text"], measured.get((variant.name, "image"), images)
+            rows[variant.name] = {"settings": dict(variant.settings), "text": text, "image": image}
+            rows[variant.name] |= _gaps(rows[variant.name], rows[names[0]])
+        return rows
+
+    settings = {"bundle": str(bundle), "version": pipe.manifest.version, "steps": steps}
+    table = lambda rows: _table(context, rows)  # noqa: E731
+    return run(context, Study("ladder", points(), context.figures, summarise, table, settings))
 
 
-def _gaps(row: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
-    """Return text - image by metric, and per cent closed of the bottom rung's gap where that has one."""
-    gaps = {metric: text_gap(row["text"][metric], row["image"][metric]) for metric in (AGREEMENT, FAD)}
-    bottom = {metric: text_gap(raw["text"][metric], raw["image"][metric]) for metric in gaps}
-    closed = {m: gap_closed(gaps[m], bottom[m]) for m in gaps if row is not raw and bottom[m].value != 0}
-    return {"gap": gaps, "closed": closed}
+def _gaps(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
+    """Return text - image by metric, and the per cent of the first row's gap that are closed."""
+    metrics = (CLASS_ACCURACY, FAD)
+    gap, raw = ({m: text_gap(r["text"][m], r["image"][m]) for m in metrics} for r in (row, first))
+    closed = {m: gap_closed(gap[m], raw[m]) for m in metrics if row is not first and raw[m].value != 0}
+    return {"gap": gap, "closed": closed}
 
 
-def _table(setting: Setting, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    head = [
-        "Rung",
-        "agreement, text ↑",
-        "agreement, image ↑",
-        "gap closed",
-        "FAD, text ↓",
-        "FAD, image ↓",
-        "gap closed",
-        "s per sound",
-    ]
-    lines = []
-    for name, row in rows.items():
-        line = [name]
-        for metric, write in ((AGREEMENT, percent), (FAD, None)):
-            shown = [cell(row[kind][metric], *([write] if write else [])) for kind in ("text", "image")]
-            line += [*shown, _closed(row["closed"].get(metric))]
-        lines.append([*line, cell(row["text"].get(SECONDS))])
+def _table(context: StudyContext, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    head, lines = ["Variant"], [[name] for name in rows]
+    for metric in (CLASS_ACCURACY, FAD):
+        head += [*(metric_title(metric, kind) for kind in TEXT_AND_IMAGE), "gap closed"]
+        for line, row in zip(lines, rows.values(), strict=True):
+            line += [*(metric_cell(row[kind], metric) for kind in TEXT_AND_IMAGE), _closed(row, metric)]
+    for line, row in zip(lines, rows.values(), strict=True):
+        line.append(metric_cell(row["text"], SECONDS))
     notes = [
-        setting.note(),
-        "Each remedy alone, over a text that is given as if it were an image (the first row); from `centred` on upon embeddings less their kind's mean. "
-        "The phrases asked are those of the queries; gap closed: 100 (1 - gap / the first row's), a dash where the first row's gap may be none.",
+        context.note(),
+        "Each remedy alone. First row: a text that is treated as an image. From `centred` on: embeddings "
+        "less the mean of their kind. Gap closed: 100 (1 - gap / the first row's gap); a dash if the "
+        "interval of the first row's gap contains 0.",
     ]
-    return table(head, lines, notes)
+    return markdown_table([*head, "s per sound"], lines, notes)
 
 
-def _closed(figure: Figure | None) -> str:
-    """Return per cent with their interval; a dash where the first row's own gap may be none."""
+def _closed(row: Mapping[str, Any], metric: str) -> str:
+    """Return the per cent closed with their interval; a dash if the first row may have no gap."""
+    figure = row["closed"].get(metric)
     if figure is None or not np.isfinite([figure.low, figure.high]).all():
         return "–"
     return f"{figure.value:.0f} % ({figure.low:.0f}–{figure.high:.0f})"

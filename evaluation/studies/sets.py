@@ -1,8 +1,8 @@
-"""Two sounds at once: are both heard that a set of two was to bring? By composition, and for the naive text "A and B"."""
+"""Two sounds at once: does the judge find both classes? For each composition, and for the text "A and B"."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +17,9 @@ from evaluation.interfaces import Query, QueryKind
 from evaluation.metrics.bootstrap import Figure, difference, mean_figure
 from evaluation.plan import Sample
 from evaluation.report.table import cell, percent
-from evaluation.studies.setting import Setting, table
+from evaluation.run.rows import Entry
+from evaluation.studies.context import StudyContext
+from evaluation.studies.study import Study, markdown_table, run
 from evaluation.systems.bundle import load_pipeline
 from models.audio.level import level
 from models.conditioning.prompts import Composition, Prompt
@@ -25,11 +27,12 @@ from models.pipeline import ClipSynthPipeline
 from models.sampler import advance
 
 NAIVE = "naive"  # one text "A and B"
+TWO_TEXTS, IMAGE_AND_TEXT = "two texts", "image and text"
 
 
 @dataclass(frozen=True)
 class PairQuery(Query):
-    """Two classes, a validation or dev clip of each; `first` and `second` are what is asked for of them, in words or an image."""
+    """Two classes and a clip of each. `first` and `second` ask for them: a text, or the clip's image."""
 
     first: str | LabelledClip = ""
     second: str | LabelledClip = ""
@@ -37,7 +40,7 @@ class PairQuery(Query):
 
 
 class PairSystem:
-    """A bundle asked for two things, by a composition or naively."""
+    """A bundle that answers a query for two sounds, by a composition or naively."""
 
     kinds: frozenset[QueryKind] = frozenset({"text"})
     deterministic, generative, unlabeled, training_query = False, True, True, "image"
@@ -76,7 +79,7 @@ class PairSystem:
 
 
 class MixedRecordings:
-    """The clips' own sounds, each at the same level, added: what the judge hears where both are certainly there."""
+    """The clips' own sounds at the same level, added: the judge's recall if both are certainly present."""
 
     name, version = "real sounds, mixed", "1"
     kinds: frozenset[QueryKind] = frozenset({"text"})
@@ -93,104 +96,103 @@ class MixedRecordings:
         return level(np.asarray(mixed, np.float32))[0]
 
 
-def pairs(setting: Setting, count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Return `count` pairs of different classes, drawn without replacement; all where there are no more."""
-    every = list(combinations(sorted({clip.label for clip in setting.plan.clips}), 2))
+def class_pairs(context: StudyContext, count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Return `count` random pairs of different classes, no pair twice; all pairs if there are fewer."""
+    every = list(combinations(sorted({clip.label for clip in context.plan.clips}), 2))
     order = np.random.default_rng(seed).permutation(len(every))[:count]
     return [every[i] for i in sorted(order)]
 
 
-def pair_samples(setting: Setting, wanted: Sequence[tuple[str, str]], *, image: bool) -> list[Sample]:
-    """Return samples of all pairs, seed by seed; with `image` the first of each is asked for by an image."""
-    plan = setting.plan
+def pair_samples(
+    context: StudyContext, pairs: Sequence[tuple[str, str]], *, with_image: bool
+) -> list[Sample]:
+    """Return samples of all pairs, seed by seed; `with_image` asks for the first of each by an image."""
+    plan = context.plan
     found = []
     for turn in range(plan.seeds):
-        for n, labels in enumerate(wanted):
-            clips = tuple(_turn([c for c in plan.clips if c.label == label], n + turn) for label in labels)
-            texts = [_turn(plan.phrases[label], turn) for label in labels]
-            first = clips[0] if image else texts[0]
-            asked = f"{clips[0].file if image else texts[0]} + {texts[1]}"
-            query = PairQuery(
-                "+".join(labels),
-                "+".join(c.file for c in clips),
-                asked,
-                None,
-                plan.duration_s,
-                first,
-                texts[1],
-                clips,
-            )
-            found.append(Sample(query, plan.first_seed + turn * len(wanted) + n, turn))
+        for n, labels in enumerate(pairs):
+            clips = tuple(_nth([c for c in plan.clips if c.label == label], n + turn) for label in labels)
+            texts = [_nth(plan.phrases[label], turn) for label in labels]
+            first = clips[0] if with_image else texts[0]
+            prompt = f"{clips[0].file if with_image else texts[0]} + {texts[1]}"
+            label, files = "+".join(labels), "+".join(c.file for c in clips)
+            query = PairQuery(label, files, prompt, None, plan.duration_s, first, texts[1], clips)
+            found.append(Sample(query, plan.first_seed + turn * len(pairs) + n, turn))
     return found
 
 
-def _turn(items: Sequence[Any], n: int) -> Any:
+def _nth(items: Sequence[Any], n: int) -> Any:
     return items[n % len(items)]
 
 
-def recall(probabilities: np.ndarray, labels: Sequence[str], asked: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Return (N,): the share, 0, 0.5 or 1, of the two classes asked for that are the judge's two most probable of (N, C)."""
+def recall(probabilities: np.ndarray, labels: Sequence[str], pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Return (N,): the share of a pair's classes among the judge's two most probable of (N, C)."""
     top = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
-    return np.array(
-        [len({labels[i] for i in row} & set(pair)) / 2 for row, pair in zip(top, asked, strict=True)]
-    )
+    found = [len({labels[i] for i in row} & set(pair)) / 2 for row, pair in zip(top, pairs, strict=True)]
+    return np.array(found)
 
 
-def sets(setting: Setting, bundle: Path, *, count: int = 40, steps: int | None = None) -> str:
-    """Write and return the table: for each composition how often the judge's two most probable classes are those asked for.
+def sets(context: StudyContext, bundle: Path, *, count: int = 40, steps: int | None = None) -> str:
+    """Write and return the table: how often the judge finds both classes, for each composition.
 
     Args:
-        count: pairs of classes; each is asked for as often as the setting has seeds.
+        count: pairs of classes; each is asked for once per seed.
 
     Raises:
-        ValueError: fewer than two classes, or a bundle that cannot be used.
+        ValueError: fewer than two classes, or the bundle cannot be used.
     """
-    wanted = pairs(setting, count)
-    if not wanted:
+    pairs = class_pairs(context, count)
+    if not pairs:
         raise ValueError("pairs need at least two classes")
     pipe = load_pipeline(str(bundle))
-    compositions = [*get_args(Composition)]
-    results: dict[str, Any] = {}
-    texts, pictured = (pair_samples(setting, wanted, image=p) for p in (False, True))
-    for asked, samples, modes in (
-        ("two texts", texts, [*compositions, NAIVE]),
-        ("image and text", pictured, compositions),
-    ):
-        found = {m: _figures(setting, PairSystem(m, pipe, m, steps), samples, wanted) for m in modes}
-        for mode in modes:
-            over = {"over mix": difference(found[mode]["recall"], found["mix"]["recall"])}
-            results[f"{asked}, {mode}"] = found[mode] | (over if mode != "mix" else {})
-    results[MixedRecordings.name] = _figures(setting, MixedRecordings(), texts, wanted)
-    return setting.write(
-        "sets",
-        {"bundle": str(bundle), "version": pipe.manifest.version, "pairs": wanted},
-        results,
-        _table(setting, results, len(wanted)),
-    )
+    texts, with_image = (pair_samples(context, pairs, with_image=i) for i in (False, True))
+
+    def points() -> Iterator[tuple[str, Entry]]:
+        compositions = get_args(Composition)
+        for mode in (*compositions, NAIVE):
+            yield f"{TWO_TEXTS}, {mode}", context.entry_for(PairSystem(mode, pipe, mode, steps), texts)
+        for mode in compositions:
+            yield (
+                f"{IMAGE_AND_TEXT}, {mode}",
+                context.entry_for(PairSystem(mode, pipe, mode, steps), with_image),
+            )
+        yield MixedRecordings.name, context.entry_for(MixedRecordings(), texts)
+
+    def measure(entry: Entry) -> dict[str, Figure]:
+        """Return recall and the share of sounds with both classes, with intervals over pairs."""
+        probabilities = entry.judged_features.probabilities(context.judge)
+        pair_of = [n % len(pairs) for n in range(len(entry.judged))]
+        found = recall(probabilities, context.judge.labels, [pairs[n] for n in pair_of])
+        size = (context.options.resamples, len(pairs))
+        picks = np.random.default_rng(0).integers(len(pairs), size=size)
+        return {"recall": mean_figure(found, pair_of, picks), "both": mean_figure(found == 1, pair_of, picks)}
+
+    settings = {"bundle": str(bundle), "version": pipe.manifest.version, "pairs": pairs}
+    table = lambda results: _table(context, results, len(pairs))  # noqa: E731
+    return run(context, Study("sets", points(), measure, _with_differences, table, settings))
 
 
-def _figures(
-    setting: Setting,
-    system: PairSystem | MixedRecordings,
-    samples: Sequence[Sample],
-    wanted: Sequence[tuple[str, str]],
-) -> dict[str, Figure]:
-    """Return recall and how often both are found, with intervals over pairs."""
-    _, heard = setting.heard(system, samples)
-    pair_of = [n % len(wanted) for n in range(len(samples))]
-    found = recall(heard, setting.judge.labels, [wanted[n] for n in pair_of])
-    picks = np.random.default_rng(0).integers(len(wanted), size=(setting.options.resamples, len(wanted)))
-    return {"recall": mean_figure(found, pair_of, picks), "both": mean_figure(found == 1, pair_of, picks)}
+def _with_differences(measured: Mapping[str, dict[str, Figure]]) -> dict[str, dict[str, Figure]]:
+    """Add to each composition the difference of its recall to that of "mix"."""
+    results = {}
+    for name, figures in measured.items():
+        asked, _, mode = name.partition(", ")
+        mix = measured.get(f"{asked}, mix")
+        over = {"over mix": difference(figures["recall"], mix["recall"])} if mix and mode != "mix" else {}
+        results[name] = figures | over
+    return results
 
 
-def _table(setting: Setting, results: dict[str, Any], count: int) -> str:
+def _table(context: StudyContext, results: Mapping[str, Mapping[str, Figure]], count: int) -> str:
     rows = [
-        [name, cell(row["recall"], percent), cell(row.get("over mix"), percent), cell(row["both"], percent)]
+        [name, *(cell(row.get(figure), percent) for figure in ("recall", "over mix", "both"))]
         for name, row in results.items()
     ]
-    classes = len(setting.judge.labels)
+    chance = 200 / len(context.judge.labels)
     notes = [
-        f"{count} pairs of classes, {setting.plan.seeds} sounds of each, first seed {setting.plan.first_seed}. recall: the share of the two classes asked for that are among the judge's two most probable "
-        f"(chance {200 / classes:.1f} %); the judge was trained on single sounds, so the last row is what it hears in true mixes. In brackets: 95 % of {setting.options.resamples} bootstrap resamples of pairs.",
+        f"{count} pairs of classes, {context.plan.seeds} sounds of each, first seed "
+        f"{context.plan.first_seed}. recall: the share of the two classes among the judge's two most probable (chance "
+        f"{chance:.1f} %). The judge was trained on single sounds; the last row is real mixes. "
+        f"In brackets: 95 % of {context.options.resamples} bootstrap resamples of pairs."
     ]
-    return table(["Asked for by", "recall ↑", "recall − mix", "both found ↑"], rows, notes)
+    return markdown_table(["Query", "recall ↑", "recall − mix", "both found ↑"], rows, notes)

@@ -1,50 +1,66 @@
-"""The step-quality curve: how good sounds are after few steps, against many."""
+"""Quality against the number of sampling steps, and the fewest steps that are good enough."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from evaluation.interfaces import QueryKind
 from evaluation.metrics.bootstrap import Figure
-from evaluation.report.table import cell, percent
-from evaluation.studies.setting import AGREEMENT, FAD, KAD, SECONDS, Setting, table
+from evaluation.run.rows import Entry
+from evaluation.studies.context import CLASS_ACCURACY, FAD, KAD, SECONDS, TEXT_AND_IMAGE, StudyContext
+from evaluation.studies.study import Study, markdown_table, metric_cell, metric_title, run
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.schedule import time_at
 
 STEPS = (4, 6, 8, 10, 12, 16, 25, 50, 100)
 TOLERANCE = 0.05
-ASKED: tuple[QueryKind, ...] = ("text", "image")
+SHOWN = (FAD, KAD, CLASS_ACCURACY)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One choice of guidance scale, guidance interval, share of rescaling and time shift."""
+
+    guidance: float
+    interval: tuple[float, float]
+    rescale: float
+    shift: float
 
 
 def row_forwards(
-    steps: int, guidance: float, interval: tuple[float, float], shift: float = 1.0, *, told: bool = False
+    steps: int, guidance: float, interval: tuple[float, float], shift: float = 1.0, *, distilled: bool = False
 ) -> int:
-    """Return how often the network sees one sound: once a step, twice where guidance is on and the network not told of it."""
+    """Return how often the network runs for one sound.
+
+    Once a step, and twice in the steps with guidance, unless guidance is distilled into the network.
+    """
     low, high = interval
     times = [time_at(n / steps, shift) for n in range(steps)]
-    return steps + (sum(low <= t < high for t in times) if guidance > 1 and not told else 0)
+    return steps + (sum(low <= t < high for t in times) if guidance > 1 and not distilled else 0)
 
 
-def as_good(few: Mapping[str, Figure], many: Mapping[str, Figure]) -> bool:
-    """Return whether FAD is at most 5 % above and agreement at most 5 % below that of many steps."""
+def good_enough(few: Mapping[str, Figure], many: Mapping[str, Figure]) -> bool:
+    """Return whether FAD is at most 5 % above, and class accuracy at most 5 % below, that of many steps."""
     return (
         few[FAD].value <= (1 + TOLERANCE) * many[FAD].value
-        and few[AGREEMENT].value >= (1 - TOLERANCE) * many[AGREEMENT].value
+        and few[CLASS_ACCURACY].value >= (1 - TOLERANCE) * many[CLASS_ACCURACY].value
     )
 
 
 def fewest(by_steps: Mapping[int, Mapping[str, Mapping[str, Figure]]]) -> int:
-    """Return the fewest steps of {steps: {kind: figures}} that are as good as the most for every kind of query."""
+    """Return the fewest steps of {steps: {kind: figures}} that are good enough for every kind of query."""
     most = by_steps[max(by_steps)]
-    return min(n for n, found in by_steps.items() if all(as_good(found[kind], most[kind]) for kind in most))
+    return min(
+        n for n, found in by_steps.items() if all(good_enough(found[kind], most[kind]) for kind in most)
+    )
 
 
 def steps(
-    setting: Setting,
+    context: StudyContext,
     bundle: Path,
     counts: Sequence[int] = STEPS,
     *,
@@ -53,60 +69,75 @@ def steps(
     rescales: Sequence[float] = (),
     shifts: Sequence[float] = (),
 ) -> str:
-    """Write and return the table: a row for each number of steps, guidance scale, interval of guidance, share of rescaling and time shift; the bundle's where none is given.
+    """Write and return the table: a row for each schedule and number of steps.
+
+    The schedules are all combinations of the given values; the bundle's own value where none is given.
 
     Raises:
-        ValueError: no numbers of steps, or a bundle that cannot be used.
+        ValueError: no number of steps is given, or the bundle cannot be used.
     """
     if not counts:
         raise ValueError("at least one number of steps is needed")
     pipe = load_pipeline(str(bundle))
     m = pipe.manifest
-    rows: list[dict[str, Any]] = []
-    verdicts = []
-    for guidance, interval, rescale, shift in product(
+    values = (
         guidances or [m.guidance_scale],
         intervals or [m.guidance_interval],
         rescales or [0.0],
         shifts or [m.time_shift],
-    ):
-        told = rescale == 0 and pipe.condition_encoder.takes_guidance(guidance, interval)
-        by_steps: dict[int, dict[str, dict[str, Figure]]] = {}
-        for n in sorted(set(counts)):
-            scheduled = with_manifest(pipe, guidance_interval=interval, time_shift=shift)
-            system = Bundle(f"{n} steps", scheduled, steps=n, guidance=guidance, rescale=rescale)
-            by_steps[n] = {kind: setting.figures(system, kind) for kind in ASKED}
-            rows.append(
-                {"steps": n, "guidance": guidance, "interval": interval, "rescale": rescale, **by_steps[n]}
-                | {"shift": shift, "row_forwards": row_forwards(n, guidance, interval, shift, told=told)}
-            )
-        verdicts.append(
-            f"Guidance {guidance:g} in {interval[0]:g}–{interval[1]:g}, rescaled by {rescale:g}, shift {shift:g}: {fewest(by_steps)} steps are the fewest with FAD and agreement within "
-            f"{100 * TOLERANCE:g} % of {max(by_steps)} steps, for texts and images."
-        )
-    return setting.write(
-        "steps",
-        {"bundle": str(bundle), "version": m.version, "verdicts": verdicts},
-        rows,
-        _table(setting, rows, verdicts),
     )
+    grid = [(Schedule(*choice), n) for choice in product(*values) for n in sorted(set(counts))]
 
+    def points() -> Iterator[tuple[tuple[Schedule, int, str], Entry]]:
+        for s, n in grid:
+            own = with_manifest(pipe, guidance_interval=s.interval, time_shift=s.shift)
+            system = Bundle(f"{n} steps", own, steps=n, guidance=s.guidance, rescale=s.rescale)
+            for kind in TEXT_AND_IMAGE:
+                yield (s, n, kind), context.entry(system, kind)
 
-def _table(setting: Setting, rows: Sequence[Mapping[str, Any]], verdicts: Sequence[str]) -> str:
-    figures = (("FAD ↓", FAD, None), ("KAD ↓", KAD, None), ("agreement ↑", AGREEMENT, percent))
-    titles = [f"{title.split()[0]}, {kind} {title.split()[1]}" for title, _, _ in figures for kind in ASKED]
-    lines = [
-        [
-            f"{row['steps']}, {row['guidance']:g}, {row['interval'][0]:g}–{row['interval'][1]:g}, {row['rescale']:g}, {row['shift']:g}",
-            *(
-                cell(row[kind][name], *([write] if write else []))
-                for _, name, write in figures
-                for kind in ASKED
-            ),
-            cell(row["image"].get(SECONDS)),
-            str(row["row_forwards"]),
+    def forwards(s: Schedule, n: int) -> int:
+        distilled = s.rescale == 0 and pipe.condition_encoder.takes_guidance(s.guidance, s.interval)
+        return row_forwards(n, s.guidance, s.interval, s.shift, distilled=distilled)
+
+    def summarise(measured: Mapping[tuple[Schedule, int, str], Any]) -> list[dict[str, Any]]:
+        return [
+            {"steps": n, **vars(s), "row_forwards": forwards(s, n)}
+            | {kind: measured[s, n, kind] for kind in TEXT_AND_IMAGE}
+            for s, n in grid
         ]
-        for row in rows
-    ]
+
+    settings = {"bundle": str(bundle), "version": m.version}
+    table = lambda rows: _table(context, rows)  # noqa: E731
+    return run(context, Study("steps", points(), context.figures, summarise, table, settings, _verdicts))
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each schedule: its fewest steps that are good enough."""
+    sentences = []
+    for schedule, group in groupby(rows, _schedule):
+        by_steps = {row["steps"]: {str(kind): row[kind] for kind in TEXT_AND_IMAGE} for row in group}
+        low, high = schedule.interval
+        sentences.append(
+            f"Guidance {schedule.guidance:g} in {low:g}–{high:g}, rescaled by {schedule.rescale:g}, shift "
+            f"{schedule.shift:g}: {fewest(by_steps)} steps are the fewest with FAD and class accuracy "
+            f"within {100 * TOLERANCE:g} % of {max(by_steps)} steps, for texts and images."
+        )
+    return sentences
+
+
+def _schedule(row: Mapping[str, Any]) -> Schedule:
+    return Schedule(row["guidance"], row["interval"], row["rescale"], row["shift"])
+
+
+def _table(context: StudyContext, rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = [(metric, kind) for metric in SHOWN for kind in TEXT_AND_IMAGE]
+    titles = [metric_title(metric, kind) for metric, kind in columns]
+    lines = []
+    for row in rows:
+        s = _schedule(row)
+        low, high = s.interval
+        name = f"{row['steps']}, {s.guidance:g}, {low:g}–{high:g}, {s.rescale:g}, {s.shift:g}"
+        cells = [metric_cell(row[kind], metric) for metric, kind in columns]
+        lines.append([name, *cells, metric_cell(row["image"], SECONDS), str(row["row_forwards"])])
     head = ["Steps, guidance, interval, rescale, shift", *titles, "s per sound", "row-forwards"]
-    return table(head, lines, [*verdicts, "", setting.note()])
+    return markdown_table(head, lines, [*_verdicts(rows), "", context.note()])

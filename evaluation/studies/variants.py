@@ -1,4 +1,4 @@
-"""One bundle with other settings, as systems of their own: nothing is trained, and nothing that it is made of is copied but the condition encoder."""
+"""One bundle with other settings, as a system of its own. Nothing is trained; the weights are shared."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from models.pipeline import ClipSynthPipeline
 
 
 def with_condition_encoder(pipe: ClipSynthPipeline, encoder: ConditionEncoder) -> ClipSynthPipeline:
-    """Return a pipeline of the same parts but for the condition encoder; its manifest's version is another where that differs."""
+    """Return the pipeline with another condition encoder, and another version if the encoders differ."""
     own = pipe.condition_encoder
     other = ClipSynthPipeline(pipe.encoder, encoder, pipe.denoiser, pipe.vocoder, pipe.mel)
     other.index, other.manifest = pipe.index, pipe.manifest
-    if _mark(own) != _mark(encoder):
-        other.manifest = replace(
-            pipe.manifest, sha256=pipe.manifest.sha256 | {"condition_encoder": _mark(encoder)}
-        )
+    if _fingerprint(own) != _fingerprint(encoder):
+        hashes = pipe.manifest.sha256 | {"condition_encoder": _fingerprint(encoder)}
+        other.manifest = replace(pipe.manifest, sha256=hashes)
     return other
 
 
-def changed(pipe: ClipSynthPipeline, settings: Mapping[str, Any]) -> ClipSynthPipeline:
+def with_settings(pipe: ClipSynthPipeline, settings: Mapping[str, Any]) -> ClipSynthPipeline:
     """Return the pipeline with other settings of its condition encoder.
 
     Raises:
-        ValueError: a setting that it does not have.
+        ValueError: the condition encoder has no such setting.
     """
     known = pipe.condition_encoder.config
     for name in settings:
@@ -38,13 +37,13 @@ def changed(pipe: ClipSynthPipeline, settings: Mapping[str, Any]) -> ClipSynthPi
 
 
 def with_manifest(pipe: ClipSynthPipeline, **changes: Any) -> ClipSynthPipeline:
-    """Return the pipeline with other values in its manifest, such as when there is guidance, or where the steps lie."""
+    """Return the pipeline with other values in its manifest, for example another guidance interval."""
     other = with_condition_encoder(pipe, pipe.condition_encoder)
     other.manifest = replace(pipe.manifest, **changes)
     return other
 
 
-def _mark(encoder: ConditionEncoder) -> str:
+def _fingerprint(encoder: ConditionEncoder) -> str:
     """Return a fingerprint of settings and weights."""
     weights = hashlib.sha256(
         b"".join(w.detach().cpu().float().numpy().tobytes() for w in encoder.state_dict().values())

@@ -26,12 +26,7 @@ class Retriever:
     deterministic, generative, unlabeled, training_query = True, False, True, "–"
 
     def __init__(
-        self,
-        name: str,
-        version: str,
-        encoder: JointEncoder,
-        index: Index,
-        audio: ClipAudio,
+        self, name: str, version: str, encoder: JointEncoder, index: Index, audio: ClipAudio
     ) -> None:
         self.name, self.version = name, version
         self.encoder, self.index, self.audio = encoder, index, audio

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from clipsynth.cli import app
 from evaluation.clips import LabelledClip, read_clips, read_labels
-from evaluation.embedders.judge import claim, get_classifier
+from evaluation.embedders.classifier import claim, get_classifier
 from evaluation.evaluate import EvaluateOptions, default_systems, evaluate, parse_kinds
 from evaluation.interfaces import SAMPLE_RATE
 from evaluation.plan import Plan
@@ -224,7 +224,7 @@ def test_a_plan_that_cannot_be_is_refused():
         (["ours"], "NAME=KIND:ARGUMENT"),
         (["a=b:c"], "NAME=KIND:ARGUMENT"),
         (["a=no.such:thing:x"], "cannot be imported"),
-        (["hum=tests.evaluation.test_evaluate:Tone:x"] * 2, "names of their own"),
+        (["hum=tests.evaluation.test_evaluate:Tone:x"] * 2, "different names"),
         ([], "at least one"),
     ],
 )

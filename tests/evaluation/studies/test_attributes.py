@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from evaluation.studies.attributes import AskedRow, findings, spearman
+from evaluation.studies.attributes import AttributeRow, findings, spearman
 
 pytestmark = pytest.mark.slow
 
@@ -11,7 +11,7 @@ LEVELS = (0.1, 0.5, 0.9)
 
 
 def row(measured, *, asked=0.5, query="0", attribute="pitch", heard="dog"):
-    return AskedRow(attribute, query, "dog", asked, measured, heard)
+    return AttributeRow(attribute, query, "dog", asked, measured, heard)
 
 
 def test_rank_correlation_is_that_of_scipy_and_0_where_nothing_varies():
@@ -29,7 +29,7 @@ def test_rank_counts_within_queries_alone():
     (found,) = findings(follows + against)
     assert found.rho.value == pytest.approx((1 + 1 + 1 - 1) / 4)
     assert found.rho.low < found.rho.value < found.rho.high
-    assert (found.sounds, found.lacking) == (12, 0)
+    assert (found.sounds, found.missing) == (12, 0)
 
 
 def test_sounds_without_the_attribute_are_left_out_and_counted():
@@ -37,7 +37,7 @@ def test_sounds_without_the_attribute_are_left_out_and_counted():
     rows += [row(None, asked=0.9), row(None, query="1"), row(1.0, query="1"), row(2.0, asked=0.9, query="1")]
     (found,) = findings(rows)
     assert found.rho.value == pytest.approx((1 + 0) / 2)
-    assert found.lacking == pytest.approx(2 / 7)
+    assert found.missing == pytest.approx(2 / 7)
 
 
 def test_leakage_is_the_loss_of_class_agreement_at_the_extremes():

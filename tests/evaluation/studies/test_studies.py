@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from clipsynth.cli import app
 from evaluation.metrics.bootstrap import Figure
 from evaluation.studies import ablation, attributes, ceiling, ladder, sets, steps
-from evaluation.studies.setting import AGREEMENT, DEV_SEED, FAD, SECONDS, Setting, StudyOptions
+from evaluation.studies.context import CLASS_ACCURACY, DEV_SEED, FAD, SECONDS, StudyContext, StudyOptions
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.networks.condition_encoder import ConditionEncoder
@@ -99,7 +99,7 @@ def options(folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setting(options):
-    return Setting(options)
+    return StudyContext(options)
 
 
 def results(setting, name):
@@ -110,11 +110,11 @@ def test_choices_are_made_on_held_out_clips_and_seeds_of_their_own(setting, opti
     assert [c.file for c in setting.plan.clips] == ["train/maroon.mp4", "train/navy.mp4"]
     assert min(s.seed for s in setting.plan.samples("text")) == DEV_SEED
     assert sorted(setting.training_labels()) == ["train/blue.mp4", "train/red.mp4"]
-    report = Setting(replace(options, split="validation"))
+    report = StudyContext(replace(options, split="validation"))
     assert [c.file for c in report.plan.clips] == ["orange.mp4", "cyan.mp4"]
     assert min(s.seed for s in report.plan.samples("text")) == 0
     with pytest.raises(ValueError, match="--prepared"):
-        _ = Setting(replace(options, prepared=None)).plan
+        _ = StudyContext(replace(options, prepared=None)).plan
 
 
 def test_shares_and_majorities():
@@ -124,10 +124,10 @@ def test_shares_and_majorities():
 
 
 def test_the_ceiling_of_each_kind_of_query(setting, bundle):
-    table = ceiling.ceiling(setting, bundle, 1, rungs=ladder.rungs([], [(1.0, 0.01)]))
+    table = ceiling.ceiling(setting, bundle, 1, variants=ladder.text_variants([], [(1.0, 0.01)]))
     found = results(setting, "ceiling")
     assert list(found) == [
-        "text, raw", "text, as the bundle has it", "text, templates", "text, anchors", "text, mean shift", "text, centred", "text, bank 1, tau 0.01",
+        "text, raw", "text, the bundle's settings", "text, templates", "text, anchors", "text, mean shift", "text, centred", "text, bank 1, tau 0.01",
         "image, validation, raw", "image, validation, centred", "image, dev, raw", "image, dev, centred",
     ]  # fmt: skip
     assert found["text, raw"]["queries"] == 3
@@ -141,13 +141,16 @@ def test_the_ceiling_of_each_kind_of_query(setting, bundle):
 @pytest.mark.parametrize("kind", ["bundle", "clip_bundle"])
 def test_every_rung_makes_sounds_of_its_own(kind, setting, request):
     place = request.getfixturevalue(kind)
-    wanted = [*ladder.rungs([1.0], [(1.0, 0.01)], prior=True), ladder.also(f"trained={place}")]
+    wanted = [
+        *ladder.text_variants([1.0], [(1.0, 0.01)], prior=True),
+        ladder.parse_bundle(f"trained={place}"),
+    ]
 
     def prior(pipe):
         torch.manual_seed(0)
         return pipe.condition_encoder.changed(prior_dim=4)
 
-    table = ladder.ladder(setting, place, wanted, prior=prior, steps=1)
+    table = ladder.ladder(setting, place, wanted, fit_prior=prior, steps=1)
     found = results(setting, "ladder")
     assert list(found) == [
         "raw text", "templates", "anchors", "mean shift", "centred", "sigma 1", "bank 1, tau 0.01", "prior", "trained",
@@ -163,8 +166,8 @@ def test_every_rung_makes_sounds_of_its_own(kind, setting, request):
 
 
 def test_a_study_makes_each_sound_once_and_says_the_same_again(setting, bundle, monkeypatch):
-    wanted = ladder.rungs([], [])[:1]
-    once = Setting(replace(setting.options, timed=0))
+    wanted = ladder.text_variants([], [])[:1]
+    once = StudyContext(replace(setting.options, timed=0))
     first = ladder.ladder(once, bundle, wanted, steps=1)
 
     made, synthesize = [], Bundle.synthesize
@@ -180,7 +183,7 @@ def test_a_study_makes_each_sound_once_and_says_the_same_again(setting, bundle, 
 
 
 def test_rungs_are_written_as_settings():
-    rung = ladder.parse_rung("stack=text_templates=true&bank_share=0.5&prior")
+    rung = ladder.parse_variant("stack=text_templates=true&bank_share=0.5&prior")
     assert rung.settings == {
         "text_centring": "own",
         "text_templates": True,
@@ -190,16 +193,16 @@ def test_rungs_are_written_as_settings():
     assert rung.prior
     for wrong in ("stack", "stack=bank_share", "=a=1"):
         with pytest.raises(ValueError, match="NAME=setting=value"):
-            ladder.parse_rung(wrong)
+            ladder.parse_variant(wrong)
 
 
 def test_rungs_that_cannot_be_are_refused(setting, bundle):
-    with pytest.raises(ValueError, match="names of their own"):
-        ladder.ladder(setting, bundle, [ladder.Rung("a"), ladder.Rung("a")])
+    with pytest.raises(ValueError, match="different names"):
+        ladder.ladder(setting, bundle, [ladder.TextVariant("a"), ladder.TextVariant("a")])
     with pytest.raises(ValueError, match="no setting 'volume'"):
-        ladder.ladder(setting, bundle, [ladder.Rung("a", {"volume": 1})], steps=1)
-    with pytest.raises(ValueError, match="nothing here fits a prior"):
-        ladder.ladder(setting, bundle, [ladder.Rung("a", prior=True)], steps=1)
+        ladder.ladder(setting, bundle, [ladder.TextVariant("a", {"volume": 1})], steps=1)
+    with pytest.raises(ValueError, match="needs --prepared"):
+        ladder.ladder(setting, bundle, [ladder.TextVariant("a", prior=True)], steps=1)
 
 
 def test_recall_counts_both_of_the_two_most_probable():
@@ -225,7 +228,7 @@ def test_two_sounds_by_every_composition(setting, bundle):
 
 
 def figures(fad, agreement):
-    return {FAD: Figure(fad, fad, fad, np.zeros(1)), AGREEMENT: Figure(agreement, 0, 1, np.zeros(1))}
+    return {FAD: Figure(fad, fad, fad, np.zeros(1)), CLASS_ACCURACY: Figure(agreement, 0, 1, np.zeros(1))}
 
 
 def test_the_fewest_steps_that_are_as_good_as_many():
@@ -242,7 +245,7 @@ def test_row_forwards_count_guidance_where_it_is_on():
     assert steps.row_forwards(10, 4.0, (0.0, 0.65)) == 17
     assert steps.row_forwards(10, 1.0, (0.0, 1.0)) == 10
     assert steps.row_forwards(8, 4.0, (0.0, 0.2), 8.0) == 14
-    assert steps.row_forwards(10, 4.0, (0.0, 0.65), told=True) == 10
+    assert steps.row_forwards(10, 4.0, (0.0, 0.65), distilled=True) == 10
 
 
 def test_the_curve_over_steps(setting, bundle):
@@ -272,7 +275,7 @@ def test_remedies_are_bundles_with_and_without(setting, bundle, tmp_path):
     listed.write_text(f"- {{name: more steps, with: '{bundle}?steps=2', without: '{bundle}?steps=1'}}\n")
     assert ablation.parse_remedies([str(listed)]) == wanted
     for wrong in (["a"], ["a=b"], [str(tmp_path / "none.yaml")], ["a=b,c", "a=d,e"]):
-        with pytest.raises(ValueError, match=r"neither|no list|names of their own"):
+        with pytest.raises(ValueError, match=r"neither|no list|same name"):
             ablation.parse_remedies(wrong)
 
 
@@ -294,7 +297,7 @@ def test_a_reach_asks_for_more_and_is_a_system_of_its_own(bundle):
 
 
 def test_attributes_that_the_bundle_does_not_take_are_refused(setting, bundle):
-    with pytest.raises(ValueError, match=r"takes the attributes .*loudness"):
+    with pytest.raises(ValueError, match=r"supports the attributes .*loudness"):
         attributes.attributes(setting, bundle, names=["colour"])
 
 
