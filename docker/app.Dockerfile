@@ -6,7 +6,7 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-# In the place of the last stage, for scripts name their interpreter.
+# Same path as in the last stage: installed scripts contain their interpreter's path.
 RUN python3 -m venv /venv
 COPY . .
 RUN /venv/bin/pip install --no-deps --target /app .

@@ -6,7 +6,7 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-# In the place of the last stage, for scripts name their interpreter.
+# Same path as in the last stage: installed scripts contain their interpreter's path.
 RUN python3 -m venv /venv
 COPY . .
 RUN /venv/bin/pip install --no-deps --target /app .
@@ -19,8 +19,8 @@ RUN python3 torch_pins.py constraints.txt > torch.txt
 FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /venv
-# The CUDA build of PyTorch, which runs without a GPU too, unless TORCH_INDEX_URL names an index of another: 2.0+cpu goes before 2.0.
-# This layer is made anew only when PyTorch's own pins change.
+# The CUDA build of PyTorch, which also runs without a GPU. TORCH_INDEX_URL selects another build (2.0+cpu sorts
+# before 2.0). This layer is rebuilt only when PyTorch's own pins change.
 ARG TORCH_INDEX_URL=""
 COPY --from=pins /build/torch.txt /requirements/
 RUN /venv/bin/pip install --constraint /requirements/torch.txt ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} \
