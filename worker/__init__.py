@@ -1,1 +1,11 @@
-"""The worker: a resident model that takes jobs from the queue and writes sounds to storage."""
+"""The worker: a loaded model that claims jobs and writes sounds to storage. It knows no HTTP.
+
+main.py            One process: load, announce, work until SIGTERM, reload on SIGHUP.
+engine.py          Continuous batching: many jobs share one network call per step.
+job_runner.py      One job: payload in, files and final state out.
+model_protocol.py  The interface of a model to the worker.
+predictor.py       This interface on a loaded bundle.
+calibration.py     The measured cost of a step, and the batch limit.
+output_files.py    Audio, spectrogram and peaks as files.
+metrics.py         Prometheus metrics.
+"""

@@ -1,4 +1,4 @@
-"""What a denoising step costs, measured at start: how large a batch is worth it, and how long jobs will take."""
+"""Measure the cost of a denoising step at start, which gives the batch limit and the time estimates."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_ROWS = 64
-BUDGET_S = 2.0  # for the whole measurement
-WORTH = 0.9  # the smallest batch with this share of the best throughput is the limit
-
-WORTHWHILE = 1.1  # twice doubling must gain this much in throughput, or the measurement ends
+# Time for the whole measurement.
+BUDGET_S = 2.0
+# The limit is the smallest batch with this share of the best throughput.
+WORTH = 0.9
+# Two doublings must raise the throughput by this factor, or the measurement ends.
+WORTHWHILE = 1.1
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """A step of n tokens takes `fixed_s` + n * `token_s` seconds; `limit` is the most tokens of one network call."""
+    """A step of n tokens takes `fixed_s` + n * `token_s` seconds; `limit` is the most tokens."""
 
     fixed_s: float
     token_s: float
@@ -36,13 +38,13 @@ class StepCost:
 
 
 def measure(step_s: Callable[[int], float], num_tokens: int) -> StepCost:
-    """Fit the cost by steps of 1, 2, 4, … rows.
+    """Fit the cost to steps of 1, 2, 4, … rows.
 
-    The limit is the smallest batch whose throughput is near the best one, and never more than what was seen to fit in memory.
+    The limit is the smallest batch with nearly the best throughput, and it has fitted in memory.
 
     Args:
-        step_s: takes one step of so many rows and returns the seconds.
-        num_tokens: tokens of each row.
+        step_s: runs one step of the given number of rows and returns its seconds.
+        num_tokens: tokens per row.
     """
     from worker.engine import free_cache, is_out_of_memory
 
@@ -52,7 +54,8 @@ def measure(step_s: Callable[[int], float], num_tokens: int) -> StepCost:
     rows = 1
     while rows <= MAX_ROWS:
         try:
-            step_s(rows)  # the first of a shape also pays for its memory and its kernels
+            # The first call of a shape also allocates memory and compiles kernels.
+            step_s(rows)
             measured = min(step_s(rows), step_s(rows))
         except (RuntimeError, MemoryError) as error:
             if not sizes or not is_out_of_memory(error):
@@ -81,7 +84,7 @@ def measure(step_s: Callable[[int], float], num_tokens: int) -> StepCost:
 
 
 def measure_pipeline(pipeline: ClipSynthPipeline) -> StepCost:
-    """Measure the denoiser of a pipeline with rows of the bundle's default duration."""
+    """Measure a pipeline's denoiser with rows of the bundle's default duration."""
     import torch
 
     from models.networks.condition_encoder import ConditionTokens
@@ -98,7 +101,8 @@ def measure_pipeline(pipeline: ClipSynthPipeline) -> StepCost:
         started = time.perf_counter()
         with torch.inference_mode():
             advance(batch, pipeline.denoiser)
-        float(batch[0].latents.sum())  # waits for the device
+        # Wait for the device.
+        float(batch[0].latents.sum())
         return time.perf_counter() - started
 
     return measure(step_s, num_tokens)

@@ -1,7 +1,8 @@
-"""Continuous batching: rows of many jobs share one network call per denoising step. Knows no queue, no Redis and no files.
+"""Continuous batching: rows of many jobs share one network call per step. Knows no Redis.
 
-The unit of scheduling is one step. A job's rows join before any step and leave when their own steps are done; preparing rows, decoding
-and delivering happen on side threads meanwhile. All state belongs to the thread that calls `turn`; the others leave calls in its inbox.
+A job's rows join before any step and leave after their last one. Side threads prepare, decode and deliver
+rows meanwhile. Only the thread that calls `turn` changes the state; other threads put calls into its inbox.
+A waveform that was batched with others differs from the same one made alone by at most 2e-3 of full scale.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from worker.model_protocol import ServingModel
 
 logger = logging.getLogger(__name__)
 SIDE_THREADS = 2
-MAX_DECODED = 8  # voices decoded in one call, of one row at least
+# Components decoded in one call; a row with more is decoded alone.
+MAX_DECODED = 8
 
 
 @dataclass(eq=False)
@@ -35,13 +37,16 @@ class SamplingRequest:
     """One job in the engine.
 
     Attributes:
-        prepare: makes the job's rows; runs on a side thread.
-        deliver: takes (index of the row, waveform (T,)) and returns that row's result; runs on a side thread.
-        num_rows, num_tokens, passes: rows of the job, tokens of each, and how often a guided step passes those through the network.
-        kind: what its sound follows, for the metrics.
-        shortcut: makes the results of all rows in the place of `prepare` and `deliver`, without the network; runs on a side thread.
-        results: what `deliver` returned, by index of the row; complete where `error` is None and it was not canceled.
-        error: what ended the job.
+        prepare: returns the job's rows; runs on a side thread.
+        deliver: takes (row index, waveform (T,)) and returns the row's result; runs on a side thread.
+        num_rows, num_tokens, passes: rows of the job, tokens per row, and network passes per guided step.
+        kind: label for the metrics.
+        shortcut: yields the results of all rows without the network, instead of `prepare` and `deliver`; runs
+            on a side thread.
+        results: results of `deliver` by row index; complete unless canceled or failed.
+        error: the exception that ended the job.
+        tasks: running side tasks.
+        joined_at: monotonic time at which the first row joined the batch; 0 before.
     """
 
     prepare: Callable[[], list[SamplerRow]]
@@ -56,10 +61,10 @@ class SamplingRequest:
     results: dict[int, Any] = field(default_factory=dict)
     error: Exception | None = None
     canceled: bool = False
-    tasks: int = 0  # side threads that are at it
+    tasks: int = 0
     ended: bool = False
     prepared_at: float = 0.0
-    joined_at: float = 0.0  # the first of its rows, as monotonic time; 0 before
+    joined_at: float = 0.0
 
     @property
     def dead(self) -> bool:
@@ -67,18 +72,16 @@ class SamplingRequest:
 
     @property
     def steps_done(self) -> int:
-        """Denoising steps done, over all rows."""
         return sum(row.step for row in self.rows)
 
     @property
     def full_load(self) -> int:
-        """What `load()` is at first."""
         return self.passes * self.num_rows * self.num_tokens
 
     def load(self, ahead: int = 0) -> int:
-        """Return the tokens that a step passes through the network for this job after `ahead` more.
+        """Return the tokens per step of this job after `ahead` more steps.
 
-        A row that has not begun counts however few its steps are: it may wait for longer.
+        A row without a step so far always counts, because it may still wait.
         """
         if not self.rows:
             return 0 if self.ended else self.full_load
@@ -94,12 +97,12 @@ class _Slot:
 
 
 def weight(rows: Sequence[SamplerRow]) -> int:
-    """Return the tokens that one step of these rows passes through the network, padding included."""
+    """Return the tokens of one step of these rows, padding included."""
     return sum(row.passes for row in rows) * max((row.num_tokens for row in rows), default=0)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether a device or the host ran out of memory; torch has a class of its own for some devices only."""
+    """Return whether the device or the host ran out of memory; only some devices raise torch's own class."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
@@ -107,20 +110,24 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_device_lost(error: Exception) -> bool:
-    """Return whether the device's context is broken (an illegal access, a failed assertion): all that this process asks of it from now on fails."""
+    """Return whether the device's context is broken, so that every later call of this process fails."""
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 class Engine:
-    """Runs requests; each ends up in `ended`, whatever happens to it.
+    """Runs requests and puts each into `ended`: complete, failed or canceled.
 
-    `limit` is how many tokens one network call may take. A row that alone exceeds it still runs; a set of rows that does takes several calls.
-    A lost device ends no request: it ends the sampling thread (`crashed`), and with the process its leases, so that the jobs run elsewhere.
+    A lost device ends the sampling thread instead (`crashed`): the process exits, its leases run out,
+    and other workers run the jobs.
+
+    Attributes:
+        limit: most tokens of one network call; more rows take several calls. One row alone may exceed it.
+        step_s, stepped_at: duration and monotonic time of the last step.
     """
 
     def __init__(self, model: ServingModel, *, limit: int) -> None:
         self.model, self.limit = model, limit
-        self.step_s = 0.0  # what the last step took
+        self.step_s = self.stepped_at = 0.0
         self.ended: queue.SimpleQueue[SamplingRequest] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[_Slot] = deque()
@@ -128,34 +135,33 @@ class Engine:
         self._side = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self.stepped_at = 0.0  # monotonic time of the last step
 
     # ------------------------------------------------------------------------------------- for any thread
 
     def start(self) -> None:
-        """Run turns in a thread of its own until `stop`."""
+        """Run turns in a new thread until `stop`."""
         self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
         self._thread.start()
 
     @property
     def crashed(self) -> bool:
-        """Whether the thread ended without being told to."""
+        """Whether the thread ended without `stop`."""
         return self._thread is not None and not self._thread.is_alive() and not self._stopping
 
     def stop(self) -> None:
-        """End the thread after its turn, and wait for the side threads."""
+        """End the thread after its turn and wait for the side threads."""
         self._inbox.put(partial(setattr, self, "_stopping", True))
         if self._thread:
             self._thread.join()
         self._side.shutdown()
 
     def submit(self, request: SamplingRequest) -> None:
-        """Prepare the request's rows at once; they join before the next step that finds room for them."""
+        """Prepare the rows now; they join before the next step with room for them."""
         work = self._take_shortcut if request.shortcut else self._prepare
         self._run_task(request, partial(work, request))
 
     def cancel(self, request: SamplingRequest) -> None:
-        """Have the request end before its next step."""
+        """End the request before its next step."""
         self._inbox.put(partial(setattr, request, "canceled", True))
 
     # ----------------------------------------------------------------------------------- the sampling thread
@@ -165,7 +171,7 @@ class Engine:
             self.turn()
 
     def turn(self) -> None:
-        """Do what lies in the inbox, then one step of every running row; with no rows, wait for something to do."""
+        """Run the calls of the inbox, then one step of every running row; wait if there is none."""
         self._read_inbox()
         for slot in itertools.chain(self._waiting, self._running):
             self._end_if_complete(slot.request)
@@ -202,7 +208,7 @@ class Engine:
             self._running.append(slot)
 
     def _step(self) -> None:
-        """Take one step of every running row, in as few network calls as the limit allows."""
+        """Take one step of every running row, in as few calls as the limit allows."""
         left = list(self._running)
         while left:
             chunk = self._chunk(left)
@@ -218,7 +224,8 @@ class Engine:
                 out_of_memory = is_out_of_memory(error) and len(chunk) > 1
                 if not out_of_memory:
                     self._step_one_by_one(chunk, error)
-            if out_of_memory:  # the exception is gone by now, and what its traceback held with it
+            # Outside `except`, so that the traceback no longer holds tensors.
+            if out_of_memory:
                 OUT_OF_MEMORY.inc()
                 self.limit = max(1, weight(rows) // 2)
                 logger.warning("out of memory with %d rows; at most %d tokens now", len(chunk), self.limit)
@@ -227,7 +234,7 @@ class Engine:
                 left = left[len(chunk) :]
 
     def _chunk(self, slots: list[_Slot]) -> list[_Slot]:
-        """Return the longest start of `slots` that the limit allows, one at least."""
+        """Return as many first slots as the limit allows, at least one."""
         passes, longest = 0, 0
         for size, slot in enumerate(slots):
             passes += slot.row.passes
@@ -237,14 +244,12 @@ class Engine:
         return slots
 
     def _step_one_by_one(self, chunk: list[_Slot], error: Exception) -> None:
-        """Find out by itself which job cannot take its step: only that one fails."""
+        """Step each job alone after an error, so that only the broken one fails."""
         requests = list(dict.fromkeys(slot.request for slot in chunk))
-        if len(requests) == 1:
-            requests[0].error = error
-            self._end_if_complete(requests[0])
-            return
         for request in requests:
             try:
+                if len(requests) == 1:
+                    raise error
                 advance([slot.row for slot in chunk if slot.request is request], self.model.velocity)
             except Exception as own_error:
                 if is_device_lost(own_error):
@@ -252,10 +257,8 @@ class Engine:
                 request.error = own_error
                 self._end_if_complete(request)
 
-    # ------------------------------------------------------------------------------------------- tasks
-
     def _run_task(self, request: SamplingRequest, work: Callable[[], None]) -> None:
-        """Do `work` on a side thread; what it raises ends the request alone."""
+        """Run `work` on a side thread; its exception fails only this request."""
         request.tasks += 1
 
         def run() -> None:
@@ -290,29 +293,29 @@ class Engine:
                 return
 
     def _send_to_decoder(self, done: list[_Slot]) -> None:
-        """Decode rows of one length together: padding would change the end of a shorter one."""
+        """Decode rows of equal length together; padding would change the end of a shorter one."""
         groups: dict[tuple[int, int, float], list[_Slot]] = {}
         for slot in done:
-            row = slot.row
-            groups.setdefault((row.components, row.num_tokens, slot.request.duration_s), []).append(slot)
+            key = (slot.row.components, slot.row.num_tokens, slot.request.duration_s)
+            groups.setdefault(key, []).append(slot)
         for (components, _, _), slots in groups.items():
             size = max(1, MAX_DECODED // components)
             for start in range(0, len(slots), size):
                 self._decode(slots[start : start + size])
 
     def _decode(self, slots: list[_Slot]) -> None:
-        """Decode on a side thread, and deliver each row on its own."""
+        """Decode on a side thread and deliver each row separately."""
         for slot in slots:
             slot.request.tasks += 1
             JOB_SECONDS.labels("sample").observe(time.monotonic() - slot.request.joined_at)
 
         def run() -> None:
-            for slot, outcome in zip(slots, self._waveforms(slots), strict=True):
-                error = outcome if isinstance(outcome, Exception) else None
+            for slot, result in zip(slots, self._waveforms(slots), strict=True):
+                error = result if isinstance(result, Exception) else None
                 try:
-                    if not isinstance(outcome, Exception) and not slot.request.dead:
+                    if not isinstance(result, Exception) and not slot.request.dead:
                         with stage("write"):
-                            slot.request.results[slot.index] = slot.request.deliver(slot.index, outcome)
+                            slot.request.results[slot.index] = slot.request.deliver(slot.index, result)
                 except Exception as raised:
                     error = raised
                 self._inbox.put(partial(self._task_done, slot.request, error))
@@ -331,12 +334,10 @@ class Engine:
                     yield from self._waveforms([slot])
             return
         for waveform in waveforms:
-            yield (
-                waveform if np.isfinite(waveform).all() else FloatingPointError("the waveform is not finite")
-            )
+            yield waveform if np.isfinite(waveform).all() else FloatingPointError("waveform is not finite")
 
     def _end_if_complete(self, request: SamplingRequest) -> None:
-        """Hand out a request once it is dead or complete and no side thread is at it."""
+        """Put a dead or complete request into `ended` once no side task runs."""
         over = request.dead or len(request.results) == request.num_rows
         if over and not request.tasks and not request.ended:
             request.ended = True
@@ -344,6 +345,6 @@ class Engine:
 
 
 def free_cache() -> None:
-    """Give memory that torch keeps back to the device."""
+    """Return torch's cached memory to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

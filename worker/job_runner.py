@@ -186,7 +186,7 @@ class JobRunner:
     def final_state(
         self, generation_id: str, request: SamplingRequest, stopped_by: Status | Problem | None
     ) -> End:
-        """Return the final state of an ended request; `stopped_by` is the worker's reason to cancel it, if any."""
+        """Return the final state of an ended request; `stopped_by` is why the worker stopped it."""
         if isinstance(stopped_by, Status):
             return End(generation_id, stopped_by)
         if stopped_by is not None or request.error is not None:
@@ -199,7 +199,7 @@ class JobRunner:
         """Finish a cancel and remove its files.
 
         Args:
-            made: whether the final state was written. It was not if a cancel was accepted first, or if another
+            made: whether the final state was written. It was not if a cancel came first, or if another
                 worker took the job over because this one seemed lost.
         """
         if not made or end.status is Status.CANCELED:
@@ -220,7 +220,7 @@ class JobRunner:
         return Problem(code="generation_failed", detail="the model could not make this sound")
 
     def _cancel(self, generation_id: str) -> None:
-        """Cancel a generation whose cancel was requested, and remove its files; leave one that ended otherwise."""
+        """Cancel a generation if this was requested, and remove its files."""
         status_view = self.state.status_views([generation_id])[0]
         if status_view is None or status_view.status is Status.CANCELED or status_view.cancel_requested:
             self.state.change(generation_id, Status.CANCELED)
@@ -234,7 +234,7 @@ class JobRunner:
         self.state.fail(generation_id, Problem(code="invalid_request", detail=detail))
 
     def requeue(self, generation_id: str) -> None:
-        """Set the job of a lost worker to queued, or fail it after `max_attempts`; RQ requeues its own job."""
+        """Set a lost worker's job to queued, or fail it after `max_attempts`."""
         RECOVERED.inc()
         if self.state.abandon(generation_id) >= self.max_attempts:
             self._fail_worker_lost(generation_id)

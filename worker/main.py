@@ -1,4 +1,4 @@
-"""Entry of a worker process: announce, load once, take jobs until SIGTERM. One process serves one bundle; SIGHUP has it read again."""
+"""Run a worker process for one bundle: announce, load, work until SIGTERM; SIGHUP reloads the bundle."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from worker.rq_adapter.worker import BatchWorker
 
 logger = logging.getLogger(__name__)
-HEARTBEAT_TIMEOUT_S = (
-    60.0  # without a beat the process hangs; a Redis that is away does not hold one up for so long
-)
+# Without a heartbeat for this long the process hangs; an unreachable Redis delays a heartbeat by less.
+HEARTBEAT_TIMEOUT_S = 60.0
 Load = Callable[[Settings], "ServingModel"]
 
 
@@ -42,8 +41,8 @@ def main(settings: Settings) -> None:
     """Run a worker.
 
     Raises:
-        ServeError: no Redis URL, no memory for the model now, or the metrics' port is taken. ModelUnusable: the bundle or device cannot be used, and trying
-            again would not help.
+        ServeError: no Redis URL, too little memory for now, or the metrics port is taken.
+        ModelUnusable: the bundle or the device cannot be used; a restart would not help.
     """
     let_threads_sleep()
     try:
@@ -55,7 +54,7 @@ def main(settings: Settings) -> None:
 
 
 def run(settings: Settings, info: ModelInfo, load: Load) -> None:
-    """Serve what `load` returns under the name and limits of `info`; raises as `main`."""
+    """Serve the model that `load` returns, under the name and limits of `info`; raises as `main`."""
     if not settings.redis_url:
         raise ServeError("a worker needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     started = time.perf_counter()
@@ -68,7 +67,8 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
         cost = predictor.measure()
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         state.announce_stopped(info.name)
-        if is_out_of_memory(error):  # another process may have it, for now
+        # Another process may free the memory later.
+        if is_out_of_memory(error):
             raise ServeError(f"no memory for the model: {error}") from error
         raise ModelUnusable(str(error)) from error
 
@@ -102,19 +102,19 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
 
 
 def is_alive(worker: BatchWorker) -> bool:
-    """Return whether the process is alive. That Redis answers is not asked: a restart would not help."""
+    """Return whether the process works. An unreachable Redis does not count: a restart would not help."""
     return time.monotonic() - worker.leases.heartbeat_at < HEARTBEAT_TIMEOUT_S and not worker.engine.crashed
 
 
 def read_scalars(folder: Path) -> list[str]:
-    """Return what a bundle's condition encoder may be told beside embeddings; nothing where none is there."""
+    """Return the scalars that a bundle's condition encoder takes; empty if it has none."""
     file = folder / "condition_encoder" / "config.json"
     scalars: list[str] = json.loads(file.read_text()).get("scalars", []) if file.is_file() else []
     return scalars
 
 
 def methods(settings: Settings, manifest: Manifest) -> list[Method]:
-    """Return how sounds can be made: by retrieval too where the training sounds are at hand and the bundle has an index of them."""
+    """Return the methods of this worker: retrieval needs the training sounds and an index in the bundle."""
     retrieves = settings.retrieval_audio is not None and "index.safetensors" in manifest.sha256
     return ["diffusion", "retrieval"] if retrieves else ["diffusion"]
 
@@ -122,7 +122,7 @@ def methods(settings: Settings, manifest: Manifest) -> list[Method]:
 def model_info(
     manifest: Manifest, scalars: Sequence[str] = (), methods: Sequence[Method] = ("diffusion",)
 ) -> ModelInfo:
-    """Return what the API is to know of a bundle before it is loaded; `scalars` are what its condition encoder may be told."""
+    """Describe a bundle for the API before it is loaded; `scalars` as `read_scalars` returns them."""
     fields = ModelInfo.model_fields.keys() - {"attributes", "cost", "methods"}
     return ModelInfo(
         **{name: getattr(manifest, name) for name in fields},
@@ -132,7 +132,7 @@ def model_info(
 
 
 def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> ModelInfo:
-    """Add what was measured to what the API is to know."""
+    """Add the measured cost to the description of a bundle."""
     return info.model_copy(
         update={
             "cost": ModelCost(
@@ -146,7 +146,7 @@ def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> Model
 
 
 def load(settings: Settings) -> ServingModel:
-    """Load the bundle of the settings and use every part once, so that the first job pays for nothing."""
+    """Load the bundle of the settings and warm it up."""
     from worker.predictor import Predictor
 
     predictor = Predictor.setup(settings)
@@ -155,14 +155,14 @@ def load(settings: Settings) -> ServingModel:
 
 
 class ServedBundle:
-    """The bundle at hand, and how it is exchanged for what lies in its folder now."""
+    """The served bundle; `reload` replaces it by the present content of its folder."""
 
     def __init__(self, settings: Settings, load: Load, worker: BatchWorker, info: ModelInfo) -> None:
         self.settings, self.load, self.worker, self.info = settings, load, worker, info
         self._loading = threading.Lock()
 
     def reload(self) -> None:
-        """Load the bundle's folder beside what is served, and serve it once the running jobs have ended; keep the old one if that fails."""
+        """Load the folder again and swap after the running jobs; keep the old bundle on an error."""
         with self._loading:
             try:
                 predictor = self.load(self.settings)
@@ -170,15 +170,15 @@ class ServedBundle:
                 offered = methods(self.settings, manifest)
                 info = model_info(manifest, read_scalars(self.settings.model), offered)
                 if info.name != self.info.name:
-                    raise ValueError(f"it is named {info.name!r}, and this worker serves {self.info.name!r}")
+                    raise ValueError(f"its name is {info.name!r}, but this worker serves {self.info.name!r}")
                 cost = predictor.measure()
             except Exception:
                 logger.exception(
-                    "bundle %s not read again; version %s stays", self.settings.model, self.info.version
+                    "bundle %s not reloaded; version %s stays", self.settings.model, self.info.version
                 )
                 return
-        told = with_cost(info, predictor, cost)
-        self.worker.swap_when_idle(lambda: self._exchange(predictor, told, cost.limit))
+        new_info = with_cost(info, predictor, cost)
+        self.worker.swap_when_idle(lambda: self._exchange(predictor, new_info, cost.limit))
 
     def _exchange(self, predictor: ServingModel, info: ModelInfo, limit: int) -> None:
         self.worker.runner.model = predictor
@@ -189,12 +189,12 @@ class ServedBundle:
         self.announce()
 
     def announce(self) -> None:
-        """Tell the API what is served; it has to be told again within MODEL_TTL_S."""
+        """Publish the description of the bundle; it expires after MODEL_TTL_S."""
         metrics.UP.labels(self.info.name, self.info.version).set(1)
         try:
             self.worker.runner.state.announce(self.info)
         except RedisError:
-            logger.warning("cannot announce: Redis does not answer")
+            logger.warning("cannot announce the model: Redis does not answer")
 
     def keep_announcing(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus. Module globals, as prometheus_client has it: a worker is one process."""
+"""Prometheus metrics of a worker process, as module globals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rq.utils import now as rq_now
 
 from clipsynth.schemas.generation import JobPayload, Status
 
-if TYPE_CHECKING:  # torch is not to be loaded for this
+# At run time these would load torch.
+if TYPE_CHECKING:
     from models.sampler import SamplerRow
     from worker.engine import SamplingRequest
 
@@ -25,57 +26,51 @@ _FACTORS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
 JOBS = Counter(
     "clipsynth_jobs",
-    "Jobs that this worker ended. kind: text, image or mix; outcome: the final status, or not_made: another end came first.",
+    "Jobs ended by this worker. kind: text, image or mix; outcome: final status, or not_made if it had one.",
     ("model", "kind", "outcome"),
     registry=REGISTRY,
 )
 JOB_SECONDS = Histogram(
     "clipsynth_job_seconds",
-    "Where a job's time goes: queue (until claimed), encode_prompt, batch_wait (prepared, until its first step), sample (its steps, "
-    "in company), vocode (a call of the vocoder), write (encoding and storing an output), total (from acceptance to the final state).",
+    "Time of a job per stage: queue (until claimed), encode_prompt, batch_wait (until its first step), "
+    "sample (its steps), vocode (a vocoder call), write (encode and store), total (until the final state).",
     ("stage",),
     buckets=_SECONDS,
     registry=REGISTRY,
 )
-BATCH_SIZE = Histogram(
-    "clipsynth_batch_size", "Rows in a call of the network.", buckets=_ROWS, registry=REGISTRY
-)
+BATCH_SIZE = Histogram("clipsynth_batch_size", "Rows per network call.", buckets=_ROWS, registry=REGISTRY)
 BATCH_FILL = Histogram(
     "clipsynth_batch_fill_ratio",
-    "Tokens of the rows by tokens of the padded batch.",
+    "Tokens of the rows divided by tokens of the padded batch.",
     buckets=_SHARES,
     registry=REGISTRY,
 )
 STEP_SECONDS = Histogram(
-    "clipsynth_step_seconds", "Time of a call of the network.", buckets=_SECONDS, registry=REGISTRY
+    "clipsynth_step_seconds", "Time of a network call.", buckets=_SECONDS, registry=REGISTRY
 )
-STEPS = Counter("clipsynth_steps", "Denoising steps, each row's counted.", registry=REGISTRY)
+STEPS = Counter("clipsynth_steps", "Denoising steps, summed over rows.", registry=REGISTRY)
 REAL_TIME_FACTOR = Histogram(
     "clipsynth_real_time_factor",
-    "Seconds from claim to end by seconds of sound.",
+    "Seconds from claim to end per second of sound.",
     buckets=_FACTORS,
     registry=REGISTRY,
 )
 UP = Gauge("clipsynth_worker_up", "1 once the bundle is loaded.", ("model", "version"), registry=REGISTRY)
-CLAIMED = Gauge("clipsynth_worker_jobs", "Jobs at hand.", registry=REGISTRY)
+CLAIMED = Gauge("clipsynth_worker_jobs", "Claimed jobs.", registry=REGISTRY)
 STEP_AGE = Gauge(
     "clipsynth_last_step_age_seconds",
-    "Time since the last step while jobs are at hand; 0 while there are none.",
+    "Time since the last step; 0 without claimed jobs.",
     registry=REGISTRY,
 )
-LEASE_RENEWALS = Counter(
-    "clipsynth_lease_renewals", "Beats at which all leases were renewed.", registry=REGISTRY
-)
+LEASE_RENEWALS = Counter("clipsynth_lease_renewals", "Heartbeats that renewed all leases.", registry=REGISTRY)
 RECOVERED = Counter(
-    "clipsynth_recovered_jobs", "Jobs of lost workers that this worker put back.", registry=REGISTRY
+    "clipsynth_recovered_jobs", "Jobs of lost workers requeued by this worker.", registry=REGISTRY
 )
-OUT_OF_MEMORY = Counter(
-    "clipsynth_out_of_memory", "Calls of the network that found too little memory.", registry=REGISTRY
-)
+OUT_OF_MEMORY = Counter("clipsynth_out_of_memory", "Network calls that ran out of memory.", registry=REGISTRY)
 
 
 def kind(payload: JobPayload) -> str:
-    """Return what a payload's sound is to follow: a text, an image, or a mix."""
+    """Return the kind of a payload's conditions: text, image or mix."""
     wanted = [item for item in payload.conditions if item.weight > 0]
     if len(wanted) != 1:
         return "mix"
@@ -84,14 +79,14 @@ def kind(payload: JobPayload) -> str:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Observe the time that what is inside takes, if it ends well."""
+    """Observe the duration of the block, unless it raises."""
     started = time.monotonic()
     yield
     JOB_SECONDS.labels(name).observe(time.monotonic() - started)
 
 
 def count_step(rows: Sequence[SamplerRow], seconds: float) -> None:
-    """Note a call of the network."""
+    """Count a network call."""
     lengths = [row.num_tokens for row in rows]
     BATCH_SIZE.observe(len(rows))
     BATCH_FILL.observe(sum(lengths) / (max(lengths) * len(lengths)))
@@ -102,7 +97,12 @@ def count_step(rows: Sequence[SamplerRow], seconds: float) -> None:
 def count_finished(
     model: str, job: Job, request: SamplingRequest, status: Status | None, seconds: float
 ) -> None:
-    """Note a job that has its final status, `seconds` after it was claimed; None where another end came first."""
+    """Count a finished job.
+
+    Args:
+        status: the status it was given; None if it already had a final one.
+        seconds: time since the claim.
+    """
     JOBS.labels(model, request.kind, status or "not_made").inc()
     if job.created_at:
         JOB_SECONDS.labels("total").observe((rq_now() - job.created_at).total_seconds())

@@ -56,7 +56,7 @@ class ServingModel(Protocol):
         """Encode a waveform (T,) as a file; ValueError if it is not finite."""
 
     def nearest_clips(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[int]:
-        """Return the index numbers of the clips to play, one per output; arguments and errors as `rows`."""
+        """Return index numbers of clips to play, one per output; arguments and errors as `rows`."""
         raise NotImplementedError
 
     def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]:
@@ -68,5 +68,5 @@ class ServingModel(Protocol):
         raise NotImplementedError
 
     def nearness(self, waveform: np.ndarray) -> Nearness:
-        """Compare a waveform (T,) with the training clips; empty if the bundle keeps no thumbnails of them."""
+        """Compare a waveform (T,) with the training clips; empty if the bundle has no thumbnails."""
         return Nearness()

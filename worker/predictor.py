@@ -18,7 +18,6 @@ from clipsynth.schemas.generation import (
     TrainingClip,
     output_seed,
 )
-from clipsynth.schemas.prompts import Composition
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
 from models.audio.level import level
@@ -78,7 +77,7 @@ class Predictor(ServingModel):
         """Load the bundle of the settings.
 
         Raises:
-            ValueError: the device is not available, or the bundle cannot be served (BundleError names the part).
+            ValueError: no such device, or the bundle cannot be served (BundleError names the part).
         """
         device, dtype, reason = choose_device(settings.device)
         logger.info("device %s, %s: %s", device, dtype, reason)
@@ -91,7 +90,6 @@ class Predictor(ServingModel):
         self.predict(
             prompt="warm-up",
             image=Image.new("RGB", (64, 64)),
-            negative_prompt=None,
             seed=0,
             num_inference_steps=1,
             guidance_scale=1.0,
@@ -100,31 +98,16 @@ class Predictor(ServingModel):
 
     def predict(
         self,
-        *,
         prompt: str | None,
         image: Image.Image | None,
-        negative_prompt: str | None,
+        *,
         seed: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        duration_s: float,
-        composition: Composition = "set",
-        attributes: Mapping[str, float] | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> np.ndarray:
-        """Return one waveform (T,); ValueError if the bundle cannot do this."""
-        return self.pipeline(
-            prompt,
-            image,
-            negative_prompt=negative_prompt,
-            composition=composition,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            duration_s=duration_s,
-            attributes=attributes,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            callback_on_step_end=on_step,
-        ).audios[0]
+        """Return one waveform (T,); `options` and errors as of the pipeline."""
+        options |= {"generator": torch.Generator("cpu").manual_seed(seed), "callback_on_step_end": on_step}
+        return self.pipeline(prompt, image, **options).audios[0]
 
     # ------------------------------------------------------------------------------------------- sampling
 

@@ -80,7 +80,7 @@ def begin(redis: Redis, state: JobStore, queue: Queue, jobs: list[Job], name: st
 
 
 def finish(redis: Redis, state: JobStore, jobs: list[Job], executions: list[Execution], name: str) -> None:
-    """Record the end of jobs, as Finalizer and BatchWorker._record_end do: one transaction for all."""
+    """Record the end of jobs, as Finalizer and record_end do: one transaction for all."""
     with redis.pipeline() as pipeline:
         for job, execution in zip(jobs, executions, strict=True):
             output = Output(

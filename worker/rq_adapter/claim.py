@@ -1,4 +1,4 @@
-"""Jobs as this worker claims them: RQ's job as data only, the claim from the queue, and the set of claimed jobs."""
+"""Claiming: RQ's job as data only, the claim from the queue, and the set of claimed jobs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 MAX_CLAIMED = 32
 
 # KEYS[1] queue, KEYS[2] intermediate list.
-# ARGV[1] number of jobs, ARGV[2] key prefix of jobs, ARGV[3] key prefix of generations, ARGV[4…] fields of a
-# generation. Returns per job its id, its hash (name, value, …) and these fields; an error where the key is no hash.
+# ARGV[1] number of jobs, ARGV[2] key prefix of jobs, ARGV[3] key prefix of records, ARGV[4…] their fields.
+# Returns per job its id, its hash (name, value, …) and these fields; an error where a key is no hash.
 _CLAIM = """
 local claimed = {}
 while #claimed < tonumber(ARGV[1]) do
@@ -98,14 +98,14 @@ class GenerationJob(Job):
 
 
 class JobClaimer:
-    """Moves jobs from one queue to RQ's intermediate list, where they stay until they get a lease or are dropped."""
+    """Moves jobs from a queue to RQ's intermediate list until they get a lease or are dropped."""
 
     def __init__(self, queue: Queue, job_class: type[Job]) -> None:
         self.queue, self.job_class = queue, job_class
         self._claim = queue.connection.register_script(_CLAIM)
 
     def claim(self, jobs: int) -> list[tuple[Job, JobStatusView | None]]:
-        """Return up to `jobs` next jobs with their public states; without jobs whose record is gone or unreadable."""
+        """Return up to `jobs` jobs with their public states; skip one without a readable record."""
         found: list[Any] = self._claim(
             keys=[self.queue.key, self.queue.intermediate_queue_key],
             args=[min(jobs, MAX_CLAIMED), self.job_class.key_for(""), record_key(""), *STATUS_FIELDS],

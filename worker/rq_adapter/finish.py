@@ -1,4 +1,4 @@
-"""Final states of ended jobs: one thread collects all that have ended and writes them in one transaction."""
+"""Final states of ended jobs: one thread writes them in one transaction per batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from queue import Empty, SimpleQueue
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError, TimeoutError
+from rq import SimpleWorker
 from rq.executions import Execution
-from rq.job import Job
+from rq.job import Job, JobStatus
+from rq.utils import now as rq_now
 
 from clipsynth.jobs.store import JobStore
 from clipsynth.log import about
@@ -101,3 +103,31 @@ class Finalizer:
             seconds = time.monotonic() - claimed.claimed_at
             model = self.runner.model.manifest.name
             count_finished(model, claimed.job, claimed.request, end.status if made else None, seconds)
+
+
+def record_end(
+    worker: SimpleWorker, job: Job, execution: Execution, status: Status, pipeline: Pipeline
+) -> None:
+    """Write RQ's record of a finished job, as its handle_job_success and handle_job_failure do.
+
+    RQ keeps no record of a success: the public state is one. Its code for dependents, repeats, retries and
+    rate limits is left out, because these jobs have none.
+    """
+    job.ended_at = rq_now()
+    worker.increment_total_working_time(job.ended_at - execution.created_at, pipeline)
+    if status is Status.SUCCEEDED:
+        worker.increment_successful_job_count(pipeline)
+        pipeline.delete(job.key)
+    else:
+        worker.increment_failed_job_count(pipeline)
+        stopped = status in (Status.CANCELED, Status.EXPIRED)
+        job.set_status(JobStatus.STOPPED if stopped else JobStatus.FAILED, pipeline)
+        job._handle_failure(
+            str(status),
+            pipeline,
+            worker_name=worker.name,
+            execution_id=execution.id,
+            execution_started_at=execution.created_at,
+            execution_ended_at=job.ended_at,
+        )
+    worker.cleanup_execution(job, pipeline, execution)

@@ -1,4 +1,4 @@
-"""Leases of the claimed jobs, and recovery of lost workers' jobs: one thread with its own Redis connection."""
+"""Leases of claimed jobs and recovery of lost workers' jobs, in a thread with its own connection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ redis.call('HDEL', KEYS[3], ARGV[1])
 
 
 class LeaseKeeper:
-    """Every `heartbeat_s`: renews this worker's leases, then requeues the jobs of workers whose leases ran out."""
+    """Renews this worker's leases and requeues jobs of lost workers, every `heartbeat_s`."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class LeaseKeeper:
         LEASE_RENEWALS.inc()
 
     def recover(self) -> None:
-        """Requeue jobs of lost workers and prune RQ's records of ended jobs. One worker at a time does this."""
+        """Requeue jobs of lost workers and prune RQ's records; one worker at a time."""
         queue = self.queue
         lock = self.redis.lock(f"clipsynth:recovery:{queue.name}", timeout=self.lease_s, blocking=False)
         if not lock.acquire():

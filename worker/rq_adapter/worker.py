@@ -1,4 +1,4 @@
-"""RQ's in-process worker with many jobs at a time: claims between steps, short leases, jobs as data only."""
+"""RQ's in-process worker with many jobs at a time: claims between steps, short leases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rq import Queue, SimpleWorker
 from rq.command import parse_payload
 from rq.exceptions import StopRequested
 from rq.executions import Execution
-from rq.job import Job, JobStatus
+from rq.job import Job
 from rq.suspension import is_suspended
 from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
@@ -29,7 +29,7 @@ from worker.engine import Engine
 from worker.job_runner import JobRunner
 from worker.metrics import JOB_SECONDS
 from worker.rq_adapter.claim import ClaimedJob, ClaimedJobs, GenerationJob, JobClaimer
-from worker.rq_adapter.finish import REDIS_PAUSE_S, Finalizer
+from worker.rq_adapter.finish import REDIS_PAUSE_S, Finalizer, record_end
 from worker.rq_adapter.leases import LeaseKeeper
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,9 @@ class BatchWorker(SimpleWorker):
         )
         self.claimed = ClaimedJobs()
         self.claimer = JobClaimer(self.queues[0], self.job_class)
-        self.finalizer = Finalizer(engine.ended, self.claimed, runner, self.connection, self._record_end)
+        self.finalizer = Finalizer(
+            engine.ended, self.claimed, runner, self.connection, partial(record_end, self)
+        )
         self.leases = LeaseKeeper(
             queue,
             redis_url=redis_url,
@@ -93,7 +95,7 @@ class BatchWorker(SimpleWorker):
         return self.lease_s
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Send RQ's heartbeat (three writes), at most once per `heartbeat_s`; RQ's loop asks around every job."""
+        """Send RQ's heartbeat, at most once per `heartbeat_s`; RQ calls this around every job."""
         if pipeline is None:
             self._swap_if_idle()
         if now() < self._due.get("heartbeat", 0.0):
@@ -191,7 +193,7 @@ class BatchWorker(SimpleWorker):
             self._begin(jobs)
 
     def _begin(self, jobs: list[tuple[Job, JobStatusView | None]]) -> None:
-        """Start claimed jobs. One that must run alone waits for the running ones, and the later ones for it."""
+        """Start claimed jobs. One that must run alone waits for the others, and later ones for it."""
         chosen: list[tuple[Job, JobPayload, float | None]] = []
         for n, (job, status_view) in enumerate(jobs):
             run_alone = status_view is not None and status_view.run_alone
@@ -305,33 +307,6 @@ class BatchWorker(SimpleWorker):
         if self.engine.crashed or self.finalizer.crashed:
             logger.critical("the sampling or the finishing thread has crashed; exiting")
             os._exit(os.EX_SOFTWARE)
-
-    # ------------------------------------------------------------------------------------------- finishing
-
-    def _record_end(self, job: Job, execution: Execution, status: Status, pipeline: Pipeline) -> None:
-        """Write RQ's record of a finished job, as its handle_job_success and handle_job_failure do.
-
-        RQ keeps no record of a success: the public state is one. Its code for dependents, repeats, retries and
-        rate limits is left out, because these jobs have none.
-        """
-        job.ended_at = rq_now()
-        self.increment_total_working_time(job.ended_at - execution.created_at, pipeline)
-        if status is Status.SUCCEEDED:
-            self.increment_successful_job_count(pipeline)
-            pipeline.delete(job.key)
-        else:
-            self.increment_failed_job_count(pipeline)
-            stopped = status in (Status.CANCELED, Status.EXPIRED)
-            job.set_status(JobStatus.STOPPED if stopped else JobStatus.FAILED, pipeline)
-            job._handle_failure(
-                str(status),
-                pipeline,
-                worker_name=self.name,
-                execution_id=execution.id,
-                execution_started_at=execution.created_at,
-                execution_ended_at=job.ended_at,
-            )
-        self.cleanup_execution(job, pipeline, execution)
 
     # ----------------------------------------------------------------------------------------------- Redis
 
