@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from tests.support.planted import write_planted
 
 from benchmarks.model import correspondence
+from tests.support.planted import write_planted
 from training.data.clips import load_clips
 
 

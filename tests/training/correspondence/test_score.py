@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from benchmarks.model.correspondence import area
 from typer.testing import CliRunner
 
+from benchmarks.model.correspondence import area
 from clipsynth.cli import app
 from models.audio.mel import MelSpectrogram
 from models.baselines.wav2clip import Wav2Clip
