@@ -14,7 +14,7 @@ from redis import Redis
 from app.notifications import Notifications
 from clipsynth.errors import RateLimited
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.generation import GenerationRequest
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 
@@ -42,9 +42,6 @@ class Services:
         Raises:
             RateLimited: all places for requests whose images are to be fetched are taken.
         """
-        if not wanted.has_images:
-            yield
-            return
         if wanted.has_urls and self.fetches.locked():
             raise RateLimited("too many images are being fetched", retry_after_s=FETCH_RETRY_S)
         async with self.fetches if wanted.has_urls else self.decoding:

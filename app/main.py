@@ -22,7 +22,8 @@ from app.routes import elevenlabs, estimate, generations, outputs, pages, remake
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.jobs.queue import connect
 from clipsynth.jobs.store import JobStore, is_redis_up
-from clipsynth.schemas.generation import GenerationRequest, ServedModel
+from clipsynth.schemas.generation import ServedModel
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.services.metrics_server import expose
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage

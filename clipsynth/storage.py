@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import fsspec
 
 from clipsynth.errors import ClipSynthError, NotFound, StorageUnavailable
-from clipsynth.schemas.generation import MEDIA_TYPES, Format
+from clipsynth.schemas.request import MEDIA_TYPES, Format
 
 logger = logging.getLogger(__name__)
 CHECK_S = 10.0

@@ -18,18 +18,9 @@ from clipsynth.errors import NotFound, StorageUnavailable
 from clipsynth.jobs.record import JobStatusView
 from clipsynth.jobs.store import End, JobStore
 from clipsynth.previews import put_views
-from clipsynth.schemas.generation import (
-    MEDIA_TYPES,
-    TERMINAL,
-    JobPayload,
-    Nearness,
-    Output,
-    Problem,
-    Status,
-    TrainingClip,
-    output_seed,
-)
+from clipsynth.schemas.generation import TERMINAL, Nearness, Output, Problem, Status, TrainingClip
 from clipsynth.schemas.replay_token import ReplayToken
+from clipsynth.schemas.request import MEDIA_TYPES, JobPayload, output_seed
 from clipsynth.storage import Storage, audio_key, file_name
 from models.sampler import SamplerRow
 from worker.engine import SamplingRequest, is_out_of_memory

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from clipsynth.schemas.generation import Format, JobPayload, Nearness, TrainingClip
+from clipsynth.schemas.generation import Nearness, TrainingClip
+from clipsynth.schemas.request import Format, JobPayload
 from models.bundle import Manifest
 from models.sampler import SamplerRow, Velocity
 from worker.calibration import StepCost

@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipsynth.schemas.generation import (
-    Format,
-    JobPayload,
-    NearClip,
-    Nearness,
-    TrainingClip,
-    output_seed,
-)
+from clipsynth.schemas.generation import NearClip, Nearness, TrainingClip
+from clipsynth.schemas.request import Format, JobPayload, output_seed
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
 from models.audio.level import level

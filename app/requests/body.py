@@ -12,8 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.requests.images import PART
 from clipsynth.errors import InvalidBody, InvalidRequest, UnsupportedMedia
-from clipsynth.schemas.generation import GenerationRequest
-from clipsynth.schemas.prompts import MAX_IMAGES
+from clipsynth.schemas.request import MAX_IMAGES, GenerationRequest
 
 LISTS = frozenset({"output_formats", "webhook_events"})  # fields that a form repeats
 JSON_FIELDS = frozenset({"prompts", "attributes", "metadata"})  # fields that a form carries as JSON text

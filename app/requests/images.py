@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from app.middleware.body_limit import normalise_image
 from clipsynth.errors import ClipSynthError, ImageNotFetched, InvalidRequest
-from clipsynth.schemas.generation import GenerationRequest
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask, check_url
 from clipsynth.settings import Settings
 

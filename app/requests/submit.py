@@ -13,22 +13,13 @@ from redis.exceptions import RedisError
 
 from app.dependencies import Services
 from app.requests.images import RequestImage, read_images
-from clipsynth.admission.estimate import forecast, passes
+from clipsynth.admission.estimate import forecast
 from clipsynth.admission.limits import Reservation, admit, release_reservation
 from clipsynth.errors import DeadlineUnreachable, InvalidRequest, MethodUnavailable, NotFound, NotReady
 from clipsynth.jobs import idempotency
-from clipsynth.jobs.queue import enqueue
-from clipsynth.jobs.store import new_id
-from clipsynth.schemas.attributes import settle
-from clipsynth.schemas.generation import (
-    Generation,
-    GenerationRequest,
-    JobPayload,
-    ModelCost,
-    ModelInfo,
-    Webhook,
-)
-from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.generation import Generation, ModelInfo, Webhook
+from clipsynth.schemas.prompt_parser import resolve_attributes
+from clipsynth.schemas.request import GenerationRequest, JobPayload, StoredPrompt
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.safe_http import UrlRefused, check_url
 from clipsynth.services.processes import wait_until
@@ -54,36 +45,45 @@ def accept(
     Returns:
         The generation, and whether it had been made before under the same idempotency key.
     """
-    state = services.state
-    images = read_images(wanted, files, services.settings)
-    webhook = _webhook(services.settings, caller, wanted)
-    generation_id = new_id()
+    state, settings = services.state, services.settings
+    images = read_images(wanted, files, settings) if files or wanted.has_images else []
+    webhook = None if wanted.webhook_url is None else _webhook(settings, caller, wanted)
+    generation_id = f"gen_{secrets.token_hex(13)}"
     if idempotency_key is not None:
         generation_id = _claim(services, caller, wanted, images, idempotency_key, generation_id)
-        # not found: it is new, or its first request was refused, or cut off before it was queued
+        # Not found: it is new, or its first request was refused or interrupted.
         with contextlib.suppress(NotFound):
             return state.get(generation_id, owner=caller.id), True
     model = state.model(wanted.model)
     payload = resolve(wanted, model, generation_id)
-    hold = _take_room(services, caller, generation_id, payload, model.cost)
-    if hold is None:
-        return _made_meanwhile(services, caller, generation_id), True
+    # The place in the queue comes before the images: under overload nearly all requests end here.
+    cost = model.cost
+    work = payload.work(*((cost.distilled_guidance_range, cost.guided_share) if cost else ()))
+    reservation = Reservation(generation_id, caller.id, payload.model, work)
+    if not admit(services.redis, reservation, settings, cost):
+        return _wait_for_other(services, caller, generation_id), True
+    has_deadline = payload.deadline_s is not None
+    expected = forecast(
+        services.redis, payload, work, cost, owner=caller.id, reserved=True, corrected=has_deadline
+    )
     try:
-        _store(services, generation_id, payload, images)
-        generation = enqueue(
-            services.redis,
-            state,
+        if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
+            raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
+        if images:
+            _store(services, generation_id, payload, images)
+        generation = state.submit(
             generation_id,
             payload,
-            services.settings,
+            settings,
+            reservation=replace(reservation, eta_s=expected.base_s),
             owner=caller.id,
-            hold=hold,
             webhook=webhook,
             metadata=wanted.metadata,
         )
     except Exception:
-        with contextlib.suppress(RedisError):  # the janitor gives it back then
-            release_reservation(services.redis, hold)
+        # If Redis is away, the janitor releases it.
+        with contextlib.suppress(RedisError):
+            release_reservation(services.redis, reservation)
         raise
     logger.info("job accepted: %s", generation_id, extra={"job_id": generation_id, "key_id": caller.id})
     return generation, False
@@ -94,24 +94,22 @@ def _store(
 ) -> None:
     """Store the images and note their hashes in the payload; none if one of them is refused."""
     small = [image.normalised(services.settings) for image in images]
-    if small:
-        services.state.reserve(generation_id)
+    services.state.reserve(generation_id)
     for image, data in zip(images, small, strict=True):
         holder = payload.prompts[image.n] if payload.prompts else payload
         holder.image_sha256 = hashlib.sha256(data).hexdigest()
         services.storage.put(image_key(generation_id, image.n), data)
 
 
-def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> Webhook | None:
-    if wanted.webhook_url is None:
-        return None
+def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> Webhook:
+    url = wanted.webhook_url or ""
     try:
-        check_url(wanted.webhook_url, allow_loopback=settings.webhook_loopback)
+        check_url(url, allow_loopback=settings.webhook_loopback)
     except UrlRefused as error:
         raise InvalidRequest(f"/webhook_url: {error}") from None
     if not (caller.webhook_secret or settings.webhook_secret):
         raise InvalidRequest("/webhook_url: without an API key the service needs CLIPSYNTH_WEBHOOK_SECRET")
-    return Webhook(url=wanted.webhook_url, events=list(dict.fromkeys(wanted.webhook_events)))
+    return Webhook(url=url, events=list(dict.fromkeys(wanted.webhook_events)))
 
 
 def _claim(
@@ -135,27 +133,8 @@ def _claim(
     )
 
 
-def _take_room(
-    services: Services, caller: ApiKey, generation_id: str, payload: JobPayload, cost: ModelCost | None
-) -> Reservation | None:
-    """Return the room taken; None where another request with this id has it.
-
-    Room comes first: of all that may refuse a request it costs least, and under overload nearly all are refused.
-    """
-    hold = Reservation(generation_id, caller.id, payload.model, passes(payload, cost))
-    if not admit(services.redis, hold, services.settings, cost):
-        return None
-    expected = forecast(
-        services.redis, payload, cost, owner=caller.id, counted=True, corrected=payload.deadline_s is not None
-    )
-    if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
-        release_reservation(services.redis, hold)
-        raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
-    return replace(hold, eta_s=expected.base_s)
-
-
-def _made_meanwhile(services: Services, caller: ApiKey, generation_id: str) -> Generation:
-    """Wait for another request with the same idempotency key, which is at it."""
+def _wait_for_other(services: Services, caller: ApiKey, generation_id: str) -> Generation:
+    """Wait for the other request with the same idempotency key to create the generation."""
     if not wait_until(lambda: services.state.exists(generation_id), timeout_s=MEANWHILE_S):
         raise NotReady("an earlier request with this Idempotency-Key is not done yet")
     return services.state.get(generation_id, owner=caller.id)
@@ -170,7 +149,7 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
     is_retrieval = wanted.method == "retrieval"
     lone_image = wanted.image is not None or wanted.image_url is not None
     asked = None if wanted.attributes is None else wanted.attributes.given()
-    prompt, attributes = settle(wanted.prompt, asked, model.attributes, model=model.name)
+    prompt, attributes = resolve_attributes(wanted.prompt, asked, model.attributes, model=model.name)
     payload = JobPayload(
         model=model.name,
         prompt=prompt,

@@ -16,8 +16,15 @@ from app.requests.submit import accept
 from app.responses.audio import SOUND, sound
 from app.responses.problems import problems
 from clipsynth.errors import GenerationFailed, NotInTime
-from clipsynth.schemas.generation import Format, Generation, GenerationRequest, Status
-from clipsynth.schemas.prompts import MAX_DURATION_S, MAX_GUIDANCE, MAX_TEXT, MIN_DURATION_S
+from clipsynth.schemas.generation import Generation, Status
+from clipsynth.schemas.request import (
+    MAX_DURATION_S,
+    MAX_GUIDANCE,
+    MAX_TEXT,
+    MIN_DURATION_S,
+    Format,
+    GenerationRequest,
+)
 from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["compatibility"])

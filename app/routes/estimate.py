@@ -12,7 +12,8 @@ from app.requests.submit import resolve
 from app.responses.problems import problems
 from clipsynth.admission.estimate import forecast
 from clipsynth.jobs.store import new_id
-from clipsynth.schemas.generation import Estimate, GenerationRequest
+from clipsynth.schemas.generation import Estimate
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["generations"])
@@ -41,7 +42,9 @@ async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Es
 
 def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:
     model = services.state.model(wanted.model)
-    expected = forecast(services.redis, resolve(wanted, model, new_id()), model.cost, owner=caller.id)
+    payload, cost = resolve(wanted, model, new_id()), model.cost
+    work = payload.work(*((cost.distilled_guidance_range, cost.guided_share) if cost else ()))
+    expected = forecast(services.redis, payload, work, cost, owner=caller.id)
     return Estimate(
         model=model.name, unfinished=expected.unfinished, p50_s=expected.p50_s, p90_s=expected.p90_s
     )

@@ -21,7 +21,8 @@ from app.responses.audio import SOUND, SOUND_RESPONSES, accepted, sound, succeed
 from app.responses.problems import problems
 from clipsynth.errors import InvalidRequest, StorageUnavailable
 from clipsynth.jobs.queue import withdraw
-from clipsynth.schemas.generation import Format, Generation, Page, Status
+from clipsynth.schemas.generation import Generation, Page, Status
+from clipsynth.schemas.request import Format
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 MAX_WAIT_S = 60
@@ -82,14 +83,14 @@ async def create(
     """
     wanted, files = await read_body(request)
     began = time.monotonic()
-    async with services.image_slot(wanted):
+    async with services.image_slot(wanted) if wanted.has_images else contextlib.nullcontext():
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
         generation, replayed = await accepting
     location = f"/v1/generations/{generation.id}"
     headers = {"Location": location, "Retry-After": "1"} | (
         {"Idempotent-Replayed": "true"} if replayed else {}
     )
-    if wait_s := _wait_s(prefer):
+    if prefer is not None and (wait_s := _wait_s(prefer)):
         made_after = -math.inf if replayed else began
         generation = await services.events.wait(generation, wait_s, made_after=made_after)
         if generation.finished_at is not None:

@@ -16,9 +16,9 @@ from app.requests.submit import accept
 from app.responses.audio import succeeded
 from app.responses.problems import problems
 from clipsynth.errors import ImageGone, InvalidRequest, NotFound, RecipeMismatch
-from clipsynth.schemas.generation import Generation, GenerationRequest
-from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.generation import Generation
 from clipsynth.schemas.replay_token import ReplayToken
+from clipsynth.schemas.request import GenerationRequest, StoredPrompt
 from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["generations"])

@@ -26,7 +26,7 @@ from benchmarks.chaos.verdict import find, verdict
 from benchmarks.load import simulated
 from benchmarks.load.workload import MODEL, POISON, payload
 from clipsynth.errors import AlreadyEnded
-from clipsynth.jobs.queue import connect, enqueue, withdraw
+from clipsynth.jobs.queue import connect, withdraw
 from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.schemas.generation import Status
 from clipsynth.services.embedded_redis import EmbeddedRedis
@@ -86,7 +86,7 @@ class Chaos:
         def act() -> None:
             # a job may have been accepted though the answer was lost
             if find(self.state, generation_id) is None:
-                enqueue(self.redis, self.state, generation_id, wanted, self.settings)
+                self.state.submit(generation_id, wanted, self.settings)
 
         self.retry(act)
         self.jobs[generation_id] = prompt

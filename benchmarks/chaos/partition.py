@@ -23,7 +23,7 @@ from benchmarks.chaos.hosts import Host, network
 from benchmarks.chaos.verdict import verdict
 from benchmarks.load.service import simulated_worker
 from benchmarks.load.workload import MODEL, payload
-from clipsynth.jobs.queue import connect, enqueue, get_queue
+from clipsynth.jobs.queue import connect, get_queue
 from clipsynth.jobs.store import JobStore, is_redis_up, new_id
 from clipsynth.schemas.generation import Status
 from clipsynth.services.embedded_redis import find_redis_server
@@ -63,7 +63,7 @@ def run(folder: Path, *, cut: str, jobs: int, cut_s: float) -> dict[str, int]:
             ids = [new_id() for _ in range(jobs)]
             for generation_id in ids:
                 job = payload(num_inference_steps=40, num_outputs=2)
-                enqueue(redis, state, generation_id, job, settings)
+                state.submit(generation_id, job, settings)
 
             def ended() -> int:
                 return sum(state.ended().values())

@@ -20,7 +20,7 @@ from rq.job import Job
 
 from benchmarks.load.service import ServiceProcesses
 from benchmarks.load.workload import MODEL, payload
-from clipsynth.jobs.queue import connect, enqueue, get_queue
+from clipsynth.jobs.queue import connect, get_queue
 from clipsynth.jobs.store import End, JobStore, new_id
 from clipsynth.schemas.generation import Output, Progress, Status
 from clipsynth.services.processes import wait_until
@@ -50,7 +50,7 @@ def simulate(redis: Redis, pool: ThreadPoolExecutor, batch: int, job_s: float) -
     # the workers must not run in step
     time.sleep(random.uniform(0, job_s))
     while True:
-        list(pool.map(lambda _: enqueue(redis, state, new_id(), payload(), settings), range(batch)))
+        list(pool.map(lambda _: state.submit(new_id(), payload(), settings), range(batch)))
         jobs = [job for job, _ in claimer.claim(batch)]
         ids = [job.id for job in jobs]
         executions = begin(redis, state, queue, jobs, name)
@@ -74,7 +74,7 @@ def begin(redis: Redis, state: JobStore, queue: Queue, jobs: list[Job], name: st
             job.prepare_for_execution(name, pipeline)
             pipeline.persist(job.key)
             pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-            state.start(job.id, batched_with_others=True, pipeline=pipeline)
+            state.queue_start(job.id, pipeline, batched_with_others=True)
         pipeline.execute()
     return executions
 
@@ -111,7 +111,7 @@ def measure(workers: int, seconds: float, batch: int, job_s: float, fsync: str) 
             return np.array([service.ended(), *cpu_s, time.monotonic()])
 
         def post(generation_id: str) -> None:
-            enqueue(service.redis, service.state, generation_id, payload(), service.settings)
+            service.state.submit(generation_id, payload(), service.settings)
 
         reads, posts, mine = [], [], new_id()
         post(mine)

@@ -8,8 +8,9 @@ from typing import cast
 
 from redis import Redis
 
-from clipsynth.jobs.record import record_key
-from clipsynth.schemas.generation import JobPayload, ModelCost, ModelInfo
+from clipsynth.redis_keys import RECORD_PREFIX
+from clipsynth.schemas.generation import ModelCost, ModelInfo
+from clipsynth.schemas.request import JobPayload
 
 SAMPLED = 32  # jobs ahead whose requests are read; the others are taken to be like them
 MIN_RATIOS = 20  # ended generations, until which an estimate is not corrected by them
@@ -34,24 +35,17 @@ def workers_key(model: str) -> str:
     return f"rq:workers:clipsynth-{model}"
 
 
-def passes(payload: JobPayload, cost: ModelCost | None) -> float:
-    """Return a request's work: seconds of sound times passes of the network; none where training clips are played."""
-    if payload.method == "retrieval":
-        return 0.0
-    conditional, unconditional = payload.branches(cost.distilled_guidance_range if cost else ())
-    passes_per_step = conditional + unconditional * (cost.guided_share if cost else 1.0)
-    return payload.num_outputs * payload.num_inference_steps * payload.duration_s * passes_per_step
+def seconds_to_end(ahead: float, workers: int, work: float, steps: int, cost: ModelCost) -> float:
+    """Return the seconds until a job ends: the only formula of every estimate.
 
-
-def work(payload: JobPayload, cost: ModelCost) -> float:
-    """Return the seconds that a worker with a full batch spends on a request."""
-    return passes(payload, cost) * cost.audio_step_s
-
-
-def own_s(payload: JobPayload, cost: ModelCost) -> float:
-    """Return the seconds that a request takes with nothing before it."""
-    steps = 0 if payload.method == "retrieval" else payload.num_inference_steps
-    return max(work(payload, cost), steps * cost.step_s)
+    Args:
+        ahead: work before it, in seconds of sound times passes of the network.
+        workers: of its model.
+        work: its own.
+        steps: its denoising steps; 0 for retrieval.
+    """
+    own_s = max(work * cost.audio_step_s, steps * cost.step_s)
+    return ahead * cost.audio_step_s / max(1, workers) + own_s
 
 
 @dataclass(frozen=True)
@@ -67,28 +61,32 @@ class Forecast:
 def forecast(
     redis: Redis,
     payload: JobPayload,
+    work: float,
     cost: ModelCost | None,
     *,
     owner: str,
-    counted: bool = False,
+    reserved: bool = False,
     corrected: bool = True,
 ) -> Forecast:
-    """Estimate for the workers there are, the running jobs taken for half done, corrected by how long earlier ones took in fact.
+    """Estimate when a request would end; running jobs count half.
 
-    `counted` is whether room was taken for the request: then it is part of the queue's work. Without `corrected`, how long earlier ones took is not read.
+    Args:
+        work: of the request.
+        reserved: whether the queue's work already contains the request.
+        corrected: whether to correct by the real times of earlier jobs.
     """
     keys = [f"clipsynth:load:{payload.model}", f"rq:wip:clipsynth-{payload.model}"]
-    keys += [f"clipsynth:eta_ratios:{payload.model}", workers_key(payload.model)]
-    found = redis.register_script(_FORECAST)(keys=keys, args=[record_key(""), -1 if corrected else 0])
+    keys += [f"clipsynth:eta_ratios:{payload.model}", f"rq:workers:clipsynth-{payload.model}"]
+    found = redis.register_script(_FORECAST)(keys=keys, args=[RECORD_PREFIX, -1 if corrected else 0])
     load, running = ({name.decode(): float(value) for name, value in pairs} for pairs in found[:2])
     ratios, workers = found[2:]
     unfinished = int(load.get("n", 0))
     if cost is None:
         return Forecast(unfinished, None)
-    if counted:
-        load[f"w:{owner}"] = max(0.0, load.get(f"w:{owner}", 0.0) - passes(payload, cost))
-    ahead_s = _ahead(load, running, owner) * cost.audio_step_s / max(1, workers)
-    base_s = ahead_s + own_s(payload, cost)
+    if reserved:
+        load[f"w:{owner}"] = max(0.0, load.get(f"w:{owner}", 0.0) - work)
+    steps = 0 if payload.method == "retrieval" else payload.num_inference_steps
+    base_s = seconds_to_end(_ahead(load, running, owner), workers, work, steps, cost)
     known = sorted(map(float, ratios))
     p50, p90 = (1.0, 1.5) if len(known) < MIN_RATIOS else (known[int(q * len(known))] for q in (0.5, 0.9))
     return Forecast(unfinished, base_s, base_s * p50, base_s * p90)
@@ -107,10 +105,10 @@ def _ahead(load: Mapping[str, float], running: Mapping[str, float], owner: str) 
 
 
 def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | None, float | None]:
-    """Return how many jobs are before this one in the queue, and in how many seconds it should end.
+    """Return the number of jobs before this one in the queue, and the seconds until it ends.
 
-    The estimate is for the workers there are, the running jobs taken for half done; None where none has measured its cost. The place is None
-    for a job that a worker is just taking.
+    Reads the `work` of up to 2 * `SAMPLED` other records, no payload. The position is None while a worker claims the
+    job; the seconds are None until a worker has measured its cost.
     """
     queue = f"clipsynth-{payload.model}"
     with redis.pipeline(transaction=False) as pipeline:
@@ -126,11 +124,12 @@ def place(redis: Redis, generation_id: str, payload: JobPayload) -> tuple[int | 
     if cost is None:
         return position, None
     ahead = [i.decode() for i in head[:position]]
-    running = [i.decode().partition(":")[0] for i in running]
+    claimed = [i.decode().partition(":")[0] for i in running]
     with redis.pipeline(transaction=False) as pipeline:
-        for other in (*ahead, *running):
-            pipeline.hget(record_key(other), "input")
-        inputs = cast(list[bytes | None], pipeline.execute())
-    works = [work(JobPayload.known(i), cost) if i else 0.0 for i in inputs]
+        for other in (*ahead, *claimed):
+            pipeline.hget(RECORD_PREFIX + other, "work")
+        works = [float(work or 0) for work in cast(list[bytes | None], pipeline.execute())]
     before = sum(works[: len(ahead)]) * position / max(1, len(ahead)) + sum(works[len(ahead) :]) / 2
-    return position, before / max(1, workers) + own_s(payload, cost)
+    steps = 0 if payload.method == "retrieval" else payload.num_inference_steps
+    work = payload.work(cost.distilled_guidance_range, cost.guided_share)
+    return position, seconds_to_end(before, workers, work, steps, cost)

@@ -6,12 +6,10 @@ queue is kept sorted by those starts. With one key, or while none has a backlog,
 
 from __future__ import annotations
 
-from redis.client import Pipeline
-
 # KEYS: the queue's list, at whose end the job is; the hash of where each owner's next job starts, and under '' the latest start of all: when
 # the queue is empty the owners are forgotten and time goes on from there, so that a job that is put back is never later than new ones.
 # ARGV: the job, its owner, its work.
-_TAKE_TURN = """
+TAKE_TURN = """
 local function start_of(id) return tonumber(redis.call('HGET', 'clipsynth:gen:' .. id, 'turn') or '0') end
 local list, starts, id, owner, work = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
 if redis.call('LINDEX', list, -1) ~= id then return end
@@ -35,10 +33,3 @@ else
   redis.call('LINSERT', list, 'BEFORE', redis.call('LINDEX', list, low), id)
 end
 """
-
-
-def take_turn(pipeline: Pipeline, *, model: str, generation_id: str, owner: str, work: float) -> None:
-    """Queue the command that moves a job from the end of its queue to its owner's turn; its record has to be there by then."""
-    keys = [f"rq:queue:clipsynth-{model}", f"clipsynth:turns:{model}"]
-    # EVAL, not a registered script: before a pipeline with one, redis-py asks in a round trip of its own whether Redis has it.
-    pipeline.eval(_TAKE_TURN, len(keys), *keys, generation_id, owner, f"{work:.6f}")

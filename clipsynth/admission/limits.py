@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 from redis import Redis
-from redis.client import Pipeline
 
 from clipsynth.errors import QueueFull, RateLimited
 from clipsynth.schemas.generation import ModelCost
@@ -91,7 +91,13 @@ return {'ok', '0'}
 
 @dataclass(frozen=True)
 class Reservation:
-    """Room for one generation, until it is created or `release_reservation` gives it back; `eta_s` is what it was told."""
+    """A place in a model's queue for one generation, until it is created or `release_reservation` frees it.
+
+    Attributes:
+        work: of the request, in seconds of sound times passes of the network.
+        eta_s: estimated seconds to its end, as the client was informed.
+        member: its entry in the sorted set of reservations.
+    """
 
     generation_id: str
     owner: str
@@ -99,17 +105,9 @@ class Reservation:
     work: float
     eta_s: float | None = None
 
-    @property
+    @cached_property
     def member(self) -> str:
         return f"{self.generation_id} {self.owner} {self.model} {self.work:.6f}"
-
-    def settle(self, pipeline: Pipeline) -> dict[str, object]:
-        """Queue on the pipeline that the room is the record's from now on; return the fields that the record needs for it."""
-        pipeline.zrem(RESERVATIONS_KEY, self.member)
-        fields: dict[str, object] = {"model": self.model, "work": f"{self.work:.6f}"}
-        # What takes no work says nothing of how long work takes.
-        told = self.eta_s is not None and self.work > 0
-        return fields | ({"eta_s": self.eta_s} if told else {})
 
 
 def admit(redis: Redis, hold: Reservation, settings: Settings, cost: ModelCost | None) -> bool:

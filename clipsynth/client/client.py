@@ -23,7 +23,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from httpx_sse import aconnect_sse
 
 from clipsynth.client.retry import RetryPolicy, ServiceError, as_unreachable, check
-from clipsynth.schemas.generation import TERMINAL, Estimate, Format, Generation, Output, ServedModel, Status
+from clipsynth.schemas.generation import TERMINAL, Estimate, Generation, Output, ServedModel, Status
+from clipsynth.schemas.request import Format
 
 __all__ = ["AsyncClient", "Client", "ServiceError", "Sound", "Sounds"]
 DEFAULT_URL = "http://localhost:8000"

@@ -15,8 +15,8 @@ import typer
 from pydantic import ValidationError
 
 from clipsynth.commands.options import Bundle, Device, settings_with
-from clipsynth.schemas.attributes import NAMES, Attributes, settle
-from clipsynth.schemas.generation import output_seed
+from clipsynth.schemas.prompt_parser import resolve_attributes
+from clipsynth.schemas.request import NAMES, Attributes, output_seed
 from clipsynth.settings import Settings
 
 if TYPE_CHECKING:
@@ -226,7 +226,9 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
             opened_image = Image.open(query.image).convert("RGB") if query.image else None
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{query.image} cannot be read as an image: {error}") from None
-        prompt, attributes = settle(query.prompt, fields["attributes"], taken, model=manifest.name)
+        prompt, attributes = resolve_attributes(
+            query.prompt, fields["attributes"], taken, model=manifest.name
+        )
         request = {
             **resolved,
             "negative_prompt": fields["negative_prompt"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import cast
 
 from redis import Redis
@@ -11,14 +11,8 @@ from rq import Queue, Retry
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from clipsynth.admission.estimate import passes
-from clipsynth.admission.fair_queue import take_turn
-from clipsynth.admission.limits import Reservation
-from clipsynth.jobs.record import client_notes
-from clipsynth.jobs.store import JobStore
 from clipsynth.log import REQUEST_ID
-from clipsynth.schemas.generation import Generation, JobPayload, Webhook
-from clipsynth.security.api_keys import ANONYMOUS
+from clipsynth.schemas.request import JobPayload
 from clipsynth.settings import Settings
 
 FUNC_NAME = "clipsynth.generate"  # a label; the worker has one function and never resolves this
@@ -38,36 +32,19 @@ def get_queue(model: str, redis: Redis) -> Queue:
 
 def enqueue(
     redis: Redis,
-    state: JobStore,
     generation_id: str,
     payload: JobPayload,
     settings: Settings,
+    pipeline: Pipeline,
     *,
-    owner: str = ANONYMOUS.id,
-    hold: Reservation | None = None,
-    webhook: Webhook | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> Generation:
-    """Create a generation and put its job, of the same id, on its model's queue, both or neither; return it as it is then.
+    at_front: bool = False,
+) -> str:
+    """Queue the commands that put a job on its model's queue, and the pipeline's MULTI; return the queue's key.
 
-    RQ tries again as often as it likes: how often a job may be lost with its worker is decided by the public state.
+    RQ retries without limit: the public state decides how often a job may be lost with its worker.
     """
-    queue = get_queue(payload.model, redis)
-    job = _job(queue, generation_id, payload, settings)
-    with redis.pipeline() as pipeline:
-        queue.enqueue_job(job, pipeline=pipeline)  # first: it opens the MULTI
-        notes = client_notes(webhook, metadata)
-        generation = state.create(generation_id, payload, pipeline, owner=owner, hold=hold, notes=notes)
-        work = hold.work if hold else passes(payload, None)
-        take_turn(pipeline, model=payload.model, generation_id=generation_id, owner=owner, work=work)
-        pipeline.lpos(queue.key, generation_id)
-        generation.queue_position = pipeline.execute()[-1]
-    generation.eta_s = hold.eta_s if hold else None
-    return generation
-
-
-def _job(queue: Queue, generation_id: str, payload: JobPayload, settings: Settings) -> Job:
-    return queue.create_job(
+    queue = Queue(f"clipsynth-{payload.model}", connection=redis, serializer=JSONSerializer)
+    job = queue.create_job(
         FUNC_NAME,
         args=(generation_id, payload.model_dump(mode="json")),
         description=FUNC_NAME,  # by default RQ's description shows the arguments, and with them the prompt
@@ -78,15 +55,8 @@ def _job(queue: Queue, generation_id: str, payload: JobPayload, settings: Settin
         meta={"request_id": request_id} if (request_id := REQUEST_ID.get()) else None,
         retry=Retry(max=RQ_RETRIES, enqueue_at_front=True),  # it has had its turn already
     )
-
-
-def put_back(
-    state: JobStore, generation_id: str, payload: JobPayload, settings: Settings, pipeline: Pipeline
-) -> None:
-    """Queue the commands that make a job anew, first on its queue, for a generation that has none. The pipeline has to be in its MULTI."""
-    queue = get_queue(payload.model, state.redis)
-    queue.enqueue_job(_job(queue, generation_id, payload, settings), pipeline=pipeline, at_front=True)
-    state.put_back(generation_id, pipeline)
+    queue.enqueue_job(job, pipeline=pipeline, at_front=at_front)
+    return str(queue.key)
 
 
 def is_queued(redis: Redis, models: Collection[str]) -> set[str]:

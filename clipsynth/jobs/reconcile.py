@@ -8,11 +8,12 @@ from typing import cast
 from pydantic import ValidationError
 from redis.exceptions import WatchError
 
-from clipsynth.jobs.queue import is_queued, put_back
+from clipsynth.jobs.queue import is_queued
 from clipsynth.jobs.record import record_key
 from clipsynth.jobs.scripts import UNFINISHED_KEY
 from clipsynth.jobs.store import End, JobStore
-from clipsynth.schemas.generation import TERMINAL, JobPayload, Problem, Status
+from clipsynth.schemas.generation import TERMINAL, Problem, Status
+from clipsynth.schemas.request import JobPayload
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class OrphanReconciler:
             if status_view and status_view.cancel_requested:
                 self.state.end(End(generation_id, Status.CANCELED), pipeline)
             elif payload:
-                put_back(self.state, generation_id, payload, self.settings, pipeline)
+                self.state.requeue(generation_id, payload, self.settings, pipeline)
             else:
                 self.state.end(End(generation_id, Status.FAILED, {"error": LOST}), pipeline)
                 pipeline.hdel(UNFINISHED_KEY, generation_id)  # there may be no record to end

@@ -11,16 +11,9 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from clipsynth.schemas.generation import (
-    Delivery,
-    Generation,
-    JobPayload,
-    Output,
-    Problem,
-    Progress,
-    Status,
-    Webhook,
-)
+from clipsynth.redis_keys import RECORD_PREFIX
+from clipsynth.schemas.generation import Delivery, Generation, Output, Problem, Progress, Status, Webhook
+from clipsynth.schemas.request import JobPayload
 
 STATUS_FIELDS = ("status", "cancel_requested", "solo", "lost", "deadline_at")  # what Standing.read takes
 
@@ -41,7 +34,7 @@ def results(pipeline: Pipeline) -> list[Any]:
 
 def record_key(generation_id: str) -> str:
     """Return the name of a generation's hash."""
-    return f"clipsynth:gen:{generation_id}"
+    return RECORD_PREFIX + generation_id
 
 
 @dataclass(frozen=True)
@@ -74,24 +67,18 @@ class JobStatusView:
         return self.deadline_at is not None and time.time() >= self.deadline_at
 
 
-def client_notes(webhook: Webhook | None, metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the fields of a record that are the client's alone: no worker looks at them."""
-    notes = {"metadata": json.dumps(metadata)} if metadata else {}
-    if webhook is not None:
-        notes |= {"webhook_url": webhook.url, "webhook_events": ",".join(webhook.events)}
-    return notes
-
-
 def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes | None) -> Generation | None:
     """Return the resource of a record; None where there is none."""
-    return (
-        resource(generation_id, {k.decode(): v.decode() for k, v in raw.items()}, progress) if raw else None
-    )
+    if not raw:
+        return None
+    fields = {k.decode(): v.decode() for k, v in raw.items()}
+    return resource(generation_id, fields, JobPayload.known(fields["input"]), progress)
 
 
-def resource(generation_id: str, fields: Mapping[str, str], progress: bytes | None = None) -> Generation:
+def resource(
+    generation_id: str, fields: Mapping[str, str], payload: JobPayload, progress: bytes | None = None
+) -> Generation:
     """Return the resource of a record's fields."""
-    payload = JobPayload.known(fields["input"])
     status = Status(fields["status"])
     return Generation(
         id=generation_id,
@@ -106,7 +93,7 @@ def resource(generation_id: str, fields: Mapping[str, str], progress: bytes | No
         progress=Progress.model_validate_json(progress) if progress and status is Status.PROCESSING else None,
         outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
         error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
-        webhook=_webhook(fields),
+        webhook=_webhook(fields) if "webhook_url" in fields else None,
         metadata=json.loads(fields.get("metadata", "{}")),
         links={
             "self": f"/v1/generations/{generation_id}",
@@ -117,9 +104,7 @@ def resource(generation_id: str, fields: Mapping[str, str], progress: bytes | No
     )
 
 
-def _webhook(fields: Mapping[str, str]) -> Webhook | None:
-    if "webhook_url" not in fields:
-        return None
+def _webhook(fields: Mapping[str, str]) -> Webhook:
     noted = [v for name, v in sorted(fields.items()) if name.startswith("delivery:")]
     return Webhook(
         url=fields["webhook_url"],

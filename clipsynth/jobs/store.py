@@ -14,12 +14,16 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from clipsynth.admission.estimate import place
-from clipsynth.admission.limits import Reservation
+from clipsynth.admission.fair_queue import TAKE_TURN
+from clipsynth.admission.limits import RESERVATIONS_KEY, Reservation
 from clipsynth.errors import AlreadyEnded, Gone, NotFound
 from clipsynth.jobs.model_registry import ModelRegistry
-from clipsynth.jobs.record import STATUS_FIELDS, JobStatusView, read_resource, record_key, resource, results
+from clipsynth.jobs.queue import enqueue
+from clipsynth.jobs.record import STATUS_FIELDS, JobStatusView, read_resource, resource, results
 from clipsynth.jobs.scripts import RELEASE_UNFINISHED, TRANSITION, UNFINISHED_KEY, UNWANTED
-from clipsynth.schemas.generation import TERMINAL, Generation, JobPayload, Problem, Progress, Status
+from clipsynth.redis_keys import RECORD_PREFIX
+from clipsynth.schemas.generation import TERMINAL, Generation, Problem, Progress, Status, Webhook
+from clipsynth.schemas.request import JobPayload
 from clipsynth.security.api_keys import ANONYMOUS
 from clipsynth.settings import Settings
 
@@ -44,6 +48,10 @@ class End:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
+def _started(batched_with_others: bool) -> dict[str, object]:
+    return {"started_at": time.time(), "company": int(batched_with_others)}
+
+
 def new_id() -> str:
     """Return a fresh generation id."""
     return f"gen_{secrets.token_hex(13)}"
@@ -54,7 +62,7 @@ class JobStore(ModelRegistry):
 
     def __init__(self, redis: Redis, *, result_ttl_s: int, tombstone_ttl_s: int = 604_800) -> None:
         self.redis, self.result_ttl_s, self.tombstone_ttl_s = redis, result_ttl_s, tombstone_ttl_s
-        self._transition = redis.register_script(TRANSITION)
+        self._change = redis.register_script(TRANSITION)
         self._release = redis.register_script(RELEASE_UNFINISHED)
         self._unwanted = redis.register_script(UNWANTED)
 
@@ -66,97 +74,158 @@ class JobStore(ModelRegistry):
         """Have the files of a generation removed that is never created."""
         self.redis.zadd(EXPIRY_KEY, {generation_id: time.time() + RESERVATION_S})
 
-    def create(
+    def submit(
         self,
         generation_id: str,
         payload: JobPayload,
-        pipeline: Pipeline,
+        settings: Settings,
         *,
-        owner: str,
-        hold: Reservation | None = None,
-        notes: Mapping[str, str] | None = None,
+        reservation: Reservation | None = None,
+        owner: str = ANONYMOUS.id,
+        webhook: Webhook | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Generation:
-        """Queue the commands that create a generation on `pipeline` and return what it will be; `notes` are fields of `record.client_notes`."""
+        """Create a generation and its job in one transaction; return the generation with its place in the queue.
+
+        The reservation becomes part of the record.
+        """
         now = time.time()
-        fields: dict[str, object] = {
-            "status": Status.QUEUED,
-            "owner": owner,
-            "created_at": now,
-            "input": payload.model_dump_json(),
-            **(notes or {}),
-        }
-        if hold is not None:
-            fields |= hold.settle(pipeline)
+        work = reservation.work if reservation else payload.work()
+        fields: dict[str, object] = {"status": Status.QUEUED, "owner": owner, "created_at": now}
+        fields["input"] = payload.model_dump_json()
+        if metadata:
+            fields["metadata"] = json.dumps(metadata)
+        if webhook is not None:
+            fields |= {"webhook_url": webhook.url, "webhook_events": ",".join(webhook.events)}
+        if reservation is not None:
+            fields |= {"model": reservation.model, "work": f"{work:.6f}"}
+            # A job without work does not show how long work takes.
+            if reservation.eta_s is not None and work > 0:
+                fields["eta_s"] = reservation.eta_s
         if payload.deadline_s is not None:
             fields["deadline_at"] = now + payload.deadline_s
-            pipeline.zadd(DEADLINES_KEY, {generation_id: now + payload.deadline_s})
-        pipeline.zadd(INDEX_PREFIX + owner, {generation_id: now})
-        pipeline.hset(record_key(generation_id), mapping=cast(Any, fields))
-        pipeline.hset(UNFINISHED_KEY, generation_id, payload.model)
+        with self.redis.pipeline() as pipeline:
+            # First, because it opens the MULTI.
+            queue_key = enqueue(self.redis, generation_id, payload, settings, pipeline)
+            self._create(pipeline, generation_id, payload.model, fields, reservation)
+            turn = [queue_key, f"clipsynth:turns:{payload.model}"]
+            # EVAL, because redis-py checks a registered script in another round trip.
+            pipeline.eval(TAKE_TURN, 2, *turn, generation_id, owner, f"{work:.6f}")
+            pipeline.lpos(queue_key, generation_id)
+            position = pipeline.execute()[-1]
+        generation = resource(generation_id, {name: str(value) for name, value in fields.items()}, payload)
+        generation.queue_position, generation.eta_s = position, reservation.eta_s if reservation else None
+        return generation
+
+    @staticmethod
+    def _create(
+        pipeline: Pipeline,
+        generation_id: str,
+        model: str,
+        fields: Mapping[str, object],
+        reservation: Reservation | None,
+    ) -> None:
+        """Queue the commands that write a new record and its index entries."""
+        if reservation is not None:
+            pipeline.zrem(RESERVATIONS_KEY, reservation.member)
+        if "deadline_at" in fields:
+            pipeline.zadd(DEADLINES_KEY, {generation_id: cast(float, fields["deadline_at"])})
+        pipeline.zadd(f"{INDEX_PREFIX}{fields['owner']}", {generation_id: cast(float, fields["created_at"])})
+        pipeline.hset(RECORD_PREFIX + generation_id, mapping=cast(Any, fields))
+        pipeline.hset(UNFINISHED_KEY, generation_id, model)
         pipeline.zrem(EXPIRY_KEY, generation_id)
-        return resource(generation_id, {name: str(value) for name, value in fields.items()})
 
     def change(
         self, generation_id: str, status: Status, *, of: Collection[Status] = UNFINISHED, **fields: object
     ) -> bool:
-        """Move to `status` if the present one is among `of`; return whether the change was made.
+        """Move to `status` if the present status is in `of`; return whether the change was made.
 
-        An end whose cancel was accepted before it is not made: the generation ends canceled instead.
+        After an accepted cancel every end becomes `canceled`; then the result is False.
         """
-        return self._change(generation_id, status, of, fields) >= 0
+        return self._transition(generation_id, status, of, fields) >= 0
 
-    def _change(
+    def _transition(
         self,
         generation_id: str,
         status: Status,
         of: Collection[Status],
-        fields: dict[str, object],
-        *,
+        fields: Mapping[str, object],
         add_lost: int = 0,
-        pipeline: Pipeline | None = None,
     ) -> int:
-        """Return `lost` where the change was made, else -1; on a pipeline nothing is known yet, and 0 returned."""
+        """Change the status; return `lost` if the change was made, else -1."""
+        keys, values = self._arguments(generation_id, status, of, fields, add_lost)
+        return int(self._change(keys=keys, args=values))
+
+    def _queue_transition(
+        self,
+        pipeline: Pipeline,
+        generation_id: str,
+        status: Status,
+        of: Collection[Status],
+        fields: Mapping[str, object],
+        add_lost: int = 0,
+    ) -> None:
+        """Queue a change of status on `pipeline`; `was_made` reads its result."""
+        keys, values = self._arguments(generation_id, status, of, fields, add_lost)
+        # EVAL, because redis-py checks a registered script in another round trip.
+        pipeline.eval(TRANSITION, len(keys), *keys, *values)
+
+    def _arguments(
+        self,
+        generation_id: str,
+        status: Status,
+        of: Collection[Status],
+        fields: Mapping[str, object],
+        lost: int,
+    ) -> tuple[list[str], list[Any]]:
+        """Return KEYS and ARGV of the script `TRANSITION`."""
         now = time.time()
-        fields["changed_at"] = now
+        times: dict[str, object] = {"changed_at": now}
         expires_at: float | str = ""
         if status in TERMINAL:
-            fields["finished_at"] = now
-            fields["expires_at"] = expires_at = now + self.result_ttl_s
-        values: list[Any] = [status, ",".join(of), expires_at, add_lost, generation_id]
-        for name, value in fields.items():
+            expires_at = now + self.result_ttl_s
+            times |= {"finished_at": now, "expires_at": expires_at}
+        values: list[Any] = [status, ",".join(of), expires_at, lost, generation_id]
+        for name, value in {**fields, **times}.items():
             values += [name, value if isinstance(value, str | int | float) else json.dumps(value)]
-        keys = [record_key(generation_id), EXPIRY_KEY, EVENTS_PREFIX + generation_id, ENDED_KEY]
-        if (
-            pipeline is not None
-        ):  # in full: before a pipeline with a registered script redis-py asks whether Redis has it
-            pipeline.eval(TRANSITION, len(keys), *keys, *values)
-            return 0
-        return int(self._transition(keys=keys, args=values))
+        keys = [RECORD_PREFIX + generation_id, EXPIRY_KEY, EVENTS_PREFIX + generation_id, ENDED_KEY]
+        return keys, values
 
-    def start(
-        self, generation_id: str, *, batched_with_others: bool, pipeline: Pipeline | None = None
-    ) -> bool:
-        """Move to processing; `company` is whether its worker runs other jobs meanwhile. False where the generation is final or gone."""
-        fields: dict[str, object] = {"started_at": time.time(), "company": int(batched_with_others)}
-        return self._change(generation_id, Status.PROCESSING, UNFINISHED, fields, pipeline=pipeline) >= 0
+    def start(self, generation_id: str, *, batched_with_others: bool) -> bool:
+        """Move to processing; False if the generation is final or gone."""
+        return (
+            self._transition(generation_id, Status.PROCESSING, UNFINISHED, _started(batched_with_others)) >= 0
+        )
+
+    def queue_start(self, generation_id: str, pipeline: Pipeline, *, batched_with_others: bool) -> None:
+        """Queue a move to processing on `pipeline`."""
+        fields = _started(batched_with_others)
+        self._queue_transition(pipeline, generation_id, Status.PROCESSING, UNFINISHED, fields)
 
     def joined(self, generation_id: str, pipeline: Pipeline) -> None:
-        """Note that its worker now runs other jobs too."""
-        fields: dict[str, object] = {"company": 1}
-        self._change(generation_id, Status.PROCESSING, [Status.PROCESSING], fields, pipeline=pipeline)
+        """Record that the generation's worker now also runs other jobs."""
+        of = [Status.PROCESSING]
+        self._queue_transition(pipeline, generation_id, Status.PROCESSING, of, {"company": 1})
 
     def abandon(self, generation_id: str) -> int:
-        """Put a generation whose worker was lost back to queued, to be run alone; return how often it was lost alone.
+        """Requeue a generation whose worker was lost, to run alone; return how often it was lost alone.
 
-        What was lost in company is not counted: another job may have been the reason.
+        A loss together with other jobs is not counted: another job may have been the reason.
         """
-        batched_with_others = self.redis.hget(record_key(generation_id), "company") == b"1"
-        add_lost = 0 if batched_with_others else 1
-        return self._change(generation_id, Status.QUEUED, [Status.PROCESSING], {"solo": 1}, add_lost=add_lost)
+        batched_with_others = self.redis.hget(RECORD_PREFIX + generation_id, "company") == b"1"
+        lost = 0 if batched_with_others else 1
+        return self._transition(generation_id, Status.QUEUED, [Status.PROCESSING], {"solo": 1}, lost)
 
-    def put_back(self, generation_id: str, pipeline: Pipeline) -> None:
-        """Queue the command that puts back to queued what was lost nobody knows how; it counts as lost alone, so that it does not happen for ever."""
-        self._change(generation_id, Status.QUEUED, UNFINISHED, {"solo": 1}, add_lost=1, pipeline=pipeline)
+    def requeue(
+        self, generation_id: str, payload: JobPayload, settings: Settings, pipeline: Pipeline
+    ) -> None:
+        """Queue the commands that requeue a job that is in no queue, at its front.
+
+        Counts as one failed attempt, so a job that disappears again and again ends as `worker_lost`. The pipeline must
+        be in its MULTI.
+        """
+        enqueue(self.redis, generation_id, payload, settings, pipeline, at_front=True)
+        self._queue_transition(pipeline, generation_id, Status.QUEUED, UNFINISHED, {"solo": 1}, 1)
 
     def cancel(self, generation_id: str, *, owner: str | None = None) -> Status:
         """Cancel what is queued, ask the worker to cancel what it processes; return the status that results.
@@ -177,7 +246,7 @@ class JobStore(ModelRegistry):
         """Return what a worker must know of each generation; None for one that was forgotten or cannot be read."""
         with self.redis.pipeline(transaction=False) as pipeline:
             for generation_id in ids:
-                pipeline.hmget(record_key(generation_id), STATUS_FIELDS)
+                pipeline.hmget(RECORD_PREFIX + generation_id, STATUS_FIELDS)
             return [JobStatusView.read(values) for values in results(pipeline)]
 
     def unwanted(self, ids: Sequence[str]) -> set[str]:
@@ -192,7 +261,7 @@ class JobStore(ModelRegistry):
 
     def end(self, end: End, pipeline: Pipeline) -> None:
         """Queue a final state on `pipeline`, whose result tells `was_made` whether the change was made."""
-        self._change(end.generation_id, end.status, UNFINISHED, dict(end.fields), pipeline=pipeline)
+        self._queue_transition(pipeline, end.generation_id, end.status, UNFINISHED, end.fields)
 
     @staticmethod
     def was_made(result: Any) -> bool:
@@ -227,10 +296,10 @@ class JobStore(ModelRegistry):
 
     def forget(self, generation_id: str) -> None:
         """Put a tombstone in the record's place; `forgotten` is to follow when the files are gone too."""
-        owner = cast(bytes | None, self.redis.hget(record_key(generation_id), "owner"))
+        owner = cast(bytes | None, self.redis.hget(RECORD_PREFIX + generation_id, "owner"))
         with self.redis.pipeline() as pipeline:
-            self._release(keys=[record_key(generation_id)], client=pipeline)
-            pipeline.delete(record_key(generation_id), f"clipsynth:progress:{generation_id}")
+            self._release(keys=[RECORD_PREFIX + generation_id], client=pipeline)
+            pipeline.delete(RECORD_PREFIX + generation_id, f"clipsynth:progress:{generation_id}")
             pipeline.hdel(UNFINISHED_KEY, generation_id)
             if owner is not None:
                 pipeline.zrem(INDEX_PREFIX + owner.decode(), generation_id)
@@ -272,7 +341,7 @@ class JobStore(ModelRegistry):
         raise NotFound(f"there is no generation {generation_id!r}")
 
     def exists(self, generation_id: str) -> bool:
-        return bool(self.redis.exists(record_key(generation_id)))
+        return bool(self.redis.exists(RECORD_PREFIX + generation_id))
 
     def page(
         self,
@@ -321,7 +390,7 @@ class JobStore(ModelRegistry):
             return []
         with self.redis.pipeline(transaction=False) as pipeline:
             for generation_id in ids:
-                pipeline.hgetall(record_key(generation_id))
+                pipeline.hgetall(RECORD_PREFIX + generation_id)
                 pipeline.get(f"clipsynth:progress:{generation_id}")
             values = pipeline.execute()
         return [

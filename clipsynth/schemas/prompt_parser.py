@@ -7,8 +7,11 @@ something else is left alone: "not loud", "slightly loud", "the rain is loud", "
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+
+from clipsynth.errors import AttributeUnavailable
+from clipsynth.schemas.request import NAMES as ATTRIBUTES
 
 MUCH, VERY_MUCH = 0.85, 0.95  # quantiles; of little they are the rest to 1
 
@@ -247,3 +250,26 @@ def _before_thing(text: str, terms: list[Term]) -> Run | None:
             terms, end = terms[:place], term.start
             break
     return Run(terms, terms[0].start, end, joint=" ") if terms else None
+
+
+def resolve_attributes(
+    prompt: str | None, asked: Mapping[str, float] | None, taken: Collection[str], *, model: str
+) -> tuple[str | None, dict[str, float]]:
+    """Return the text to embed, and the attributes of the sound: those asked for, and those that the prompt says in words and that were left open.
+
+    Args:
+        asked: None where the request says nothing of attributes; where it says there are none ({}), the prompt is taken as it is written.
+        taken: attributes that the model takes.
+
+    Raises:
+        AttributeUnavailable: one is asked for that the model does not take.
+    """
+    for name in asked or {}:
+        if name not in taken:
+            offered = f"it takes {', '.join(taken)}" if taken else "it takes no attributes"
+            raise AttributeUnavailable(f"/attributes/{name}: not offered by model {model}; {offered}")
+    if prompt is None or asked == {}:
+        return prompt, dict(asked or {})
+    rest, said = read(prompt, taken)
+    settled = {**said, **(asked or {})}
+    return rest, {name: settled[name] for name in ATTRIBUTES if name in settled}

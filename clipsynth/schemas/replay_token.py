@@ -10,8 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from clipsynth.errors import InvalidRequest
-from clipsynth.schemas.generation import Method
-from clipsynth.schemas.prompts import Composition, StoredPrompt
+from clipsynth.schemas.request import Composition, Method, StoredPrompt
 
 
 class ReplayToken(BaseModel):

@@ -16,9 +16,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app import notifications
 from app.notifications import Notifications
-from clipsynth.jobs.queue import enqueue
 from clipsynth.jobs.store import JobStore, new_id
-from clipsynth.schemas.generation import JobPayload, Status
+from clipsynth.schemas.generation import Status
+from clipsynth.schemas.request import JobPayload
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
 from tests.support import api_client
@@ -84,14 +84,14 @@ async def followed(events_, generation_id, act):
         listening.cancel()
 
 
-def queued(redis, state, settings):
+def queued(state, settings):
     state.announce(api_client.INFO)
     generation_id = new_id()
     payload = JobPayload(
         model="tiny", prompt="a", image_key=None, negative_prompt=None, seed=0, num_inference_steps=2, guidance_scale=1,
         duration_s=1, num_outputs=1, output_formats=["wav"],
     )  # fmt: skip
-    enqueue(redis, state, generation_id, payload, settings)
+    state.submit(generation_id, payload, settings)
     return generation_id
 
 
@@ -100,7 +100,7 @@ def test_who_follows_events_hears_of_the_end_though_redis_was_away(own_redis, tm
     settings = Settings(redis_url=own_redis.url, data_dir=tmp_path)
     with Redis.from_url(own_redis.url) as redis:
         state = JobStore.from_settings(redis, settings)
-        generation_id = queued(redis, state, settings)
+        generation_id = queued(state, settings)
 
         def outage():
             kill(own_redis)
@@ -118,7 +118,7 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
         state = JobStore.from_settings(redis, settings)
-        generation_id = queued(redis, state, settings)
+        generation_id = queued(state, settings)
         looks = []
         get = state.get
         monkeypatch.setattr(state, "get", lambda i: (get(i), looks.append(i), time.sleep(0.1))[0])
@@ -146,7 +146,7 @@ def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
         state = JobStore.from_settings(redis, settings)
-        missed, heard = (state.get(queued(redis, state, settings)) for _ in range(2))
+        missed, heard = (state.get(queued(state, settings)) for _ in range(2))
         state.change(missed.id, Status.CANCELED)
         heard_since, looks = time.monotonic(), []
         status_views = state.status_views
@@ -177,7 +177,7 @@ def test_who_waits_is_told_what_was_accepted_though_redis_is_away(redis_url, tmp
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
         state = JobStore.from_settings(redis, settings)
-        accepted, ended = (state.get(queued(redis, state, settings)) for _ in range(2))
+        accepted, ended = (state.get(queued(state, settings)) for _ in range(2))
         state.change(ended.id, Status.CANCELED)
         get, looks = state.get, []
 

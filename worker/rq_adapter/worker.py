@@ -24,7 +24,8 @@ from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
 from clipsynth.jobs.record import JobStatusView, results
-from clipsynth.schemas.generation import JobPayload, Problem, Progress, Status
+from clipsynth.schemas.generation import Problem, Progress, Status
+from clipsynth.schemas.request import JobPayload
 from worker.engine import Engine
 from worker.job_runner import JobRunner
 from worker.metrics import JOB_SECONDS
@@ -238,7 +239,7 @@ class BatchWorker(SimpleWorker):
                 job.prepare_for_execution(self.name, pipeline)
                 pipeline.persist(job.key)
                 pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-                self.runner.state.start(job.id, batched_with_others=batched_with_others, pipeline=pipeline)
+                self.runner.state.queue_start(job.id, pipeline, batched_with_others=batched_with_others)
                 commands.append(slice(first, len(pipeline)))
             done = results(pipeline)
         for claimed in alone:

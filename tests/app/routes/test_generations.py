@@ -273,7 +273,7 @@ def test_a_generation_and_its_job_are_made_together_or_not_at_all(service, monke
     def broken(*_, **__):
         raise ConnectionError("the wire was cut")
 
-    owner, name = {"enqueue": (Queue, "push_job_id"), "create": (JobStore, "create")}[lost]
+    owner, name = {"enqueue": (Queue, "push_job_id"), "create": (JobStore, "_create")}[lost]
     monkeypatch.setattr(owner, name, broken)
     assert service.post({"prompt": "a"}).status_code == 503
     assert not service.redis.keys("clipsynth:gen:*")

@@ -10,9 +10,9 @@ from redis import Redis
 
 from clipsynth.admission.estimate import _ahead
 from clipsynth.admission.limits import Reservation
-from clipsynth.jobs.queue import enqueue, get_queue, withdraw
+from clipsynth.jobs.queue import get_queue, withdraw
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.generation import JobPayload
+from clipsynth.schemas.request import JobPayload
 from clipsynth.settings import Settings
 
 PAYLOAD = JobPayload(
@@ -44,7 +44,7 @@ class Line:
         generation_id = f"gen_{len(self.names):026x}"
         self.names[generation_id] = f"{owner}{self.count[owner]}"
         hold = Reservation(generation_id, owner, "tiny", work)
-        enqueue(self.redis, self.state, generation_id, PAYLOAD, self.settings, owner=owner, hold=hold)
+        self.state.submit(generation_id, PAYLOAD, self.settings, owner=owner, reservation=hold)
         return generation_id
 
     @property

@@ -9,11 +9,11 @@ from redis import Redis
 from rq.job import Job
 
 from app.middleware.redis_metrics import RedisCollector
-from clipsynth.jobs.queue import enqueue, get_queue
+from clipsynth.jobs.queue import get_queue
 from clipsynth.jobs.reconcile import OrphanReconciler, orphans_found
 from clipsynth.jobs.record import record_key
 from clipsynth.jobs.store import End, JobStore
-from clipsynth.schemas.generation import JobPayload
+from clipsynth.schemas.request import JobPayload
 from clipsynth.services.janitor import run
 from clipsynth.settings import Settings
 
@@ -45,7 +45,7 @@ class Place:
             duration_s=1.0,
             num_outputs=1,
         )
-        enqueue(self.redis, self.state, generation_id, payload, self.settings)
+        self.state.submit(generation_id, payload, self.settings)
 
     def lose(self, *fields):
         """Post, start, and have the job vanish from RQ."""

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipsynth.schemas.attributes import NAMES
 from clipsynth.schemas.prompt_parser import ADJECTIVES, ADVERBS, read
+from clipsynth.schemas.request import NAMES
 
 LOUD, QUIET, HIGH, LOW = {"loudness": 0.85}, {"loudness": 0.15}, {"pitch": 0.85}, {"pitch": 0.15}
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from clipsynth.schemas.generation import GenerationRequest
+from clipsynth.schemas.request import GenerationRequest
 from evaluation.audio import check_sound, fit
 from evaluation.clips import read_sound
 from evaluation.interfaces import Query, Sources, split_options

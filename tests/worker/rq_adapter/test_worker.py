@@ -15,9 +15,9 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from clipsynth.errors import NotFound
-from clipsynth.jobs.queue import connect, enqueue, get_queue
+from clipsynth.jobs.queue import connect, get_queue
 from clipsynth.jobs.store import EXPIRY_KEY, JobStore
-from clipsynth.schemas.generation import JobPayload
+from clipsynth.schemas.request import JobPayload
 from clipsynth.services.janitor import sweep
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
@@ -123,7 +123,7 @@ class Workplace:
             output_formats=["wav"],
             **(defaults | fields),
         )
-        enqueue(self.redis, self.state, generation_id, payload, self.settings)
+        self.state.submit(generation_id, payload, self.settings)
         return generation_id
 
     def work(self):
