@@ -1,1 +1,12 @@
-"""From a folder of videos to a bundle: prepare, train vocoder, train denoiser, export."""
+"""Train a bundle from a folder of videos: prepare, train the parts, export.
+
+Knows models/ only; not the service, nor evaluation. No label enters training.
+
+train.py     Run the stages of `clipsynth train`.
+recipe.py    Typed recipes.
+loop.py      The loop of every stage, with logs and the stop on SIGTERM.
+state.py     Saved states: resume, best weights, averaged weights.
+export.py    Write the bundle and its model card.
+average.py   Average the weights of two bundles.
+prior.py     Fit a step from texts to images without captions.
+"""

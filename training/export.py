@@ -1,4 +1,4 @@
-"""The bundle of a run: its parts in half precision, the retrieval index of the training clips, and the model card."""
+"""Write the bundle of a run: parts in half precision, retrieval index, model card."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_attribution(path: Path) -> dict[str, dict[str, str]]:
 
 
 def build_index(clips: Clips, attribution: Mapping[str, Mapping[str, str]]) -> Index:
-    """Return the retrieval index of training clips, with their sources and licences, and images of their sounds; a clip's source is its video there."""
+    """Return the retrieval index of the training clips, with sources, licences and images of their sounds."""
     unknown = {"source": NOT_STATED, "licence": NOT_STATED}
     lines = [
         {name: line[name] for name in INDEX_FIELDS} | dict(attribution.get(line["video"], unknown))
@@ -71,8 +71,8 @@ def export(
     """Write the bundle of trained parts to `folder`.
 
     Args:
-        attribution: CSV file, source, licence of the training videos; without it the index and the card say "not stated".
-        results: Markdown that the card shows under "Evaluation".
+        attribution: CSV file, source, licence of the training videos; None gives "not stated".
+        results: Markdown for the section "Evaluation" of the card.
 
     Raises:
         ValueError: the attribution cannot be read.
@@ -97,58 +97,66 @@ def export(
 def model_card(
     recipe: Recipe, pipe: ClipSynthPipeline, lines: list[dict[str, Any]], results: Path | None
 ) -> str:
-    """Return the model card: parts, training, data with their licences, figures, limits."""
-    manifest, d, v = pipe.manifest, recipe.denoiser, recipe.vocoder
-    environment = json.loads((Path(recipe.run) / "denoiser" / "environment.json").read_text())
-    states = {
-        "denoiser": load_state(Path(recipe.run) / "denoiser" / "best.pt") or {},
-        "vocoder": load_state(recipe.vocoder_folder / "state.pt") or {},
-    }
-    dev = states["denoiser"].get("dev")
-    learned_guidance = ""
+    """Return the model card as Markdown."""
+    m, d, v = pipe.manifest, recipe.denoiser, recipe.vocoder
+    run = Path(recipe.run)
+    environment = json.loads((run / "denoiser" / "environment.json").read_text())
+    best = load_state(run / "denoiser" / "best.pt") or {}
+    vocoder_steps = (load_state(recipe.vocoder_folder / "state.pt") or {}).get("step", 0)
+    dev = f"{best['dev']:.4f}" if "dev" in best else "not measured"
+    distillation = ""
     if pipe.distilled_guidance_range:
-        distilled = load_state(Path(recipe.run) / "distil" / "best.pt") or {}
-        learned_guidance = (
-            f"\n- Guidance of weight {pipe.distilled_guidance_range[0]:g} to {pipe.distilled_guidance_range[1]:g} learned by the denoiser itself: {distilled.get('step', '?')} steps more; "
-            f"mean squared distance to guidance in two passes at the default weight {distilled.get('dev', math.nan):.4f} on the same grid, where guidance is on."
+        low, high = pipe.distilled_guidance_range
+        distilled = load_state(run / "distil" / "best.pt") or {}
+        distillation = (
+            f"\n- Guidance of weight {low:g} to {high:g} learned by the denoiser itself in"
+            f" {distilled.get('step', '?')} steps more;\n  mean squared distance to guidance in two passes"
+            f" at the default weight: {distilled.get('dev', math.nan):.4f} on the same grid."
         )
-    until = "on" if v.finetune_adversarial else f"to {v.steps}"
-    played = v.adversarial_from < states["vocoder"].get("step", 0)
-    discriminators = (
-        f"with discriminators from step {v.adversarial_from} {until}" if played else "without discriminators"
-    )
+    discriminators = "without discriminators"
+    if v.adversarial_from < vocoder_steps:
+        last = " on" if v.finetune_adversarial else f" to {v.steps}"
+        discriminators = f"with discriminators from step {v.adversarial_from}{last}"
     licences = Counter((line["source"], line["licence"]) for line in lines)
+    table = "\n".join(f"| {source} | {licence} | {n} |" for (source, licence), n in sorted(licences.items()))
     hours = sum(line["duration_s"] for line in lines) / 3600
-    sizes = {
-        name: sum(p.numel() for p in getattr(pipe, name).parameters())
+    sizes = ", ".join(
+        f"{name} {sum(p.numel() for p in getattr(pipe, name).parameters()) / 1e6:.2f} M parameters"
         for name in ("condition_encoder", "denoiser", "vocoder")
-    }
-    learned = {
-        "image": "frames alone; no label, no text",
+    )
+    inputs = {
+        "image": "frames; no label, no text",
         "text": "captions (the CLIPSynth-Text variant)",
         "hybrid": "frames and captions (the CLIPSynth-Hybrid variant)",
     }
-    return f"""# Model card: {manifest.name}
+    first, last_t = m.guidance_interval
+    limits = f"{m.min_duration_s:g} to {m.max_duration_s:g} s"
+    packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
+    return f"""# Model card: {m.name}
 
-Text- and image-to-audio, {manifest.sample_rate / 1000:g} kHz mono, {manifest.min_duration_s:g} to {manifest.max_duration_s:g} s. A bundle of CLIPSynth, a diffusers pipeline folder;
-defaults: {manifest.num_inference_steps} steps, guidance {manifest.guidance_scale:g} on t in [{manifest.guidance_interval[0]:g}, {manifest.guidance_interval[1]:g}), time shift {manifest.time_shift:g}.
+Text- and image-to-audio, {m.sample_rate / 1000:g} kHz mono, {limits}.
+A bundle of CLIPSynth, a diffusers pipeline folder. Defaults: {m.num_inference_steps} steps, guidance
+{m.guidance_scale:g} on t in [{first:g}, {last_t:g}), time shift {m.time_shift:g}.
 
 ## Training
 
-- Learned from: {learned[d.condition]}.
-- Command: `clipsynth {" ".join(environment["command"])}`, at git commit {environment["git_commit"] or "unknown"}.
-- Denoiser: {states["denoiser"].get("step", "?")} steps of batch {d.batch_size}; flow loss on held-out `dev` clips {"not measured" if dev is None else f"{dev:.4f}"} at a fixed grid of times and noises.{learned_guidance}
-- Vocoder: {states["vocoder"].get("step", "?")} steps of batch {v.batch_size}, {discriminators}; the last {max(0, states["vocoder"].get("step", 0) - v.steps)} on mels of the denoiser.
-- Parts: {type(pipe.encoder).__name__}, not trained; {", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in sizes.items())}.
-- Device: {environment["device"]}; {", ".join(f"{name} {v}" for name, v in environment["packages"].items())}.
+- Conditions: {inputs[d.condition]}.
+- Command: `clipsynth {" ".join(environment["command"])}`,
+  at git commit {environment["git_commit"] or "unknown"}.
+- Denoiser: {best.get("step", "?")} steps of batch {d.batch_size}; flow loss on `dev` clips: {dev},
+  at a fixed grid of times and noises.{distillation}
+- Vocoder: {vocoder_steps} steps of batch {v.batch_size}, {discriminators};
+  the last {max(0, vocoder_steps - v.steps)} on mels of the denoiser.
+- Parts: {type(pipe.encoder).__name__}, not trained; {sizes}.
+- Device: {environment["device"]}; {packages}.
 
 ## Data
 
-{len(lines)} training clips, {hours:.2f} hours, listed in `index.jsonl`. The clips themselves are not part of the bundle.
+{len(lines)} training clips, {hours:.2f} hours, listed in `index.jsonl`; the bundle does not contain them.
 
 | source | licence | clips |
 |---|---|---:|
-{chr(10).join(f"| {source} | {licence} | {count} |" for (source, licence), count in sorted(licences.items()))}
+{table}
 
 ## Evaluation
 
@@ -156,6 +164,6 @@ defaults: {manifest.num_inference_steps} steps, guidance {manifest.guidance_scal
 
 ## Limits
 
-It knows the kinds of sound in its training clips and no others; what is far from them comes out as the nearest of them, or as noise. Where a
-source's licence is not stated, treat the weights as for research and development.
+The model knows only the kinds of sound in its training clips. Other prompts give the nearest kind, or noise.
+If a source's licence is not stated, use the weights only for research and development.
 """

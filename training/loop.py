@@ -1,4 +1,4 @@
-"""What the training stages share: a run's folder and logs, steps with a progress bar, atomic saves, resume, and a stop on SIGTERM."""
+"""The loop of every training stage: folder, logs, progress, saves and the stop on SIGTERM."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from training.state import TrainingState
 
 LOG_EVERY = 25  # steps
 T = TypeVar("T")
-AGREE_EVERY = 16  # steps after which processes ask each other whether to stop
+AGREE_EVERY = 16  # steps between votes of the processes on whether to stop
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended a stage before its last step. Its state is saved; nothing that follows may take it for trained."""
+    """SIGTERM ended a stage before its last step; its state is saved, and later stages must not run."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
 
 def build_accelerator() -> Accelerator:
-    """Return the accelerator of this process: one process, or one of many where a launcher says so."""
+    """Return the accelerator of this process, which a launcher may have started as one of many."""
     return Accelerator(cpu=not torch.cuda.is_available(), rng_types=[])
 
 
 def autocast(recipe: RunRecipe, device: torch.device) -> torch.autocast:
-    """Return the context of a forward pass: bf16 where the recipe allows and the device computes in it. bf16 needs no gradient scaling."""
+    """Return the context of a forward pass: bf16 if the recipe allows it and the device computes in it."""
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        able = device.type == "cpu" and (
+        supported = device.type == "cpu" and (
             torch.backends.cpu.get_cpu_capability().startswith("AVX512")
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and able)
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16 and supported)
 
 
 def update(
@@ -70,7 +70,7 @@ def update(
 
 
 def check_rows(rows: int, processes: int, key: str) -> None:
-    """Check that each process gets as many rows of a step, or a row's weight would depend on its process.
+    """Check that all processes get equally many rows; otherwise the weights of rows would differ.
 
     Raises:
         ValueError: the rows do not divide; the message names the recipe's `key`.
@@ -80,7 +80,7 @@ def check_rows(rows: int, processes: int, key: str) -> None:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this code; None where it is not in a repository, or there is no git, as in the image."""
+    """Return the commit of this code; None without git or outside a repository."""
     command, root = ["git", "rev-parse", "HEAD"], Path(__file__).resolve().parent
     try:
         return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
@@ -89,7 +89,7 @@ def git_commit() -> str | None:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return what a run depended on besides its recipe."""
+    """Return the commit, versions, device and command of a run."""
     packages = ("torch", "diffusers", "transformers", "accelerate", "numpy")
     return {
         "git_commit": git_commit(),
@@ -101,22 +101,23 @@ def describe_environment() -> dict[str, Any]:
 
 
 def one_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
-    """Yield make(n) for each number; a thread makes the next while the last is in use."""
+    """Yield make(n) for each number; a thread makes the next item while the last is in use."""
     with ThreadPoolExecutor(1) as pool:
-        coming: Future[T] | None = None
+        pending: Future[T] | None = None
         for n in numbers:
-            ready, coming = coming, pool.submit(make, n)
+            ready, pending = pending, pool.submit(make, n)
             if ready is not None:
                 yield ready.result()
-        if coming is not None:
-            yield coming.result()
+        if pending is not None:
+            yield pending.result()
 
 
-def arriving(items: Dataset[T], numbers: Sequence[int], workers: int) -> Iterator[T]:
-    """Yield the items of these numbers in order, made ahead by a thread or, for what takes longer than a step, by processes."""
+def prefetch(items: Dataset[T], numbers: Sequence[int], workers: int) -> Iterator[T]:
+    """Yield the items of these numbers in order, made ahead by a thread, or by `workers` processes."""
     if not workers:
         return one_ahead(items.__getitem__, numbers)
-    own = torch.Generator()  # the global one would give the workers' seed, and what comes after would depend on how often a run was resumed
+    # A draw from the global generator would make later draws depend on how often the run was resumed.
+    own = torch.Generator()
     loader = DataLoader(
         items, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4, generator=own
     )
@@ -124,9 +125,9 @@ def arriving(items: Dataset[T], numbers: Sequence[int], workers: int) -> Iterato
 
 
 class Run:
-    """One stage of a recipe in its folder: `recipe.yaml`, `environment.json`, TensorBoard logs, `loss.tsv`, `state.pt`.
+    """Run one stage; write `recipe.yaml`, `environment.json`, TensorBoard logs, `loss.tsv`, `state.pt`.
 
-    Only the main process writes. State, logs and evaluations of the others are not needed: all hold the same weights.
+    Only the main process writes and evaluates, because all processes have the same weights.
     """
 
     def __init__(self, stage: str, folder: Path, recipe: RunRecipe, accelerator: Accelerator) -> None:
@@ -139,19 +140,19 @@ class Run:
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, name: str, n: int, value: float) -> None:
-        """Note a figure of step n in TensorBoard and in `name.tsv`."""
+        """Write a figure of step n to TensorBoard and `name.tsv`."""
         if self._writer is not None:
             self._writer.add_scalar(f"{self.stage}/{name}", value, n)
             with (self.folder / f"{name}.tsv").open("a") as f:
                 f.write(f"{n}\t{value:.5f}\t{time.time():.0f}\n")
 
     def show(self, n: int, image: torch.Tensor) -> None:
-        """Put a grey image (H, W) in [0, 1] of step n into TensorBoard."""
+        """Write a grey image (H, W) in [0, 1] of step n to TensorBoard."""
         if self._writer is not None:
             self._writer.add_image(f"{self.stage}/spectrograms", image[None], n)
 
     def play(self, n: int, waveform: torch.Tensor) -> None:
-        """Put a sound (T,) in [-1, 1] of step n into TensorBoard."""
+        """Write a sound (T,) in [-1, 1] of step n to TensorBoard."""
         if self._writer is not None:
             self._writer.add_audio(f"{self.stage}/samples", waveform[None], n, Manifest.sample_rate)
 
@@ -165,14 +166,18 @@ class Run:
         evaluate_every: int = 1,
         clips_per_step: int = 1,
     ) -> None:
-        """Call `step(n)` for n in [first, last), which returns a loss (); save `state(steps done)` now and then and at the end.
+        """Take steps from `state.step` to `last`; save every `save_every_s` seconds and at the end.
 
-        Losses are read every `LOG_EVERY` steps alone: to read one, the host must wait for the device.
+        Losses are read only every `LOG_EVERY` steps, because the host must wait for the device to read one.
 
-        `evaluate(steps done)` runs on the main process and may say that it is time to stop. So may SIGTERM, after the step at hand.
+        Args:
+            step: takes step n and returns its loss ().
+            evaluate: gets the number of steps taken and returns whether to continue; runs on the main
+                process.
 
         Raises:
-            Terminated: SIGTERM came, to this process or another of the run; the state is saved.
+            Terminated: this process or another of the run got SIGTERM; the step was finished and the state
+                saved.
         """
         terminated = False
 
@@ -228,7 +233,7 @@ class Run:
             state.save()
 
     def _any(self, flag: bool) -> bool:
-        """Return whether any process says yes."""
+        """Return whether the flag of any process is set."""
         if self.accelerator.num_processes == 1:
             return flag
         votes = torch.tensor(float(flag), device=self.accelerator.device)

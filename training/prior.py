@@ -1,6 +1,8 @@
-"""A learned step from a text's embedding to that of an image of it, fitted without captions (the non-diffusion prior of ECLIPSE, Patel et al. 2023, at a thousandth of its size).
+"""Fit a step from text embeddings to image embeddings without captions, and keep the phrases for it.
 
-Its pairs are pseudo pairs: a training image, and one of the phrases of a generic list that lie nearest to it.
+The non-diffusion prior of ECLIPSE (Patel et al. 2023) at a thousandth of its size. Its pairs are a training
+image and one of the nearest phrases of a generic list (after Lafite2, Zhou et al. 2022, with retrieval
+instead of generation), so no text belongs to a clip.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ def fit_prior(
     batch_size: int = 256,
     seed: int = 0,
 ) -> ConditionEncoder:
-    """Return the condition encoder with a prior of width `dim`, fitted to images (N, D) as encoded; the rest of it is as it was.
+    """Return the condition encoder with a prior of width `dim`, fitted to images (N, D) as encoded.
 
-    Loss: 1 - cosine of what the prior makes of a phrase and its image, and the contrastive loss among the batch's images.
+    Loss: 1 - cosine of a phrase's mapped embedding and its image, plus the contrastive loss within the batch.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -42,18 +44,18 @@ def fit_prior(
     fitted.prior.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     cosines, numbers = bank.similar(embeds, k)
-    phrases = bank.phrases.clone()  # encoders give tensors of inference mode
+    phrases = bank.phrases.clone()  # encoders return inference tensors
     images = fitted.centre(embeds, "image")
     optimizer = torch.optim.AdamW(fitted.prior.parameters(), lr=1e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     size = min(batch_size, len(embeds))
     for _ in range(steps):
         picks = torch.randperm(len(embeds), generator=generator)[:size]
-        place = torch.multinomial((cosines[picks] / TAU).softmax(-1), 1, generator=generator)
+        choice = torch.multinomial((cosines[picks] / TAU).softmax(-1), 1, generator=generator)
         template = torch.randint(len(phrases), (size,), generator=generator)
-        texts = phrases[template, numbers[picks].gather(1, place)[:, 0]]
-        led = fitted.centre(texts, "text")
-        similar = led @ images[picks].T
+        texts = phrases[template, numbers[picks].gather(1, choice)[:, 0]]
+        mapped = fitted.centre(texts, "text")
+        similar = mapped @ images[picks].T
         loss = 1 - similar.diagonal().mean()
         loss = loss + CONTRASTIVE * F.cross_entropy(similar / TEMPERATURE, torch.arange(size))
         optimizer.zero_grad()
@@ -64,8 +66,5 @@ def fit_prior(
 
 
 def load_bank(folder: Path, clips: ClipSet) -> PhraseBank:
-    """Return the bank for a prepared folder, kept there as `phrases.safetensors`.
-
-    `PhraseBank.draw` is one product of a frame with 1,000 names, so nothing needs to be stored for each clip.
-    """
+    """Return the phrase bank of a prepared folder, stored there as `phrases.safetensors`."""
     return PhraseBank.kept(folder / FILE, lambda: load_encoder(folder / "encoder"), clips.image_mean)

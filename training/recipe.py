@@ -1,4 +1,4 @@
-"""Typed recipes: YAML files whose unknown keys and wrong types are errors."""
+"""Read typed recipes from YAML; unknown keys and wrong types are errors."""
 
 from __future__ import annotations
 
@@ -28,11 +28,16 @@ class _Section(BaseModel):
 
 
 class VocoderRecipe(_Section):
-    """AdamW on mel and multi-resolution STFT distances; `segment_frames` mel frames per sample.
+    """AdamW on mel and multi-resolution STFT distances.
 
-    From step `adversarial_from` on discriminators play, `discriminator_width` times as wide as `training.discriminators` has them, with the spectral distances
-    at `spectral_weight`. After `steps`, `finetune_steps` on mels
-    that the denoiser made of `finetune_clips` clips, without discriminators unless `finetune_adversarial`. The learning rate halves every `half_life_steps`.
+    Attributes:
+        segment_frames: mel frames per sample.
+        half_life_steps: steps after which the learning rate is half.
+        adversarial_from: first step with discriminators.
+        discriminator_width: factor on the widths in `training.vocoder.discriminators`.
+        spectral_weight: weight of the spectral distances beside the adversarial losses.
+        finetune_steps: further steps, on mels that the denoiser makes of `finetune_clips` clips.
+        finetune_adversarial: whether those steps use discriminators.
     """
 
     steps: PositiveInt
@@ -51,21 +56,35 @@ class VocoderRecipe(_Section):
 
 
 class DenoiserRecipe(_Section):
-    """The flow-matching loss on crops of `min_frames` to `max_frames` mel frames in multiples of `length_step` (0: of a token), one length per batch, of whole tokens.
+    """Flow matching on crops of clips.
 
-    `condition`: what the sound is generated from: frames ("image", CLIPSynth), captions ("text", CLIPSynth-Text) or either ("hybrid").
-    The learning rate rises over `warmup_steps`, stays, and falls as a cosine to zero over the last `decay_share` of the steps, so that a
-    run can be prolonged from any point before (Hägele et al. 2024); 1.0 is the plain cosine schedule. `batch_size` counts the rows of one
-    step over all processes and micro-batches. `patience`: stop after so many evaluations without a better dev loss. `optimizer` "muon" updates the blocks' matrices by Muon (Jordan et al.
-    2024) at AdamW's step size, and everything else by AdamW.
-
-    A row is played at one of `speeds`. A share `mix_share` are mixes with a second clip as it is, with a condition of each. `scalars` are told beside a
-    condition: the names of `models.attributes.CONDITIONS`, and "agreement" of sound and image, by which clips are drawn as well with
-    `agreement_weight`. A row that is told an attribute is varied in it (`training.told`), its pitch by up to `attribute_semitones` and its brightness by up to `attribute_tilt` dB per
-    octave either way; told its noisiness, its bands lie up to `attribute_contrast` times as far below the loudest, or as near; told its density, it goes up to `attribute_pace` times
-    as fast or as slow, and of those that go faster half start again up to `attribute_pulses` times per second.
-    In the place of a share `pseudo_text` of frames stands one of the phrases of a generic bank that are nearest. Times are logit-normal with `logit_mean` and `logit_std` (Esser et al.
-    2024, 3.1): less than 0 looks more at the noisy times that a time shift samples at.
+    Attributes:
+        batch_size: rows of one step, over all processes and micro-batches.
+        prediction: output of the network: the velocity, or the clean mel.
+        condition: frames ("image", CLIPSynth), captions ("text", CLIPSynth-Text) or either ("hybrid").
+        mix_share: share of rows that mix in a second clip, with a condition for each.
+        speeds: a row plays at one of these.
+        scalars: labels beside a condition: names of `models.audio.attributes.CONDITIONS`, and "agreement",
+            the correspondence of sound and image. correspondence_weighting: draw clips by their
+            correspondence. attribute_semitones: with a pitch label, a row is up to this many semitones higher
+            or lower.
+        attribute_tilt_db: with a brightness label, its spectrum tilts by up to this many dB per octave.
+        attribute_contrast: with a noisiness label, its bands lie up to this many times as far below the
+            loudest one, or as near.
+        attribute_tempo: with a density label, it plays up to this many times as fast or as slow at its pitch.
+        attribute_pulse_rate: half of the faster rows restart up to this many times per second.
+        pseudo_text: share of frames replaced by one of the nearest phrases of a generic bank.
+        logit_mean, logit_std: of the logit-normal times (Esser et al. 2024, 3.1); a mean below 0 trains more
+            on the noisy times that a time shift samples.
+        optimizer: "muon" updates the matrices of the blocks with Muon (Jordan et al. 2024) at AdamW's step
+            size, and the rest with AdamW.
+        decay_share: share of the steps in which the learning rate falls to 0 as a cosine, after
+            `warmup_steps` of rise and a constant part, from any point of which a run can be extended (Hägele
+            et al. 2024). 1.0 is the plain cosine schedule.
+        max_sigma: largest noise on a condition.
+        min_frames, max_frames: mel frames of a crop; all crops of a batch are equally long.
+        length_step: a crop is a multiple of this many frames, cut to whole tokens; 0: of a token.
+        patience: stop after this many evaluations without a better dev loss.
     """
 
     steps: PositiveInt
@@ -80,12 +99,12 @@ class DenoiserRecipe(_Section):
     mix_share: float = 0.0
     speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)
     scalars: tuple[str, ...] = Field((), strict=False)
-    agreement_weight: bool = False
+    correspondence_weighting: bool = False
     attribute_semitones: float = 0.0
-    attribute_tilt: float = 0.0
+    attribute_tilt_db: float = 0.0
     attribute_contrast: PositiveFloat = 1.0
-    attribute_pace: PositiveFloat = 1.0
-    attribute_pulses: NonNegativeFloat = 0.0
+    attribute_tempo: PositiveFloat = 1.0
+    attribute_pulse_rate: NonNegativeFloat = 0.0
     pseudo_text: float = 0.0
     logit_mean: float = 0.0
     logit_std: PositiveFloat = 1.0
@@ -113,30 +132,31 @@ class DenoiserRecipe(_Section):
         shortest, longest = -(-self.min_frames // unit) * unit, self.max_frames // unit * unit
         if shortest > longest or shortest < self.frames_per_token:
             raise ValueError(
-                f"no crop of {self.min_frames} to {self.max_frames} frames is a multiple of {unit} and has a token of {self.frames_per_token}"
+                f"no crop of {self.min_frames} to {self.max_frames} frames is a multiple of {unit} "
+                f"and has a token of {self.frames_per_token}"
             )
         if self.pseudo_text and self.condition != "image":
-            raise ValueError(f"pseudo_text takes the place of frames alone, got condition {self.condition!r}")
+            raise ValueError(f"pseudo_text replaces frames, got condition {self.condition!r}")
         known = (*CONDITIONS, "agreement")
         if unknown := set(self.scalars) - set(known):
-            raise ValueError(f"scalars must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+            raise ValueError(f"scalars must be among {', '.join(known)}, got {', '.join(sorted(unknown))}")
         return self
 
 
 class DistilRecipe(_Section):
-    """`steps` on top of the trained denoiser, after which a guided step needs one pass of it; weights of guidance are drawn from `lowest` to `highest`.
+    """Steps of guidance distillation after the denoiser; guidance scales are drawn from an interval.
 
-    The rest is that of `DenoiserRecipe`.
+    The other settings are those of `DenoiserRecipe`.
     """
 
     steps: PositiveInt
     learning_rate: PositiveFloat = 3e-4
-    lowest: float = Field(1.0, ge=1, le=MAX_GUIDANCE)
-    highest: float = Field(10.0, ge=1, le=MAX_GUIDANCE)
+    min_guidance: float = Field(1.0, ge=1, le=MAX_GUIDANCE)
+    max_guidance: float = Field(10.0, ge=1, le=MAX_GUIDANCE)
 
 
 class RequestDefaults(_Section):
-    """What a request to the bundle gets where it does not say."""
+    """Defaults of a request to the bundle."""
 
     num_inference_steps: PositiveInt = Manifest.num_inference_steps
     guidance_scale: float = Manifest.guidance_scale
@@ -146,10 +166,14 @@ class RequestDefaults(_Section):
 
 
 class VqganRecipe(_Section):
-    """The codec of SpecVQGAN: L1 on standardised crops of `frames`, the codebook's loss, and from step `adversarial_from` on a patch discriminator.
+    """The codec of SpecVQGAN: L1 on standardised crops, the codebook loss and a patch discriminator.
 
-    An entry of the codebook that none of the last `restart_every` steps used is put where a latent of the current batch is. The learning rate is that of
-    `DenoiserRecipe`.
+    Attributes:
+        frames: mel frames of a crop.
+        adversarial_from: first step with the discriminator.
+        restart_every: an entry of the codebook without use for this many steps moves to a latent of the
+            batch.
+        decay_share: see `DenoiserRecipe`.
     """
 
     steps: PositiveInt
@@ -170,9 +194,9 @@ class VqganRecipe(_Section):
 
 
 class TransformerRecipe(_Section):
-    """The transformer of SpecVQGAN: cross-entropy of the next code, on crops of `max_frames`; the weights of the best dev loss are kept.
+    """The transformer of SpecVQGAN: cross-entropy of the next code on crops of `max_frames`.
 
-    The condition's noise and the learning rate are those of `DenoiserRecipe`.
+    `max_sigma` and the learning rate work as in `DenoiserRecipe`.
     """
 
     steps: PositiveInt
@@ -191,10 +215,16 @@ class TransformerRecipe(_Section):
 
 
 class RunRecipe(_Section):
-    """What every run has: the prepared folder, the run folder, and how it is run. Relative paths count from the working directory.
+    """Settings of every run; relative paths count from the working directory.
 
-    `threads` of PyTorch per process, 0 for its own choice; `workers` that read clips, per process; `in_memory`: clips are read once (0.3 MB per 5 s); `cuda_graphs`: the denoiser's passes are
-    recorded and replayed, for small networks on one GPU (`training.graphs`); `bf16` where the device computes in it.
+    Attributes:
+        clips: prepared folder.
+        run: folder of the run.
+        threads: of PyTorch per process; 0 leaves the choice to PyTorch.
+        workers: processes that read clips, per training process.
+        in_memory: read all clips once (0.3 MB per 5 s).
+        cuda_graphs: record and replay the denoiser's passes, for small networks on one GPU.
+        bf16: use bf16 if the device computes in it.
     """
 
     name: str
@@ -221,8 +251,10 @@ class RunRecipe(_Section):
 class Recipe(RunRecipe):
     """CLIPSynth: vocoder, denoiser and the bundle's defaults.
 
-    `vocoder_run`: another run's folder, whose vocoder this one shares. `requests`: the bundle's defaults. `distil`: none for a denoiser that takes
-    guidance as a pass of its own.
+    Attributes:
+        vocoder_run: folder of another run whose vocoder this run uses.
+        requests: defaults of the bundle.
+        distil: None for guidance in two passes.
     """
 
     model: Literal["clipsynth"] = "clipsynth"
@@ -235,20 +267,21 @@ class Recipe(RunRecipe):
     @model_validator(mode="after")
     def _learns_its_default(self) -> Recipe:
         asked, d = self.requests.guidance_scale, self.distil
-        if d is not None and not d.lowest <= asked <= d.highest:
+        if d is not None and not d.min_guidance <= asked <= d.max_guidance:
             raise ValueError(
-                f"distil must learn requests.guidance_scale: {d.lowest:g} to {d.highest:g}, got {asked:g}"
+                "distil must cover requests.guidance_scale: "
+                f"{d.min_guidance:g} to {d.max_guidance:g}, got {asked:g}"
             )
         return self
 
     @property
     def vocoder_folder(self) -> Path:
-        """Where the state of the vocoder is kept."""
+        """Folder of the vocoder's state."""
         return Path(self.vocoder_run or self.run) / "vocoder"
 
 
 class SpecVqganRecipe(RunRecipe):
-    """The baseline SpecVQGAN (Iashin & Rahtu 2021); encoder, mel and vocoder are those of the bundle folder `bundle`."""
+    """The baseline SpecVQGAN (Iashin & Rahtu 2021), with encoder, mel and vocoder of the bundle `bundle`."""
 
     model: Literal["specvqgan"]
     bundle: str
@@ -260,10 +293,11 @@ _KINDS: dict[str, type[Recipe] | type[SpecVqganRecipe]] = {"clipsynth": Recipe, 
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe | SpecVqganRecipe:
-    """Read a recipe, of the kind that its key `model` says; `overrides` are "a.b=value" with YAML values.
+    """Read a recipe of the kind in its key `model`; `overrides` are "a.b=value" with YAML values.
 
     Raises:
-        ValueError: not YAML, an unknown key, a wrong type, or an override without "="; the message names the key.
+        ValueError: not YAML, an unknown key, a wrong type, or an override without "="; the message names the
+            key.
     """
     try:
         values = yaml.safe_load(path.read_text())
@@ -283,12 +317,11 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe | Spec
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
     except (AttributeError, TypeError):
-        raise ValueError(
-            f"{path} is not a recipe, or --set goes through a key that has no keys below it"
-        ) from None
+        raise ValueError(f"{path} is not a recipe, or --set names a key below a plain value") from None
     except ValidationError as error:
         wrong = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
+            f"{'.'.join(map(str, e['loc']))}: "
+            + ("no such field" if e["type"] == "extra_forbidden" else f"{e['msg']}, got {e['input']!r}")
             for e in error.errors(include_url=False)
         ]
         raise ValueError(f"{path}: {'; '.join(wrong)}") from None

@@ -1,4 +1,4 @@
-"""The state of a training stage on disk: `state.pt` to resume from, `best.pt` with the weights of the lowest dev loss."""
+"""Save and resume a training stage: `state.pt`, and `best.pt` with the weights of the lowest dev loss."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load_weights(name: str, part: nn.Module, weights: Mapping[str, torch.Tensor]
 
 
 class TrainingState:
-    """Everything that a resumed stage needs: weights, optimizers, averaged weights, random state and counters.
+    """Weights, optimizers, averaged weights, random state and counters of a stage.
 
     Attributes:
         step: number of steps taken.

@@ -1,6 +1,7 @@
-"""`clipsynth train`: vocoder, denoiser, where the recipe says so guidance in one pass, the vocoder's last part, then the bundle; or the stages of the baseline SpecVQGAN. Each resumes where it was.
+"""Run or resume the stages of `clipsynth train`: vocoder, denoiser, distil, finetune, export.
 
-Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage vocoder|denoiser|distil|finetune|export] [--init BUNDLE]
+Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage
+    vocoder|denoiser|distil|finetune|export] [--init BUNDLE]
 """
 
 from __future__ import annotations
@@ -34,23 +35,24 @@ def train(
     attribution: Path | None = None,
     results: Path | None = None,
 ) -> Path | None:
-    """Run one stage of a recipe, or all; return the bundle's folder where one was made.
+    """Run one stage of a recipe, or all; return the bundle's folder if one was written.
 
-    "distil" teaches the trained denoiser guidance in one pass, and from there on it is the denoiser. "finetune" is the vocoder's last part, on mels that the denoiser made. "export" makes a bundle of what there is.
+    "distil" trains the denoiser for guidance in one pass; its result replaces the denoiser. "finetune" trains
+    the vocoder on mels of the denoiser. "export" writes a bundle of the trained parts.
 
     Args:
-        init: a bundle whose weights a stage starts from where it has no state of its own.
-        out: where the bundle goes; the run's folder by default.
-        attribution, results: what the bundle's card says of sources and of quality; see `export`.
+        init: bundle whose weights a stage without a state starts from.
+        out: folder of the bundle; default: in the run's folder.
+        attribution, results: sources and figures for the model card; see `export`.
 
     Raises:
-        ValueError: no such stage, the prepared folder is missing or not one, `init` or a saved state is not of the recipe's shape, or a stage that another
-            needs has not been trained.
-        Terminated: SIGTERM ended a stage, and with it all that was to follow; the same call goes on.
+        ValueError: no such stage, no prepared folder, `init` or a saved state has another shape than the
+            recipe, or a stage that another needs has not been trained.
+        Terminated: SIGTERM ended a stage; the same call continues.
     """
     if isinstance(recipe, SpecVqganRecipe):
         if init or attribution or results:
-            raise ValueError("a recipe of SpecVQGAN takes no --init, --attribution or --results")
+            raise ValueError("recipes of SpecVQGAN have no --init, --attribution or --results")
         return train_specvqgan(recipe, stage=stage, out=out)
     if stage not in get_args(Stage):
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(get_args(Stage))}")
@@ -72,10 +74,10 @@ def train(
         return train_denoiser(recipe, clips, accelerator, parts)
 
     def network(recipe: Recipe, *, begin: bool = False):
-        """Return the denoiser's parts, after "distil" where that was begun."""
+        """Return the denoiser's parts, distilled if that stage has a state or shall `begin`."""
         parts = denoiser(_without_training(recipe))
-        begun = begin or _has(recipe, "distil")
-        return distil(recipe, clips, parts, accelerator) if recipe.distil and begun else parts
+        started = begin or _has(recipe, "distil")
+        return distil(recipe, clips, parts, accelerator) if recipe.distil and started else parts
 
     own_vocoder = recipe.vocoder_run is None
     if stage in ("vocoder", "all") and own_vocoder:
@@ -107,16 +109,11 @@ def train(
 
 
 def _require(recipe: Recipe, *stages: str) -> None:
-    """Check that stages have been trained.
-
-    Raises:
-        ValueError: one has not.
-    """
+    """Raise ValueError unless all stages have a state."""
     for stage in stages:
         if not _has(recipe, stage):
-            raise ValueError(
-                f"{_folder(recipe, stage).parent} has no trained {stage} yet; run: clipsynth train … --stage {stage}"
-            )
+            run = _folder(recipe, stage).parent
+            raise ValueError(f"{run} has no trained {stage} yet; run: clipsynth train … --stage {stage}")
 
 
 def _folder(recipe: Recipe, stage: str) -> Path:
@@ -124,15 +121,15 @@ def _folder(recipe: Recipe, stage: str) -> Path:
 
 
 def _has(recipe: Recipe, stage: str) -> bool:
-    """Return whether a stage has been trained, be it in part."""
+    """Return whether a stage has a state, finished or not."""
     return (_folder(recipe, stage) / "state.pt").is_file()
 
 
 def _without_training(recipe: Recipe) -> Recipe:
-    """Return the recipe with no steps to take."""
-    still = {
+    """Return the recipe with 0 steps for every stage."""
+    sections = {
         "vocoder": recipe.vocoder.model_copy(update={"steps": 0, "finetune_steps": 0}),
         "denoiser": recipe.denoiser.model_copy(update={"steps": 0}),
         "distil": recipe.distil and recipe.distil.model_copy(update={"steps": 0}),
     }
-    return recipe.model_copy(update=still)
+    return recipe.model_copy(update=sections)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 import typer
 
-from training.correspondence.mismatch import swap
-from training.correspondence.network import MatchingOptions, cross_fit
+from training.correspondence.mismatch import exchange_sounds
+from training.correspondence.network import CorrespondenceOptions, cross_fit
 from training.correspondence.score import paired
 from training.data.clips import ClipSet, load_clips
 
@@ -44,7 +44,7 @@ def interval(scores: np.ndarray, wrong: np.ndarray, resamples: int = 1000) -> tu
 
 
 def measure(
-    clips: ClipSet, sound_of: dict[str, str], labels: dict[str, str], options: MatchingOptions
+    clips: ClipSet, sound_of: dict[str, str], labels: dict[str, str], options: CorrespondenceOptions
 ) -> dict[str, Any]:
     """Return the areas, the validation loss minus chance, and the seconds for one folder.
 
@@ -79,9 +79,9 @@ def main(
 ) -> None:
     """Exchange a share of a prepared folder's sounds, and print how well the score finds them."""
     torch.set_num_threads(1)
-    types = {f.name: type(f.default) for f in fields(MatchingOptions)}
+    types = {f.name: type(f.default) for f in fields(CorrespondenceOptions)}
     chosen = dict(item.split("=", 1) for item in overrides)
-    options = MatchingOptions(**{name: types[name](value) for name, value in chosen.items()})
+    options = CorrespondenceOptions(**{name: types[name](value) for name, value in chosen.items()})
     labels: dict[str, str] = {}
     if labels_file:
         with labels_file.open(newline="") as f:
@@ -90,7 +90,7 @@ def main(
     runs = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
-            sound_of = swap(prepared, Path(folder), share=share, seed=seed)
+            sound_of = exchange_sounds(prepared, Path(folder), share=share, seed=seed)
             runs.append(measure(load_clips(Path(folder)), sound_of, labels, options))
         print(json.dumps({"seed": seed} | runs[-1]), flush=True)
     for name in ("all", "across") if labels else ("all",):

@@ -1,4 +1,4 @@
-"""`clipsynth prepare`, `agreement`, `swap`, `train`, `export` and `average`: from videos to a bundle."""
+"""`clipsynth prepare`, `correspondence`, `mismatch`, `train`, `export` and `average`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ def prepare(
     videos: Path,
     out: Path,
     clip_model: Annotated[
-        str | None, typer.Option(help="A model of open_clip, e.g. ViT-B-32; the packaged encoder by default.")
+        str | None, typer.Option(help="A model of open_clip, e.g. ViT-B-32; default: the packaged encoder.")
     ] = None,
     clip_weights: Annotated[
-        str, typer.Option(help="Its weights: a local file or a tag of open_clip's hub.")
+        str, typer.Option(help="Weights of that model: a local file or a tag of open_clip's hub.")
     ] = "",
     listing: Annotated[
-        Path | None, typer.Option("--list", help="The JSON of MUSIC or the CSV of VGGSound: only its videos.")
+        Path | None,
+        typer.Option("--list", help="Only the videos in the JSON of MUSIC or the CSV of VGGSound."),
     ] = None,
     captions: Annotated[
-        Path | None, typer.Option(help="CSV file,caption: for models that are to be trained on text.")
+        Path | None, typer.Option(help="CSV file,caption: for models that train on text.")
     ] = None,
     clip_seconds: Annotated[float, typer.Option(min=0.5, help="Length of the clips.")] = 5.0,
-    frames_per_s: Annotated[float, typer.Option(min=0.01, help="Frames taken per second.")] = 1.0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one.")] = os.cpu_count()
-    or 1,
+    frames_per_s: Annotated[float, typer.Option(min=0.01, help="Video frames to keep per second.")] = 1.0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of processes; 0 uses this one.")
+    ] = os.cpu_count() or 1,
 ) -> None:
-    """Turn a folder of videos into shards of features to train on; goes on where it was."""
+    """Turn a folder of videos into shards of features to train on. Continues an interrupted run."""
     from rich.progress import Progress
 
     from models.networks.open_clip import OpenClipEncoder
@@ -53,31 +55,30 @@ def prepare(
     print((out / "report.json").read_text())
 
 
-def agreement(
+def correspondence(
     prepared: Path,
     wav2clip: Annotated[
         Path | None,
-        typer.Option(help="Wav2CLIP's weights, a local file: for clips embedded by CLIP ViT-B/32."),
+        typer.Option(help="Local file with Wav2CLIP's weights, for clips embedded with CLIP ViT-B/32."),
     ] = None,
 ) -> None:
-    """Score how well each clip's sound and image agree, learned from the clips themselves; writes PREPARED/agreement.json."""
+    """Score how well each clip's sound fits its image, and write PREPARED/agreement.json."""
     from training.correspondence.score import write_correspondence
 
     print(write_correspondence(prepared, wav2clip))
 
 
-def swap(
+def mismatch(
     prepared: Path,
     out: Path,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Of the training clips.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Another seed swaps others.")] = 0,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the training clips.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Chooses the clips.")] = 0,
 ) -> None:
-    """Exchange the sounds of a share of the training clips among themselves, to see what finds them; OUT links PREPARED's shards."""
-    from training.correspondence.mismatch import swap as run
+    """Exchange sounds between some training clips, to test correspondence scores; OUT links to the shards."""
+    from training.correspondence.mismatch import exchange_sounds
 
-    print(
-        f"{len(run(prepared, out, share=share, seed=seed))} clips swapped, listed in {out / 'swapped.json'}"
-    )
+    exchanged = exchange_sounds(prepared, out, share=share, seed=seed)
+    print(f"{len(exchanged)} clips mismatched, listed in {out / 'swapped.json'}")
 
 
 def train(
@@ -86,12 +87,13 @@ def train(
     stage: Annotated[
         str,
         typer.Option(
-            help="all, vocoder, denoiser, distil, finetune or export; of SpecVQGAN all, vqgan, transformer or export."
+            help="all, vocoder, denoiser, distil, finetune or export; "
+            "for SpecVQGAN: all, vqgan, transformer or export."
         ),
     ] = "all",
-    init: Annotated[Path | None, typer.Option(help="Bundle to start from.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Bundle whose weights to start from.")] = None,
 ) -> None:
-    """Train a recipe's parts, or resume, and write the bundle (of SpecVQGAN: the pipeline's folder)."""
+    """Train the parts of a recipe or resume, then write the bundle (for SpecVQGAN: the pipeline folder)."""
     from training.recipe import load_recipe
     from training.train import train as run
 
@@ -103,7 +105,7 @@ def train(
 def export(
     recipe: Path,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override: text_sigma=0.3")] = None,
-    out: Annotated[Path | None, typer.Option(help="Bundle folder; bundle/ of the run by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Bundle folder; default: bundle/ of the run.")] = None,
     attribution: Annotated[
         Path | None, typer.Option(help="CSV file,source,licence of the training videos.")
     ] = None,
@@ -111,7 +113,7 @@ def export(
         Path | None, typer.Option(help="Markdown for the model card; `clipsynth evaluate` writes results.md.")
     ] = None,
 ) -> None:
-    """Write the bundle of a trained recipe: parts, retrieval index, model card."""
+    """Write the bundle of a trained recipe: parts, retrieval index and model card."""
     from training.recipe import load_recipe
     from training.train import train as run
 
@@ -122,9 +124,9 @@ def average(
     first: Path,
     second: Path,
     out: Path,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Of the second's weights.")] = 0.5,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the second bundle's weights.")] = 0.5,
 ) -> None:
-    """Average the weights of two bundles, of which one began with the other's: what fine-tuning learned, with less of what it lost."""
+    """Average the weights of two bundles, one fine-tuned from the other, so that less is forgotten."""
     from training.average import average as run
 
     run(first, second, share, out)

@@ -109,10 +109,11 @@ def test_unprepared_folder_and_bad_recipes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="prepare"):
         load_clips(tmp_path)
     for override, message in (
-        ("nonsense=1", "nonsense"),
+        ("nonsense=1", "nonsense: no such field"),
+        ("denoiser.agreement_weight=true", r"denoiser\.agreement_weight: no such field"),
         ("denoiser.dim=wide", r"denoiser\.dim: .* 'wide'"),
         ("denoiser.dim", "key=value"),
-        ("name.first=x", "no keys below"),
+        ("name.first=x", "below a plain value"),
         ("clips=[", "not YAML"),
         ("denoiser.min_frames=600", "no crop of 600 to 500 frames"),
     ):
@@ -297,8 +298,8 @@ def test_micro_batches_move_the_weights_as_the_whole_batch_does(prepared, tmp_pa
         for k in (1, 2)
     ]
     clips = load_clips(prepared)
-    assert Batches(clips.train, steps[0]).places(0) == [
-        i for n in (0, 1) for i in Batches(clips.train, steps[1]).places(n)
+    assert Batches(clips.train, steps[0]).clip_numbers(0) == [
+        i for n in (0, 1) for i in Batches(clips.train, steps[1]).clip_numbers(n)
     ]
     train(steps[0], stage="denoiser")
     whole = Batches.__getitem__
@@ -321,7 +322,9 @@ def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_process
     clips = load_clips(prepared).train
     whole = Batches(clips, made)
     for epoch in range(3):
-        seen = [i for n in range(len(clips) * 2) for i in whole.places(n)][epoch * len(clips) :][: len(clips)]
+        seen = [i for n in range(len(clips) * 2) for i in whole.clip_numbers(n)][epoch * len(clips) :][
+            : len(clips)
+        ]
         assert sorted(seen) == list(range(len(clips)))
     keeping = Batches(clips, made, keep=True)
     keeps_none, keeps_all = (BatchMaker(batches, CPU) for batches in (whole, keeping))
@@ -380,12 +383,12 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
 
 
 def test_clips_that_agree_are_drawn_more_often_where_the_recipe_says_so(prepared, tmp_path, monkeypatch):
-    made = recipe(prepared, tmp_path, 1, "denoiser.agreement_weight=true", "denoiser.batch_size=400")
+    made = recipe(prepared, tmp_path, 1, "denoiser.correspondence_weighting=true", "denoiser.batch_size=400")
     clips = load_clips(prepared).train
-    with pytest.raises(ValueError, match="clipsynth agreement"):
+    with pytest.raises(ValueError, match="clipsynth correspondence"):
         Batches(clips, made)
-    monkeypatch.setattr(type(clips), "agreement", lambda _, i: float(i == 0))
-    share = Batches(clips, made).places(0).count(0) / 400
+    monkeypatch.setattr(type(clips), "correspondence", lambda _, i: float(i == 0))
+    share = Batches(clips, made).clip_numbers(0).count(0) / 400
     assert share == pytest.approx(float(sampling_weights(torch.eye(len(clips))[0])[0]), abs=0.1)
 
 
@@ -398,7 +401,7 @@ def test_phrases_take_the_place_of_frames_in_the_share_that_the_recipe_says(prep
     for embeds, is_text in zip(small["embeds"], small["is_text"], strict=True):
         near = torch.cdist(embeds, phrases.flatten(0, 1)).amin(1) < 1e-2
         assert torch.equal(near, is_text)
-    with pytest.raises(ValueError, match="pseudo_text takes the place of frames alone"):
+    with pytest.raises(ValueError, match="pseudo_text replaces frames"):
         recipe(prepared, tmp_path, 1, "denoiser.pseudo_text=0.5", "denoiser.condition=text")
 
 

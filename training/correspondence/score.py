@@ -1,9 +1,10 @@
-"""How well a clip's sound and image agree: one number per clip, in `PREPARED/agreement.json`.
+"""Score how well the sound of each prepared clip fits its image, in `PREPARED/agreement.json`.
 
-Run: clipsynth agreement PREPARED [--wav2clip FILE]
+Run: clipsynth correspondence PREPARED [--wav2clip FILE]
 
-Learned without labels from the prepared clips (`training/correspondence/network.py`), or the cosine of Wav2CLIP's embedding and the frames'. The file:
-{"method", "index": sha256 of the index it belongs to, "clips": {key: [score, quantile among the training clips, 0..1]}}.
+The score is learned from the clips without labels (`training/correspondence/network.py`), or it is the cosine
+of Wav2CLIP's embedding of the sound and the mean embedding of the frames. The file has the form {"method",
+"index": sha256 of the index, "clips": {key: [score, quantile 0..1 among the training clips]}}.
 """
 
 from __future__ import annotations
@@ -18,32 +19,32 @@ import torch.nn.functional as F
 from models.audio.mel import MelSpectrogram
 from models.baselines.wav2clip import load_wav2clip
 from models.bundle import file_sha256
-from training.correspondence.network import MatchingOptions, Pairs, cross_fit, sound_features
+from training.correspondence.network import CorrespondenceOptions, Pairs, cross_fit, sound_features
 from training.data.clips import Clips, ClipSet, load_clips
 
 FILE = "agreement.json"
 
 
 def write_correspondence(folder: Path, wav2clip: Path | None = None) -> Path:
-    """Score the clips of a prepared folder and write its `agreement.json`; return that file's path.
+    """Score the clips of a prepared folder and return the path of its new `agreement.json`.
 
     Args:
-        wav2clip: weights of Wav2CLIP; without them a network is trained on the clips.
+        wav2clip: weights of Wav2CLIP; None trains a network on the clips.
 
     Raises:
-        ValueError: no prepared folder, too few videos, or a Wav2CLIP that does not fit.
+        ValueError: no prepared folder, too few videos, or Wav2CLIP does not fit the clips.
     """
-    clips = load_clips(folder, agreement=False)
+    clips = load_clips(folder, correspondence=False)
     if wav2clip:
         check_wav2clip_fits(folder)
         train, dev = wav2clip_scores(clips, wav2clip)
     else:
-        train, dev = matching_scores(clips)
+        train, dev = learned_scores(clips)
     quantiles = quantiles_among(train, train), quantiles_among(dev, train)
     found: dict[str, list[float]] = {}
-    for split, scores, places in ((clips.train, train, quantiles[0]), (clips.dev, dev, quantiles[1])):
-        for line, score, place in zip(split.index, scores.tolist(), places.tolist(), strict=True):
-            found.setdefault(line["key"], [round(score, 5), round(place, 5)])
+    for split, scores, ranks in ((clips.train, train, quantiles[0]), (clips.dev, dev, quantiles[1])):
+        for line, score, rank in zip(split.index, scores.tolist(), ranks.tolist(), strict=True):
+            found.setdefault(line["key"], [round(score, 5), round(rank, 5)])
     record = {
         "method": "wav2clip" if wav2clip else "matching",
         "index": file_sha256(folder / "index.jsonl"),
@@ -56,26 +57,26 @@ def write_correspondence(folder: Path, wav2clip: Path | None = None) -> Path:
 
 
 def quantiles_among(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Return (N,) the share of `reference` (M,) that lies below each score; of equals half."""
+    """Return the share (N,) of `reference` (M,) below each score; equal values count half."""
     ordered = reference.sort().values
     left, right = (torch.searchsorted(ordered, scores, right=side) for side in (False, True))
     return (left + right) / (2 * len(ordered))
 
 
-def matching_scores(
-    clips: ClipSet, options: MatchingOptions | None = None
+def learned_scores(
+    clips: ClipSet, options: CorrespondenceOptions | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return scores of the training clips (N,), cross-fitted, and of the dev clips (M,)."""
+    """Return cross-fitted scores of the training clips (N,) and scores of the dev clips (M,)."""
     train, dev = paired(clips)
-    ours, theirs, _ = cross_fit(train, dev, options or MatchingOptions())
+    ours, theirs, _ = cross_fit(train, dev, options or CorrespondenceOptions())
     return ours, theirs
 
 
 def wav2clip_scores(clips: ClipSet, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cosines of Wav2CLIP's embedding of a clip's sound and its frames' mean, for the training clips (N,) and the dev clips (M,).
+    """Return the cosines of sound and mean frame, for the training clips (N,) and the dev clips (M,).
 
     Raises:
-        ValueError: `load_wav2clip` refuses the file.
+        ValueError: `load_wav2clip` rejects the file.
     """
     model = load_wav2clip(file)
 
@@ -88,18 +89,22 @@ def wav2clip_scores(clips: ClipSet, file: Path) -> tuple[torch.Tensor, torch.Ten
 
 
 def check_wav2clip_fits(folder: Path) -> None:
-    """Raise ValueError unless the clips of a prepared folder were embedded with a CLIP ViT-B/32, in whose space Wav2CLIP is."""
+    """Check that the clips were embedded with CLIP ViT-B/32, whose space Wav2CLIP shares.
+
+    Raises:
+        ValueError: another encoder embedded them.
+    """
     config = json.loads((folder / "encoder" / "config.json").read_text())
     if config.get("_class_name") != "OpenClipEncoder" or not config["model_name"].startswith("ViT-B-32"):
         used = config.get("model_name") or config.get("_class_name")
         raise ValueError(
             f"Wav2CLIP is in the space of CLIP ViT-B/32, the clips of {folder} are in that of {used}; "
-            "prepare with --clip-model ViT-B-32, or leave out --wav2clip"
+            "prepare them with --clip-model ViT-B-32, or omit --wav2clip"
         )
 
 
 def paired(clips: ClipSet) -> tuple[Pairs, Pairs]:
-    """Return the features of both splits, standardised by those of the training clips."""
+    """Return the features of both splits, standardised with the statistics of the training clips."""
     frame_rate = MelSpectrogram().frame_rate
     tables = [
         (
@@ -118,5 +123,5 @@ def paired(clips: ClipSet) -> tuple[Pairs, Pairs]:
 
 
 def _standardise(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    """Bring columns to the mean 0 and deviation 1 that they have in `by`; columns that are constant there stay near 0."""
+    """Standardise columns by the mean and deviation of `by`; columns constant in `by` stay near 0."""
     return ((x - by.mean(0)) / by.std(0).clamp(min=1e-4)).clamp(-10, 10)

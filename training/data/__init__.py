@@ -1,0 +1,9 @@
+"""Read prepared clips and make the denoiser's batches; knows no network in training.
+
+clips.py             Read clips from shards.
+batches.py           Draw and make batches.
+waveforms.py         Waveforms on a device, and mels made from them.
+attribute_labels.py  Labels of attributes and correspondence.
+augment_mel.py       Vary clips on their log-mels.
+augment_waveform.py  Vary clips on their waveforms.
+"""

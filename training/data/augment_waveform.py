@@ -1,4 +1,4 @@
-"""Variants of training clips that are made on their waveforms, many at a time on any device: played faster or slower, or mixed."""
+"""Vary training clips on their waveforms, many at once on any device: change their speed or mix two."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import torch.nn.functional as F
 
 from models.audio.level import PEAK
 
-TAPS = 16  # of the windowed sinc by which a waveform is read between its samples
-FEW_PERCENT = 1.1  # up to this speed what is folded back is little
-QUIET = 1e-4  # RMS below which a sound is not brought to the level of another
+TAPS = 16  # of the windowed sinc that interpolates between samples
+FEW_PERCENT = 1.1  # up to this speed aliasing is negligible
+QUIET = 1e-4  # smallest RMS by which a sound is scaled
 
 
 def at_speed(waves: torch.Tensor, speeds: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the first `size` samples of waveforms (N, T) played at `speeds` (N,); 2.0 is twice as fast and an octave higher. Silence after their end.
+    """Return the first `size` samples of waveforms (N, T) at `speeds` (N,), then silence.
 
-    Interpolates with a Hann-windowed sinc of `TAPS` samples, after a low-pass of what would be moved beyond half the sample rate.
+    Speed 2.0 is twice as fast and an octave higher. Interpolates with a Hann-windowed sinc of `TAPS` samples,
+    after a low-pass against aliasing.
     """
     fast = speeds > FEW_PERCENT
     if fast.any():
         waves = waves.index_put((fast,), _low_passed(waves[fast], speeds[fast]))
-    places = torch.arange(size, device=waves.device) * speeds[:, None]  # (N, size), in samples
-    whole = places.floor()
-    share = (places - whole).clamp(1e-4, 1 - 1e-4)
+    position = torch.arange(size, device=waves.device) * speeds[:, None]  # (N, size), in samples
+    whole = position.floor()
+    share = (position - whole).clamp(1e-4, 1 - 1e-4)
     whole = whole.long()
-    # sinc(share - tap) cos^2(pi (share - tap) / TAPS): the sine and the cosine of all taps are those of the first.
+    # sinc(share - tap) cos^2(pi (share - tap) / TAPS): all taps share one sine and one cosine.
     sine = (math.pi * share).sin() / math.pi
     turned = (2 * math.pi / TAPS * share).cos(), (2 * math.pi / TAPS * share).sin()
-    read = torch.zeros_like(places)
+    read = torch.zeros_like(position)
     padded = F.pad(waves, (TAPS, max(0, math.ceil(size * float(speeds.max())) + TAPS - waves.shape[1])))
     for tap in range(1 - TAPS // 2, 1 + TAPS // 2):
         angle = 2 * math.pi * tap / TAPS
@@ -40,14 +41,14 @@ def at_speed(waves: torch.Tensor, speeds: torch.Tensor, size: int) -> torch.Tens
 
 
 def _low_passed(waves: torch.Tensor, speeds: torch.Tensor) -> torch.Tensor:
-    """Return waveforms (N, T) without what is above half the sample rate over `speeds` (N,)."""
+    """Remove from waveforms (N, T) all frequencies above half the sample rate over `speeds` (N,)."""
     spectrum = torch.fft.rfft(waves)
-    places = torch.linspace(0, 1, spectrum.shape[1], device=waves.device)
-    return torch.fft.irfft(spectrum * (places * speeds[:, None] <= 1), n=waves.shape[1])
+    frequencies = torch.linspace(0, 1, spectrum.shape[1], device=waves.device)
+    return torch.fft.irfft(spectrum * (frequencies * speeds[:, None] <= 1), n=waves.shape[1])
 
 
 def mixed(first: torch.Tensor, second: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
-    """Return waveforms (N, T) together in pairs, at a peak of `PEAK`: brought to one RMS, and then the second at `gains` (N,) times the first."""
+    """Return sums (N, T) with peak `PEAK` of two waveforms of equal RMS, the second times `gains` (N,)."""
     levels = [w.square().mean(-1, keepdim=True).sqrt().clamp(min=QUIET) for w in (first, second)]
     both = first / levels[0] + gains[:, None] * second / levels[1]
     both = both - both.mean(-1, keepdim=True)

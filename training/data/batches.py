@@ -1,7 +1,8 @@
-"""Batches for the denoiser. Every random choice is keyed by (seed, step, place in the batch), so a run that was resumed, or that is spread
-over processes, sees the very samples of one that was not.
+"""Draw and make the batches of the denoiser.
 
-What is small is drawn on the CPU, ahead of its step (`Draw`); sounds are read, varied and made to mels where the network is (`BatchMaker`).
+The key (seed, step, row) decides every random choice, so a resumed or distributed run sees the same samples
+as an uninterrupted one. The CPU draws the small tensors ahead of a step (`Draw`); the device of the network
+reads and varies sounds and makes their mels (`BatchMaker`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from models.audio.mel import MelSpectrogram
 from models.conditioning.phrase_bank import PhraseBank
 from training.data.attribute_labels import (
     AttributeLabeller,
-    Bases,
+    LabelOffsets,
     conditioning_scalars,
     draw_attribute_labels,
     draw_variant,
@@ -29,14 +30,14 @@ from training.loop import check_rows
 from training.recipe import Recipe
 
 MAX_SET = 2  # conditions of one sample in training
-CLEAN_SHARE = 0.25  # of samples: without noise on the condition
-SET_SHARE = 0.2  # of samples: with two frames of one clip
-NEAREST_PHRASES = 5  # of which one stands for a frame
-MIX_DB = 10.0  # a mix's second sound is up to so much louder or softer than the first
+CLEAN_SHARE = 0.25  # of samples without noise on the condition
+SET_SHARE = 0.2  # of samples with two frames of one clip
+NEAREST_PHRASES = 5  # one of them may replace a frame
+MIX_DB = 10.0  # largest difference of level between the two sounds of a mix
 
 
 def sampling_weights(scores: torch.Tensor) -> torch.Tensor:
-    """Return how often clips (N,) with these quantiles of agreement are drawn, in sum 1: sigmoid((s - 0.3) / 0.1)."""
+    """Return sampling probabilities (N,) for correspondence quantiles (N,): sigmoid((s - 0.3) / 0.1)."""
     weights = torch.sigmoid((scores - 0.3) / 0.1)
     return weights / weights.sum()
 
@@ -45,9 +46,14 @@ def sampling_weights(scores: torch.Tensor) -> torch.Tensor:
 class Batch:
     """Rows of one step, on one device.
 
-    `mel`, `noise` (B, F, M); `t` (B,) in (0, 1); `embeds` (B, K, D) as encoded and `is_text` (B, K); `condition_noise` (B, K, D) of unit
-    expected norm, to be scaled by `sigma` (B, K); `weights` (B, K) are 1, but in a mix the sounds' amplitudes, of which the larger is 1;
-    `mask` (B, K), all False for a row whose condition was dropped; `scalars` (B, S) in 0..1, NaN where one is not told.
+    Attributes:
+        mel, noise: (B, F, M).
+        t: times (B,) in (0, 1).
+        embeds, is_text: embeddings (B, K, D) as encoded, and whether each is of a text (B, K).
+        condition_noise: (B, K, D) of unit expected norm, to scale by `sigma` (B, K).
+        weights: (B, K); 1, or in a mix the amplitudes of the sounds, scaled so that the larger is 1.
+        mask: (B, K); all False for a row whose condition was dropped.
+        scalars: labels (B, S) in 0..1; NaN without a label.
     """
 
     mel: torch.Tensor
@@ -63,7 +69,7 @@ class Batch:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of it, in the order above."""
+        """All tensors, in the order above."""
         return tuple(getattr(self, f.name) for f in fields(self))
 
     def to(self, device: torch.device) -> Self:
@@ -72,15 +78,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draw:
-    """One process's part of a micro-step of `size` rows, before its sounds are made: rows `rank`, `rank` + `world_size`, … of it, of `frames` each.
+    """Rows `rank`, `rank` + `world_size`, … of a micro-step of `size` rows, without their sounds.
 
-    `small` is all of the batch but `mel`, `noise` and `scalars`, by name; `bases` (B, S) are what the last are made of (`AttributeLabeller`). `sounds` are those of its own clips, None where all are kept on the device.
+    `small` holds the batch by name without `mel`, `noise` and `scalars`; `offsets` (B, S) are the input of
+    `AttributeLabeller`. `sounds` are those of the drawn clips; None if the device keeps all of them.
     """
 
     frames: int
     sources: WaveformSources
     small: Mapping[str, torch.Tensor]
-    bases: torch.Tensor
+    offsets: torch.Tensor
     noise_seed: int
     size: int
     rank: int = 0
@@ -89,40 +96,39 @@ class Draw:
 
 
 class BatchMaker:
-    """Makes the batches of draws on a device, and has the sounds of all clips there where the draws hold none."""
+    """Make the batches of draws on a device, which keeps the sounds of all clips if the draws have none."""
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
-        """Make what `batches` draw."""
         clips = batches.clips
         self.device = device
         self.mel = MelSpectrogram().to(device)
         self.variants = MelVariants(self.mel).to(device)
-        self.tell = AttributeLabeller(batches.bases, self.variants).to(device)
+        self.label = AttributeLabeller(batches.offsets, self.variants).to(device)
         self.kept = ClipWaveforms.of(clips, range(len(clips))).to(device) if batches.keep else None
 
     def __call__(self, draw: Draw) -> Batch:
         """Return the batch.
 
         Raises:
-            ValueError: neither are sounds kept here, nor has the draw its own.
+            ValueError: the draw has no sounds, and none are kept here.
         """
         sounds = self.kept if draw.sounds is None else draw.sounds.to(self.device)
         if sounds is None:
-            raise ValueError("neither are sounds kept, nor has the draw its own")
-        # All rows' noise is drawn wherever the step is taken, for a row's must not depend on how many processes share it.
+            raise ValueError("the draw has no sounds, and none are kept")
+        # Every process draws the noise of all rows, so that a row's noise does not depend on their number.
         g = torch.Generator(self.device).manual_seed(draw.noise_seed)
         noise = torch.randn(draw.size, draw.frames, self.mel.config.n_mels, generator=g, device=self.device)
         log_mel = draw.sources.mels(sounds, self.mel, self.variants, draw.frames)
         return Batch(
             mel=log_mel,
             noise=noise[draw.rank :: draw.world_size].contiguous(),
-            scalars=self.tell(draw.bases.to(self.device, non_blocking=True), log_mel),
+            scalars=self.label(draw.offsets.to(self.device, non_blocking=True), log_mel),
             **{name: x.to(self.device, non_blocking=True) for name, x in draw.small.items()},
         )
 
 
 class Batches(Dataset[Draw]):
-    """Item n is this process's part of the batch of micro-step n. With `keep` a draw holds no sounds: whoever makes the batch has those of all clips."""
+    """Draw the rows of this process; item n belongs to micro-step n. With `keep` draws hold no sounds."""
 
     def __init__(
         self,
@@ -135,11 +141,14 @@ class Batches(Dataset[Draw]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Check that the clips have what the recipe's `condition` needs; `bank` has the phrases of `pseudo_text`, `scalars` are what
-        the network can be told, by default `conditioning_scalars`.
+        """Check that the clips have the inputs of the recipe's `condition`.
+
+        Args:
+            bank: phrases for `pseudo_text`.
+            scalars: labels that the network takes; default: `conditioning_scalars`.
 
         Raises:
-            ValueError: a condition on text, and a clip without captions; or rows that do not divide by `world_size`.
+            ValueError: a clip lacks the captions that it needs, or `world_size` does not divide the rows.
         """
         self.clips, self.recipe, self.keep = clips, recipe, keep
         self.rank, self.world_size = rank, world_size
@@ -149,8 +158,10 @@ class Batches(Dataset[Draw]):
         self.bank = bank
         mel = MelSpectrogram().config
         self.sample_rate, self.hop = mel.sample_rate, mel.hop_length
-        self.bases = Bases(clips, conditioning_scalars(recipe, clips) if scalars is None else scalars)
-        self.weights = self._correspondence_weights() if d.agreement_weight else None
+        self.offsets = LabelOffsets(
+            clips, conditioning_scalars(recipe, clips) if scalars is None else scalars
+        )
+        self.weights = self._correspondence_weights() if d.correspondence_weighting else None
         if d.condition != "image":
             bare = [line["video"] for line in clips.index if "captions" not in line["arrays"]]
             if bare:
@@ -160,21 +171,19 @@ class Batches(Dataset[Draw]):
                 )
 
     def _correspondence_weights(self) -> torch.Tensor:
-        """Return how often each clip is drawn (N,), by how well its sound fits its image.
+        """Return the sampling probability (N,) of each clip by its correspondence.
 
         Raises:
-            ValueError: the clips have no agreement.
+            ValueError: a clip has no score.
         """
-        scores = [self.clips.agreement(i) for i in range(len(self.clips))]
+        scores = [self.clips.correspondence(i) for i in range(len(self.clips))]
         known = [score for score in scores if score is not None]
         if len(known) < len(scores):
-            raise ValueError("agreement_weight needs scores; run: clipsynth agreement PREPARED")
+            raise ValueError("correspondence_weighting needs scores; run: clipsynth correspondence PREPARED")
         return sampling_weights(torch.tensor(known))
 
-    def places(self, n: int) -> list[int]:
-        """Return the clips of micro-batch n, for all processes: epoch after epoch, each in an order of its own, nothing twice. With
-        weights, drawn by them.
-        """
+    def clip_numbers(self, n: int) -> list[int]:
+        """Return the clips of micro-batch n of all processes: shuffled epochs, or drawn by weights."""
         if self.weights is not None:
             g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
             return self.weights.multinomial(self.size, replacement=True, generator=g).tolist()
@@ -196,31 +205,32 @@ class Batches(Dataset[Draw]):
         frames = unit * int(torch.randint(*lengths, (), generator=g))
         frames -= frames % d.frames_per_token
         seeds = torch.randint(2**62, (self.size,), generator=g).tolist()
-        mine = list(zip(self.places(n), seeds, strict=True))[self.rank :: self.world_size]
+        mine = list(zip(self.clip_numbers(n), seeds, strict=True))[self.rank :: self.world_size]
         rows = [self._row(clip, frames, torch.Generator().manual_seed(row_seed)) for clip, row_seed in mine]
         sources = WaveformSources(
             **{f.name: torch.tensor([made[f.name] for made, _ in rows]) for f in fields(WaveformSources)}
         )
         sounds = None
         if not self.keep:
-            used, places = torch.cat([sources.clips, sources.others]).unique(return_inverse=True)
+            used, numbers = torch.cat([sources.clips, sources.others]).unique(return_inverse=True)
             sounds = ClipWaveforms.of(self.clips, used.tolist())
-            sources = replace(sources, clips=places[: len(mine)], others=places[len(mine) :])
+            sources = replace(sources, clips=numbers[: len(mine)], others=numbers[len(mine) :])
         small = {name: torch.stack([row[name] for _, row in rows]) for name in rows[0][1]}
-        bases = small.pop("bases")
-        return Draw(frames, sources, small, bases, seed, self.size, self.rank, self.world_size, sounds)
+        offsets = small.pop("offsets")
+        return Draw(frames, sources, small, offsets, seed, self.size, self.rank, self.world_size, sounds)
 
     def _row(
         self, clip: int, frames: int, g: torch.Generator
     ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-        """Return one row: what its sound is made of, by the names of `WaveformSources`, and the rest of it, by those of `Batch`, with its `bases`."""
+        """Return the fields of a row in `WaveformSources`, and its small fields in `Batch` with `offsets`."""
         d = self.recipe.denoiser
         shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
         mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
-        told = draw_attribute_labels(self.bases.names, g) if kept and not mixing else set()
-        variant = draw_variant(d, told & self.bases.named[clip].keys(), g)
+        labels = draw_attribute_labels(self.offsets.names, g) if kept and not mixing else set()
+        variant = draw_variant(d, labels & self.offsets.named[clip].keys(), g)
         size = round(frames * self.hop * variant["speeds"])
         start = random_start(self._samples(clip), size, g)
+        played = round(size * min(1, variant["paces"]))
         made: dict[str, float] = {
             "clips": clip,
             "starts": start,
@@ -248,16 +258,17 @@ class Batches(Dataset[Draw]):
             "sigma": sigma,
             "weights": weights,
             "mask": torch.tensor([kept, kept and (two or mixing)]),
-            "bases": self.bases(clip, told, start, round(size * min(1, variant["paces"])), variant["speeds"]),
+            "offsets": self.offsets(clip, labels, start, played, variant["speeds"]),
         }
 
     def _samples(self, clip: int) -> int:
-        """Return how long a clip is, in samples."""
+        """Return the length of a clip in samples."""
         return round(self.clips.index[clip]["duration_s"] * self.sample_rate)
 
     def _conditions(self, clip: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two embeddings (2, D) of frames, captions, or for "hybrid" either, and which are texts (2,); of a share `pseudo_text` of frames one
-        of the `NEAREST_PHRASES` of a generic bank.
+        """Return two embeddings (2, D) of frames or captions of a clip, and which are texts (2,).
+
+        A nearby phrase of the generic bank replaces a share `pseudo_text` of frames.
         """
         d = self.recipe.denoiser
         text = {"image": d.pseudo_text, "text": 1.0, "hybrid": 0.5}[d.condition]

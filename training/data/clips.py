@@ -1,4 +1,4 @@
-"""Prepared clips, read from shards one array at a time, and random crops of them."""
+"""Read prepared clips from shards, one array at a time, and crop them at random."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.media.shards import ShardReader
 
 
 class Clips:
-    """One split of a prepared folder. Nothing but the index is in memory, unless `keep` was called."""
+    """One split of a prepared folder; only the index is in memory until `keep` is called."""
 
     def __init__(self, reader: ShardReader, index: list[dict[str, Any]]) -> None:
         self._reader, self.index = reader, index
@@ -52,21 +52,21 @@ class Clips:
         return self._read(i, "embeds").float()
 
     def captions(self, i: int) -> torch.Tensor:
-        """Return the embeddings (C, D) of clip i's captions; only where `prepare` was given some."""
+        """Return the embeddings (C, D) of clip i's captions, if `prepare` got captions."""
         return self._read(i, "captions").float()
 
-    def agreement(self, i: int) -> float | None:
-        """Return how well clip i's sound and image agree, as a quantile 0..1 among the training clips; None where nobody has scored it."""
-        quantile: float | None = self.index[i].get("agreement")
+    def correspondence(self, i: int) -> float | None:
+        """Return the quantile 0..1 of how well clip i's sound fits its image; None without a score."""
+        quantile: float | None = self.index[i].get("correspondence")
         return quantile
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """A prepared folder: two splits, and what `prepare` measured on the training clips.
+    """A prepared folder: two splits, and the statistics of the training clips.
 
-    `mel_mean`, `mel_std` (n_mels,); `image_mean`, `text_mean` (D,); `output_gain` brings a generated sound back to the level that the clips had
-    before `prepare` scaled their peaks (geometric mean over clips).
+    `mel_mean`, `mel_std` (n_mels,); `image_mean`, `text_mean` (D,). `output_gain` restores the level that
+    clips had before `prepare` scaled their peaks (geometric mean over clips).
     """
 
     train: Clips
@@ -79,21 +79,21 @@ class ClipSet:
 
     @property
     def max_duration_s(self) -> float:
-        """The longest clip, rounded down to half a second; what a bundle trained here may be asked for."""
+        """Length of the longest clip, rounded down to half a second: the limit of a bundle's requests."""
         return int(2 * max(line["duration_s"] for line in self.train.index)) / 2
 
 
-def load_clips(folder: Path, *, agreement: bool = True) -> ClipSet:
-    """Open what `prepare` wrote, and with `agreement` what `clipsynth agreement` did, if it was there.
+def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
+    """Open a prepared folder, by default with the scores of `clipsynth correspondence` if there are any.
 
     Raises:
-        ValueError: `folder` is not a prepared folder, or its `agreement.json` is of another index.
+        ValueError: `folder` is not a prepared folder, or its `agreement.json` belongs to another index.
     """
     if not (folder / "index.jsonl").is_file():
         raise ValueError(f"{folder} holds no prepared clips; run: clipsynth prepare VIDEOS {folder}")
     with (folder / "index.jsonl").open() as f:
         index = [json.loads(line) for line in f]
-    if agreement and (folder / "agreement.json").is_file():
+    if correspondence and (folder / "agreement.json").is_file():
         _add_correspondence(index, folder)
     reader = ShardReader(folder / "shards")
     train, dev = ([line for line in index if line["dev"] is split] for split in (False, True))
@@ -105,19 +105,19 @@ def load_clips(folder: Path, *, agreement: bool = True) -> ClipSet:
 
 
 def _add_correspondence(index: list[dict[str, Any]], folder: Path) -> None:
-    """Put each clip's quantile of agreement into its line, as `agreement`."""
+    """Add each clip's quantile to its line of the index."""
     record = json.loads((folder / "agreement.json").read_text())
     if record["index"] != file_sha256(folder / "index.jsonl"):
         raise ValueError(
-            f"{folder / 'agreement.json'} belongs to other clips; run: clipsynth agreement {folder}"
+            f"{folder / 'agreement.json'} belongs to other clips; run: clipsynth correspondence {folder}"
         )
     for line in index:
         if line["key"] in record["clips"]:
-            line["agreement"] = record["clips"][line["key"]][1]
+            line["correspondence"] = record["clips"][line["key"]][1]
 
 
 def crop(x: torch.Tensor, length: int, start: int, *, fill: float = 0.0) -> torch.Tensor:
-    """Return x[start : start + length] along the first dimension, with `fill` after its end."""
+    """Return x[start : start + length] along the first dimension, padded with `fill`."""
     part = x[start : start + length]
     if len(part) == length:
         return part
@@ -125,10 +125,10 @@ def crop(x: torch.Tensor, length: int, start: int, *, fill: float = 0.0) -> torc
 
 
 def crop_mel(log_mel: torch.Tensor, length: int, start: int) -> torch.Tensor:
-    """Return `length` frames of a log-mel (F, n_mels) from `start` on, with silence after its end."""
+    """Return `length` frames of a log-mel (F, n_mels) from `start` on, padded with silence."""
     return crop(log_mel, length, start, fill=LOG_FLOOR)
 
 
 def random_start(size: int, length: int, generator: torch.Generator) -> int:
-    """Return a uniform start of a crop of `length` in `size`; 0 where it does not fit."""
+    """Return the random start of a crop of `length` in `size`; 0 if it does not fit."""
     return int(torch.randint(max(size - length, 0) + 1, (), generator=generator))

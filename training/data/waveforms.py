@@ -1,4 +1,4 @@
-"""Where a step's sounds come from: waveforms on one device, of all training clips or of a step's own, and the log-mels that are made of them."""
+"""Waveforms of all clips or of one step on one device, and the log-mels of a step made from them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from training.data.augment_mel import MelVariants
 from training.data.augment_waveform import TAPS, at_speed, mixed
 from training.data.clips import Clips
 
-FADE = 160  # samples towards a sound's end and from its beginning, where it is read around
+FADE = 160  # samples of fade at both ends of a looped sound
 
 
 class ClipWaveforms:
-    """`waves` (N, T) int16 as `prepare` wrote them, padded with silence to the longest; `lengths` (N,) of them in samples."""
+    """Waveforms `waves` (N, T) int16, padded with silence to the longest, and `lengths` (N,) in samples."""
 
     def __init__(self, waves: torch.Tensor, lengths: torch.Tensor) -> None:
         self.waves, self.lengths = waves, lengths
 
     @classmethod
     def of(cls, clips: Clips, numbers: Sequence[int]) -> Self:
-        """Return the sounds of clips."""
+        """Read the sounds of clips."""
         waves = [clips.pcm(i) for i in numbers]
         padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
         return cls(padded, torch.tensor([len(wave) for wave in waves]))
@@ -34,12 +34,15 @@ class ClipWaveforms:
         return type(self)(*(x.to(device, non_blocking=True) for x in (self.waves, self.lengths)))
 
     def read(
-        self, numbers: torch.Tensor, starts: torch.Tensor, size: int, *, around: bool = False
+        self, numbers: torch.Tensor, starts: torch.Tensor, size: int, *, loop: bool = False
     ) -> torch.Tensor:
-        """Return `size` samples (B, size) in [-1, 1] of sounds `numbers` (B,) from `starts` (B,) on; after their end silence, or with `around` their beginning."""
+        """Return samples (B, size) in [-1, 1] of sounds `numbers` (B,) from `starts` (B,) on.
+
+        Silence follows the end of a sound; with `loop` it starts again.
+        """
         numbers, starts = (x.to(self.waves.device, non_blocking=True) for x in (numbers, starts))
         at = starts[:, None] + torch.arange(size, device=starts.device)
-        if not around:
+        if not loop:
             inside = at < self.waves.shape[1]
             return self.waves[numbers[:, None], at.clamp(max=self.waves.shape[1] - 1)] * inside / 32767
         lengths = self.lengths[numbers, None]
@@ -51,10 +54,11 @@ class ClipWaveforms:
 
 @dataclass(frozen=True)
 class WaveformSources:
-    """What the sounds of B rows are made of: (B,) each, on the CPU.
+    """Parameters of the sounds of B rows: (B,) each, on the CPU.
 
-    `clips` are numbers in `ClipWaveforms`, `starts` samples in them; `speeds` at which they are played. `others`, `other_starts` and `gains` are of a second sound,
-    whose gain is 0 where there is none. `paces`, `pulses`, `contrasts` and `tilts` are those of `MelVariants`.
+    `clips` are numbers in `ClipWaveforms`, `starts` samples in them, `speeds` the playback speeds. `others`,
+    `other_starts` and `gains` describe a second sound; gain 0 means none. `paces`, `pulses`, `contrasts` and
+    `tilts` are arguments of `MelVariants`.
     """
 
     clips: torch.Tensor
@@ -69,13 +73,13 @@ class WaveformSources:
     tilts: torch.Tensor
 
     def of_rows(self, rows: torch.Tensor) -> WaveformSources:
-        """Return the part of it that is of `rows` (N,)."""
+        """Return the parameters of `rows` (N,)."""
         return WaveformSources(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def mels(
         self, sounds: ClipWaveforms, mel: MelSpectrogram, variants: MelVariants, frames: int
     ) -> torch.Tensor:
-        """Return log-mels (B, frames, M) where `sounds`, `mel` and `variants` are."""
+        """Return log-mels (B, frames, M) on the device of `sounds`, `mel` and `variants`."""
         log_mel = mel(self._waves(sounds, frames * mel.config.hop_length))
         for make, by, none in (
             (variants.paced, self.paces, 1),
@@ -95,7 +99,7 @@ class WaveformSources:
         if len(sped):
             part = self.of_rows(sped)
             longest = math.ceil(size * float(part.speeds.max())) + TAPS
-            read = sounds.read(part.clips, part.starts, longest, around=True)
+            read = sounds.read(part.clips, part.starts, longest, loop=True)
             waves[sped.to(device)] = at_speed(read, part.speeds.to(device), size)
         twofold = (self.gains > 0).nonzero()[:, 0]
         if len(twofold):

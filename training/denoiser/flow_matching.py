@@ -1,6 +1,7 @@
-"""What the denoiser's training is made of: its parts before training, and the loss of rectified flow over both of them.
+"""Build the untrained parts of the denoiser stage, and compute the rectified-flow loss over them.
 
-Loss: |v(x_t, t, c) - (data - noise)|^2, x_t = (1 - t) noise + t data (Liu et al. 2022, eq. 1), t logit-normal (Esser et al. 2024, 3.1).
+Loss: |v(x_t, t, c) - (data - noise)|^2, x_t = (1 - t) noise + t data (Liu et al. 2022, eq. 1), t logit-normal
+    (Esser et al. 2024, 3.1).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def build_condition_encoder(
     """Return an untrained condition encoder with the statistics and the bank of the training clips.
 
     Args:
-        means: (kinds, D) by which embeddings are centred, in place of the clips' own.
-        scalars: what may be told beside a condition.
+        means: (kinds, D) that centre embeddings, instead of the clips' own.
+        scalars: labels that conditions may have.
     """
     stride = -(-len(clips.train) // recipe.max_bank_size)
     bank = torch.stack([clips.train.embeds(i).mean(0) for i in range(0, len(clips.train), stride)])
@@ -52,7 +53,7 @@ def build_condition_encoder(
 
 
 def build_denoiser(recipe: Recipe, clips: ClipSet) -> Denoiser:
-    """Return an untrained denoiser whose statistics are those of the training clips."""
+    """Return an untrained denoiser with the statistics of the training clips."""
     d = recipe.denoiser
     denoiser = Denoiser(
         dim=d.dim,
@@ -70,7 +71,7 @@ def build_denoiser(recipe: Recipe, clips: ClipSet) -> Denoiser:
 
 
 class FlowMatching(nn.Module):
-    """Both parts under one roof, so that one call is one forward pass of everything that is trained."""
+    """Condition encoder and denoiser as one module, so that one call is one forward pass."""
 
     def __init__(self, condition_encoder: ConditionEncoder, denoiser: Denoiser) -> None:
         super().__init__()
@@ -83,15 +84,15 @@ class FlowMatching(nn.Module):
         return F.mse_loss(self.denoiser(x_t, batch.t, conditions).float(), v)
 
     def conditions(self, batch: Batch, scalars: torch.Tensor) -> ConditionTokens:
-        """Return the tokens of a batch's conditions, which are told scalars (B, S), NaN where one is not."""
+        """Return the tokens of a batch's conditions with scalars (B, S), NaN without a label."""
         image, text = (self.condition_encoder.centre(batch.embeds, kind) for kind in KINDS)
         centred = torch.where(batch.is_text[..., None], text, image)
         noised = F.normalize(centred + batch.sigma[..., None] * batch.condition_noise, dim=-1)
-        told = scalars if self.condition_encoder.config.scalars else None
-        return self.condition_encoder(noised, batch.weights, batch.sigma, batch.mask, told)
+        labels = scalars if self.condition_encoder.config.scalars else None
+        return self.condition_encoder(noised, batch.weights, batch.sigma, batch.mask, labels)
 
     def path(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return where a batch's rows are at their times (B, L, C), and the velocity of the straight way through there."""
+        """Return the rows of a batch at their times (B, L, C), and the velocities of their straight paths."""
         data = self.denoiser.to_tokens(batch.mel)
         noise = batch.noise.view_as(data)
         return torch.lerp(noise, data, batch.t[:, None, None]), data - noise

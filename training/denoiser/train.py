@@ -1,6 +1,6 @@
-"""Train the denoiser: rectified flow on mel tokens, conditioned on embeddings of a clip's own frames (or, as a choice, its captions).
+"""Train the denoiser: rectified flow on mel tokens, given embeddings of a clip's frames or captions.
 
-Runs in one process or in many: accelerate launch --num_processes 2 -m clipsynth.cli train RECIPE (or torchrun).
+Several processes: accelerate launch --num_processes 2 -m clipsynth.cli train RECIPE (or torchrun).
 """
 
 from __future__ import annotations
@@ -22,45 +22,40 @@ from models.networks.denoiser import Denoiser
 from training.data.attribute_labels import conditioning_scalars
 from training.data.batches import Batch, Batches, BatchMaker
 from training.data.clips import ClipSet
-from training.denoiser.cuda_graphs import Recorded, recordable
+from training.denoiser.cuda_graphs import CudaGraphs, can_record_graphs
 from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
 from training.denoiser.validation import dev_batches, dev_loss, samples, spectrograms, vocode
-from training.loop import Run, arriving, autocast
+from training.loop import Run, autocast, prefetch
 from training.prior import load_bank
 from training.recipe import DenoiserRecipe, Recipe, TransformerRecipe, VqganRecipe
 from training.state import TrainingState, load_weights
 
 
 def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that between them update every parameter once."""
+    """Return optimizers that together update every parameter once."""
     d = recipe.denoiser
     matrices: list[nn.Parameter] = []
     if d.optimizer == "muon":
         matrices = [p for p in model.denoiser.transformer.blocks.parameters() if p.ndim == 2]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in taken]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
     fused = rest[0].is_cuda or None
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            rest, lr=d.learning_rate, betas=(0.9, 0.95), weight_decay=d.weight_decay, fused=fused
-        )
+    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=d.weight_decay, fused=fused)
+    if not matrices:
+        return [adamw]
+    return [
+        adamw,
+        torch.optim.Muon(matrices, weight_decay=d.weight_decay, adjust_lr_fn="match_rms_adamw"),
     ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=d.learning_rate, weight_decay=d.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
-    return optimizers
 
 
 def attention(device: torch.device) -> AbstractContextManager[None]:
-    """Return the context of a training step's attention: on a CPU the fused kernel is slower than plain products at the length of a clip."""
+    """Return the context for attention: on a CPU the fused kernel is slower than matrix products."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def learning_rate(d: DenoiserRecipe | VqganRecipe | TransformerRecipe, n: int) -> float:
-    """Return the learning rate of step n: warm-up, constant, cosine decay over the last `decay_share` of the steps."""
+    """Return the learning rate of step n: warm-up, constant, cosine decay over the last `decay_share`."""
     decay_steps = max(1.0, d.decay_share * d.steps)
     decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (d.steps - n) / decay_steps))
     return d.learning_rate * min(1.0, (n + 1) / d.warmup_steps) * decay
@@ -68,16 +63,19 @@ def learning_rate(d: DenoiserRecipe | VqganRecipe | TransformerRecipe, n: int) -
 
 @dataclass(frozen=True)
 class Objective:
-    """What a stage of the denoiser's training is after.
+    """The loss of a stage of the denoiser.
 
-    `stage`: its name, and its folder in the run. `loss`: the module that takes a `Batch` to the loss (); the parts that are trained are within it. `dev`: the same
-    for a batch of those that `held_out` makes, by which the best weights are told.
+    Attributes:
+        stage: name of the stage and of its folder in the run.
+        loss: module that maps a `Batch` to the loss () and contains the trained parts.
+        dev: the loss of a batch of `validation`; it selects the best weights.
+        validation: makes the dev batches.
     """
 
     stage: str
     loss: nn.Module
     dev: Callable[[Batch], torch.Tensor]
-    held_out: Callable[[], list[Batch]]
+    validation: Callable[[], list[Batch]]
 
 
 def train_denoiser(
@@ -86,14 +84,15 @@ def train_denoiser(
     accelerator: Accelerator,
     init: tuple[ConditionEncoder, Denoiser] | None = None,
 ) -> tuple[ConditionEncoder, Denoiser]:
-    """Train or resume; return the parts with averaged weights (EMA), those of the lowest dev loss.
+    """Train or resume; return the parts with the averaged weights (EMA) of the lowest dev loss.
 
     Args:
-        init: trained parts to start from where there is no state to resume. The statistics of mels and embeddings stay theirs, for in that
-            space the denoiser has learned, and so do the scalars that they were told, if any; the bank that texts are projected on is made of the new clips.
+        init: trained parts to start from without a state to resume. They keep their scalars and the
+            statistics of mels and embeddings, because the denoiser learned in that space. The bank comes from
+            the new clips.
 
     Raises:
-        ValueError: `init` is of another shape than the recipe's, or the clips lack the captions that it needs.
+        ValueError: `init` has another shape than the recipe, or the clips lack the captions that it needs.
     """
     torch.manual_seed(recipe.seed)
     if init is not None:
@@ -103,18 +102,18 @@ def train_denoiser(
     model = FlowMatching(condition_encoder, build_denoiser(recipe, clips))
     if init is not None:
         learned = {name: p.data for name, p in init[0].named_parameters()}
-        ours = model.condition_encoder
-        load_weights("condition_encoder", ours, ours.state_dict() | learned)
+        own = model.condition_encoder
+        load_weights("condition_encoder", own, own.state_dict() | learned)
         load_weights("denoiser", model.denoiser, init[1].state_dict())
 
-    def held_out() -> list[Batch]:
+    def validation() -> list[Batch]:
         return dev_batches(clips.dev, recipe, len(scalars))
 
-    return train_parts(recipe, clips, model, Objective("denoiser", model, model, held_out), accelerator)
+    return train_parts(recipe, clips, model, Objective("denoiser", model, model, validation), accelerator)
 
 
 def _without_guidance(encoder: ConditionEncoder) -> ConditionEncoder:
-    """Return an encoder without the scalar that is learned after this stage, as the denoiser is a plain one where that is not told."""
+    """Return an encoder without the guidance scalar; without it a distilled denoiser is a plain one."""
     known = encoder.config.scalars
     if GUIDANCE not in known:
         return encoder
@@ -124,10 +123,12 @@ def _without_guidance(encoder: ConditionEncoder) -> ConditionEncoder:
 def train_parts(
     recipe: Recipe, clips: ClipSet, model: FlowMatching, objective: Objective, accelerator: Accelerator
 ) -> tuple[ConditionEncoder, Denoiser]:
-    """Train a stage's parts, or resume it, by the settings of `recipe.denoiser`; return them with averaged weights (EMA), those of the lowest dev loss.
+    """Train a stage with the settings of `recipe.denoiser` or resume it; return its parts.
+
+    They have the averaged weights (EMA) of the lowest dev loss.
 
     Raises:
-        ValueError: the saved state is of another shape than `model`.
+        ValueError: the saved state has another shape than `model`.
     """
     d = recipe.denoiser
     folder = Path(recipe.run) / objective.stage
@@ -169,19 +170,19 @@ def _fit(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    held_out = objective.held_out() if accelerator.is_main_process else []
+    validation = objective.validation() if accelerator.is_main_process else []
     make = BatchMaker(batches, accelerator.device)
     recorded = None
-    if recordable(recipe, accelerator):
-        recorded = Recorded(objective.loss, lambda: autocast(recipe, accelerator.device))
+    if can_record_graphs(recipe, accelerator):
+        recorded = CudaGraphs(objective.loss, lambda: autocast(recipe, accelerator.device))
     model.train()
-    coming = arriving(batches, range(state.step * accumulate, d.steps * accumulate), recipe.workers)
+    upcoming = prefetch(batches, range(state.step * accumulate, d.steps * accumulate), recipe.workers)
 
     def step(n: int) -> torch.Tensor:
         state.set_learning_rate(learning_rate(d, n))
         total = torch.zeros((), device=accelerator.device)
         for micro in range(accumulate):
-            batch = make(next(coming))
+            batch = make(next(upcoming))
             if recorded is not None:
                 total = recorded(batch)
                 continue
@@ -201,15 +202,16 @@ def _fit(
             state.ema.step(model.parameters())
         return total
 
-    @torch.random.fork_rng(devices=())  # what is drawn here must not change the steps that follow
+    # Draws in an evaluation must not change the next steps.
+    @torch.random.fork_rng(devices=())
     def evaluate(n: int) -> bool:
-        """Measure the averaged weights on dev clips, keep them if they are the best; return whether to go on."""
+        """Measure the averaged weights on dev clips and keep the best; return whether to continue."""
         with state.averaged():
             model.eval()
-            loss = dev_loss(objective.dev, held_out, accelerator.device)
+            loss = dev_loss(objective.dev, validation, accelerator.device)
             run.log("dev", n, loss)
-            made = samples(model, held_out[0], accelerator.device, recipe.requests)
-            run.show(n, spectrograms(held_out[0].mel.cpu(), made))
+            made = samples(model, validation[0], accelerator.device, recipe.requests)
+            run.show(n, spectrograms(validation[0].mel.cpu(), made))
             if (sound := vocode(recipe, made)) is not None:
                 run.play(n, sound)
             state.record(loss)

@@ -1,9 +1,9 @@
-"""The loss on held-out clips by which a denoiser's best weights are told, at fixed times and with fixed noise."""
+"""Validate a denoiser on dev clips: a loss that selects the best weights, and samples for TensorBoard."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -22,7 +22,10 @@ DEV_FRAMES = 400  # 4 s
 
 
 def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batch]:
-    """Return held-out clips, of which no scalar is told, at a fixed grid of (t, noise): 4 s, middle frame or first caption, t in {1/8 … 7/8}."""
+    """Return 4 s of each dev clip at t in {1/8 … 7/8} with fixed noise.
+
+    Conditions are the middle frame or the first caption, without noise and without labels.
+    """
     g = torch.Generator().manual_seed(0)
     text = recipe.denoiser.condition == "text"
     batches = []
@@ -51,9 +54,10 @@ def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batc
     return batches
 
 
-@torch.no_grad()  # not inference mode: the network caches its rotary table, which training then needs
+# Not inference mode: the network caches its rotary table, which training needs afterwards.
+@torch.no_grad()
 def dev_loss(loss: Callable[[Batch], torch.Tensor], batches: list[Batch], device: torch.device) -> float:
-    """Return a loss over `dev_batches`, each row counted once."""
+    """Return the mean of a loss over the rows of `dev_batches`."""
     losses = [loss(batch.to(device)).item() * len(batch.t) for batch in batches]
     return sum(losses) / sum(len(batch.t) for batch in batches)
 
@@ -62,14 +66,15 @@ def dev_loss(loss: Callable[[Batch], torch.Tensor], batches: list[Batch], device
 def samples(
     model: FlowMatching, batch: Batch, device: torch.device, requests: RequestDefaults, rows: int = 4
 ) -> torch.Tensor:
-    """Return log-mels (rows, F, M) generated from the conditions of the first dev clips with the bundle's default steps and guidance, told nothing beside."""
+    """Return log-mels (rows, F, M) for the conditions of the first dev clips, with the bundle's defaults."""
     batch, rows = batch.to(device), min(rows, len(batch.mel))
     encoder, scale = model.condition_encoder, requests.guidance_scale
     unconditional = encoder.encode([[]])
     noise = batch.noise[:rows].reshape(rows, -1, model.denoiser.token_dim)
     kind: Kind = "text" if batch.is_text[0, 0] else "image"
     sets = [[Condition(embed, kind, sigma=0.0)] for embed in batch.embeds[:rows, 0]]
-    told = encoder.takes_guidance(scale, requests.guidance_interval)
+    distilled = encoder.takes_guidance(scale, requests.guidance_interval)
+    guidance: list[Mapping[str, float]] = [{GUIDANCE: guidance_as_scalar(scale)}]
     states = [
         SamplerRow(
             x[None],
@@ -79,7 +84,7 @@ def samples(
             scale,
             requests.guidance_interval,
             time_shift=requests.time_shift,
-            guided_conds=[encoder.encode([c], [{GUIDANCE: guidance_as_scalar(scale)}])] if told else [],
+            guided_conds=[encoder.encode([c], guidance)] if distilled else [],
         )
         for x, c in zip(noise, sets, strict=True)
     ]
@@ -89,14 +94,14 @@ def samples(
 
 
 def spectrograms(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-    """Return a grey image (H, W) in [0, 1]: log-mels (rows, F, M) of real clips above generated ones."""
+    """Return a grey image (H, W) in [0, 1]: log-mels (rows, F, M) of real clips above the generated ones."""
     levels = ((torch.cat([real[: len(made)], made]) - LOG_FLOOR) / -LOG_FLOOR).clamp(0, 1)
     return torch.cat([torch.cat(list(part)) for part in levels.split(len(made))], dim=1).T.flip(0)
 
 
 @torch.no_grad()
 def vocode(recipe: Recipe, mels: torch.Tensor) -> torch.Tensor | None:
-    """Return log-mels (rows, F, M) as one waveform (T,), by the recipe's vocoder as far as it is trained; None where it is not."""
+    """Return log-mels (rows, F, M) as one waveform (T,); None if the recipe's vocoder has no state yet."""
     state = load_state(recipe.vocoder_folder / "state.pt")
     if state is None:
         return None

@@ -1,10 +1,11 @@
-"""A folder of videos to shards of features. Sees frames and audio only; a label has no way in, a text only through `--captions`.
+"""Turn a folder of videos into shards of features, from frames and audio; texts only by `--captions`.
 
-Run: clipsynth prepare VIDEOS OUT [--list MUSIC_solo_videos.json | --list vggsound.csv] [--captions CSV] [--workers N]
+Run: clipsynth prepare VIDEOS OUT [--list MUSIC_solo_videos.json | --list vggsound.csv] [--captions CSV]
+    [--workers N]
 
-`OUT/shards/NNNNNN.tar` and beside each a `.jsonl` that says what became of its videos: a shard with one is done and is not made again, so a
-run that was killed goes on where it was and ends with the same bytes. Then one pass over the shards writes `index.jsonl` (without
-near-duplicates), `statistics.safetensors` and `report.json`.
+Writes `OUT/shards/NNNNNN.tar`, each with a `.jsonl` about its videos that marks the shard as complete. A
+killed run continues after the complete shards and ends with the same bytes. One pass over the shards then
+writes `index.jsonl` (without near-duplicates), `statistics.safetensors` and `report.json`.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from models.networks.load_encoder import load_encoder
 from training.prepare.duplicates import fingerprint, near_duplicates
 from training.prepare.process_pool import make_shards
 from training.prepare.sources import PrepareError, Source, find_sources
-from training.prepare.windows import Window, cut
+from training.prepare.windows import Window, cut_windows
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How videos become clips. Durations in seconds."""
+    """How to cut videos into clips; `clip_s` in seconds."""
 
     clip_s: float = 5.0
     frames_per_s: float = 1.0
@@ -48,7 +49,7 @@ class PrepareOptions:
 
 
 def is_dev(origin: str) -> bool:
-    """Return whether a video belongs to the tenth that is held out for choices, by hash of its name."""
+    """Return whether a video belongs to the tenth for dev, by the hash of its name."""
     return hashlib.sha256(origin.encode()).digest()[0] < 26
 
 
@@ -62,15 +63,17 @@ def prepare(
     captions: Path | None = None,
     workers: int = 0,
 ) -> Iterator[tuple[int, int]]:
-    """Prepare `videos` into `out`, or go on with it; yield (videos done, total) after each shard.
+    """Prepare `videos` into `out` or continue; yield (videos done, total) after each shard.
 
     Args:
-        listing: the list of MUSIC or VGGSound; what it names and the folder lacks goes into the report.
-        captions: CSV with columns file, caption (several rows per file allowed): only for models that are to be trained on text.
-        workers: processes; 0 does the work in this one.
+        listing: the list of MUSIC or VGGSound; the report names the videos that the folder lacks.
+        captions: CSV with columns file, caption (several rows per file allowed), for models that train on
+            text.
+        workers: number of processes; 0 uses this one.
 
     Raises:
-        PrepareError: no videos, none usable, or `out` was begun with other videos, options or another encoder.
+        PrepareError: no videos, none usable, or `out` was started with other videos, options or another
+            encoder.
     """
     options = options or PrepareOptions()
     sources, missing = find_sources(videos, listing)
@@ -101,8 +104,6 @@ def prepare(
     _finish(out, len(batches), missing, encoder)
 
 
-# ------------------------------------------------------------------------------------------------ one shard
-
 _encoder: JointEncoder | None = None  # of a worker process
 
 
@@ -127,9 +128,9 @@ def _make_shard(
     texts: dict[str, list[str]],
     encoder: JointEncoder | None = None,
 ) -> None:
-    """Write shard n and then, as the mark that it is complete, its `.jsonl`: a line per clip, and one per video that could not be used, or not to its end.
+    """Write shard n, then its `.jsonl`: a line per clip, and one per video that failed, even in part.
 
-    The name of the video at hand is kept in the file `note`; those of `fatal` are left out.
+    The file `note` names the present video; videos in `fatal` are skipped.
     """
     encoder = encoder or _encoder
     assert encoder is not None
@@ -145,7 +146,7 @@ def _make_shard(
             note.write_text(source.name)
         try:
             items = decode(source.path, sample_rate=sample_rate, frames_per_s=options.frames_per_s)
-            for window in cut(items, sample_rate=sample_rate, clip_s=options.clip_s):
+            for window in cut_windows(items, sample_rate=sample_rate, clip_s=options.clip_s):
                 key = f"{n:06d}{len(clips):06d}"
                 metadata, arrays = _features(window, mel, encoder)
                 metadata |= {"video": source.name, "dev": is_dev(source.origin)}
@@ -174,7 +175,7 @@ def _make_shard(
 def _features(
     window: Window, mel: MelSpectrogram, encoder: JointEncoder
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return metadata and arrays of a window."""
+    """Return the metadata and arrays of a window."""
     sample_rate = mel.config.sample_rate
     waveform, gain = level(window.waveform)
     metadata = {
@@ -193,22 +194,19 @@ def _features(
     return metadata, arrays
 
 
-# ------------------------------------------------------------------------------------------- before and after
-
-
 def _claim(out: Path, options: PrepareOptions, sources: list[Source], texts: dict[str, list[str]]) -> None:
-    """Write what `out` is made of, or check that it is the same as before."""
+    """Record the inputs of `out`, or check that they are the recorded ones."""
     names = "\n".join(f"{source.name} {texts.get(source.name, '')}" for source in sources)
     wanted = asdict(options) | {"videos": hashlib.sha256(names.encode()).hexdigest()}
     record = out / "prepare.json"
     if record.is_file() and json.loads(record.read_text()) != wanted:
-        raise PrepareError(f"{out} was begun with other videos or options; give this one a folder of its own")
+        raise PrepareError(f"{out} was started with other videos or options; use another folder")
     (out / "shards").mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
 def _keep_encoder(out: Path, encoder: JointEncoder) -> None:
-    """Write the encoder into `out`, or check that it is the one that is there: embeddings of two do not go together."""
+    """Save the encoder in `out`, or check that it equals the saved one."""
     kept, temporary = out / "encoder", out / "encoder.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     encoder.save_pretrained(temporary)
@@ -218,11 +216,11 @@ def _keep_encoder(out: Path, encoder: JointEncoder) -> None:
     same = _contents(temporary) == _contents(kept)
     shutil.rmtree(temporary)
     if not same:
-        raise PrepareError(f"{out} was begun with another encoder; give this one a folder of its own")
+        raise PrepareError(f"{out} was started with another encoder; use another folder")
 
 
 def _contents(encoder_folder: Path) -> dict[str, Any]:
-    """Return {file: hash} of an encoder's weights, and its settings but for the versions of libraries that wrote them."""
+    """Return the settings of an encoder without library versions, and {file: hash} of its weights."""
     config = encoder_folder / JointEncoder.config_name
     settings = json.loads(config.read_text()) if config.is_file() else {}
     known: dict[str, Any] = {k: v for k, v in settings.items() if k == "_class_name" or not k.startswith("_")}
@@ -247,7 +245,7 @@ def _lines(out: Path, num_shards: int) -> Iterator[dict[str, Any]]:
 
 
 def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncoder) -> None:
-    """Write the index, the statistics of the training clips and the report; memory is 64 bytes per clip and the list of what was left out."""
+    """Write the index, the statistics of the training clips and the report; needs 64 bytes per clip."""
     prints = bytearray()
     for line in _lines(out, num_shards):
         prints += bytes.fromhex(line.get("fingerprint", ""))
@@ -285,16 +283,16 @@ def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncode
         temporary.unlink()
         reason = next(iter(skipped.values()), "every clip repeats another")
         raise PrepareError(
-            f"none of the videos can be used; first reason: {reason}; all: {out / 'report.json'}"
+            f"none of the videos is usable; first reason: {reason}; all: {out / 'report.json'}"
         )
     statistics = (train if train.clips else dev).tensors()
-    text_mean = encoder.class_anchors.mean(0).cpu()  # by which texts are centred at request time
+    text_mean = encoder.class_anchors.mean(0).cpu()  # centres texts at request time
     save_file(statistics | {"text_mean": text_mean}, out / "statistics.safetensors")
     os.replace(temporary, out / "index.jsonl")
 
 
 class _Statistics:
-    """Running mean and deviation of mels per band, mean of embeddings, and mean logarithm of gains."""
+    """Accumulate mean and deviation of mels per band, mean of embeddings, and mean log gain."""
 
     def __init__(self) -> None:
         self.frames, self.rows, self.clips = 0, 0, 0

@@ -1,4 +1,4 @@
-"""Shards made by several processes. A process may die at a video (native decoders crash, memory ends): that costs the video, not the run."""
+"""Make shards in several processes; a video that kills its process (decoder crash, memory) is skipped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# make(shard number, its videos, names of those to leave out, file that holds the name of the video at hand)
+# make(shard number, its videos, names of videos to skip, file that names the present video)
 Make = Callable[[int, list[Any], Collection[str], Path], None]
 
 
@@ -26,13 +26,13 @@ def make_shards(
     initializer: Callable[..., None] | None = None,
     initargs: tuple[Any, ...] = (),
 ) -> Iterator[int]:
-    """Call `make` for each shard in `workers` processes and yield the numbers as they are done.
+    """Call `make` for each shard in `workers` processes; yield the numbers of finished shards.
 
-    When a process dies, nobody knows at which of the videos at hand. The rest then runs in one process; if that dies too, the video that it
-    had noted in the folder `notes` is left out from then on, and all processes are at work again.
+    When a process dies, its video is unknown, so the remaining shards run in one process. If that one dies,
+    the video in its file in `notes` is skipped from then on, and all workers start again.
 
     Raises:
-        BrokenProcessPool: a process dies before it opens a video.
+        BrokenProcessPool: a process died before it opened a video.
     """
     context = multiprocessing.get_context("spawn")
     waiting, fatal = list(shards), defaultdict[int, set[str]](set)
@@ -51,14 +51,14 @@ def make_shards(
                     yield running[future]
         except BrokenProcessPool:
             if size > 1:
-                logger.warning("a process died; looking for the video at which it did")
+                logger.warning("a process died; searching for its video with one process")
                 size = 1
                 continue
             died = [n for n in waiting if _note(notes, n).is_file()]
             if not died:
                 raise
             video = _note(notes, died[0]).read_text()
-            logger.warning("%s ends the process that reads it; left out", video)
+            logger.warning("skipping %s: it kills the process that reads it", video)
             fatal[died[0]].add(video)
             size = workers
 

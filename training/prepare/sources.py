@@ -1,4 +1,4 @@
-"""Which videos to prepare: every one below a folder, or those that a data set's own list names."""
+"""Find the videos to prepare: all below a folder, or only those in the list of a data set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from models.media.video import VIDEO_SUFFIXES
 
 
 class PrepareError(ValueError):
-    """Nothing to prepare, or a list that cannot be read; the message is the reason."""
+    """The input of `prepare` cannot be used; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video file. `name` is its path below the folder; `origin` is what splits are made by: the video it was cut from."""
+    """A video file: `name` is its path below the folder; splits keep clips of one `origin` together."""
 
     name: str
     path: Path
@@ -24,15 +24,16 @@ class Source:
 
 
 def find_sources(folder: Path, listing: Path | None = None) -> tuple[list[Source], list[str]]:
-    """Return the videos of `folder` in order of their names, and what the list names but the folder lacks.
+    """Return the videos of `folder` sorted by name, and the entries of the list without a video.
 
     Args:
         folder: videos at any depth.
-        listing: the JSON of MUSIC ({"videos": {instrument: [YouTube id, …]}}, solo or duet; files `{id}.mp4`) or the CSV of VGGSound
-            (rows of YouTube id, start second, label, split; files `{id}_{start:06d}.mp4`). Labels are not read. None for every video.
+        listing: the JSON of MUSIC ({"videos": {instrument: [YouTube id, …]}}, solo or duet; files `{id}.mp4`)
+            or the CSV of VGGSound (YouTube id, start second, label, split; files `{id}_{start:06d}.mp4`).
+            Labels are ignored. None: every video.
 
     Raises:
-        PrepareError: there are no videos, or the list is of neither kind.
+        PrepareError: there are no videos, or the list has neither form.
     """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     if not files:

@@ -1,4 +1,4 @@
-"""Videos to clips: windows of equal length, without silence, at one level, each with the frames that were on screen."""
+"""Cut videos into windows of equal length that are not silent, each with its frames."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 
 from models.media.video import MIN_DURATION_S, AudioTrack, Frame, VideoError
 
-SILENCE_RMS = 10 ** (-60 / 20)  # a window below -60 dB of full scale is silence
+SILENCE_RMS = 10 ** (-60 / 20)  # windows below -60 dB of full scale are silent
 
 
 @dataclass(frozen=True)
 class Window:
-    """`waveform` (T,) float32 as decoded, from second `start_s` of its video, and its frames, timed from the window's first sample."""
+    """`waveform` (T,) float32 as decoded, its start in the video, and frames timed from its start."""
 
     start_s: float
     waveform: np.ndarray
     frames: list[Frame]
 
 
-def cut(items: Iterable[AudioTrack | Frame], *, sample_rate: int, clip_s: float) -> Iterator[Window]:
-    """Yield windows of `clip_s` seconds; the last may be as short as half a second. Silent windows are left out.
+def cut_windows(items: Iterable[AudioTrack | Frame], *, sample_rate: int, clip_s: float) -> Iterator[Window]:
+    """Yield windows of `clip_s` seconds that are not silent; the last one has at least half a second.
 
-    Holds about a window at a time, however long the video, where sound and images come interleaved; else the sound since the last image. A window without a
-    frame of its own takes the one last shown.
+    Holds about one window in memory if sound and images are interleaved, otherwise the sound since the last
+    image. A window without a new frame gets the last one shown.
 
     Raises:
-        VideoError: no frame, less than half a second of sound, or nothing but silence.
+        VideoError: no frame, less than half a second of sound, or only silence.
     """
     size = round(clip_s * sample_rate)
     parts: list[np.ndarray] = []  # the sound from sample `start` on

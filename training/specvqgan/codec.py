@@ -1,5 +1,9 @@
-"""Train the codec of SpecVQGAN: L1 on standardised mels, the codebook's and commitment loss (van den Oord et al. 2017, eq. 3, but for its beta, which weighs the
-codebook's term as in the code of Esser et al. 2021 and of diffusers), and a patch discriminator with hinge losses (Esser et al. 2021, eq. 5). The paper's perceptual loss (LPAPS) needs a network trained on labels; it is left out.
+"""Train the codec of SpecVQGAN.
+
+Losses: L1 on standardised mels; codebook and commitment loss (van den Oord et al. 2017, eq. 3, but beta
+    weighs the codebook's term as in the code of Esser et al. 2021 and diffusers); hinge losses of a patch
+    discriminator (Esser et al. 2021, eq. 5). The paper's perceptual loss (LPAPS) is left out, as it needs a
+    network trained on labels.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ DEV_BATCH = 32
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of a standardised mel (Isola et al. 2017, 3.2.2), at 1/4 of the usual width."""
+    """Judge overlapping patches of a standardised mel (Isola et al. 2017, 3.2.2), at 1/4 width."""
 
     def __init__(self, channels: tuple[int, ...] = (1, 16, 32, 64)) -> None:
         super().__init__()
@@ -57,7 +61,7 @@ def build_codec(recipe: SpecVqganRecipe, clips: ClipSet) -> MelCodec:
 
 
 def draw_mels(clips: Clips, recipe: SpecVqganRecipe, n: int) -> torch.Tensor:
-    """Return the random crops (B, frames, M) of step n; they depend on (seed, n) alone."""
+    """Return the random crops (B, frames, M) of step n, which depend only on (seed, n)."""
     g = torch.Generator().manual_seed(recipe.seed * 1_000_003 + n)
     mels = []
     for _ in range(recipe.vqgan.batch_size):
@@ -68,14 +72,14 @@ def draw_mels(clips: Clips, recipe: SpecVqganRecipe, n: int) -> torch.Tensor:
 
 
 def perplexity(codes: torch.Tensor, codebook_size: int) -> float:
-    """Return exp(entropy) of the use of codes: how many entries of the codebook are in effective use."""
+    """Return exp(entropy) of the codes: the number of entries of the codebook in effective use."""
     share = torch.bincount(codes.flatten(), minlength=codebook_size).float() / codes.numel()
     return math.exp(torch.special.entr(share).sum().item())
 
 
 @torch.no_grad()
 def dev_figures(codec: MelCodec, clips: Clips, frames: int, device: torch.device) -> dict[str, float]:
-    """Return the mean L1 on standardised held-out clips (their first `frames`), and the perplexity of their codes."""
+    """Return the mean L1 on the first `frames` of standardised dev clips, and the codes' perplexity."""
     distances, codes = [], []
     for start in range(0, len(clips), DEV_BATCH):
         part = range(start, min(start + DEV_BATCH, len(clips)))
@@ -126,7 +130,7 @@ def train_vqgan(recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerato
 
 
 class _CodecStep:
-    """One step of the codec and, once it plays, its discriminator; with all state that there is."""
+    """Take one step of the codec and, from `adversarial_from` on, its discriminator; owns their state."""
 
     def __init__(self, recipe: SpecVqganRecipe, clips: ClipSet, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
@@ -146,9 +150,8 @@ class _CodecStep:
         self.state.set_learning_rate(learning_rate(v, n))
         self.codec.train()
         mel = mel.to(self.accelerator.device)
-        if (
-            n == 0
-        ):  # the entries start where the latents are: far from them, all but a few would never be chosen
+        # Entries far from the latents would never be used, so all start at latents.
+        if n == 0:
             with torch.no_grad():
                 latents = self.codec.latents(self.codec.to_patches(mel))
             self._restart(latents.permute(0, 2, 3, 1).flatten(0, 2), n)
@@ -157,7 +160,7 @@ class _CodecStep:
         distance = F.l1_loss(made, patches)
         loss = distance + codebook_loss
         if n >= v.adversarial_from:
-            loss = loss + v.adversarial_weight * self._play(self._image(made), self._image(patches))
+            loss = loss + v.adversarial_weight * self._adversarial(self._image(made), self._image(patches))
         update(self.accelerator, self.state.optimizers[0], self.codec, loss, 1.0)
         self._count(latents)
         self._restart(latents, n)
@@ -167,8 +170,8 @@ class _CodecStep:
         """Return the standardised mel (B, F, M) of patches."""
         return (self.codec.to_mel(patches) - self.codec.mel_mean) / self.codec.mel_std
 
-    def _play(self, made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Take a step of the discriminator; return what it says of `made`."""
+    def _adversarial(self, made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Take a step of the discriminator; return the adversarial loss of `made`."""
         self.discriminator.requires_grad_(True)
         with autocast(self.recipe, self.accelerator.device):
             verdicts = self.discriminator(real), self.discriminator(made.detach())
@@ -180,14 +183,14 @@ class _CodecStep:
 
     @torch.no_grad()
     def _count(self, latents: torch.Tensor) -> None:
-        """Note which entries this step used."""
+        """Count the steps since each entry was used."""
         used = torch.cdist(latents, self.codec.vqgan.quantize.embedding.weight).argmin(1).unique()
         self.unused_for += 1
         self.unused_for[used.cpu()] = 0
 
     @torch.no_grad()
     def _restart(self, latents: torch.Tensor, n: int) -> None:
-        """Put the entries that were not used for long where latents (N, code_dim) of this step are."""
+        """Move entries without use for `restart_every` steps to random latents (N, code_dim) of this step."""
         idle = (self.unused_for >= self.recipe.vqgan.restart_every).nonzero()[:, 0]
         if len(idle):
             g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)

@@ -1,4 +1,4 @@
-"""`clipsynth train` for a recipe of the baseline: its codec, its transformer, then a folder that `SpecVqganPipeline` loads."""
+"""Run `clipsynth train` for the baseline: codec, transformer, then a folder for `SpecVqganPipeline`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ SpecVqganStage = Literal["all", "vqgan", "transformer", "export"]
 
 
 def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | None = None) -> Path | None:
-    """Run one stage, or all; return the folder of the trained pipeline where one was written.
+    """Run one stage, or all; return the folder of the trained pipeline if one was written.
 
     Raises:
-        ValueError: no such stage, no prepared folder, an unfit bundle or state, a stage that another needs has not been trained, or several processes.
-        Terminated: SIGTERM came.
+        ValueError: no such stage, no prepared folder, a bundle or state that does not fit, a stage that
+            another needs has not been trained, or several processes.
+        Terminated: SIGTERM ended a stage.
     """
     if stage not in get_args(SpecVqganStage):
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(get_args(SpecVqganStage))}")
@@ -40,39 +41,28 @@ def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | 
                 f"{recipe.run} has no trained {needed} yet; run: clipsynth train … --stage {needed}"
             )
 
-    still = _without_training(recipe)
-    codec = train_vqgan(recipe if stage in ("vqgan", "all") else still, clips, accelerator)
+    done = _without_training(recipe)
+    codec = train_vqgan(recipe if stage in ("vqgan", "all") else done, clips, accelerator)
     if stage == "vqgan":
         return None
-    parts = train_transformer(recipe if stage != "export" else still, clips, codec, accelerator)
+    parts = train_transformer(recipe if stage != "export" else done, clips, codec, accelerator)
     if stage == "transformer":
         return None
 
     folder = out or Path(recipe.run) / "pipeline"
     bundle = ClipSynthPipeline.from_pretrained(recipe.bundle)
-    SpecVqganPipeline(
-        bundle.encoder,
-        parts[0],
-        codec,
-        parts[1],
-        bundle.vocoder,
-        bundle.mel,
-        output_gain=clips.output_gain,
-    ).save_pretrained(folder)
+    trained = (bundle.encoder, parts[0], codec, parts[1], bundle.vocoder, bundle.mel)
+    SpecVqganPipeline(*trained, output_gain=clips.output_gain).save_pretrained(folder)
     return folder
 
 
 def _steps_done(recipe: SpecVqganRecipe, stage: str) -> int:
-    """Return how many steps of a stage were taken so far."""
+    """Return the number of steps taken of a stage."""
     state = load_state(Path(recipe.run) / stage / "state.pt")
     return 0 if state is None else int(state["step"])
 
 
 def _without_training(recipe: SpecVqganRecipe) -> SpecVqganRecipe:
-    """Return the recipe with no steps to take."""
-    return recipe.model_copy(
-        update={
-            "vqgan": recipe.vqgan.model_copy(update={"steps": 0}),
-            "transformer": recipe.transformer.model_copy(update={"steps": 0}),
-        }
-    )
+    """Return the recipe with 0 steps for every stage."""
+    stages = ("vqgan", "transformer")
+    return recipe.model_copy(update={s: getattr(recipe, s).model_copy(update={"steps": 0}) for s in stages})

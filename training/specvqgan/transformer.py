@@ -1,4 +1,4 @@
-"""Train the transformer of SpecVQGAN: cross-entropy of each code, given the embedding of a frame and the codes before it."""
+"""Train the transformer of SpecVQGAN: cross-entropy of each code, given a frame and earlier codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEV_BATCH = 32
 
 
 class NextCode(nn.Module):
-    """Both parts under one roof: the loss of codes, given noised embeddings of frames."""
+    """Condition encoder and transformer as one module that returns the loss of codes, given noised frames."""
 
     def __init__(self, condition_encoder: ConditionEncoder, transformer: CodeTransformer) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class NextCode(nn.Module):
         """Return the mean cross-entropy, in nats per code.
 
         Args:
-            embeds: of frames, as encoded (B, D).
-            noise: (B, D) of unit expected norm, to be scaled by `sigma` (B,).
+            embeds: frames (B, D) as encoded.
+            noise: (B, D) of unit expected norm, to scale by `sigma` (B,).
             codes: (B, L).
         """
         centred = self.condition_encoder.centre(embeds, "image")
@@ -51,7 +51,7 @@ class NextCode(nn.Module):
 
 @torch.no_grad()
 def encode_clips(clips: Clips, codec: MelCodec, min_frames: int) -> list[torch.Tensor]:
-    """Return the codes (columns, codes per column) of whole clips; a short one is continued with silence to `min_frames`."""
+    """Return the codes (columns, codes per column) of whole clips, padded with silence to `min_frames`."""
     codes = []
     for i in range(len(clips)):
         mel = clips.mel(i)
@@ -64,7 +64,7 @@ Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def draw(clips: Clips, codes: Sequence[torch.Tensor], recipe: SpecVqganRecipe, columns: int, n: int) -> Rows:
-    """Return embeddings (B, D), noise (B, D), sigma (B,) and codes (B, L) of step n; they depend on (seed, n) alone."""
+    """Return embeddings (B, D), noise (B, D), sigma (B,) and codes (B, L) of step n, given by (seed, n)."""
     t = recipe.transformer
     g = torch.Generator().manual_seed(recipe.seed * 1_000_003 + n)
 
@@ -85,7 +85,7 @@ def draw(clips: Clips, codes: Sequence[torch.Tensor], recipe: SpecVqganRecipe, c
 
 
 def dev_rows(clips: Clips, codes: Sequence[torch.Tensor], columns: int) -> list[Rows]:
-    """Return held-out clips from their start, with their middle frames, clean."""
+    """Return the starts of dev clips with their middle frames, without noise."""
     found = []
     for first in range(0, len(clips), DEV_BATCH):
         part = range(first, min(first + DEV_BATCH, len(clips)))
@@ -97,7 +97,7 @@ def dev_rows(clips: Clips, codes: Sequence[torch.Tensor], columns: int) -> list[
 
 @torch.no_grad()
 def dev_loss(model: NextCode, rows: list[Rows], device: torch.device) -> float:
-    """Return the loss over `dev_rows`, each clip counted once."""
+    """Return the mean loss over the clips of `dev_rows`."""
     losses = [model(*(x.to(device) for x in batch)).item() * len(batch[0]) for batch in rows]
     return sum(losses) / sum(len(batch[0]) for batch in rows)
 
@@ -146,7 +146,7 @@ def _fit(
     columns = t.max_frames // codec.config.frames_per_code
     codec.to(accelerator.device)
     codes, dev_codes = (encode_clips(split, codec, t.max_frames) for split in (clips.train, clips.dev))
-    held_out = dev_rows(clips.dev, dev_codes, columns)
+    validation = dev_rows(clips.dev, dev_codes, columns)
     run = Run("transformer", state.folder, recipe, accelerator)
 
     def step(n: int) -> torch.Tensor:
@@ -159,9 +159,9 @@ def _fit(
         return loss.detach()
 
     def evaluate(n: int) -> bool:
-        """Measure on dev clips and keep the weights if they are the best."""
+        """Measure the dev loss and keep the best weights."""
         model.eval()
-        loss = dev_loss(model, held_out, accelerator.device)
+        loss = dev_loss(model, validation, accelerator.device)
         run.log("dev", n, loss)
         state.record(loss)
         return True

@@ -1,0 +1,6 @@
+"""Train the vocoder on the clips' sound, then on mels of the denoiser.
+
+train.py           Train with spectral and adversarial losses.
+discriminators.py  Discriminators and their losses.
+generated_mels.py  Mels made by the denoiser.
+"""

@@ -1,7 +1,7 @@
 """Discriminators and adversarial losses for the vocoder.
 
-Periods after HiFi-GAN (Kong et al. 2020, 2.2), resolutions after UnivNet (Jang et al. 2021, 2.2), both by default at 1/8 of the published width: the full ones
-would take forty times the generator's time on a CPU.
+Periods after HiFi-GAN (Kong et al. 2020, 2.2) and resolutions after UnivNet (Jang et al. 2021, 2.2), by
+default at 1/8 of the published width; at full width they take forty times the generator's time on a CPU.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # n_fft, ho
 PERIOD_CHANNELS = (4, 16, 64, 128, 128)
 RESOLUTION_CHANNELS = 4
 
-Judgement = list[torch.Tensor]  # the feature maps of one discriminator, the last of which is its verdict
+Judgement = list[torch.Tensor]  # the feature maps of one discriminator; the last one is its verdict
 
 
 class _Discriminator(nn.Module):
-    """A stack of 2-D convolutions; keeps every feature map."""
+    """A stack of 2-D convolutions that returns every feature map."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _Discriminator(nn.Module):
 
 
 class PeriodDiscriminator(_Discriminator):
-    """Looks at samples `period` apart."""
+    """Judge a waveform by samples `period` apart."""
 
     def __init__(self, period: int, width: int) -> None:
         channels = (1, *(width * c for c in PERIOD_CHANNELS))
@@ -60,7 +60,7 @@ class PeriodDiscriminator(_Discriminator):
 
 
 class ResolutionDiscriminator(_Discriminator):
-    """Looks at the magnitude spectrogram of one resolution."""
+    """Judge a waveform by its magnitude spectrogram of one resolution."""
 
     def __init__(self, n_fft: int, hop: int, window: int, width: int) -> None:
         c = width * RESOLUTION_CHANNELS
@@ -79,7 +79,7 @@ class ResolutionDiscriminator(_Discriminator):
 
 
 class Discriminators(nn.Module):
-    """All of them, `width` times as wide as by default; the judgement of each on a waveform (B, T)."""
+    """All discriminators, `width` times the default width; returns their judgements of a waveform (B, T)."""
 
     def __init__(self, width: int = 1) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def adversarial_loss(made: list[Judgement]) -> torch.Tensor:
 
 
 def feature_distance(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
-    """Return the mean absolute difference of feature maps, averaged over maps and discriminators (HiFi-GAN, eq. 4)."""
+    """Return the mean absolute difference of feature maps over maps and discriminators (HiFi-GAN, eq. 4)."""
     distances = [
         F.l1_loss(m, r.detach())
         for judged_real, judged_made in zip(real, made, strict=True)

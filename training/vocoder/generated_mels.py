@@ -1,6 +1,7 @@
-"""Mels that a denoiser made, each with the sound that it stands for: near to what a vocoder meets at request time.
+"""Make mels with the denoiser, paired with real sounds, on which to fine-tune the vocoder.
 
-A real clip's latent is noised up to t >= 0.5 and denoised with the clip's own condition. It then has the denoiser's flaws and still the clip's course. The steps are equal ones, without guidance.
+The latent of a real clip is noised to t >= 0.5 and denoised with the clip's own condition. It then has the
+flaws of the denoiser but still the timing of the clip. Steps are equally long, without guidance.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ STEPS = Manifest.num_inference_steps
 
 
 class GeneratedClips:
-    """The first clips of a split with mels made by a denoiser, where that is, in memory: 100 kB per 4 s clip."""
+    """The first clips of a split with mels made by a denoiser, in memory: 100 kB per 4 s clip."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class GeneratedClips:
     def _noised(
         self, i: int, condition_encoder: ConditionEncoder, denoiser: Denoiser, g: torch.Generator
     ) -> SamplerRow:
-        """Return clip i part of the way through denoising, at a step with t in [0.5, 0.9]."""
+        """Return clip i noised to a step with t in [0.5, 0.9]."""
         device = denoiser.device
         data = denoiser.to_tokens(self.clips.mel(i)[None].to(device))[0]
         step = int(torch.randint(-(-STEPS // 2), int(0.9 * STEPS) + 1, (), generator=g))

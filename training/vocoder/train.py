@@ -1,7 +1,7 @@
 """Train the vocoder on the clips' own sound.
 
-Warm-up on log-mel and multi-resolution STFT distances (Yamamoto et al. 2020, eq. 5-7), from `adversarial_from` on with discriminators as well
-(HiFi-GAN, Kong et al. 2020, eq. 5-6), and last on mels that a denoiser made, paired with the sounds that they came from.
+Log-mel and multi-resolution STFT distances (Yamamoto et al. 2020, eq. 5-7); from `adversarial_from` on also
+discriminators (HiFi-GAN, Kong et al. 2020, eq. 5-6). The last steps use mels made by the denoiser.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import build_vocoder
 from training.data.clips import Clips, ClipSet, crop, crop_mel, random_start
 from training.denoiser.validation import DEV_FRAMES
-from training.loop import Run, arriving, autocast, check_rows, update
+from training.loop import Run, autocast, check_rows, prefetch, update
 from training.recipe import Recipe, VocoderRecipe
 from training.state import TrainingState, load_weights
 from training.vocoder.discriminators import (
@@ -32,10 +32,11 @@ from training.vocoder.discriminators import (
 
 MEL_WEIGHT = 2.0
 MAX_NORM = 10.0  # of gradients
-# Below about -88 dB of full scale nobody hears a difference, yet the logarithm makes digital silence the largest part of the loss.
+# Differences below about -88 dB of full scale are inaudible, but the logarithm would make digital silence the
+# largest part of the loss.
 LOG_MEL_FLOOR = -8.0
 MAGNITUDE_FLOOR = 1e-2
-SILENT = 1e-3  # peak of a segment that is not worth training on
+SILENT = 1e-3  # segments with a lower peak are skipped
 DEV_CLIPS = 32
 
 
@@ -45,7 +46,7 @@ def mel_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def stft_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return spectral convergence plus log-magnitude L1 above `MAGNITUDE_FLOOR` of waveforms (B, T), averaged over `RESOLUTIONS`."""
+    """Return spectral convergence plus log-magnitude L1 of waveforms (B, T), averaged over `RESOLUTIONS`."""
     total = made.new_zeros(())
     for n_fft, hop, window in RESOLUTIONS:
         a, b = (
@@ -61,7 +62,7 @@ def stft_distance(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 class VocoderClips(Protocol):
-    """Mels (F, n_mels) and the waveforms (T,) that a vocoder should make of them."""
+    """Mels (F, n_mels) and the waveforms (T,) that a vocoder shall make of them."""
 
     def __len__(self) -> int: ...
     def mel(self, i: int) -> torch.Tensor: ...
@@ -69,9 +70,7 @@ class VocoderClips(Protocol):
 
 
 class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Training segments; item n is the batch of step n and depends on (seed, n) alone, so that a resumed run sees the same ones. Silent ones are
-    passed over.
-    """
+    """Draw segments that are not silent; item n is the batch of step n and depends only on (seed, n)."""
 
     def __init__(
         self, sounds: VocoderClips, recipe: Recipe, hop: int, rank: int = 0, world_size: int = 1
@@ -81,13 +80,13 @@ class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.rank, self.world_size = rank, world_size
 
     def __getitem__(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return this process's log-mels (B, segment_frames, M) and their waveforms (B, segment_frames * hop)."""
+        """Return log-mels (B, segment_frames, M) and waveforms (B, segment_frames * hop) of this process."""
         v = self.recipe.vocoder
         length = v.segment_frames * self.hop
         mels, waves = [], []
         for row in range(self.rank, v.batch_size, self.world_size):
             g = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + n) * 4096 + row)
-            for _ in range(20):  # a corpus of silence ends, too
+            for _ in range(20):  # ends even if all clips are silent
                 i = int(torch.randint(len(self.sounds), (), generator=g))
                 mel = self.sounds.mel(i)
                 start = random_start(len(mel), v.segment_frames, g)
@@ -100,17 +99,17 @@ class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def learning_rate(v: VocoderRecipe, n: int) -> float:
-    """Return the learning rate of step n: 100 steps of warm-up, then exponential decay."""
+    """Return the learning rate of step n: warm-up over 100 steps, then exponential decay."""
     return float(v.learning_rate * min(1.0, (n + 1) / 100) * 0.5 ** (n / v.half_life_steps))
 
 
 def untrained_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> SpeechT5HifiGan:
-    """Return a vocoder that standardises its input by the statistics of the training clips."""
+    """Return an untrained vocoder that standardises its input with the statistics of the training clips."""
     vocoder = build_vocoder(mel, upsample_initial_channel=recipe.vocoder.upsample_initial_channel)
     vocoder.mean.copy_(clips.mel_mean)
     vocoder.scale.copy_(clips.mel_std)
     for weight in vocoder.parameters():
-        if weight.ndim == 3:  # the class starts at std 0.01, from which short runs do not recover
+        if weight.ndim == 3:  # short runs do not recover from the default std of 0.01
             nn.init.kaiming_normal_(weight, a=0.1)
     nn.init.normal_(vocoder.conv_post.weight, std=0.01)
     return vocoder
@@ -120,7 +119,7 @@ def untrained_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> Sp
 def dev_distances(
     vocoder: nn.Module, mel: MelSpectrogram, clips: Clips, device: torch.device
 ) -> dict[str, float]:
-    """Return mel and STFT distances on the first seconds of up to `DEV_CLIPS` held-out clips."""
+    """Return mel and STFT distances on the first seconds of up to `DEV_CLIPS` dev clips."""
     mels, stfts = [], []
     samples = DEV_FRAMES * mel.config.hop_length
     for i in range(min(DEV_CLIPS, len(clips))):
@@ -142,8 +141,8 @@ def train_vocoder(
     """Train or resume; return the vocoder.
 
     Args:
-        init: a trained vocoder to start from where there is no state to resume.
-        generated: mels that a denoiser made; with them, `finetune_steps` more than `steps` are taken, all of those on them.
+        init: a trained vocoder to start from without a state to resume.
+        generated: mels of the denoiser; if given, `finetune_steps` further steps train on them.
 
     Raises:
         ValueError: `init` or the saved state is of another shape than the recipe's.
@@ -170,7 +169,7 @@ def train_vocoder(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        coming = arriving(segments, range(state.step, last), recipe.workers)
+        upcoming = prefetch(segments, range(state.step, last), recipe.workers)
 
         def evaluate(n: int) -> bool:
             vocoder.eval()
@@ -182,7 +181,7 @@ def train_vocoder(
             run.steps(
                 state,
                 last,
-                lambda n: step(n, *next(coming)),
+                lambda n: step(n, *next(upcoming)),
                 evaluate=evaluate,
                 evaluate_every=v.evaluate_every,
                 clips_per_step=v.batch_size,
@@ -192,7 +191,7 @@ def train_vocoder(
 
 
 class _VocoderStep:
-    """One step of the vocoder and, once they play, its discriminators."""
+    """Take one step of the vocoder and, from `adversarial_from` on, its discriminators."""
 
     def __init__(
         self,
@@ -214,18 +213,17 @@ class _VocoderStep:
         loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
         spectral = loss.detach()
         if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
-            loss = v.spectral_weight * loss + self._play(made, target)
+            loss = v.spectral_weight * loss + self._adversarial(made, target)
         update(self.accelerator, self.state.optimizers[0], self.vocoder, loss, MAX_NORM)
         return spectral
 
-    def _play(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Take a step of the discriminators; return what they say of `made`."""
+    def _adversarial(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Take a step of the discriminators; return the adversarial and feature losses of `made`."""
         self.discriminators.requires_grad_(True)
         loss = discriminator_loss(self.discriminators(target), self.discriminators(made.detach()))
         update(self.accelerator, self.state.optimizers[1], self.discriminators, loss, MAX_NORM)
-        self.discriminators.requires_grad_(
-            False
-        )  # the generator's gradient passes through, theirs is not needed
+        # The generator's gradient passes through; their own is not needed.
+        self.discriminators.requires_grad_(False)
         with torch.no_grad():
             real = self.discriminators(target)
         judged = self.discriminators(made)
@@ -233,7 +231,7 @@ class _VocoderStep:
 
 
 class _fp32_output:
-    """While it lasts, the vocoder's last layer computes in fp32: bf16's rounding would be heard as noise 54 dB below the sound."""
+    """Let the vocoder's last layer compute in fp32; rounding to bf16 is audible noise at -54 dB."""
 
     def __init__(self, vocoder: SpeechT5HifiGan) -> None:
         self.layer = vocoder.conv_post

@@ -14,16 +14,22 @@ from models.audio.mel import MelSpectrogram
 from models.baselines.wav2clip import Wav2Clip
 from tests.support.planted import write_planted
 from tests.support.wav2clip_weights import published
-from training.correspondence.mismatch import swap
-from training.correspondence.network import MatchingOptions, Pairs, cross_fit, sound_features, train_matcher
-from training.correspondence.score import matching_scores, paired, quantiles_among, write_correspondence
+from training.correspondence.mismatch import exchange_sounds
+from training.correspondence.network import (
+    CorrespondenceOptions,
+    Pairs,
+    cross_fit,
+    sound_features,
+    train_network,
+)
+from training.correspondence.score import learned_scores, paired, quantiles_among, write_correspondence
 from training.data.batches import sampling_weights
 from training.data.clips import load_clips
 
 pytestmark = pytest.mark.slow
 
 
-FAST = MatchingOptions(folds=4, repeats=1, hidden=64, dim=16, epochs=20, batch_size=32)
+FAST = CorrespondenceOptions(folds=4, repeats=1, hidden=64, dim=16, epochs=20, batch_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def planted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exchanged(planted, tmp_path_factory):
     out = tmp_path_factory.mktemp("exchanged") / "clips"
-    return out, swap(planted, out, share=0.2, seed=0)
+    return out, exchange_sounds(planted, out, share=0.2, seed=0)
 
 
 def wrong_kinds(folder, planted):
@@ -47,7 +53,7 @@ def wrong_kinds(folder, planted):
 
 
 def test_swapped_sounds_score_low_and_held_out_clips_high(planted, exchanged):
-    train, dev = matching_scores(load_clips(exchanged[0]), FAST)
+    train, dev = learned_scores(load_clips(exchanged[0]), FAST)
     wrong = wrong_kinds(exchanged[0], planted)
     assert 15 <= wrong.sum() <= 24
     assert area(train.numpy(), wrong) > 0.95
@@ -56,8 +62,8 @@ def test_swapped_sounds_score_low_and_held_out_clips_high(planted, exchanged):
 
 def test_where_images_say_nothing_nothing_is_found(tmp_path):
     clips = write_planted(tmp_path / "random", matching=False, clips=160)
-    swap(clips, tmp_path / "out", share=0.4)
-    train, _ = matching_scores(load_clips(tmp_path / "out"), FAST)
+    exchange_sounds(clips, tmp_path / "out", share=0.4)
+    train, _ = learned_scores(load_clips(tmp_path / "out"), FAST)
     assert area(train.numpy(), wrong_kinds(tmp_path / "out", clips)) == pytest.approx(0.5, abs=0.12)
 
 
@@ -73,10 +79,10 @@ def test_a_clip_is_scored_by_networks_that_never_saw_its_video(monkeypatch):
             return torch.arange(float(len(pairs)))
 
     monkeypatch.setattr(
-        "training.correspondence.network.train_matcher", lambda pairs, *_: (Remembering(pairs), 0.0)
+        "training.correspondence.network.train_network", lambda pairs, *_: (Remembering(pairs), 0.0)
     )
     pairs = Pairs(torch.randn(160, 4), torch.randn(160, 4), torch.arange(160) // 2)
-    scores, _, _ = cross_fit(pairs, pairs, MatchingOptions(folds=4, repeats=2))
+    scores, _, _ = cross_fit(pairs, pairs, CorrespondenceOptions(folds=4, repeats=2))
     assert seen[0::2] == [False] * 8  # the held-out fold
     assert seen[1::2] == [True] * 8  # the other table, here the same clips
     assert (scores != 0).all()
@@ -86,8 +92,8 @@ def test_pairs_of_pure_chance_are_not_learned_by_heart():
     """The epoch is chosen on videos of its own, so a network that could memorise its pairs is stopped before it does."""
     g = torch.Generator().manual_seed(0)
     pairs = Pairs(torch.randn(160, 40, generator=g), torch.randn(160, 40, generator=g), torch.arange(160))
-    options = MatchingOptions(epochs=40, hidden=64, batch_size=64, noise=0.0, dropout=0.0)
-    matcher, loss = train_matcher(pairs, options, g)
+    options = CorrespondenceOptions(epochs=40, hidden=64, batch_size=64, noise=0.0, dropout=0.0)
+    matcher, loss = train_network(pairs, options, g)
     assert loss > -0.3
     with torch.inference_mode():
         assert float(matcher.loss(pairs)) > math.log(160) - 1.0
@@ -105,7 +111,7 @@ def test_scores_repeat_and_leave_the_random_state_alone(planted):
 
 def test_too_few_videos_are_refused():
     pairs = Pairs(torch.randn(40, 4), torch.randn(40, 4), torch.arange(40) % 15)
-    with pytest.raises(ValueError, match="at least 16 videos, here are 15"):
+    with pytest.raises(ValueError, match="at least 16 videos to learn from, here are 15"):
         cross_fit(pairs, pairs, FAST)
 
 
@@ -122,17 +128,17 @@ def test_sound_features_are_finite_for_short_clips_and_do_not_depend_on_when():
 
 def test_the_file_gives_each_clip_its_quantile(planted, tmp_path):
     folder = tmp_path / "clips"
-    made = CliRunner().invoke(app, ["swap", str(planted), str(folder), "--share", "0.2"])
-    assert made.output.startswith("24 clips swapped")
-    assert load_clips(folder).train.agreement(0) is None
-    assert CliRunner().invoke(app, ["agreement", str(folder)]).exit_code == 0
+    made = CliRunner().invoke(app, ["mismatch", str(planted), str(folder), "--share", "0.2"])
+    assert made.output.startswith("24 clips mismatched")
+    assert load_clips(folder).train.correspondence(0) is None
+    assert CliRunner().invoke(app, ["correspondence", str(folder)]).exit_code == 0
     record = json.loads((folder / "agreement.json").read_text())
     assert record["method"] == "matching"
     clips = load_clips(folder)
-    quantiles = [clips.train.agreement(i) for i in range(len(clips.train))]
+    quantiles = [clips.train.correspondence(i) for i in range(len(clips.train))]
     assert sorted(quantiles) == pytest.approx((np.arange(120) + 0.5) / 120, abs=1e-4)
     assert area(np.array(quantiles), wrong_kinds(folder, planted)) > 0.95
-    assert all(0 <= clips.dev.agreement(i) <= 1 for i in range(len(clips.dev)))
+    assert all(0 <= clips.dev.correspondence(i) <= 1 for i in range(len(clips.dev)))
     index = (folder / "index.jsonl").read_text()
     (folder / "index.jsonl").write_text(index.partition("\n")[2])
     with pytest.raises(ValueError, match="other clips"):
@@ -184,8 +190,8 @@ def test_swapped_clips_have_all_of_anothers_sound_and_their_own_image(planted, e
 
 
 def test_swapping_can_be_repeated_on_what_is_swapped_and_copies_no_shard(planted, exchanged, tmp_path):
-    sound_of = swap(exchanged[0], tmp_path / "again", share=0.5, seed=3)
-    assert sound_of == swap(exchanged[0], tmp_path / "same", share=0.5, seed=3)
+    sound_of = exchange_sounds(exchanged[0], tmp_path / "again", share=0.5, seed=3)
+    assert sound_of == exchange_sounds(exchanged[0], tmp_path / "same", share=0.5, seed=3)
     before, after = load_clips(exchanged[0]).train, load_clips(tmp_path / "again").train
     places = {line["key"]: i for i, line in enumerate(before.index)}
     for i, line in enumerate(after.index):
@@ -198,10 +204,10 @@ def test_swapping_can_be_repeated_on_what_is_swapped_and_copies_no_shard(planted
 
 def test_swap_refuses_full_folders_and_shares_of_nobody(planted, exchanged, tmp_path):
     with pytest.raises(ValueError, match="not empty"):
-        swap(planted, exchanged[0])
+        exchange_sounds(planted, exchanged[0])
     for share in (0.0, 0.01, 1.5):
         with pytest.raises(ValueError, match="2 or more"):
-            swap(planted, tmp_path / "out", share=share)
+            exchange_sounds(planted, tmp_path / "out", share=share)
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ import torch
 
 from models.audio.attributes import CONDITIONS, Scales
 from models.audio.mel import MelSpectrogram
-from training.data.attribute_labels import AttributeLabeller, Bases, draw_attribute_labels
+from training.data.attribute_labels import AttributeLabeller, LabelOffsets, draw_attribute_labels
 from training.data.augment_mel import MelVariants
 from training.data.augment_waveform import at_speed
 from training.data.batches import Batches, BatchMaker
@@ -31,10 +31,10 @@ def batches(prepared, tmp_path):
             "denoiser.max_frames=160",
             "denoiser.scalars=[brightness, pitch, noisiness, density]",
             "denoiser.attribute_semitones=4",
-            "denoiser.attribute_tilt=5",
+            "denoiser.attribute_tilt_db=5",
             "denoiser.attribute_contrast=1.5",
-            "denoiser.attribute_pace=2",
-            "denoiser.attribute_pulses=6",
+            "denoiser.attribute_tempo=2",
+            "denoiser.attribute_pulse_rate=6",
         ],
     )
     return Batches(load_clips(prepared).train, made)
@@ -61,7 +61,7 @@ def test_a_row_is_varied_in_what_it_is_told_and_in_nothing_else(batches):
 
 def test_what_is_told_is_measured_on_the_varied_row(batches):
     draw, make = batches[0], BatchMaker(batches, CPU)
-    names = list(batches.bases.names)
+    names = list(batches.offsets.names)
     batch = make(draw)
     ones, none = torch.ones_like(draw.sources.tilts), torch.zeros_like(draw.sources.tilts)
     plain = replace(draw.sources, tilts=none, contrasts=ones, paces=ones, pulses=none)
@@ -69,8 +69,10 @@ def test_what_is_told_is_measured_on_the_varied_row(batches):
     pulsed = draw.sources.pulses > 3
     assert batch.mel[pulsed].mean() < usual.mel[pulsed].mean() - 0.3
     density = names.index("density")
-    bases = draw.bases[pulsed, density]
-    expected = make.tell.places_of(bases + make.variants.density(batch.mel[pulsed]), make.tell.grids[density])
+    offsets = draw.offsets[pulsed, density]
+    expected = make.label.quantiles(
+        offsets + make.variants.density(batch.mel[pulsed]), make.label.grids[density]
+    )
     torch.testing.assert_close(batch.scalars[pulsed, density], expected)
     for name in names:  # a variant changes what is told, not whether it is
         i = names.index(name)
@@ -79,37 +81,37 @@ def test_what_is_told_is_measured_on_the_varied_row(batches):
 
 def test_a_clip_as_it_is_is_told_what_was_measured_of_it(prepared):
     clips = load_clips(prepared).train
-    bases = Bases(clips, CONDITIONS)
-    tell = AttributeLabeller(bases, MelVariants(MelSpectrogram()))
-    scales = Scales.of(bases.named)
+    offsets = LabelOffsets(clips, CONDITIONS)
+    tell = AttributeLabeller(offsets, MelVariants(MelSpectrogram()))
+    scales = Scales.of(offsets.named)
     for clip in range(len(clips)):
         size = len(clips.pcm(clip))
-        [told] = tell(bases(clip, set(CONDITIONS), 0, size, 1.0)[None], clips.mel(clip)[None])
-        expected = scales.quantiles(bases.named[clip])
+        [told] = tell(offsets(clip, set(CONDITIONS), 0, size, 1.0)[None], clips.mel(clip)[None])
+        expected = scales.quantiles(offsets.named[clip])
         for name, place in zip(CONDITIONS, told.tolist(), strict=True):
             assert place == pytest.approx(expected.get(name, np.nan), abs=0.02, nan_ok=True)
-    assert bases(0, set(), 0, 16000, 1.0).isnan().all()
+    assert offsets(0, set(), 0, 16000, 1.0).isnan().all()
 
 
 def test_a_row_is_told_the_pitch_of_what_it_plays(prepared):
     clips = load_clips(prepared).train
-    bases = Bases(clips, ("pitch",))
+    offsets = LabelOffsets(clips, ("pitch",))
     time = torch.arange(32000) / 16000
     low, high = (0.5 * torch.sin(2 * torch.pi * f * time) for f in (220.0, 440.0))
     wave = torch.cat([low, high])
-    bases.clips = SimpleNamespace(
-        waveform=lambda _: wave, mel=lambda _: torch.zeros(9, 64), agreement=lambda _: None
+    offsets.clips = SimpleNamespace(
+        waveform=lambda _: wave, mel=lambda _: torch.zeros(9, 64), correspondence=lambda _: None
     )
-    bases.named[0] = {"pitch": np.log(300.0)}
+    offsets.named[0] = {"pitch": np.log(300.0)}
 
     def told(start, size, speed=1.0):
-        return float(bases(0, {"pitch"}, start, size, speed).exp())
+        return float(offsets(0, {"pitch"}, start, size, speed).exp())
 
     assert told(0, 32000) == pytest.approx(220, rel=0.01)
     assert told(34000, 16000) == pytest.approx(440, rel=0.01)
     assert told(60000, 20000) == pytest.approx(220, rel=0.01)  # goes on from the beginning
     assert told(0, 32000, 2.0) == pytest.approx(440, rel=0.01)
-    bases._tracks[0][:] = 0  # a noise
+    offsets._tracks[0][:] = 0  # a noise
     assert told(0, 32000) == pytest.approx(300, rel=0.01)
 
 
@@ -124,13 +126,13 @@ def test_most_rows_are_told_no_attribute_but_agreement_on_its_own():
 
 
 def test_places_on_a_scale_are_those_that_a_request_gets(prepared):
-    bases = Bases(load_clips(prepared).train, ("density",))
-    tell = AttributeLabeller(bases, MelVariants(MelSpectrogram()))
+    offsets = LabelOffsets(load_clips(prepared).train, ("density",))
+    tell = AttributeLabeller(offsets, MelVariants(MelSpectrogram()))
     grid = [0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 5.0, 5.0]
     scales = Scales({"density": grid})
-    tell.places = torch.linspace(0, 1, len(grid))
+    tell.levels = torch.linspace(0, 1, len(grid))
     values = torch.tensor([-1.0, 0.0, 0.5, 1.0, 1.7, 2.0, 3.0, 5.0, 9.0, torch.nan])
-    places = tell.places_of(values, torch.tensor(grid)).tolist()
+    places = tell.quantiles(values, torch.tensor(grid)).tolist()
     expected = [scales.quantile("density", value) for value in values[:-1].tolist()]
     assert places[:-1] == pytest.approx(expected, abs=1e-6)
     assert np.isnan(places[-1])
@@ -141,12 +143,12 @@ def test_a_sound_is_read_around_its_end_without_a_click(prepared):
     sounds = ClipWaveforms.of(clips, [0, 1])
     length = int(sounds.lengths[0])
     start = length - 1000
-    [around] = sounds.read(torch.tensor([0]), torch.tensor([start]), 3000, around=True)
+    [around] = sounds.read(torch.tensor([0]), torch.tensor([start]), 3000, loop=True)
     wave = clips.waveform(0)
     torch.testing.assert_close(around[: 1000 - FADE - 1], wave[start : length - FADE - 1])
     torch.testing.assert_close(around[1000 + FADE :], wave[FADE:2000])
     assert around[999] == around[1000] == 0
-    within = sounds.read(torch.tensor([0]), torch.tensor([0]), 500, around=True)[0]
+    within = sounds.read(torch.tensor([0]), torch.tensor([0]), 500, loop=True)[0]
     torch.testing.assert_close(within, wave[:500])
 
 

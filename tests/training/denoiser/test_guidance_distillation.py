@@ -16,7 +16,7 @@ from models.tiny import build_tiny_pipeline
 from training.data.batches import Batches, BatchMaker
 from training.data.clips import load_clips
 from training.denoiser.flow_matching import FlowMatching
-from training.denoiser.guidance_distillation import Guided, build_student, distil
+from training.denoiser.guidance_distillation import GuidanceDistillation, build_student, distil
 from training.denoiser.train import train_denoiser
 from training.denoiser.validation import dev_batches, dev_loss
 from training.loop import build_accelerator
@@ -70,10 +70,10 @@ def teacher():
 
 
 def guided(made, teacher, student):
-    return Guided(
+    return GuidanceDistillation(
         FlowMatching(*teacher),
         student,
-        (made.distil.lowest, made.distil.highest),
+        (made.distil.min_guidance, made.distil.max_guidance),
         made.requests.guidance_interval,
     )
 
@@ -96,7 +96,7 @@ def test_a_student_comes_nearer_to_its_teacher_with_guidance_and_stays_it_withou
     # It tells weights from one another: told 8 it is nearer to the teacher at 8 than told 2.
     model, [batch] = guided(made, teacher, trained), dev_batches(clips.dev, made, 5)[:1]
     at_8 = torch.full_like(batch.t, 8.0)
-    told_right, told_wrong = (model.distance(batch, at_8, told=scale) for scale in (at_8, at_8 / 4))
+    told_right, told_wrong = (model.distance(batch, at_8, given=scale) for scale in (at_8, at_8 / 4))
     assert told_right < 0.7 * told_wrong
     assert distance(made, teacher, trained, clips, 1.0) < 0.2 * before
     assert trained.condition_encoder.takes_guidance(8.0, (0.0, 0.65))
@@ -132,8 +132,8 @@ def test_weights_are_told_where_guidance_is_on(prepared, tmp_path, teacher):
     )
     model = guided(made, teacher, build_student(made, made.distil, teacher))
     batch = first_batch(clips, made)
-    scale = model.drawn(batch)
-    assert torch.equal(scale, model.drawn(batch))
+    scale = model.draw_scales(batch)
+    assert torch.equal(scale, model.draw_scales(batch))
     assert ((scale >= 1) & (scale <= 10)).all()
     may = batch.mask.any(1) & (batch.t < 0.65)
     assert (scale[~may] == 1).all()
@@ -203,4 +203,4 @@ def test_recipes_do_not_tell_guidance_themselves_and_learn_their_own_default(pre
     with pytest.raises(ValueError, match="got guidance"):
         recipe(prepared, tmp_path, "denoiser.scalars=[guidance]")
     with pytest.raises(ValueError, match=r"requests\.guidance_scale: 1 to 5, got 8"):
-        recipe(prepared, tmp_path, "distil.highest=5.0")
+        recipe(prepared, tmp_path, "distil.max_guidance=5.0")

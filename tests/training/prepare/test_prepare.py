@@ -16,7 +16,7 @@ from training.data.clips import load_clips
 from training.prepare.duplicates import fingerprint, near_duplicates
 from training.prepare.prepare import PrepareError, PrepareOptions, prepare
 from training.prepare.sources import find_sources
-from training.prepare.windows import cut
+from training.prepare.windows import cut_windows
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def test_processes_make_the_same_shards(videos, prepared, encoder, tmp_path):
 
 
 def test_a_folder_begun_otherwise_or_without_videos_is_refused(videos, prepared, encoder, tmp_path):
-    with pytest.raises(PrepareError, match="folder of its own"):
+    with pytest.raises(PrepareError, match="use another folder"):
         list(prepare(videos, prepared, encoder, options=PrepareOptions(clip_s=1.0)))
     with pytest.raises(PrepareError, match="no videos"):
         list(prepare(tmp_path, tmp_path / "out", encoder))
@@ -155,7 +155,7 @@ def frames(*times):
 def test_windows_cover_the_sound_and_take_the_frames_on_screen():
     waveform = np.random.default_rng(0).standard_normal(round(2.7 * RATE)).astype(np.float32)
     items = sorted(sounds(waveform) + frames(0.0, 0.5, 1.5, 2.5), key=lambda item: item.time_s)
-    windows = list(cut(items, sample_rate=RATE, clip_s=1.0))
+    windows = list(cut_windows(items, sample_rate=RATE, clip_s=1.0))
     np.testing.assert_array_equal(np.concatenate([w.waveform for w in windows]), waveform)
     assert [[round(f.time_s, 3) for f in w.frames] for w in windows] == [[0.0, 0.5], [-0.5, 0.5], [-0.5, 0.5]]
     assert [w.start_s for w in windows] == [0.0, 1.0, 2.0]
@@ -168,7 +168,7 @@ def test_the_order_of_streams_in_the_file_does_not_matter():
         frames(0.2, 1.2, 2.2) + sounds(waveform),
     ]
     results = [
-        [(w.start_s, [f.image for f in w.frames]) for w in cut(order, sample_rate=RATE, clip_s=1.0)]
+        [(w.start_s, [f.image for f in w.frames]) for w in cut_windows(order, sample_rate=RATE, clip_s=1.0)]
         for order in orders
     ]
     assert (
@@ -184,19 +184,19 @@ def test_the_order_of_streams_in_the_file_does_not_matter():
 
 def test_frames_are_timed_by_the_sounds_own_clock():
     waveform = np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
-    (window,) = cut(sounds(waveform, start_s=10.0) + frames(10.0, 11.0), sample_rate=RATE, clip_s=2.0)
+    (window,) = cut_windows(sounds(waveform, start_s=10.0) + frames(10.0, 11.0), sample_rate=RATE, clip_s=2.0)
     assert [f.time_s for f in window.frames] == [0.0, 1.0]
 
 
 def test_silence_and_scraps_are_left_out():
     loud = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     items = sounds(np.concatenate([loud, 0 * loud, loud, loud[: RATE // 4]])) + frames(0.0)
-    assert [w.start_s for w in cut(items, sample_rate=RATE, clip_s=1.0)] == [0.0, 2.0]
+    assert [w.start_s for w in cut_windows(items, sample_rate=RATE, clip_s=1.0)] == [0.0, 2.0]
     for bad, reason in ((0 * loud, "silent"), (loud[:1000], "shorter")):
         with pytest.raises(VideoError, match=reason):
-            list(cut(sounds(bad) + frames(0.0), sample_rate=RATE, clip_s=1.0))
+            list(cut_windows(sounds(bad) + frames(0.0), sample_rate=RATE, clip_s=1.0))
     with pytest.raises(VideoError, match="no image"):
-        list(cut(sounds(loud), sample_rate=RATE, clip_s=1.0))
+        list(cut_windows(sounds(loud), sample_rate=RATE, clip_s=1.0))
 
 
 def test_decoded_sound_and_frames_share_a_clock(videos):
