@@ -28,84 +28,51 @@ class _Section(BaseModel):
 
 
 class VocoderRecipe(_Section):
-    """AdamW on mel and multi-resolution STFT distances.
-
-    Attributes:
-        segment_frames: mel frames per sample.
-        half_life_steps: steps after which the learning rate is half.
-        adversarial_from: first step with discriminators.
-        discriminator_width: factor on the widths in `training.vocoder.discriminators`.
-        spectral_weight: weight of the spectral distances beside the adversarial losses.
-        finetune_steps: further steps, on mels that the denoiser makes of `finetune_clips` clips.
-        finetune_adversarial: whether those steps use discriminators.
-    """
+    """AdamW on mel and multi-resolution STFT distances, later with discriminators."""
 
     steps: PositiveInt
     batch_size: PositiveInt = 16
-    segment_frames: PositiveInt = 40
+    segment_frames: PositiveInt = 40  # mel frames per sample
     learning_rate: PositiveFloat = 1e-3
-    half_life_steps: PositiveInt = 3000
+    half_life_steps: PositiveInt = 3000  # after which the learning rate is half
     upsample_initial_channel: PositiveInt = 192
-    adversarial_from: NonNegativeInt = 10**9
-    discriminator_width: PositiveInt = 1
-    spectral_weight: PositiveFloat = 5.0
-    finetune_steps: NonNegativeInt = 0
-    finetune_clips: PositiveInt = 256
-    finetune_adversarial: bool = True
+    adversarial_from: NonNegativeInt = 10**9  # first step with discriminators
+    discriminator_width: PositiveInt = 1  # factor on their default widths
+    spectral_weight: PositiveFloat = 5.0  # beside the adversarial losses
+    finetune_steps: NonNegativeInt = 0  # further steps, on mels of the denoiser
+    finetune_clips: PositiveInt = 256  # clips to make these mels of
+    finetune_adversarial: bool = True  # whether these steps use discriminators
     evaluate_every: PositiveInt = 500
 
 
 class DenoiserRecipe(_Section):
-    """Flow matching on crops of clips.
+    """Flow matching on crops of clips; docs/training.md describes the variants of rows.
 
-    Attributes:
-        batch_size: rows of one step, over all processes and micro-batches.
-        prediction: output of the network: the velocity, or the clean mel.
-        condition: frames ("image", CLIPSynth), captions ("text", CLIPSynth-Text) or either ("hybrid").
-        mix_share: share of rows that mix in a second clip, with a condition for each.
-        speeds: a row plays at one of these.
-        scalars: labels beside a condition: names of `models.audio.attributes.CONDITIONS`, and "agreement",
-            the correspondence of sound and image. correspondence_weighting: draw clips by their
-            correspondence. attribute_semitones: with a pitch label, a row is up to this many semitones higher
-            or lower.
-        attribute_tilt_db: with a brightness label, its spectrum tilts by up to this many dB per octave.
-        attribute_contrast: with a noisiness label, its bands lie up to this many times as far below the
-            loudest one, or as near.
-        attribute_tempo: with a density label, it plays up to this many times as fast or as slow at its pitch.
-        attribute_pulse_rate: half of the faster rows restart up to this many times per second.
-        pseudo_text: share of frames replaced by one of the nearest phrases of a generic bank.
-        logit_mean, logit_std: of the logit-normal times (Esser et al. 2024, 3.1); a mean below 0 trains more
-            on the noisy times that a time shift samples.
-        optimizer: "muon" updates the matrices of the blocks with Muon (Jordan et al. 2024) at AdamW's step
-            size, and the rest with AdamW.
-        decay_share: share of the steps in which the learning rate falls to 0 as a cosine, after
-            `warmup_steps` of rise and a constant part, from any point of which a run can be extended (Hägele
-            et al. 2024). 1.0 is the plain cosine schedule.
-        max_sigma: largest noise on a condition.
-        min_frames, max_frames: mel frames of a crop; all crops of a batch are equally long.
-        length_step: a crop is a multiple of this many frames, cut to whole tokens; 0: of a token.
-        patience: stop after this many evaluations without a better dev loss.
+    The learning rate rises over `warmup_steps`, stays constant, and falls to 0 as a cosine over the last
+    `decay_share` of the steps, so a run can be extended from its constant part (Hägele et al. 2024); 1.0 is
+    the plain cosine schedule. "muon" updates the matrices of the blocks with Muon (Jordan et al. 2024) at
+    AdamW's step size. Times are logit-normal (Esser et al. 2024, 3.1); a mean below 0 favours noisy times.
     """
 
     steps: PositiveInt
-    batch_size: PositiveInt = 32
+    batch_size: PositiveInt = 32  # rows of one step, over all processes and micro-batches
     dim: PositiveInt = 256
     depth: PositiveInt = 8
     heads: PositiveInt = 4
     frames_per_token: PositiveInt = 4
     prediction: Literal["velocity", "data"] = "velocity"
     dropout: float = 0.0
-    condition: Literal["image", "text", "hybrid"] = "image"
-    mix_share: float = 0.0
-    speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)
-    scalars: tuple[str, ...] = Field((), strict=False)
-    correspondence_weighting: bool = False
-    attribute_semitones: float = 0.0
-    attribute_tilt_db: float = 0.0
-    attribute_contrast: PositiveFloat = 1.0
-    attribute_tempo: PositiveFloat = 1.0
-    attribute_pulse_rate: NonNegativeFloat = 0.0
-    pseudo_text: float = 0.0
+    condition: Literal["image", "text", "hybrid"] = "image"  # CLIPSynth, CLIPSynth-Text, CLIPSynth-Hybrid
+    mix_share: float = 0.0  # of rows that mix in a second clip, with a condition for each
+    speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)  # a row plays at one
+    scalars: tuple[str, ...] = Field((), strict=False)  # of `CONDITIONS`, and "agreement": the correspondence
+    correspondence_weighting: bool = False  # draw clips by their correspondence
+    attribute_semitones: float = 0.0  # largest change of pitch either way
+    attribute_tilt_db: float = 0.0  # per octave: largest tilt of the spectrum either way, in brightness
+    attribute_contrast: PositiveFloat = 1.0  # largest factor on band distances, in noisiness
+    attribute_tempo: PositiveFloat = 1.0  # largest factor on the tempo, in density
+    attribute_pulse_rate: NonNegativeFloat = 0.0  # most restarts per second, in half of the faster rows
+    pseudo_text: float = 0.0  # share of frames replaced by one of the nearest generic phrases
     logit_mean: float = 0.0
     logit_std: PositiveFloat = 1.0
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -117,12 +84,12 @@ class DenoiserRecipe(_Section):
     weight_decay: float = 0.02
     ema_decay: PositiveFloat = 0.999
     cond_dropout_prob: float = 0.1
-    max_sigma: float = 1.0
-    min_frames: PositiveInt = 100
+    max_sigma: float = 1.0  # largest noise on a condition
+    min_frames: PositiveInt = 100  # mel frames of a crop; all crops of a batch are equally long
     max_frames: PositiveInt = 500
-    length_step: NonNegativeInt = 0
+    length_step: NonNegativeInt = 0  # crops are multiples of it, cut to whole tokens; 0: of a token
     evaluate_every: PositiveInt = 250
-    patience: PositiveInt | None = None
+    patience: PositiveInt | None = None  # evaluations without a better dev loss before the stop
 
     @model_validator(mode="after")
     def _divides(self) -> DenoiserRecipe:
@@ -166,19 +133,11 @@ class RequestDefaults(_Section):
 
 
 class VqganRecipe(_Section):
-    """The codec of SpecVQGAN: L1 on standardised crops, the codebook loss and a patch discriminator.
-
-    Attributes:
-        frames: mel frames of a crop.
-        adversarial_from: first step with the discriminator.
-        restart_every: an entry of the codebook without use for this many steps moves to a latent of the
-            batch.
-        decay_share: see `DenoiserRecipe`.
-    """
+    """The codec of SpecVQGAN: L1 on standardised crops, codebook loss and a patch discriminator."""
 
     steps: PositiveInt
     batch_size: PositiveInt = 16
-    frames: PositiveInt = 192
+    frames: PositiveInt = 192  # mel frames of a crop
     channels: tuple[PositiveInt, ...] = Field((96, 128), strict=False)
     codebook_size: PositiveInt = 512
     code_dim: PositiveInt = 16
@@ -186,10 +145,10 @@ class VqganRecipe(_Section):
     frames_per_code: PositiveInt = 16
     learning_rate: PositiveFloat = 6e-4
     warmup_steps: PositiveInt = 100
-    decay_share: float = 0.2
-    adversarial_from: NonNegativeInt = 10**9
+    decay_share: float = 0.2  # see `DenoiserRecipe`
+    adversarial_from: NonNegativeInt = 10**9  # first step with the discriminator
     adversarial_weight: PositiveFloat = 0.1
-    restart_every: PositiveInt = 50
+    restart_every: PositiveInt = 50  # an entry without use for so many steps moves to a latent of the batch
     evaluate_every: PositiveInt = 100
 
 
@@ -215,28 +174,18 @@ class TransformerRecipe(_Section):
 
 
 class RunRecipe(_Section):
-    """Settings of every run; relative paths count from the working directory.
-
-    Attributes:
-        clips: prepared folder.
-        run: folder of the run.
-        threads: of PyTorch per process; 0 leaves the choice to PyTorch.
-        workers: processes that read clips, per training process.
-        in_memory: read all clips once (0.3 MB per 5 s).
-        cuda_graphs: record and replay the denoiser's passes, for small networks on one GPU.
-        bf16: use bf16 if the device computes in it.
-    """
+    """Settings of every run; relative paths count from the working directory."""
 
     name: str
-    clips: str
-    run: str
+    clips: str  # prepared folder
+    run: str  # folder of the run
     seed: int = 0
     save_every_s: PositiveFloat = 120.0
-    threads: int = 0
-    workers: int = 0
-    in_memory: bool = False
-    cuda_graphs: bool = False
-    bf16: bool = True
+    threads: int = 0  # of PyTorch per process; 0: PyTorch's choice
+    workers: int = 0  # processes that read clips, per training process
+    in_memory: bool = False  # read all clips once (0.3 MB per 5 s)
+    cuda_graphs: bool = False  # record the denoiser's passes, for small networks on one GPU
+    bf16: bool = True  # if the device computes in it
     text_templates: bool = False
     text_centring: TextCentring = "own"
     anchor_share: float = 0.0
@@ -249,20 +198,14 @@ class RunRecipe(_Section):
 
 
 class Recipe(RunRecipe):
-    """CLIPSynth: vocoder, denoiser and the bundle's defaults.
-
-    Attributes:
-        vocoder_run: folder of another run whose vocoder this run uses.
-        requests: defaults of the bundle.
-        distil: None for guidance in two passes.
-    """
+    """CLIPSynth: vocoder, denoiser and the bundle's defaults."""
 
     model: Literal["clipsynth"] = "clipsynth"
-    vocoder_run: str | None = None
+    vocoder_run: str | None = None  # folder of another run whose vocoder this run uses
     requests: RequestDefaults = RequestDefaults()
     vocoder: VocoderRecipe
     denoiser: DenoiserRecipe
-    distil: DistilRecipe | None = None
+    distil: DistilRecipe | None = None  # None: guidance in two passes
 
     @model_validator(mode="after")
     def _learns_its_default(self) -> Recipe:

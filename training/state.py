@@ -106,11 +106,7 @@ class TrainingState:
             tensor.copy_(saved[name])
         if "rng" in saved:
             torch.set_rng_state(saved["rng"])
-        self.step, self.best, self.stale = (
-            saved["step"],
-            saved.get("best", math.inf),
-            saved.get("stale", 0),
-        )
+        self.step, self.best, self.stale = saved["step"], saved.get("best", math.inf), saved.get("stale", 0)
         return True
 
     def save(self) -> None:

@@ -44,28 +44,18 @@ def sampling_weights(scores: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one step, on one device.
+    """Rows of one step, on one device."""
 
-    Attributes:
-        mel, noise: (B, F, M).
-        t: times (B,) in (0, 1).
-        embeds, is_text: embeddings (B, K, D) as encoded, and whether each is of a text (B, K).
-        condition_noise: (B, K, D) of unit expected norm, to scale by `sigma` (B, K).
-        weights: (B, K); 1, or in a mix the amplitudes of the sounds, scaled so that the larger is 1.
-        mask: (B, K); all False for a row whose condition was dropped.
-        scalars: labels (B, S) in 0..1; NaN without a label.
-    """
-
-    mel: torch.Tensor
-    noise: torch.Tensor
-    t: torch.Tensor
-    embeds: torch.Tensor
-    is_text: torch.Tensor
-    condition_noise: torch.Tensor
-    sigma: torch.Tensor
-    weights: torch.Tensor
-    mask: torch.Tensor
-    scalars: torch.Tensor
+    mel: torch.Tensor  # (B, F, M)
+    noise: torch.Tensor  # (B, F, M)
+    t: torch.Tensor  # times (B,) in (0, 1)
+    embeds: torch.Tensor  # (B, K, D) as encoded
+    is_text: torch.Tensor  # (B, K)
+    condition_noise: torch.Tensor  # (B, K, D) of unit expected norm, to scale by `sigma`
+    sigma: torch.Tensor  # (B, K)
+    weights: torch.Tensor  # (B, K): 1, or in a mix the amplitudes, with the larger scaled to 1
+    mask: torch.Tensor  # (B, K), all False if the condition was dropped
+    scalars: torch.Tensor  # labels (B, S) in 0..1, NaN without a label
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:

@@ -54,20 +54,15 @@ class ClipWaveforms:
 
 @dataclass(frozen=True)
 class WaveformSources:
-    """Parameters of the sounds of B rows: (B,) each, on the CPU.
+    """Parameters of the sounds of B rows: (B,) each, on the CPU."""
 
-    `clips` are numbers in `ClipWaveforms`, `starts` samples in them, `speeds` the playback speeds. `others`,
-    `other_starts` and `gains` describe a second sound; gain 0 means none. `paces`, `pulses`, `contrasts` and
-    `tilts` are arguments of `MelVariants`.
-    """
-
-    clips: torch.Tensor
-    starts: torch.Tensor
-    speeds: torch.Tensor
-    others: torch.Tensor
+    clips: torch.Tensor  # numbers in `ClipWaveforms`
+    starts: torch.Tensor  # in samples
+    speeds: torch.Tensor  # of playback
+    others: torch.Tensor  # second sounds
     other_starts: torch.Tensor
-    gains: torch.Tensor
-    paces: torch.Tensor
+    gains: torch.Tensor  # of second sounds; 0: none
+    paces: torch.Tensor  # this and the rest: see `MelVariants`
     pulses: torch.Tensor
     contrasts: torch.Tensor
     tilts: torch.Tensor

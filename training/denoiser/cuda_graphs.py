@@ -1,4 +1,4 @@
-"""Record and replay a training step as CUDA graphs, because launching its short kernels takes too long."""
+"""Record and replay a training step as CUDA graphs, as launching its short kernels takes long."""
 
 from __future__ import annotations
 

@@ -20,10 +20,7 @@ from training.recipe import Recipe, RunRecipe
 
 
 def build_condition_encoder(
-    recipe: RunRecipe,
-    clips: ClipSet,
-    means: torch.Tensor | None = None,
-    scalars: Sequence[str] = (),
+    recipe: RunRecipe, clips: ClipSet, means: torch.Tensor | None = None, scalars: Sequence[str] = ()
 ) -> ConditionEncoder:
     """Return an untrained condition encoder with the statistics and the bank of the training clips.
 

@@ -43,10 +43,7 @@ def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Op
     adamw = torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=d.weight_decay, fused=fused)
     if not matrices:
         return [adamw]
-    return [
-        adamw,
-        torch.optim.Muon(matrices, weight_decay=d.weight_decay, adjust_lr_fn="match_rms_adamw"),
-    ]
+    return [adamw, torch.optim.Muon(matrices, weight_decay=d.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def attention(device: torch.device) -> AbstractContextManager[None]:
@@ -63,19 +60,12 @@ def learning_rate(d: DenoiserRecipe | VqganRecipe | TransformerRecipe, n: int) -
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a stage of the denoiser.
+    """The loss of a stage of the denoiser."""
 
-    Attributes:
-        stage: name of the stage and of its folder in the run.
-        loss: module that maps a `Batch` to the loss () and contains the trained parts.
-        dev: the loss of a batch of `validation`; it selects the best weights.
-        validation: makes the dev batches.
-    """
-
-    stage: str
-    loss: nn.Module
-    dev: Callable[[Batch], torch.Tensor]
-    validation: Callable[[], list[Batch]]
+    stage: str  # also the name of the stage's folder
+    loss: nn.Module  # maps a `Batch` to the loss () and contains the trained parts
+    dev: Callable[[Batch], torch.Tensor]  # loss of a dev batch; selects the best weights
+    validation: Callable[[], list[Batch]]  # makes the dev batches
 
 
 def train_denoiser(
@@ -220,10 +210,5 @@ def _fit(
 
     run = Run(objective.stage, state.folder, recipe, accelerator)
     run.steps(
-        state,
-        d.steps,
-        step,
-        evaluate=evaluate,
-        evaluate_every=d.evaluate_every,
-        clips_per_step=d.batch_size,
+        state, d.steps, step, evaluate=evaluate, evaluate_every=d.evaluate_every, clips_per_step=d.batch_size
     )

@@ -127,50 +127,36 @@ def train_transformer(
     state = TrainingState(Path(recipe.run) / "transformer", {"transformer": model}, [optimizer])
     state.resume()
     if state.step < t.steps:
-        _fit(recipe, clips, codec, model, state, accelerator)
+        codec.to(accelerator.device)
+        codes, dev_codes = (encode_clips(split, codec, t.max_frames) for split in (clips.train, clips.dev))
+        validation = dev_rows(clips.dev, dev_codes, columns)
+        run = Run("transformer", state.folder, recipe, accelerator)
+
+        def step(n: int) -> torch.Tensor:
+            state.set_learning_rate(learning_rate(t, n))
+            model.train()
+            rows = [x.to(accelerator.device) for x in draw(clips.train, codes, recipe, columns, n)]
+            with autocast(recipe, accelerator.device):
+                loss = model(*rows)
+            update(accelerator, state.optimizers[0], model, loss, 1.0)
+            return loss.detach()
+
+        def evaluate(n: int) -> bool:
+            """Measure the dev loss and keep the best weights."""
+            model.eval()
+            loss = dev_loss(model, validation, accelerator.device)
+            run.log("dev", n, loss)
+            state.record(loss)
+            return True
+
+        run.steps(
+            state,
+            t.steps,
+            step,
+            evaluate=evaluate,
+            evaluate_every=t.evaluate_every,
+            clips_per_step=t.batch_size,
+        )
     state.load_best()
     model.cpu().eval()
     return model.condition_encoder, model.transformer
-
-
-def _fit(
-    recipe: SpecVqganRecipe,
-    clips: ClipSet,
-    codec: MelCodec,
-    model: NextCode,
-    state: TrainingState,
-    accelerator: Accelerator,
-) -> None:
-    """Train from `state.step` on, in place."""
-    t = recipe.transformer
-    columns = t.max_frames // codec.config.frames_per_code
-    codec.to(accelerator.device)
-    codes, dev_codes = (encode_clips(split, codec, t.max_frames) for split in (clips.train, clips.dev))
-    validation = dev_rows(clips.dev, dev_codes, columns)
-    run = Run("transformer", state.folder, recipe, accelerator)
-
-    def step(n: int) -> torch.Tensor:
-        state.set_learning_rate(learning_rate(t, n))
-        model.train()
-        rows = [x.to(accelerator.device) for x in draw(clips.train, codes, recipe, columns, n)]
-        with autocast(recipe, accelerator.device):
-            loss = model(*rows)
-        update(accelerator, state.optimizers[0], model, loss, 1.0)
-        return loss.detach()
-
-    def evaluate(n: int) -> bool:
-        """Measure the dev loss and keep the best weights."""
-        model.eval()
-        loss = dev_loss(model, validation, accelerator.device)
-        run.log("dev", n, loss)
-        state.record(loss)
-        return True
-
-    run.steps(
-        state,
-        t.steps,
-        step,
-        evaluate=evaluate,
-        evaluate_every=t.evaluate_every,
-        clips_per_step=t.batch_size,
-    )

@@ -6,6 +6,8 @@ discriminators (HiFi-GAN, Kong et al. 2020, eq. 5-6). The last steps use mels ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -194,11 +196,7 @@ class _VocoderStep:
     """Take one step of the vocoder and, from `adversarial_from` on, its discriminators."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        mel: MelSpectrogram,
-        accelerator: Accelerator,
-        state: TrainingState,
+        self, recipe: Recipe, mel: MelSpectrogram, accelerator: Accelerator, state: TrainingState
     ) -> None:
         self.recipe, self.mel, self.accelerator, self.state = recipe, mel, accelerator, state
         self.vocoder, self.discriminators = map(accelerator.prepare_model, state.parts.values())
@@ -230,20 +228,17 @@ class _VocoderStep:
         return adversarial_loss(judged) + 2 * feature_distance(real, judged)
 
 
-class _fp32_output:
+@contextmanager
+def _fp32_output(vocoder: SpeechT5HifiGan) -> Iterator[None]:
     """Let the vocoder's last layer compute in fp32; rounding to bf16 is audible noise at -54 dB."""
+    layer, forward = vocoder.conv_post, vocoder.conv_post.forward
 
-    def __init__(self, vocoder: SpeechT5HifiGan) -> None:
-        self.layer = vocoder.conv_post
+    def forward_fp32(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
 
-    def __enter__(self) -> None:
-        forward = self.layer.forward
-
-        def forward_fp32(x: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(x.device.type, enabled=False):
-                return forward(x.float())
-
-        self.layer.forward = forward_fp32
-
-    def __exit__(self, *_: object) -> None:
-        del self.layer.forward
+    layer.forward = forward_fp32
+    try:
+        yield
+    finally:
+        del layer.forward
