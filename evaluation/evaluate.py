@@ -130,7 +130,9 @@ def evaluate(options: EvaluateOptions) -> str:
 
     # 4. Table, numbers, page.
     relevance = next((e.name for e in embedders if isinstance(e, TextEmbedder)), "classifier")
-    shown = columns(rows, [e.name for e in embedders], images[-1].name, relevance)
+    shown = columns(
+        rows, [e.name for e in embedders], images[-1].name, relevance, list(reference.linear_judges)
+    )
     baseline = options.baseline or systems[0].name
     gaps = text_gaps(rows, [c.figure for c in shown if c.figure != "RTF"], baseline)
     notes = describe(options, plan, judge, reference)

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
-from transformers import SpeechT5HifiGan
 
 from models import parts
 from models.audio.attributes import Scales, taken
 from models.audio.mel import MelSpectrogram
-from models.audio.vocoder import mix, to_waveforms
+from models.audio.vocoder import Vocoder, hop_length, mix, to_waveforms
 from models.bundle import BundleError, Manifest
 from models.conditioning import attribute_targets
 from models.conditioning.prompts import Composition, Prompt, as_set, check_set, templated
@@ -65,7 +64,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         encoder: JointEncoder,
         condition_encoder: ConditionEncoder,
         denoiser: Denoiser,
-        vocoder: SpeechT5HifiGan,
+        vocoder: Vocoder,
         mel: MelSpectrogram,
     ) -> None:
         """Join the parts.
@@ -77,13 +76,13 @@ class ClipSynthPipeline(DiffusionPipeline):
         self.register_modules(
             encoder=encoder, condition_encoder=condition_encoder, denoiser=denoiser, vocoder=vocoder, mel=mel
         )
-        ours = {name: type(getattr(self, name)).__name__ for name in PART_NAMES if name != "vocoder"}
+        classes = {name: type(getattr(self, name)).__name__ for name in PART_NAMES}
+        ours = {name: class_name for name, class_name in classes.items() if hasattr(parts, class_name)}
         self.register_to_config(**{name: (parts.__name__, class_name) for name, class_name in ours.items()})
-        hop_length = math.prod(vocoder.config.upsample_rates)
         c, v, m = condition_encoder.config, vocoder.config, mel.config
         for name, got, expected, unit in (
             ("vocoder", v.model_in_dim, m.n_mels, "mel bands"),
-            ("vocoder", hop_length, m.hop_length, "samples per frame"),
+            ("vocoder", hop_length(vocoder), m.hop_length, "samples per frame"),
             ("vocoder", v.sampling_rate, m.sample_rate, "Hz"),
             ("denoiser", denoiser.config.n_mels, m.n_mels, "mel bands"),
             ("condition_encoder", c.embed_dim, encoder.embed_dim, "values per embedding"),

@@ -1,7 +1,7 @@
 """Embedders: waveforms to vectors that distances are taken between. A metric's printed name carries its embedder's.
 
 Built in and offline: `melstats`, `classifier` (the judge's penultimate layer), `random-conv` (a control: fixed random filters, which know nothing). From local
-files: `clap:FOLDER` (evaluation/embedders/clap.py) and, for any other network, `module:function:ARGUMENT`; evaluation/embedders/exported.py is an example of such a function.
+files: `clap:FOLDER` (evaluation/embedders/clap.py), `yamnet:FILE` (evaluation/embedders/yamnet.py) and, for any other network, `module:function:ARGUMENT`; evaluation/embedders/exported.py is an example of such a function.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class TextEmbedder(Protocol):
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Return (N, D) float32."""
         ...
+
+
+@runtime_checkable
+class JudgingEmbedder(Protocol):
+    """An embedder trained on many kinds of sound; a linear classifier on its vectors is a second judge."""
+
+    judges: bool
 
 
 def windows(log_mel: torch.Tensor) -> torch.Tensor:
@@ -109,7 +116,7 @@ class RandomConvolution:
 
 
 def load_embedder(spec: str, classifier: Callable[[], SoundClassifier]) -> Embedder:
-    """Build the embedder of "melstats", "classifier", "random-conv", "clap:FOLDER" or "module:function:ARGUMENT".
+    """Build the embedder of "melstats", "classifier", "random-conv", "clap:FOLDER", "yamnet:FILE" or "module:function:ARGUMENT".
 
     Raises:
         ValueError: an unknown name, or what the function refuses, e.g. a weight file that is not there.
@@ -125,10 +132,15 @@ def load_embedder(spec: str, classifier: Callable[[], SoundClassifier]) -> Embed
         from evaluation.embedders.clap import Clap
 
         return Clap(Path(argument))
+    if kind == "yamnet" and argument:
+        from evaluation.embedders.yamnet import YamNet
+
+        return YamNet(Path(argument))
     function, colon, argument = argument.partition(":")
     if not (function and colon):
         raise ValueError(
-            f"{spec!r}: embedders are melstats, classifier, random-conv, clap:FOLDER or module:function:ARGUMENT"
+            f"{spec!r}: embedders are melstats, classifier, random-conv, clap:FOLDER, yamnet:FILE "
+            "or module:function:ARGUMENT"
         )
     return cast(Embedder, load_object(f"{kind}:{function}")(argument))
 

@@ -29,16 +29,26 @@ class Column:
     write: Callable[[float], str] = plain
 
 
-def columns(rows: Sequence[TableRow], embedders: Sequence[str], images: str, relevance: str) -> list[Column]:
-    """Return the columns of the table: distances by the first of `embedders`, and FAD by the second too, for each is deaf to something."""
+def columns(
+    rows: Sequence[TableRow],
+    embedders: Sequence[str],
+    images: str,
+    relevance: str,
+    judges: Sequence[str] = (),
+) -> list[Column]:
+    """Return the columns of the table: distances by the first of `embedders`.
+
+    FAD also by the second and by each of `judges`, because no embedder hears everything.
+    """
     headline = embedders[0]
     wanted = [
-        *(Column(f"FAD/{name}", f"FAD/{name} ↓") for name in embedders[:2]),
+        *(Column(f"FAD/{name}", f"FAD/{name} ↓") for name in dict.fromkeys([*embedders[:2], *judges])),
         Column(f"FID/{images}", f"FID/{images} ↓"),
         Column(f"FAD∞/{headline}", f"FAD∞/{headline} ↓"),
         Column(f"KAD/{headline}", f"KAD/{headline} ↓"),
         Column("agreement@1/classifier", "agreement@1/classifier ↑", percent),
         Column("agreement@5/classifier", "agreement@5/classifier ↑", percent),
+        *(Column(f"agreement@1/{name}", f"agreement@1/{name} ↑", percent) for name in judges),
         Column(f"relevance/{relevance}", f"relevance/{relevance} ↑"),
         Column(f"coverage/{headline}", f"coverage/{headline} ↑", percent),
         Column("copies/mel", "copies/mel ↓", percent),

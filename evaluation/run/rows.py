@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from evaluation.embedders.base import Embedder, TextEmbedder
+from evaluation.embedders.base import Embedder, JudgingEmbedder, TextEmbedder
 from evaluation.embedders.classifier import SoundClassifier
+from evaluation.embedders.linear_judge import LinearJudge
 from evaluation.interfaces import QueryKind, Synthesizer
 from evaluation.metrics.bootstrap import Figure
 from evaluation.metrics.text_gap import gap_closed, text_gap
@@ -26,6 +27,7 @@ from evaluation.run.scores import (
     fad_figure,
     judged_figures,
     level_checks,
+    linear_figures,
     manifold_figures,
     seconds_figure,
     text_relevance,
@@ -184,6 +186,13 @@ def make_reference(
         search, picked = Search(mels), pick(mels, length)
         distances = search.distances([mels[i][:length] for i in picked])
         apart = to_other_sources(distances, picked, [sources[s.query.clip] for s in training.in_sets])
+    linear_judges = {}
+    if train is not None:
+        classes = [s.query.label for s in training.in_sets]
+        for embedder in embedders:
+            if isinstance(embedder, JudgingEmbedder) and embedder.judges:
+                vectors = training.set_features.embeds(embedder)
+                linear_judges[embedder.name] = LinearJudge(vectors, classes)
     return Reference(
         labels=[clip.label for clip in plan.clips],
         embedders=embedders,
@@ -192,6 +201,7 @@ def make_reference(
         judge=judge,
         training=search,
         training_apart=apart,
+        linear_judges=linear_judges,
         resamples=resamples,
     )
 
@@ -233,6 +243,10 @@ def _judge(entry: Entry, reference: Reference, plan: Plan, row: TableRow) -> Non
     probabilities = entry.judged_features.probabilities(reference.judge)
     figures, row.per_class, worst = judged_figures(reference, probabilities, labels, clip_of)
     row.figures |= figures
+    for embedder in reference.embedders:
+        if (linear := reference.linear_judges.get(embedder.name)) is not None:
+            embeds = entry.judged_features.embeds(embedder)
+            row.figures |= linear_figures(embedder.name, linear, embeds, labels, clip_of, reference.picks())
     row.worst = [entry.judged[i] for i in worst]
     if reference.training is not None:
         apart = reference.training.distances(list(entry.set_features.small_mels()))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from evaluation.embedders.base import Embedder, TextEmbedder
 from evaluation.embedders.classifier import SoundClassifier
+from evaluation.embedders.linear_judge import LinearJudge
 from evaluation.metrics.bootstrap import Figure, bootstrap, draw_picks, figure, mean_figure
 from evaluation.metrics.class_accuracy import asked_probability, hits, per_class
 from evaluation.metrics.density_coverage import K, coverage, density, inside
@@ -25,6 +26,7 @@ class Reference:
     Attributes:
         labels: class of each of the N validation clips.
         embeds: {embedder: (N, F, D)} of their own sounds. images: the same of their rendered mels.
+        linear_judges: by embedder, classifiers on its vectors of the training clips.
         training: the training clips' small log-mels, None where copies are not looked for. training_apart: (S, T), distances of some of them to those of other sources.
     """
 
@@ -36,6 +38,7 @@ class Reference:
     training: Search | None
     training_apart: np.ndarray
     resamples: int = 200
+    linear_judges: Mapping[str, LinearJudge] = field(default_factory=dict)
 
     @property
     def copy_threshold(self) -> float:
@@ -142,6 +145,19 @@ def judged_figures(
         "relevance/classifier": mean_figure(probable, clip_of, picks),
     }
     return figures, per_class(top1, asked), [int(i) for i in np.argsort(probable, kind="stable")[:10]]
+
+
+def linear_figures(
+    name: str,
+    judge: LinearJudge,
+    embeds: np.ndarray,
+    asked: Sequence[str],
+    clip_of: Sequence[int],
+    picks: np.ndarray,
+) -> dict[str, Figure]:
+    """Return how often a linear judge hears the requested class in sounds with embeddings (N, F, D)."""
+    top1 = hits(judge.probabilities(embeds), judge.labels, asked)
+    return {f"agreement@1/{name}": mean_figure(top1, clip_of, picks)}
 
 
 def copy_figures(reference: Reference, nearest: np.ndarray, clip_of: Sequence[int]) -> dict[str, Figure]:

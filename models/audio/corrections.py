@@ -116,6 +116,12 @@ def add_harmonics(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectr
     return rest + _sinusoids(magnitudes, shares, mel, waveforms.shape[1])
 
 
+def sinusoids(log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+    """Return only the tones of log-mels (B, F, n_mels), as waveforms (B, F * hop_length) in float32."""
+    magnitudes = _smooth(log_mel.float().exp().transpose(1, 2))
+    return _sinusoids(magnitudes, _tonal(magnitudes), mel, log_mel.shape[1] * mel.config.hop_length)
+
+
 def near_harmonics(log_mel: torch.Tensor) -> torch.Tensor:
     """Return the largest tonal share of each band and its neighbours, (B, F, n_mels) in 0..1."""
     return _near(_tonal(_smooth(log_mel.float().exp().transpose(1, 2)))).transpose(1, 2)

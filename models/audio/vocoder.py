@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from models.audio.corrections import add_harmonics, add_noise_texture, correct_to_mel
+from models.audio.istft_vocoder import IstftVocoder
 from models.audio.level import MAX_PEAK
 from models.audio.mel import MelSpectrogram
 
@@ -19,6 +22,17 @@ RESBLOCK_KERNEL_SIZES = (3, 7)
 RESBLOCK_DILATION_SIZES = ((1, 3), (1, 3))
 
 INPUT_NOISE = 0.5  # nepers, deviation of the noise that is added to a mel before the vocoder
+
+
+ISTFT_PASSES = 8  # of the mel correction after an `IstftVocoder`
+Vocoder: TypeAlias = SpeechT5HifiGan | IstftVocoder
+
+
+def hop_length(vocoder: Vocoder) -> int:
+    """Return the samples that a vocoder makes per mel frame."""
+    if isinstance(vocoder, IstftVocoder):
+        return int(vocoder.config.hop_length)
+    return math.prod(vocoder.config.upsample_rates)
 
 
 def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -> SpeechT5HifiGan:
@@ -40,23 +54,24 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
     )
 
 
-def vocode(vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with all corrections.
+def vocode(vocoder: Vocoder, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with the corrections that the vocoder needs.
 
-    Where a mel stands still, the vocoder's output would repeat with every frame and buzz at the frame rate.
-    The same noise is therefore added to each log-mel, and the mel correction removes its effect on the
-    levels.
+    An `IstftVocoder` has its own noise and tones. HiFi-GAN makes tones at a wrong pitch, so they are replaced. Where a mel
+    stands still, HiFi-GAN repeats itself with every frame: the same noise is added to each log-mel, and the mel
+    correction removes its effect on the levels.
     """
-
+    target = add_noise_texture(log_mel, mel)
+    if isinstance(vocoder, IstftVocoder):
+        return correct_to_mel(vocoder(target), target, mel, ISTFT_PASSES)
     noise = torch.randn(log_mel.shape[1:], generator=torch.Generator().manual_seed(0)).to(log_mel)
-
     noisy = (log_mel + INPUT_NOISE * noise).to(vocoder.dtype)
     waveforms = vocoder(noisy).float().reshape(len(log_mel), -1)
-    return correct_to_mel(add_harmonics(waveforms, log_mel, mel), add_noise_texture(log_mel, mel), mel)
+    return correct_to_mel(add_harmonics(waveforms, log_mel, mel), target, mel)
 
 
 def to_waveforms(
-    vocoder: SpeechT5HifiGan, log_mel: torch.Tensor, mel: MelSpectrogram, *, gain: float, size: int
+    vocoder: Vocoder, log_mel: torch.Tensor, mel: MelSpectrogram, *, gain: float, size: int
 ) -> list[np.ndarray]:
     """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; no peak is above 0.99."""
     waveforms = gain * vocode(vocoder, log_mel, mel)[:, :size]

