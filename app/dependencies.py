@@ -1,56 +1,132 @@
-"""What routes need, as one typed dependency."""
+"""What routes need: the connections of the process, and the API key of the caller."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from redis import Redis
 
 from app.notifications import Notifications
-from clipsynth.errors import RateLimited
+from clipsynth.errors import Forbidden, Unauthorized
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.request import GenerationRequest
-from clipsynth.settings import Settings
+from clipsynth.redis_keys import API_KEYS
+from clipsynth.security.api_keys import ANONYMOUS, ApiKey, Scope, find_key
+from clipsynth.settings import Settings, is_loopback
 from clipsynth.storage import Storage
-
-MAX_FETCHES = 8  # requests at a time
-FETCH_RETRY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Services:
-    """The process's connections."""
+    """Connections of the process, and slots for requests with images (app/requests/images.py)."""
 
     settings: Settings
     redis: Redis
     state: JobStore
     storage: Storage
     events: Notifications
-    # Held for a request with images at hand, which else would hold a thread until its turn to be decoded.
     decoding: asyncio.Semaphore
-    fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_FETCHES))
-
-    @asynccontextmanager
-    async def image_slot(self, wanted: GenerationRequest) -> AsyncIterator[None]:
-        """Hold a place for a request with images. To fetch takes a thread for a while, and others need some too; to decode takes memory.
-
-        Raises:
-            RateLimited: all places for requests whose images are to be fetched are taken.
-        """
-        if wanted.has_urls and self.fetches.locked():
-            raise RateLimited("too many images are being fetched", retry_after_s=FETCH_RETRY_S)
-        async with self.fetches if wanted.has_urls else self.decoding:
-            yield
+    fetches: asyncio.Semaphore
 
 
-async def _services(request: Request) -> Services:  # async, for FastAPI gives others a thread
+# Async, because FastAPI runs other dependencies in a thread.
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
+_bearer = HTTPBearer(auto_error=False, description="created by `clipsynth keys create`")
+_xi_api_key = APIKeyHeader(name="xi-api-key", auto_error=False, description="header of ElevenLabs' clients")
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+def _caller(request: Request, services: ServicesDep, credentials: Bearer) -> ApiKey:
+    if "authorization" in request.headers:
+        key = find_key(services.redis, credentials.credentials) if credentials else None
+        if key is None:
+            raise Unauthorized("Authorization holds no valid API key; send it as `Bearer cs_…`")
+        return key
+    _refuse_other_sites(request, services.settings)
+    allowed = services.settings.allow_anonymous
+    if allowed is None:
+        # Without keys, only loopback is open. Another host name may be a web page's name that resolves to
+        # this machine.
+        allowed = (
+            services.settings.is_loopback
+            and is_loopback(_host(request))
+            and not services.redis.exists(API_KEYS)
+        )
+    if not allowed:
+        raise Unauthorized("an API key is needed: Authorization: Bearer cs_…")
+    return ANONYMOUS
+
+
+def _shim_caller(
+    request: Request,
+    services: ServicesDep,
+    credentials: Bearer,
+    token: Annotated[str | None, Depends(_xi_api_key)],
+) -> ApiKey:
+    if token is None or "authorization" in request.headers:
+        return _caller(request, services, credentials)
+    key = find_key(services.redis, token)
+    if key is None:
+        raise Unauthorized("xi-api-key holds no valid API key")
+    return key
+
+
+def _refuse_other_sites(request: Request, settings: Settings) -> None:
+    """Refuse web pages of other sites: without keys, any page that a user visits could send forms here.
+
+    Browsers send Sec-Fetch-Site to https and to this machine only, and Origin with every POST.
+    """
+    site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
+    if {origin, "*"} & set(settings.cors_origins):
+        return
+    other = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if site == "cross-site" or (site is None and other):
+        raise Forbidden("a page of another site needs an API key; see CLIPSYNTH_CORS_ORIGINS")
+
+
+def _host(request: Request) -> str:
+    """Return the requested host name; empty if it cannot be parsed.
+
+    Starlette would return the listening address.
+    """
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _needs(scope: Scope, who: Callable[..., Any] = _caller) -> Callable[[ApiKey], Awaitable[ApiKey]]:
+    found: ApiKey = Depends(who)
+
+    async def check(caller: ApiKey = found) -> ApiKey:
+        if scope not in caller.scopes and "admin" not in caller.scopes:
+            raise Forbidden(f"this API key does not have the scope {scope!r}")
+        return caller
+
+    return check
+
+
+Maker = Annotated[ApiKey, Depends(_needs("generate"))]
+ShimMaker = Annotated[ApiKey, Depends(_needs("generate", _shim_caller))]
+Reader = Annotated[ApiKey, Depends(_needs("read"))]
+Admin = Annotated[ApiKey, Depends(_needs("admin"))]
+
+
+def warning(settings: Settings) -> str | None:
+    """Return the warning about keys for the log of the API."""
+    where = f"{settings.published_host or settings.host}:{settings.port}"
+    if settings.allow_anonymous:
+        return f"CLIPSYNTH_ALLOW_ANONYMOUS is set: everyone who reaches {where} may generate without a key"
+    if settings.allow_anonymous is None and settings.is_loopback:
+        return f"{where} is open without keys until `clipsynth keys create` creates the first one"
+    return None

@@ -11,18 +11,18 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app.auth import Admin, Reader
-from app.dependencies import Services, ServicesDep
+from app.dependencies import Admin, Reader, Services, ServicesDep
 from app.middleware import request_context
-from app.middleware.body_limit import MAX_DECODING, BodyLimit
+from app.middleware.body_limit import BodyLimit
 from app.middleware.metrics import CountRequests, Metrics
 from app.notifications import Notifications
+from app.requests.images import MAX_DECODING, MAX_FETCHES
 from app.responses import problems
 from app.routes import elevenlabs, estimate, generations, outputs, pages, remakes
 from clipsynth.errors import RedisUnavailable, ServeError
 from clipsynth.jobs.queue import connect
 from clipsynth.jobs.store import JobStore, is_redis_up
-from clipsynth.schemas.generation import ServedModel
+from clipsynth.schemas.model_info import ServedModel
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.services.metrics_server import expose
 from clipsynth.settings import Settings
@@ -71,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         Storage(settings.results_url),
         events,
         decoding=asyncio.Semaphore(MAX_DECODING),
+        fetches=asyncio.Semaphore(MAX_FETCHES),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.receive_timeout_s)
     metrics = Metrics(state)

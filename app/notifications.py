@@ -21,7 +21,8 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from clipsynth.errors import Gone
-from clipsynth.jobs.store import EVENTS_PREFIX, JobStore
+from clipsynth.jobs.store import JobStore
+from clipsynth.redis_keys import EVENTS
 from clipsynth.schemas.generation import TERMINAL, Generation
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Notifications:
         while True:
             try:
                 async with Redis.from_url(self.redis_url) as redis, redis.pubsub() as pubsub:
-                    await pubsub.psubscribe(EVENTS_PREFIX + "*")
+                    await pubsub.psubscribe(EVENTS + "*")
                     await self._listen(pubsub)
             except (RedisError, OSError) as error:
                 self._listens_since = math.inf
@@ -71,7 +72,7 @@ class Notifications:
                 for generation_id in {*self._waiting, *self._waiting_for_end}:
                     self._wake(generation_id, ended=True)
             elif message["type"] == "pmessage":
-                generation_id = message["channel"].decode().removeprefix(EVENTS_PREFIX)
+                generation_id = message["channel"].decode().removeprefix(EVENTS)
                 self._wake(generation_id, ended=message["data"].decode() in ENDS)
 
             pinged = message is None

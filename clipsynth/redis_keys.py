@@ -1,5 +1,51 @@
-"""Names of Redis keys that several rooms use."""
+"""Names of all keys in Redis. A name that ends in a colon or a hyphen is a prefix.
+
+They are constants, because each of them is stored in running services and must not change.
+"""
 
 from __future__ import annotations
 
-RECORD_PREFIX = "clipsynth:gen:"  # hash of a generation, before its id
+# Generations. The suffix is the generation's id, or the API key's id for OWNER_INDEX.
+RECORD = "clipsynth:gen:"  # hash: the record
+PROGRESS = "clipsynth:progress:"  # JSON, expires
+GONE = "clipsynth:gone:"  # tombstone: the owner of a removed generation, expires
+EVENTS = "clipsynth:events:"  # channel: new status, `progress` or `gone`
+OWNER_INDEX = "clipsynth:gens:"  # sorted set: id by creation time
+DEADLINES = "clipsynth:deadlines"  # sorted set: id by deadline
+EXPIRY = "clipsynth:expiry"  # sorted set: id by the time when its record and files are removed
+UNFINISHED = "clipsynth:unfinished"  # hash: model by id
+ENDED = "clipsynth:ended"  # hash: number of generations by final status
+ORPHANS = "clipsynth:strays"  # number of orphaned jobs found
+IDEMPOTENCY = "clipsynth:idempotency:"  # then owner:sha256 of the key; "<fingerprint> <id>", expires
+
+# Models. The suffix is the model's name.
+MODELS = "clipsynth:models"  # set: names of all models that a worker has announced
+MODEL = "clipsynth:model:"  # JSON of ModelInfo
+ALIVE = "clipsynth:alive:"  # present while a worker serves the model
+STARTING = "clipsynth:starting:"  # present while a worker loads the model
+
+# Admission. The suffix is the model's name, or the API key's id for BUCKET.
+LOAD = "clipsynth:load:"  # hash: unfinished generations `n` and their work `w`; per owner `n:<id>`, `w:<id>`
+INFLIGHT = "clipsynth:inflight"  # hash: unfinished generations by owner
+BUCKET = "clipsynth:bucket:"  # hash: token bucket of a rate limit
+RESERVATIONS = "clipsynth:holds"  # sorted set: reservation by its time
+TURNS = "clipsynth:turns:"  # hash: virtual start time of each owner's next job
+ETA_RATIOS = "clipsynth:eta_ratios:"  # list: actual by estimated duration of the latest generations
+
+# API keys and webhooks.
+API_KEYS = "clipsynth:keys"  # hash: record by id; revoked keys stay, so that no id is used twice
+WEBHOOKS = "clipsynth:webhooks"  # sorted set: "<generation> <event>" by the time of the next attempt
+WEBHOOKS_ENDED = "clipsynth:webhooks:ended"  # hash: number of deliveries by outcome
+
+# RQ's queues. The suffix is the model's name, or the queue's name for UNCLAIMED and RECOVERY.
+QUEUE_NAME = "clipsynth-"
+QUEUE = "rq:queue:clipsynth-"  # list: ids of queued jobs
+RUNNING = "rq:wip:clipsynth-"  # sorted set: "<id>:<execution>" of claimed jobs
+WORKERS = "rq:workers:clipsynth-"  # set: workers; a killed one stays for a minute
+UNCLAIMED = "clipsynth:unclaimed:"  # hash: when a job that no worker claimed was first seen
+RECOVERY = "clipsynth:recovery:"  # lock of the worker that requeues jobs of lost workers
+
+
+def lua_names(*names: str) -> str:
+    """Return Lua that defines these constants of this module, for scripts that build key names."""
+    return f"local {', '.join(names)} = {', '.join(repr(globals()[name]) for name in names)}\n"

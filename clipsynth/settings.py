@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from clipsynth.schemas.request import MAX_IMAGES
+from clipsynth.schemas.prompts import MAX_IMAGES
 
 
 def default_data_dir() -> Path:

@@ -7,17 +7,20 @@ import logging
 import os
 import re
 import secrets
+import struct
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import fsspec
 
 from clipsynth.errors import ClipSynthError, NotFound, StorageUnavailable
-from clipsynth.schemas.request import MEDIA_TYPES, Format
+from clipsynth.schemas.generation import MEDIA_TYPES, Format
 
 logger = logging.getLogger(__name__)
 CHECK_S = 10.0
 CHECK_BYTES = 65_536  # a few bytes may still fit on a full disk
+_LENGTH = struct.Struct(">I")
 _ID = re.compile(r"gen_[0-9a-f]{26}")
 _KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', 'views', *MEDIA_TYPES))})")
 
@@ -30,21 +33,6 @@ def image_key(generation_id: str, n: int = 0) -> str:
 def audio_key(generation_id: str, n: int, output_format: str) -> str:
     """Return the key of output n."""
     return f"{generation_id}/{n}.{output_format}"
-
-
-def views_key(generation_id: str, n: int) -> str:
-    """Return the key of the spectrogram and peaks of output n."""
-    return f"{generation_id}/{n}.views"
-
-
-def spectrogram_key(generation_id: str, n: int) -> str:
-    """Return the key of the spectrogram of output n in records of older workers."""
-    return f"{generation_id}/{n}.png"
-
-
-def peaks_key(generation_id: str, n: int) -> str:
-    """Return the key of the peaks of output n in records of older workers."""
-    return f"{generation_id}/{n}.json"
 
 
 def file_name(generation_id: str, n: int, output_format: Format) -> str:
@@ -61,7 +49,6 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-
         # No cache of listings: other processes write too.
         self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         # Objects appear as a whole. Local files are written without fsspec, which takes twice the time.
@@ -111,6 +98,22 @@ class Storage:
                 return bytes(self._fs.cat_file(self._path(key)))
             except FileNotFoundError:
                 raise NotFound(f"there is no file {key!r}") from None
+
+    def put_previews(self, generation_id: str, n: int, *, spectrogram: bytes, peaks: bytes) -> None:
+        """Write spectrogram and peaks of output n as one file, because each file costs as much as the sound's.
+
+        The file is the length of the spectrogram, the spectrogram, and the peaks. Raises as `put`.
+        """
+        self.put(f"{generation_id}/{n}.views", _LENGTH.pack(len(spectrogram)) + spectrogram + peaks)
+
+    def get_preview(self, generation_id: str, n: int, kind: Literal["png", "json"]) -> bytes:
+        """Return the spectrogram (PNG) or peaks (JSON) of output n; raises as `get`."""
+        try:
+            packed = self.get(f"{generation_id}/{n}.views")
+        except NotFound:  # older workers wrote two files
+            return self.get(f"{generation_id}/{n}.{kind}")
+        end = _LENGTH.size + _LENGTH.unpack_from(packed)[0]
+        return packed[_LENGTH.size : end] if kind == "png" else packed[end:]
 
     def delete(self, generation_id: str) -> None:
         """Remove all files of a generation.

@@ -17,10 +17,18 @@ from pydantic import ValidationError
 from clipsynth.errors import NotFound, StorageUnavailable
 from clipsynth.jobs.record import JobStatusView
 from clipsynth.jobs.store import End, JobStore
-from clipsynth.previews import put_views
-from clipsynth.schemas.generation import TERMINAL, Nearness, Output, Problem, Status, TrainingClip
-from clipsynth.schemas.replay_token import ReplayToken
-from clipsynth.schemas.request import MEDIA_TYPES, JobPayload, output_seed
+from clipsynth.schemas.generation import (
+    MEDIA_TYPES,
+    TERMINAL,
+    JobPayload,
+    Nearness,
+    Output,
+    Problem,
+    ReplayToken,
+    Status,
+    TrainingClip,
+    output_seed,
+)
 from clipsynth.storage import Storage, audio_key, file_name
 from models.sampler import SamplerRow
 from worker.engine import SamplingRequest, is_out_of_memory
@@ -65,7 +73,7 @@ class JobRunner:
             self._cancel(generation_id)
             return None
         if status_view.overdue:
-            self.state.change(generation_id, Status.EXPIRED)
+            self.state.transition(generation_id, Status.EXPIRED)
             return None
         if status_view.lost >= self.max_attempts:
             self._fail_worker_lost(generation_id)
@@ -126,8 +134,7 @@ class JobRunner:
             clip: the training clip, if the output was retrieved.
         """
         sample_rate = self.model.manifest.sample_rate
-        put_views(
-            self.storage,
+        self.storage.put_previews(
             generation_id,
             n,
             spectrogram=spectrogram_png(self.model.log_mel(waveform)),
@@ -214,7 +221,7 @@ class JobRunner:
         """Cancel a generation if this was requested, and remove its files."""
         status_view = self.state.status_views([generation_id])[0]
         if status_view is None or status_view.status is Status.CANCELED or status_view.cancel_requested:
-            self.state.change(generation_id, Status.CANCELED)
+            self.state.transition(generation_id, Status.CANCELED)
             try:
                 self.storage.delete(generation_id)
             except StorageUnavailable:

@@ -17,8 +17,7 @@ from clipsynth.errors import ModelUnusable, ServeError
 from clipsynth.jobs.model_registry import MODEL_TTL_S
 from clipsynth.jobs.queue import connect, get_queue
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.generation import ModelCost, ModelInfo
-from clipsynth.schemas.request import Method
+from clipsynth.schemas.model_info import Method, ModelCost, ModelInfo
 from clipsynth.services.metrics_server import expose
 from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings

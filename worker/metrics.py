@@ -11,8 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from rq.job import Job
 from rq.utils import now as rq_now
 
-from clipsynth.schemas.generation import Status
-from clipsynth.schemas.request import JobPayload
+from clipsynth.schemas.generation import JobPayload, Status
 
 # At run time these would load torch.
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from clipsynth.schemas.generation import Nearness, TrainingClip
-from clipsynth.schemas.request import Format, JobPayload
+from clipsynth.schemas.generation import Format, JobPayload, Nearness, TrainingClip
 from models.bundle import Manifest
 from models.sampler import SamplerRow, Velocity
 from worker.calibration import StepCost

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from clipsynth.schemas.request import Format
+from clipsynth.schemas.generation import Format
 
 CONTAINERS: dict[Format, tuple[str, str]] = {
     "wav": ("WAV", "PCM_16"),

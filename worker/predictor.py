@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipsynth.schemas.generation import NearClip, Nearness, TrainingClip
-from clipsynth.schemas.request import Format, JobPayload, output_seed
+from clipsynth.schemas.generation import Format, JobPayload, NearClip, Nearness, TrainingClip, output_seed
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
 from models.audio.level import level
@@ -160,7 +159,7 @@ class Predictor(ServingModel):
         distance = found[0][1]
         threshold = index.thumbnails.copy_distance(len(waveform) / self.manifest.sample_rate)
         return Nearness(
-            novelty=round(distance, 4),
+            copy_distance=round(distance, 4),
             is_copy=None if threshold is None else distance < threshold,
             nearest=[
                 NearClip(**_training_clip(index.clips[n]).model_dump(), distance=round(d, 4))

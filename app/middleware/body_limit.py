@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import threading
 
-from PIL import Image, ImageOps, UnidentifiedImageError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.responses.problems import refusal
-from clipsynth.errors import (
-    ImageTooLarge,
-    ImageUndecodable,
-    PayloadTooLarge,
-    ReceiveTimeout,
-    UnsupportedMedia,
-)
-from clipsynth.settings import Settings
-
-FORMATS = ("PNG", "JPEG", "WEBP")
-SIDE = 512
-MAX_DECODING = 2  # one decoding takes up to 480 MB
-_DECODING = threading.BoundedSemaphore(MAX_DECODING)
+from clipsynth.errors import PayloadTooLarge, ReceiveTimeout
 
 
 class BodyLimit:
@@ -70,48 +55,3 @@ class BodyLimit:
             await send(message)
 
         await self.app(scope, counted, closing)
-
-
-def normalise_image(data: bytes, settings: Settings) -> bytes:
-    """Return the image as an RGB PNG of at most 512 px: upright, transparency on white, without metadata.
-
-    Raises:
-        UnsupportedMedia, ImageTooLarge, ImageUndecodable: the message says which limit or format.
-    """
-    if len(data) > settings.max_image_bytes:
-        raise ImageTooLarge(f"an image may have {settings.max_image_bytes} bytes, this one has {len(data)}")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise UnsupportedMedia(f"not an image in one of the formats {', '.join(FORMATS)}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageTooLarge(f"an image may have {settings.max_image_pixels} pixels") from None
-
-    except Exception:  # on hostile bytes Pillow raises many kinds of errors
-        raise ImageUndecodable("the image cannot be decoded") from None
-    width, height = image.size
-    if width * height > settings.max_image_pixels:
-        raise ImageTooLarge(
-            f"an image may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
-        )
-    if getattr(image, "is_animated", False):
-        raise UnsupportedMedia("the image is animated; send a single frame")
-    try:
-        with _DECODING:
-            image.draft("RGB", (SIDE, SIDE))
-            return _reencode(ImageOps.exif_transpose(image))
-    except Exception:
-        raise ImageUndecodable("the image cannot be decoded; is it cut off?") from None
-
-
-def _reencode(image: Image.Image) -> bytes:
-    """Copy only the pixels into a new, small image."""
-    if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip to white
-        image = image.convert("I").point(lambda value: value / 256, "L")
-    image.thumbnail((SIDE, SIDE))
-    layers = image.convert("RGBA")
-    flat = Image.new("RGB", layers.size, "white")
-    flat.paste(layers, mask=layers.getchannel("A"))
-    file = io.BytesIO()
-    flat.save(file, "PNG")
-    return file.getvalue()

@@ -13,13 +13,12 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from clipsynth.admission.estimate import workers_key
-from clipsynth.admission.limits import load
+from clipsynth.admission import load
 from clipsynth.jobs.queue import get_queue
 from clipsynth.jobs.reconcile import orphans_found
-from clipsynth.jobs.record import record_key
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.generation import ServedModel
+from clipsynth.redis_keys import RECORD, WORKERS
+from clipsynth.schemas.model_info import ServedModel
 from clipsynth.services.webhooks import counts
 
 
@@ -59,7 +58,7 @@ class RedisCollector(Collector):
             label = [model.name]
             queue = get_queue(model.name, self._state.redis)
             number, work = load(self._state.redis, model.name)
-            alive = self._state.redis.scard(workers_key(model.name))
+            alive = self._state.redis.scard(WORKERS + model.name)
             depth.add_metric(label, queue.count)
             oldest.add_metric(label, self._age(queue.key))
             ready.add_metric(label, float(model.status == "ready"))
@@ -74,7 +73,7 @@ class RedisCollector(Collector):
     def _age(self, queue_key: str) -> float:
         redis = self._state.redis
         first = cast(bytes | None, redis.lindex(queue_key, 0))
-        created = cast(bytes | None, redis.hget(record_key(first.decode()), "created_at")) if first else None
+        created = cast(bytes | None, redis.hget(RECORD + first.decode(), "created_at")) if first else None
         return max(0.0, time.time() - float(created)) if created else 0.0
 
     def _counts(self) -> list[Metric]:

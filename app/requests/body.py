@@ -1,4 +1,7 @@
-"""Bodies of requests: JSON, or for a generation a form with the same field names and images. Read by routes, for FastAPI reads before it looks at keys."""
+"""Bodies of requests: JSON, or a form with the same field names and image files.
+
+Routes read the body themselves, because FastAPI would read it before it checks the API key.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,30 @@ from starlette.datastructures import FormData, UploadFile
 
 from app.requests.images import PART
 from clipsynth.errors import InvalidBody, InvalidRequest, UnsupportedMedia
-from clipsynth.schemas.request import MAX_IMAGES, GenerationRequest
+from clipsynth.schemas.prompts import MAX_IMAGES
+from clipsynth.schemas.request import GenerationRequest
 
-LISTS = frozenset({"output_formats", "webhook_events"})  # fields that a form repeats
-JSON_FIELDS = frozenset({"prompts", "attributes", "metadata"})  # fields that a form carries as JSON text
+# Fields that a form repeats.
+LISTS = frozenset({"output_formats", "webhook_events"})
+# Fields that a form has as JSON text.
+JSON_FIELDS = frozenset({"prompts", "attributes", "metadata"})
 Body = TypeVar("Body", bound=BaseModel)
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
-    """Describe a JSON body in OpenAPI; `app.main` adds the model's schema."""
+    """Return the OpenAPI description of a JSON body; app/main.py adds the schema."""
     reference = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"required": True, "content": {"application/json": {"schema": reference}}}
 
 
 def request_body() -> dict[str, Any]:
-    """Describe both bodies of a request for a generation in OpenAPI."""
+    """Return the OpenAPI description of the JSON body and the form of a generation."""
     body = json_body(GenerationRequest)
     form = GenerationRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     form.pop("$defs", None)
     form.pop("examples")
     fields = form["properties"]
-    fields["image"] = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"}
+    fields["image"] = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
     examples = {
         "prompts": [{"image": "part:beach"}, {"text": "piano", "weight": 0.5}],
         "attributes": {"pitch": 0.85},
@@ -42,7 +48,7 @@ def request_body() -> dict[str, Any]:
         fields[name] = {
             "type": "string",
             "contentMediaType": "application/json",
-            "description": f"`{name}` of the JSON body, as JSON text",
+            "description": f"`{name}` of the JSON body, as JSON text.",
             "examples": [json.dumps(examples[name])],
         }
     body["content"]["multipart/form-data"] = {"schema": form}
@@ -50,7 +56,7 @@ def request_body() -> dict[str, Any]:
 
 
 async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, bytes]]:
-    """Return the request and the uploaded files of a JSON or multipart body."""
+    """Return the request and the uploaded files, by field name."""
     content_type = _content_type(request)
     if content_type == "application/json":
         return validate(GenerationRequest, _parse_object(await request.body()), strict=True), {}
@@ -61,7 +67,7 @@ async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, byte
 
 
 async def read_json(request: Request, model: type[Body]) -> Body:
-    """Return what a JSON body holds."""
+    """Return the JSON body, validated."""
     if (content_type := _content_type(request)) != "application/json":
         raise UnsupportedMedia(f"send application/json, not {content_type or 'nothing'}")
     return validate(model, _parse_object(await request.body()), strict=True)
@@ -93,7 +99,7 @@ def _parse_json(data: str | bytes, what: str) -> Any:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,22 +109,22 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 async def _read_form(form: FormData) -> tuple[GenerationRequest, dict[str, bytes]]:
-    """Read fields as text. An only file is the image, whatever its name, unless `prompts` says what it is; a field `image` may say `part:<name>`."""
+    """Read a form. Without `prompts`, its only file is the image, whatever its name."""
     fields: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name in files:
-                raise InvalidBody(f"/{name}: two files of one name")
+                raise InvalidBody(f"/{name}: two files have this name")
             files[name] = await value.read()
         elif name in LISTS:
             fields.setdefault(name, []).append(value)
         elif name in fields:
-            raise InvalidBody(f"/{name}: sent twice")
+            raise InvalidBody(f"/{name}: is sent twice")
         else:
             fields[name] = _parse_json(value, f"/{name}") if name in JSON_FIELDS else value
     if "prompts" not in fields:
         for name in files:
             if fields.setdefault("image", f"{PART}{name}") != f"{PART}{name}":
-                raise InvalidRequest(f"/image: names another part than the file {name!r}")
+                raise InvalidRequest(f"/image: names another file than {name!r}")
     return validate(GenerationRequest, fields, strict=False), files

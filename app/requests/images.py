@@ -1,4 +1,4 @@
-"""The images of a request: where each comes from (a form's file, base64, a data URL, another host), and what is stored of them."""
+"""Images of a request: from a form's file, base64, a data URL or another host to a small PNG."""
 
 from __future__ import annotations
 
@@ -6,24 +6,47 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import io
 import logging
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from app.middleware.body_limit import normalise_image
-from clipsynth.errors import ClipSynthError, ImageNotFetched, InvalidRequest
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from app.dependencies import Services
+from clipsynth.errors import (
+    ClipSynthError,
+    ImageNotFetched,
+    ImageTooLarge,
+    ImageUndecodable,
+    InvalidRequest,
+    RateLimited,
+    UnsupportedMedia,
+)
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask, check_url
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
-FETCH_S = 10.0  # for one image of another host
+# Time limit for one image of another host.
+FETCH_S = 10.0
 PART = "part:"
+FORMATS = ("PNG", "JPEG", "WEBP")
+# Longest side of a stored image, in pixels.
+SIDE = 512
+# Images decoded at a time; each takes up to 480 MB.
+MAX_DECODING = 2
+# Requests at a time whose images are fetched; each occupies a thread.
+MAX_FETCHES = 8
+FETCH_RETRY_S = 10.0
+_DECODING = threading.BoundedSemaphore(MAX_DECODING)
 
 
 @dataclass(frozen=True)
 class RequestImage:
-    """One image of a request. `n` is the item of prompts that it is, 0 for one without prompts; `data` None where it is still to be fetched."""
+    """One image of a request: of item `n` of prompts, or 0 without prompts. `data` is None until fetched."""
 
     n: int
     pointer: str
@@ -35,10 +58,11 @@ class RequestImage:
         return f"{self.pointer} {hashlib.sha256(self.data or b'').hexdigest()}"
 
     def normalised(self, settings: Settings) -> bytes:
-        """Return what is stored of it; fetches it if need be, which takes up to `FETCH_S`.
+        """Return the PNG to store. Fetches an image of a URL, which takes up to `FETCH_S`.
 
         Raises:
-            InvalidRequest, ImageNotFetched, UnsupportedMedia, ImageTooLarge, ImageUndecodable: each names the field.
+            InvalidRequest, ImageNotFetched, UnsupportedMedia, ImageTooLarge, ImageUndecodable: the message names
+                the field.
         """
         try:
             data = _fetch(self.url or "", settings) if self.data is None else self.data
@@ -47,13 +71,26 @@ class RequestImage:
             raise type(error)(f"{self.pointer}: {error}") from None
 
 
+@asynccontextmanager
+async def image_slot(services: Services, wanted: GenerationRequest) -> AsyncIterator[None]:
+    """Wait for a slot of a request with images: decoding takes memory, fetching occupies a thread.
+
+    Raises:
+        RateLimited: all slots for requests whose images are fetched are taken.
+    """
+    if wanted.has_urls and services.fetches.locked():
+        raise RateLimited("too many images are being fetched", retry_after_s=FETCH_RETRY_S)
+    async with services.fetches if wanted.has_urls else services.decoding:
+        yield
+
+
 def read_images(
     wanted: GenerationRequest, files: Mapping[str, bytes], settings: Settings
 ) -> list[RequestImage]:
-    """Return the images of a request, and look at no more of them than is needed to find them.
+    """Find the images of a request, without decoding them.
 
     Raises:
-        InvalidRequest: one cannot be found, may not be fetched, or a file is named by none.
+        InvalidRequest: an image is missing or may not be fetched, or no field names a file.
     """
     images = []
     left = set(files)
@@ -71,7 +108,7 @@ def read_images(
         else:
             images.append(RequestImage(n, field, _decode(field, image)))
     if left:
-        raise InvalidRequest(f"/prompts: none names the file {min(left)!r}")
+        raise InvalidRequest(f"/prompts: no item names the file {min(left)!r}")
     return images
 
 
@@ -88,7 +125,7 @@ def _decode(field: str, text: str) -> bytes:
     if text.startswith("data:"):
         head, _, text = text.partition(",")
         if not head.endswith(";base64"):
-            raise InvalidRequest(f"{field}: a data URL here is `data:image/…;base64,…`")
+            raise InvalidRequest(f"{field}: a data URL must be `data:image/…;base64,…`")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -97,7 +134,7 @@ def _decode(field: str, text: str) -> bytes:
 
 def _check(field: str, url: str, settings: Settings) -> None:
     if settings.image_urls == "off":
-        raise InvalidRequest(f"{field}: this service fetches no images; send the image itself")
+        raise InvalidRequest(f"{field}: this service does not fetch images; send the image")
     try:
         check_url(url, allow_loopback=settings.image_urls == "loopback")
     except UrlRefused as error:
@@ -121,5 +158,49 @@ def _fetch(url: str, settings: Settings) -> bytes:
     except HostUnreachable as error:
         raise ImageNotFetched(str(error)) from None
     if answer.status != 200:
-        raise ImageNotFetched(f"the other host answered with {answer.status}; redirects are not followed")
+        raise ImageNotFetched(f"the other host answered {answer.status}; redirects are not followed")
     return answer.body
+
+
+def normalise_image(data: bytes, settings: Settings) -> bytes:
+    """Return the image as an RGB PNG of at most 512 px: upright, transparency on white, without metadata.
+
+    Raises:
+        UnsupportedMedia, ImageTooLarge, ImageUndecodable: the message says which limit or format.
+    """
+    if len(data) > settings.max_image_bytes:
+        raise ImageTooLarge(f"an image may have {settings.max_image_bytes} bytes, this one has {len(data)}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnsupportedMedia(f"not an image in one of the formats {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageTooLarge(f"an image may have {settings.max_image_pixels} pixels") from None
+    except Exception:  # on hostile bytes Pillow raises many kinds of errors
+        raise ImageUndecodable("the image cannot be decoded") from None
+    width, height = image.size
+    if width * height > settings.max_image_pixels:
+        raise ImageTooLarge(
+            f"an image may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
+        )
+    if getattr(image, "is_animated", False):
+        raise UnsupportedMedia("the image is animated; send a single frame")
+    try:
+        with _DECODING:
+            image.draft("RGB", (SIDE, SIDE))
+            return _reencode(ImageOps.exif_transpose(image))
+    except Exception:
+        raise ImageUndecodable("the image cannot be decoded; is it cut off?") from None
+
+
+def _reencode(image: Image.Image) -> bytes:
+    """Copy only the pixels into a new, small image."""
+    if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip to white
+        image = image.convert("I").point(lambda value: value / 256, "L")
+    image.thumbnail((SIDE, SIDE))
+    layers = image.convert("RGBA")
+    flat = Image.new("RGB", layers.size, "white")
+    flat.paste(layers, mask=layers.getchannel("A"))
+    file = io.BytesIO()
+    flat.save(file, "PNG")
+    return file.getvalue()

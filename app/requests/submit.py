@@ -1,4 +1,4 @@
-"""From a valid request to a job on the queue: what the bundle leaves open is filled in, its limits are held."""
+"""From a validated request to a job in the queue: defaults and limits of the model, admission, submission."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from redis.exceptions import RedisError
 
 from app.dependencies import Services
 from app.requests.images import RequestImage, read_images
-from clipsynth.admission.estimate import forecast
-from clipsynth.admission.limits import Reservation, admit, release_reservation
-from clipsynth.errors import DeadlineUnreachable, InvalidRequest, MethodUnavailable, NotFound, NotReady
+from clipsynth.admission import Reservation, release_reservation, reserve
+from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady
 from clipsynth.jobs import idempotency
-from clipsynth.schemas.generation import Generation, ModelInfo, Webhook
+from clipsynth.jobs.store import new_id
+from clipsynth.schemas.generation import Generation, JobPayload, Webhook
+from clipsynth.schemas.model_info import ModelInfo
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.request import GenerationRequest, JobPayload, StoredPrompt
+from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.safe_http import UrlRefused, check_url
 from clipsynth.services.processes import wait_until
@@ -27,7 +28,8 @@ from clipsynth.settings import Settings
 from clipsynth.storage import image_key
 
 logger = logging.getLogger(__name__)
-MEANWHILE_S = 5.0
+# How long to wait for a concurrent request with the same idempotency key.
+CONCURRENT_S = 5.0
 
 
 def accept(
@@ -37,52 +39,45 @@ def accept(
     files: Mapping[str, bytes],
     idempotency_key: str | None,
 ) -> tuple[Generation, bool]:
-    """Resolve, take room, store the images, and queue. What is acknowledged is on the queue.
+    """Resolve a request, reserve a place, store its images, and submit its job.
 
     Args:
-        files: those of a form, which `wanted` names as `part:<name>`.
+        files: files of a form, which `wanted` names as `part:<name>`.
 
     Returns:
-        The generation, and whether it had been made before under the same idempotency key.
+        The generation, and whether an earlier request with the same idempotency key has created it.
     """
-    state, settings = services.state, services.settings
+    settings, state = services.settings, services.state
     images = read_images(wanted, files, settings) if files or wanted.has_images else []
-    webhook = None if wanted.webhook_url is None else _webhook(settings, caller, wanted)
-    generation_id = f"gen_{secrets.token_hex(13)}"
+    webhook = _webhook(settings, caller, wanted) if wanted.webhook_url is not None else None
+    generation_id = new_id()
     if idempotency_key is not None:
         generation_id = _claim(services, caller, wanted, images, idempotency_key, generation_id)
-        # Not found: it is new, or its first request was refused or interrupted.
+        # Not found: the key is new, or its first request was refused or cut off.
         with contextlib.suppress(NotFound):
             return state.get(generation_id, owner=caller.id), True
     model = state.model(wanted.model)
     payload = resolve(wanted, model, generation_id)
-    # The place in the queue comes before the images: under overload nearly all requests end here.
-    cost = model.cost
-    work = payload.work(*((cost.distilled_guidance_range, cost.guided_share) if cost else ()))
-    reservation = Reservation(generation_id, caller.id, payload.model, work)
-    if not admit(services.redis, reservation, settings, cost):
-        return _wait_for_other(services, caller, generation_id), True
-    has_deadline = payload.deadline_s is not None
-    expected = forecast(
-        services.redis, payload, work, cost, owner=caller.id, reserved=True, corrected=has_deadline
+    reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model.cost))
+    # Admission comes before the images, because it is the cheapest reason to refuse a request.
+    is_new = reserve(
+        services.redis,
+        reservation,
+        settings,
+        model.cost,
+        steps=payload.num_inference_steps,
+        deadline_s=payload.deadline_s,
     )
+    if not is_new:
+        return _wait_for_concurrent(services, caller, generation_id), True
     try:
-        if payload.deadline_s and expected.p50_s and payload.deadline_s < expected.p50_s:
-            raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
         if images:
             _store(services, generation_id, payload, images)
         generation = state.submit(
-            generation_id,
-            payload,
-            settings,
-            reservation=replace(reservation, eta_s=expected.base_s),
-            owner=caller.id,
-            webhook=webhook,
-            metadata=wanted.metadata,
+            generation_id, payload, reservation, webhook=webhook, metadata=wanted.metadata
         )
     except Exception:
-        # If Redis is away, the janitor releases it.
-        with contextlib.suppress(RedisError):
+        with contextlib.suppress(RedisError):  # then the janitor releases it
             release_reservation(services.redis, reservation)
         raise
     logger.info("job accepted: %s", generation_id, extra={"job_id": generation_id, "key_id": caller.id})
@@ -92,10 +87,10 @@ def accept(
 def _store(
     services: Services, generation_id: str, payload: JobPayload, images: Sequence[RequestImage]
 ) -> None:
-    """Store the images and note their hashes in the payload; none if one of them is refused."""
-    small = [image.normalised(services.settings) for image in images]
-    services.state.reserve(generation_id)
-    for image, data in zip(images, small, strict=True):
+    """Store the images and note their hashes in the payload; store none if one is refused."""
+    encoded = [image.normalised(services.settings) for image in images]
+    services.state.expect_files(generation_id)
+    for image, data in zip(images, encoded, strict=True):
         holder = payload.prompts[image.n] if payload.prompts else payload
         holder.image_sha256 = hashlib.sha256(data).hexdigest()
         services.storage.put(image_key(generation_id, image.n), data)
@@ -120,50 +115,54 @@ def _claim(
     key: str,
     generation_id: str,
 ) -> str:
-    """Return the id that the idempotency key stands for; `generation_id` where it is new."""
+    """Return the id that is bound to the idempotency key; `generation_id` if the key is new."""
     request = wanted.model_dump_json(exclude={"image": True, "prompts": {"__all__": {"image"}}})
-    seen = [image.fingerprint for image in images]
+    parts = [request, *(image.fingerprint for image in images)]
     return idempotency.claim(
         services.redis,
         owner=caller.id,
         key=key,
-        fingerprint=hashlib.sha256("\n".join([request, *seen]).encode()).hexdigest(),
+        fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         generation_id=generation_id,
         ttl_s=services.settings.result_ttl_s,
     )
 
 
-def _wait_for_other(services: Services, caller: ApiKey, generation_id: str) -> Generation:
-    """Wait for the other request with the same idempotency key to create the generation."""
-    if not wait_until(lambda: services.state.exists(generation_id), timeout_s=MEANWHILE_S):
-        raise NotReady("an earlier request with this Idempotency-Key is not done yet")
+def _wait_for_concurrent(services: Services, caller: ApiKey, generation_id: str) -> Generation:
+    """Return the generation that a concurrent request with the same idempotency key creates."""
+    if not wait_until(lambda: services.state.exists(generation_id), timeout_s=CONCURRENT_S):
+        raise NotReady("an earlier request with this Idempotency-Key is still running")
     return services.state.get(generation_id, owner=caller.id)
 
 
 def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> JobPayload:
-    """Fill in the bundle's defaults, a seed and where images will lie, and hold the bundle's limits."""
+    """Fill in the model's defaults, a seed and the keys of images; check the model's limits."""
     if wanted.method not in model.methods:
         raise MethodUnavailable(
-            f"/method: model {model.name} offers {', '.join(model.methods)}, asked for {wanted.method}"
+            f"/method: model {model.name} offers {', '.join(model.methods)}, not {wanted.method}"
         )
     is_retrieval = wanted.method == "retrieval"
-    lone_image = wanted.image is not None or wanted.image_url is not None
-    asked = None if wanted.attributes is None else wanted.attributes.given()
-    prompt, attributes = resolve_attributes(wanted.prompt, asked, model.attributes, model=model.name)
-    payload = JobPayload(
-        model=model.name,
-        prompt=prompt,
-        prompts=wanted.prompts
-        and [
+    has_image = wanted.image is not None or wanted.image_url is not None
+    requested = None if wanted.attributes is None else wanted.attributes.model_dump(exclude_none=True)
+    prompt, attributes = resolve_attributes(wanted.prompt, requested, model.attributes, model=model.name)
+    prompts = (
+        None
+        if wanted.prompts is None
+        else [
             StoredPrompt(
                 text=item.text,
                 image_key=image_key(generation_id, n) if item.is_image else None,
                 weight=item.weight,
             )
             for n, item in enumerate(wanted.prompts)
-        ],
+        ]
+    )
+    payload = JobPayload(
+        model=model.name,
+        prompt=prompt,
+        prompts=prompts,
         composition=wanted.composition,
-        image_key=image_key(generation_id) if lone_image else None,
+        image_key=image_key(generation_id) if has_image else None,
         negative_prompt=wanted.negative_prompt,
         attributes=attributes,
         method=wanted.method,
@@ -177,13 +176,14 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
         output_formats=wanted.output_formats,
     )
     if not model.min_duration_s <= payload.duration_s <= model.max_duration_s:
+        limits = f"{model.min_duration_s:g} to {model.max_duration_s:g} s"
         raise InvalidRequest(
-            f"/duration_s: model {model.name} makes {model.min_duration_s:g} to {model.max_duration_s:g} s, asked for {payload.duration_s:g}"
+            f"/duration_s: model {model.name} makes {limits}, requested {payload.duration_s:g}"
         )
     if payload.guidance_scale <= 1 and not is_retrieval:
         if payload.negative_prompt is not None:
-            raise InvalidRequest("/negative_prompt: needs a guidance_scale above 1")
+            raise InvalidRequest("/negative_prompt: requires a guidance_scale above 1")
         for n, item in enumerate(payload.prompts or ()):
             if item.weight < 0:
-                raise InvalidRequest(f"/prompts/{n}/weight: a negative one needs a guidance_scale above 1")
+                raise InvalidRequest(f"/prompts/{n}/weight: below 0 requires a guidance_scale above 1")
     return payload

@@ -10,8 +10,7 @@ from app.dependencies import Services
 from app.responses.problems import problems
 from app.responses.ranges import file_response
 from clipsynth.errors import NotFound, NotReady
-from clipsynth.schemas.generation import Generation, Output, Status
-from clipsynth.schemas.request import MEDIA_TYPES, Format
+from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Output, Status
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.storage import audio_key, file_name
 

@@ -9,22 +9,15 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from app.auth import ShimMaker
-from app.dependencies import Services, ServicesDep
+from app.dependencies import Services, ServicesDep, ShimMaker
 from app.requests.body import json_body, read_json, validate
 from app.requests.submit import accept
 from app.responses.audio import SOUND, sound
 from app.responses.problems import problems
 from clipsynth.errors import GenerationFailed, NotInTime
-from clipsynth.schemas.generation import Generation, Status
-from clipsynth.schemas.request import (
-    MAX_DURATION_S,
-    MAX_GUIDANCE,
-    MAX_TEXT,
-    MIN_DURATION_S,
-    Format,
-    GenerationRequest,
-)
+from clipsynth.schemas.generation import Format, Generation, Status
+from clipsynth.schemas.prompts import MAX_DURATION_S, MAX_GUIDANCE, MAX_TEXT, MIN_DURATION_S
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["compatibility"])

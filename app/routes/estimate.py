@@ -1,16 +1,15 @@
-"""Route of /v1/estimate: how long a request would take, before it is made."""
+"""Route /v1/estimate: the estimated duration of a request that is not sent."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from app.auth import Maker
-from app.dependencies import Services, ServicesDep
+from app.dependencies import Maker, Services, ServicesDep
 from app.requests.body import read_body, request_body
 from app.requests.submit import resolve
 from app.responses.problems import problems
-from clipsynth.admission.estimate import forecast
+from clipsynth.admission import forecast
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Estimate
 from clipsynth.schemas.request import GenerationRequest
@@ -35,16 +34,22 @@ router = APIRouter(tags=["generations"])
     ),
 )
 async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Estimate:
-    """Say how long a generation with this body would take if it were made now. Nothing is made, and images are not looked at."""
+    """Estimate the time until the end of a generation with this body. Creates nothing and reads no images."""
     wanted, _files = await read_body(request)
     return await run_in_threadpool(_estimate, services, caller, wanted)
 
 
 def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:
     model = services.state.model(wanted.model)
-    payload, cost = resolve(wanted, model, new_id()), model.cost
-    work = payload.work(*((cost.distilled_guidance_range, cost.guided_share) if cost else ()))
-    expected = forecast(services.redis, payload, work, cost, owner=caller.id)
+    payload = resolve(wanted, model, new_id())
+    expected = forecast(
+        services.redis,
+        model.name,
+        payload.work(model.cost),
+        model.cost,
+        steps=payload.num_inference_steps,
+        owner=caller.id,
+    )
     return Estimate(
         model=model.name, unfinished=expected.unfinished, p50_s=expected.p50_s, p90_s=expected.p90_s
     )

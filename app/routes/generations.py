@@ -13,16 +13,15 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from app.auth import Maker, Reader
-from app.dependencies import ServicesDep
+from app.dependencies import Maker, Reader, ServicesDep
 from app.requests.body import read_body, request_body
+from app.requests.images import image_slot
 from app.requests.submit import accept
 from app.responses.audio import SOUND, SOUND_RESPONSES, accepted, sound, succeeded
 from app.responses.problems import problems
 from clipsynth.errors import InvalidRequest, StorageUnavailable
 from clipsynth.jobs.queue import withdraw
-from clipsynth.schemas.generation import Generation, Page, Status
-from clipsynth.schemas.request import Format
+from clipsynth.schemas.generation import Format, Generation, Page, Status
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 MAX_WAIT_S = 60
@@ -37,7 +36,9 @@ EVENT = {
         "data": {"type": "string"},
     },
 }
-PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
+PreferHeader = Annotated[
+    str | None, Header(description="wait=N: wait for the end for up to N seconds, at most 60.")
+]
 
 
 @router.post(
@@ -46,7 +47,11 @@ PreferHeader = Annotated[str | None, Header(description="wait=N, up to 60 s")]
     response_model=Generation,
     openapi_extra={"requestBody": request_body()},
     responses={
-        200: {"model": Generation, "description": "with `Prefer: wait`: it has ended", "content": SOUND},
+        200: {
+            "model": Generation,
+            "description": "With `Prefer: wait`: the generation has ended.",
+            "content": SOUND,
+        },
         **problems(
             "invalid_body",
             "model_not_found",
@@ -77,20 +82,22 @@ async def create(
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Any:
-    """Accept a request as JSON, or as multipart with the same field names and images as files.
+    """Create a generation from JSON, or from a form with the same field names and images as files.
 
-    The same `Idempotency-Key` and request again give the same generation. `Prefer: wait=10` waits as long for the end and then answers 200; with `Accept: audio/wav` by the sound itself.
+    A repeated request with the same `Idempotency-Key` returns the same generation. With `Prefer: wait=10` the
+    response waits up to 10 s for the end and is then 200; with `Accept: audio/wav` it is the sound.
     """
     wanted, files = await read_body(request)
     began = time.monotonic()
-    async with services.image_slot(wanted) if wanted.has_images else contextlib.nullcontext():
+    slot = image_slot(services, wanted) if wanted.has_images else contextlib.nullcontext()
+    async with slot:
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
         generation, replayed = await accepting
     location = f"/v1/generations/{generation.id}"
-    headers = {"Location": location, "Retry-After": "1"} | (
-        {"Idempotent-Replayed": "true"} if replayed else {}
-    )
-    if prefer is not None and (wait_s := _wait_s(prefer)):
+    headers = {"Location": location, "Retry-After": "1"}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    if prefer and (wait_s := _wait_s(prefer)):
         made_after = -math.inf if replayed else began
         generation = await services.events.wait(generation, wait_s, made_after=made_after)
         if generation.finished_at is not None:
@@ -103,9 +110,9 @@ async def create(
     return generation
 
 
-def _wait_s(prefer: str | None) -> int:
-    """Return for how long a Prefer header (RFC 7240) asks to wait; 0 for not at all."""
-    match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer or "")
+def _wait_s(prefer: str) -> int:
+    """Return the seconds to wait by a Prefer header (RFC 7240), or 0."""
+    match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer)
     return min(int(match[1]), MAX_WAIT_S) if match else 0
 
 
@@ -114,7 +121,7 @@ def _wait_s(prefer: str | None) -> int:
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "each event's `data` is the resource",
+            "description": "The `data` of each event is the generation.",
             "content": {"text/event-stream": {"schema": EVENT}},
         },
         **problems("not_found", "gone"),
@@ -126,7 +133,10 @@ async def events(
     caller: Reader,
     last_event_id: Annotated[str | None, Header(max_length=100)] = None,
 ) -> StreamingResponse:
-    """Follow a generation as server-sent events: `status`, `progress`, at last `completed`, each with the resource."""
+    """Follow a generation as server-sent events: `status`, `progress`, and finally `completed`.
+
+    The data of each event is the generation.
+    """
     await run_in_threadpool(services.state.get, generation_id, owner=caller.id)
     stream = services.events.stream(generation_id, last_event_id)
     return StreamingResponse(
@@ -144,7 +154,10 @@ def list_(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Page:
-    """List the generations of this API key, the newest first."""
+    """List the generations of this API key, the newest first.
+
+    With `status`, a page may be short or empty and still have a next page.
+    """
     before = _decode_cursor(cursor) if cursor else None
     found, place = services.state.page(status=status, before=before, limit=limit, owner=caller.id)
     return Page(data=found, next_cursor=_encode_cursor(*place) if place else None)
@@ -159,15 +172,15 @@ def _decode_cursor(cursor: str) -> tuple[float, str]:
         created_at, generation_id = base64.urlsafe_b64decode(cursor).decode().split()
         place = float(created_at)
     except ValueError:
-        raise InvalidRequest("/cursor: not one that a page came with") from None
+        raise InvalidRequest("/cursor: not the next_cursor of a page") from None
     if not math.isfinite(place):
-        raise InvalidRequest("/cursor: not one that a page came with")
+        raise InvalidRequest("/cursor: not the next_cursor of a page")
     return place, generation_id
 
 
 @router.get("/{generation_id}", response_model=Generation, responses=problems("not_found", "gone"))
 def get(generation_id: str, response: Response, services: ServicesDep, caller: Reader) -> Generation:
-    """Return a generation; while it is unfinished, with Retry-After."""
+    """Return a generation; with Retry-After while it is unfinished."""
     generation = services.state.get(generation_id, owner=caller.id)
     if generation.finished_at is None:
         response.headers["Retry-After"] = "1"
@@ -178,12 +191,12 @@ def get(generation_id: str, response: Response, services: ServicesDep, caller: R
     "/{generation_id}/cancel",
     response_model=Generation,
     responses={
-        202: {"model": Generation, "description": "a worker is at it"},
+        202: {"model": Generation, "description": "A worker processes it and stops at its next step."},
         **problems("not_found", "gone", "already_ended"),
     },
 )
 def cancel(generation_id: str, response: Response, services: ServicesDep, caller: Maker) -> Generation:
-    """Cancel: 200 where it was queued, 202 where a worker is at it and will stop at its next step."""
+    """Cancel a generation: 200 if it was queued, 202 if a worker stops it at its next step."""
     if services.state.cancel(generation_id, owner=caller.id) is Status.PROCESSING:
         response.status_code = 202
     generation = services.state.get(generation_id)
@@ -196,14 +209,18 @@ def cancel(generation_id: str, response: Response, services: ServicesDep, caller
     "/{generation_id}",
     status_code=204,
     response_class=Response,
-    responses={202: {"description": "a worker is at it"}, **problems("not_found", "gone")},
+    responses={
+        202: {"description": "A worker processes it and stops at its next step."},
+        **problems("not_found", "gone"),
+    },
 )
 def delete(generation_id: str, services: ServicesDep, caller: Maker) -> Response:
-    """Forget a generation and its files; 202 where a worker is at it and will stop at its next step."""
+    """Remove a generation and its files; 202 if a worker stops it at its next step."""
     generation = services.state.get(generation_id, owner=caller.id)
     services.state.forget(generation_id)
     withdraw(services.redis, generation_id, generation.model)
-    with contextlib.suppress(StorageUnavailable):  # nobody reaches them any more, and the janitor tries again
+    # No client can reach the files any more, and the janitor tries again.
+    with contextlib.suppress(StorageUnavailable):
         services.storage.delete(generation_id)
     return Response(status_code=202 if generation.status is Status.PROCESSING else 204)
 
@@ -218,6 +235,9 @@ def audio(
     caller: Reader,
     output_format: FormatQuery = None,
 ) -> Response:
-    """Return output n, whole or the part that a Range header asks for: as `format` says, else as Accept, else as first asked for."""
+    """Return output n, or the part that a Range header requests.
+
+    The format is `format`, else one in Accept, else the first requested one.
+    """
     generation = succeeded(services, generation_id, caller, n=n)
     return sound(services, generation, n, request, output_format=output_format)

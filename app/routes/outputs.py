@@ -6,12 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.auth import Reader
-from app.dependencies import ServicesDep
+from app.dependencies import Reader, ServicesDep
 from app.responses.audio import succeeded
 from app.responses.problems import problems
 from app.responses.ranges import file_response
-from clipsynth.previews import get_peaks, get_spectrogram
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 
@@ -63,7 +61,7 @@ def spectrogram(
     10 ms per pixel, 0 to 8 kHz from the bottom, 80 dB from black to bright.
     """
     generation = succeeded(services, generation_id, caller, n=n)
-    data = get_spectrogram(services.storage, generation.id, n)
+    data = services.storage.get_preview(generation.id, n, "png")
     name = f'inline; filename="{generation.id}-{n}.png"'
     return file_response(request, data, media_type="image/png", disposition=name)
 
@@ -73,6 +71,6 @@ def spectrogram(
 def peaks(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
     """Return the waveform peaks of output n, in up to 1,000 stretches, for a player."""
     generation = succeeded(services, generation_id, caller, n=n)
-    data = get_peaks(services.storage, generation.id, n)
+    data = services.storage.get_preview(generation.id, n, "json")
     name = f'inline; filename="{generation.id}-{n}.json"'
     return file_response(request, data, media_type="application/json", disposition=name)

@@ -1,4 +1,4 @@
-"""Routes of recipes: those of a generation, and /v1/replay, which makes the sound of one again."""
+"""Routes of recipes (replay tokens): the recipes of a generation, and /v1/replay."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.auth import Maker, Reader
-from app.dependencies import Services, ServicesDep
+from app.dependencies import Maker, Reader, Services, ServicesDep
 from app.requests.body import json_body, read_json, validate
 from app.requests.images import PART
 from app.requests.submit import accept
 from app.responses.audio import succeeded
 from app.responses.problems import problems
 from clipsynth.errors import ImageGone, InvalidRequest, NotFound, RecipeMismatch
-from clipsynth.schemas.generation import Generation
-from clipsynth.schemas.replay_token import ReplayToken
-from clipsynth.schemas.request import GenerationRequest, StoredPrompt
+from clipsynth.schemas.generation import Generation, ReplayToken
+from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["generations"])
@@ -27,7 +26,7 @@ KEPT = {
     "prompt",
     "composition",
     "negative_prompt",
-    "attributes",  # where there are none, {}: words of the prompt were not read as such then
+    "attributes",  # {} for none: then the words of the prompt are not read
     "method",
     "rank",
     "seed",
@@ -44,20 +43,20 @@ class ReplayRequest(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"recipe": "eyJ2IjoxLCJtb2RlbCI6…"}]}
     )
 
-    recipe: str = Field(max_length=100_000, description="of an output")
+    recipe: str = Field(max_length=100_000, description="`recipe` of an output.")
 
 
 class OutputRecipe(BaseModel):
-    """What made output `index`: as a token to keep and replay, and spelled out."""
+    """Recipe of output `index`, as a token for replay and decoded."""
 
     index: int
-    id: str = Field(description="which the sound's files name in their metadata")
+    id: str = Field(description="Id of the recipe, also in the metadata of the sound's files.")
     token: str
     recipe: ReplayToken
 
 
 class Recipes(BaseModel):
-    """The recipes of a generation's outputs."""
+    """Recipes of the outputs of a generation."""
 
     data: list[OutputRecipe]
 
@@ -101,7 +100,10 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
     ),
 )
 async def replay(request: Request, response: Response, services: ServicesDep, caller: Maker) -> Generation:
-    """Make the sound of a recipe again: the same to the byte alone on the same device, within 1e-4 in company."""
+    """Generate the sound of a recipe again.
+
+    On the same device it is equal byte for byte if it runs alone, and within 2e-3 of full scale in a batch.
+    """
     body = await read_json(request, ReplayRequest)
     generation = await run_in_threadpool(_replay, services, caller, body.recipe)
     response.headers.update({"Location": f"/v1/generations/{generation.id}", "Retry-After": "1"})
@@ -113,20 +115,20 @@ def _replay(services: Services, caller: ApiKey, token: str) -> Generation:
     served = services.state.model(recipe.model)
     if served.version != recipe.version:
         raise RecipeMismatch(
-            f"the recipe is of version {recipe.version} of {recipe.model}; served is {served.version}"
+            f"the recipe has version {recipe.version} of {recipe.model}; the service has {served.version}"
         )
     files: dict[str, bytes] = {}
     fields = recipe.model_dump(include=KEPT)
     if recipe.prompts is not None:
         fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts]
     if recipe.image_key is not None:
-        lone = StoredPrompt(image_key=recipe.image_key, image_sha256=recipe.image_sha256)
-        fields["image"] = _prompt(services, lone, files)["image"]
+        image = StoredPrompt(image_key=recipe.image_key, image_sha256=recipe.image_sha256)
+        fields["image"] = _prompt(services, image, files)["image"]
     return accept(services, caller, validate(GenerationRequest, fields, strict=True), files, None)[0]
 
 
 def _prompt(services: Services, item: StoredPrompt, files: dict[str, bytes]) -> dict[str, object]:
-    """Return an item as a client would have sent it; its image is put into `files`."""
+    """Return an item as a client sends it; add its image to `files`."""
     content: dict[str, object] = {"text": item.text}
     if item.image_key is not None:
         name = str(len(files))
@@ -139,9 +141,9 @@ def _image(services: Services, key: str, sha256: str | None) -> bytes:
     try:
         image = services.storage.get(key)
     except ValueError:
-        raise InvalidRequest("/recipe: names no image") from None
+        raise InvalidRequest("/recipe: image_key is not the key of an image") from None
     except NotFound:
         image = b""
     if hashlib.sha256(image).hexdigest() != sha256:
-        raise ImageGone("the image of the recipe is not stored any more; send it with a new request")
+        raise ImageGone("the image of the recipe was removed; send it with a new request")
     return image

@@ -86,7 +86,7 @@ class Chaos:
         def act() -> None:
             # a job may have been accepted though the answer was lost
             if find(self.state, generation_id) is None:
-                self.state.submit(generation_id, wanted, self.settings)
+                self.state.submit(generation_id, wanted)
 
         self.retry(act)
         self.jobs[generation_id] = prompt

@@ -63,7 +63,7 @@ def run(folder: Path, *, cut: str, jobs: int, cut_s: float) -> dict[str, int]:
             ids = [new_id() for _ in range(jobs)]
             for generation_id in ids:
                 job = payload(num_inference_steps=40, num_outputs=2)
-                state.submit(generation_id, job, settings)
+                state.submit(generation_id, job)
 
             def ended() -> int:
                 return sum(state.ended().values())

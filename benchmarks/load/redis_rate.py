@@ -42,7 +42,6 @@ COLUMNS = {
 
 def simulate(redis: Redis, pool: ThreadPoolExecutor, batch: int, job_s: float) -> None:
     """Do what a worker and its clients (in `pool`) do to Redis, for batches of jobs that take `job_s`."""
-    settings = Settings(redis_url="redis://unused")
     state = JobStore(redis, result_ttl_s=3600)
     queue = get_queue(MODEL, redis)
     claimer = JobClaimer(queue, Job)
@@ -50,7 +49,7 @@ def simulate(redis: Redis, pool: ThreadPoolExecutor, batch: int, job_s: float) -
     # the workers must not run in step
     time.sleep(random.uniform(0, job_s))
     while True:
-        list(pool.map(lambda _: state.submit(new_id(), payload(), settings), range(batch)))
+        list(pool.map(lambda _: state.submit(new_id(), payload()), range(batch)))
         jobs = [job for job, _ in claimer.claim(batch)]
         ids = [job.id for job in jobs]
         executions = begin(redis, state, queue, jobs, name)
@@ -74,7 +73,7 @@ def begin(redis: Redis, state: JobStore, queue: Queue, jobs: list[Job], name: st
             job.prepare_for_execution(name, pipeline)
             pipeline.persist(job.key)
             pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-            state.queue_start(job.id, pipeline, batched_with_others=True)
+            state.queue_start(pipeline, job.id, batched_with_others=True)
         pipeline.execute()
     return executions
 
@@ -87,7 +86,7 @@ def finish(redis: Redis, state: JobStore, jobs: list[Job], executions: list[Exec
                 index=0, url=f"/v1/generations/{job.id}/audio/0", media_type="audio/wav", format="wav",
                 filename="x.wav", duration_s=1.0, sample_rate=16000, seed=0, recipe="x" * 300,
             )  # fmt: skip
-            state.end(End(job.id, Status.SUCCEEDED, {"outputs": [output.model_dump()]}), pipeline)
+            state.queue_end(pipeline, End(job.id, Status.SUCCEEDED, {"outputs": [output.model_dump()]}))
             pipeline.hincrby(f"rq:worker:{name}", "successful_job_count", 1)
             pipeline.hincrbyfloat(f"rq:worker:{name}", "total_working_time", 1.0)
             pipeline.delete(job.key)
@@ -111,7 +110,7 @@ def measure(workers: int, seconds: float, batch: int, job_s: float, fsync: str) 
             return np.array([service.ended(), *cpu_s, time.monotonic()])
 
         def post(generation_id: str) -> None:
-            service.state.submit(generation_id, payload(), service.settings)
+            service.state.submit(generation_id, payload())
 
         reads, posts, mine = [], [], new_id()
         post(mine)

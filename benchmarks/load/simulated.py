@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.load.workload import MODEL, POISON, ROWS, call_s
-from clipsynth.schemas.request import Format, JobPayload
+from clipsynth.schemas.generation import Format, JobPayload
 from clipsynth.settings import Settings
 from models.bundle import Manifest
 from models.networks.condition_encoder import ConditionTokens

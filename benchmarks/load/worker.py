@@ -17,8 +17,8 @@ from benchmarks.load.service import ServiceProcesses, simulated_worker
 from benchmarks.load.simulated import TOKENS, SimulatedPredictor
 from benchmarks.load.workload import STEP_S, payload, requests
 from clipsynth.jobs.store import JobStore, new_id
-from clipsynth.schemas.replay_token import ReplayToken
-from clipsynth.schemas.request import JobPayload, StoredPrompt
+from clipsynth.schemas.generation import JobPayload, ReplayToken
+from clipsynth.schemas.prompts import StoredPrompt
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
@@ -63,7 +63,7 @@ def through_redis(
     with ServiceProcesses() as service:
         service.redis.config_set("appendfsync", "no")
         for job in jobs:
-            service.state.submit(new_id(), job, service.settings)
+            service.state.submit(new_id(), job)
         service.redis.config_set("appendfsync", fsync)
         service.start("worker", *worker)
         assert wait_until(lambda: service.ended() > 0, timeout_s=120), service.log.read_text()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipsynth.schemas.request import JobPayload
+    from clipsynth.schemas.generation import JobPayload
 
 # The simulated accelerator: one call of the network takes STEP_S for up to ROWS rows.
 STEP_S = 0.02
@@ -75,7 +75,7 @@ def call_s(rows: int, step_s: float = STEP_S, at_once: int = ROWS) -> float:
 
 def payload(**fields: object) -> JobPayload:
     """Return a job of 8 steps and 1 s without guidance, with `fields` replaced."""
-    from clipsynth.schemas.request import JobPayload
+    from clipsynth.schemas.generation import JobPayload
 
     defaults: dict[str, object] = {
         "model": MODEL, "prompt": "rain", "image_key": None, "negative_prompt": None, "seed": 0,

@@ -23,8 +23,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from httpx_sse import aconnect_sse
 
 from clipsynth.client.retry import RetryPolicy, ServiceError, as_unreachable, check
-from clipsynth.schemas.generation import TERMINAL, Estimate, Generation, Output, ServedModel, Status
-from clipsynth.schemas.request import Format
+from clipsynth.schemas.generation import TERMINAL, Estimate, Format, Generation, Output, Status
+from clipsynth.schemas.model_info import ServedModel
 
 __all__ = ["AsyncClient", "Client", "ServiceError", "Sound", "Sounds"]
 DEFAULT_URL = "http://localhost:8000"

@@ -15,8 +15,9 @@ import typer
 from pydantic import ValidationError
 
 from clipsynth.commands.options import Bundle, Device, settings_with
+from clipsynth.schemas.generation import output_seed
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.request import NAMES, Attributes, output_seed
+from clipsynth.schemas.prompts import NAMES, Attributes
 from clipsynth.settings import Settings
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def read_attributes(options: list[str] | None) -> dict[str, float] | None:
             raise ValueError(f"--attribute {option}: write NAME=0..1 with a NAME of {', '.join(NAMES)}")
         found[name] = value
     try:
-        return Attributes.model_validate(found).given() if found else None
+        return Attributes.model_validate(found).model_dump(exclude_none=True) if found else None
     except ValidationError as error:
         raise ValueError(f"--attribute {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
 

@@ -28,7 +28,7 @@ def serve(
 
 def api() -> None:
     """Start only the HTTP API (needs CLIPSYNTH_REDIS_URL)."""
-    from app.auth import warning
+    from app.dependencies import warning
     from app.server import run
 
     settings = Settings()

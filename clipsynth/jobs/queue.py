@@ -1,4 +1,10 @@
-"""The queue: RQ as transport. JSON only, and no function name is ever taken from Redis."""
+"""Queues: RQ as transport. Jobs are JSON; the worker never resolves a function name from Redis.
+
+Jobs of several API keys are in fair order: start-time fair queueing (Goyal et al. 1996). The jobs of one key
+follow each other in virtual time, each as long as its work; a key without queued jobs starts at the head of
+the queue. The queue is sorted by these start times, so no key waits for the whole backlog of another one.
+With one key, the order is first come, first served.
+"""
 
 from __future__ import annotations
 
@@ -12,65 +18,115 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from clipsynth.log import REQUEST_ID
-from clipsynth.schemas.request import JobPayload
-from clipsynth.settings import Settings
+from clipsynth.redis_keys import QUEUE_NAME, RUNNING, TURNS, lua_names
+from clipsynth.schemas.generation import JobPayload
 
-FUNC_NAME = "clipsynth.generate"  # a label; the worker has one function and never resolves this
-RQ_TTL_S = 60  # of its records after the end; 0 would make it fail on a job that was given up before
+# A label; the worker has one function and never looks at it.
+FUNC_NAME = "clipsynth.generate"
+# RQ keeps its record of an ended job for this time. With 0 it would fail on a job that was removed before.
+RQ_TTL_S = 60
 RQ_RETRIES = 1000
+
+_TAKE_TURN = (
+    lua_names("RECORD")
+    + """
+-- KEYS: 1 queue, whose last job is the new one; 2 hash: virtual start time of each owner's next job, and the
+--   latest start time under ''. ARGV: 1 id, 2 owner, 3 work.
+-- If the queue is empty, the owners' times are removed and time continues from the latest start, so that a
+-- requeued job never starts after newer jobs.
+local function start_of(id) return tonumber(redis.call('HGET', RECORD .. id, 'turn') or '0') end
+local queue, starts, id, owner, work = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
+if redis.call('LINDEX', queue, -1) ~= id then return end
+
+redis.call('RPOP', queue)
+local size = redis.call('LLEN', queue)
+local latest = tonumber(redis.call('HGET', starts, '') or '0')
+if size == 0 then redis.call('DEL', starts) end
+local now = size == 0 and latest or start_of(redis.call('LINDEX', queue, 0))
+local start = math.max(now, tonumber(redis.call('HGET', starts, owner) or '0'))
+local function text(number) return string.format('%.6f', number) end
+redis.call('HSET', starts, owner, text(start + work), '', text(math.max(latest, start)))
+redis.call('HSET', RECORD .. id, 'turn', text(start))
+
+-- Binary search for the first job that starts later.
+local low, high = 0, size
+if size > 0 and start_of(redis.call('LINDEX', queue, -1)) <= start then low = size end
+while low < high do
+  local middle = math.floor((low + high) / 2)
+  if start_of(redis.call('LINDEX', queue, middle)) <= start then low = middle + 1 else high = middle end
+end
+if low == size then
+  redis.call('RPUSH', queue, id)
+else
+  redis.call('LINSERT', queue, 'BEFORE', redis.call('LINDEX', queue, low), id)
+end
+"""
+)
 
 
 def connect(redis_url: str) -> Redis:
-    """Return a client for requests: it fails within 5 s rather than hang."""
+    """Return a client for requests: it fails within 5 s instead of blocking."""
     return Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
 
 
 def get_queue(model: str, redis: Redis) -> Queue:
-    """Return the queue of a bundle."""
-    return Queue(f"clipsynth-{model}", connection=redis, serializer=JSONSerializer)
+    """Return the queue of a model."""
+    return Queue(f"{QUEUE_NAME}{model}", connection=redis, serializer=JSONSerializer)
 
 
-def enqueue(
+def push_job(
     redis: Redis,
+    pipeline: Pipeline,
     generation_id: str,
     payload: JobPayload,
-    settings: Settings,
-    pipeline: Pipeline,
     *,
+    timeout_s: int,
     at_front: bool = False,
-) -> str:
-    """Queue the commands that put a job on its model's queue, and the pipeline's MULTI; return the queue's key.
+) -> Queue:
+    """Queue the commands that create RQ's job of a generation and push it; return the RQ queue.
 
-    RQ retries without limit: the public state decides how often a job may be lost with its worker.
+    RQ opens the MULTI. It retries without limit: the record decides how often a job may be lost.
     """
-    queue = Queue(f"clipsynth-{payload.model}", connection=redis, serializer=JSONSerializer)
+    queue = Queue(f"{QUEUE_NAME}{payload.model}", connection=redis, serializer=JSONSerializer)
     job = queue.create_job(
         FUNC_NAME,
         args=(generation_id, payload.model_dump(mode="json")),
-        description=FUNC_NAME,  # by default RQ's description shows the arguments, and with them the prompt
+        description=FUNC_NAME,  # RQ's default shows the arguments, which contain the prompt
         job_id=generation_id,
-        timeout=settings.job_timeout_s,
+        timeout=timeout_s,
         result_ttl=RQ_TTL_S,
         failure_ttl=RQ_TTL_S,
         meta={"request_id": request_id} if (request_id := REQUEST_ID.get()) else None,
-        retry=Retry(max=RQ_RETRIES, enqueue_at_front=True),  # it has had its turn already
+        retry=Retry(max=RQ_RETRIES, enqueue_at_front=True),
     )
     queue.enqueue_job(job, pipeline=pipeline, at_front=at_front)
-    return str(queue.key)
+    return queue
 
 
-def is_queued(redis: Redis, models: Collection[str]) -> set[str]:
-    """Return the ids of all jobs that these models' queues know of at one moment: those that wait, were taken, or are leased."""
+def take_turn(pipeline: Pipeline, queue: Queue, generation_id: str, *, owner: str, work: float) -> None:
+    """Queue the commands that move the last job to its owner's turn and return its position.
+
+    The record of the generation must exist.
+    """
+    keys = [queue.key, TURNS + queue.name.removeprefix(QUEUE_NAME)]
+    # EVAL, because before a registered script in a pipeline redis-py asks Redis whether it knows the script.
+    pipeline.eval(_TAKE_TURN, len(keys), *keys, generation_id, owner, f"{work:.6f}")
+    pipeline.lpos(queue.key, generation_id)
+
+
+def known_jobs(redis: Redis, models: Collection[str]) -> set[str]:
+    """Return the ids of all jobs in the queues of these models: waiting, taken or claimed, at one moment."""
     with redis.pipeline() as pipeline:
-        for queue in (get_queue(model, redis) for model in models):
+        for model in models:
+            queue = get_queue(model, redis)
             pipeline.lrange(queue.key, 0, -1)
             pipeline.lrange(queue.intermediate_queue_key, 0, -1)
-            pipeline.zrange(f"rq:wip:{queue.name}", 0, -1)
+            pipeline.zrange(RUNNING + model, 0, -1)
         found = cast(list[list[bytes]], pipeline.execute())
     return {entry.decode().partition(":")[0] for entries in found for entry in entries}
 
 
 def withdraw(redis: Redis, generation_id: str, model: str) -> None:
-    """Take a job off the queue, if it is still there; a worker that has taken it finds its generation ended."""
+    """Remove a job from the queue. A worker that has taken it finds its generation ended."""
     if get_queue(model, redis).remove(generation_id):
         redis.delete(Job.key_for(generation_id))

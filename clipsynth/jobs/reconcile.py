@@ -1,4 +1,7 @@
-"""A net below the worker: generations that have not ended and are on no list of their queue, so that nobody would ever end them. There should be none."""
+"""Orphaned jobs: unfinished generations that are in no queue, so that no worker would end them.
+
+There should be none; this is a safety net below the worker.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,18 @@ from typing import cast
 from pydantic import ValidationError
 from redis.exceptions import WatchError
 
-from clipsynth.jobs.queue import is_queued
-from clipsynth.jobs.record import record_key
-from clipsynth.jobs.scripts import UNFINISHED_KEY
+from clipsynth.jobs.queue import known_jobs
 from clipsynth.jobs.store import End, JobStore
-from clipsynth.schemas.generation import TERMINAL, Problem, Status
-from clipsynth.schemas.request import JobPayload
-from clipsynth.settings import Settings
+from clipsynth.redis_keys import ORPHANS, RECORD, UNFINISHED
+from clipsynth.schemas.generation import TERMINAL, JobPayload, Problem, Status
 
 logger = logging.getLogger(__name__)
-STRAYS_KEY = "clipsynth:strays"  # how many were found
-LOST = Problem(
-    code="worker_lost", detail="the job was lost, and what it was to do cannot be read any more"
-).model_dump_json()
+LOST = Problem(code="worker_lost", detail="the job was lost, and its record cannot be read").model_dump_json()
 
 
 def orphans_found(state: JobStore) -> int:
-    """Return how many strays were found since Redis was set up."""
-    return int(cast(bytes | None, state.redis.get(STRAYS_KEY)) or 0)
+    """Return the number of orphaned jobs found since Redis was set up."""
+    return int(cast(bytes | None, state.redis.get(ORPHANS)) or 0)
 
 
 class _Newer(Exception):
@@ -33,14 +30,14 @@ class _Newer(Exception):
 
 
 class OrphanReconciler:
-    """Looks for strays. One is seen to at the second look that finds it: the first only suspects it."""
+    """Finds orphaned jobs and requeues or ends them. Acts on the second look that finds one."""
 
-    def __init__(self, state: JobStore, settings: Settings) -> None:
-        self.state, self.settings = state, settings
+    def __init__(self, state: JobStore) -> None:
+        self.state = state
         self._suspects: set[str] = set()
 
     def look(self) -> int:
-        """End strays whose cancel was asked for, put the others back on their queues; return how many those were."""
+        """End orphans whose cancel was requested, requeue the others; return their number."""
         suspects = self._find()
         found = 0
         for generation_id in sorted(suspects & self._suspects):
@@ -49,43 +46,47 @@ class OrphanReconciler:
         return found
 
     def _find(self) -> set[str]:
-        """Return what is unfinished, and a moment later on no list: what a worker takes, leases or gives back is on one all the time."""
+        """Return the unfinished generations that a moment later are in no queue.
+
+        A job that a worker takes, claims or puts back is in one of the lists at any moment.
+        """
         unfinished = self.state.unfinished()
-        return unfinished.keys() - is_queued(self.state.redis, set(unfinished.values()))
+        return unfinished.keys() - known_jobs(self.state.redis, set(unfinished.values()))
 
     def _requeue(self, generation_id: str) -> bool:
-        """Return whether it was a stray still, and this janitor the one to see to it."""
-        redis, key = self.state.redis, record_key(generation_id)
+        """Return whether the job was still orphaned and this janitor handled it."""
+        redis, key = self.state.redis, RECORD + generation_id
         with redis.pipeline() as pipeline:
             pipeline.watch(key)
             if generation_id not in self._find():
                 return False
             status_view = self.state.status_views([generation_id])[0]
-            if status_view and status_view.status in TERMINAL:  # it ended by the script of an earlier version
-                redis.hdel(UNFINISHED_KEY, generation_id)
+            # Scripts of earlier versions did not remove an ended generation from this hash.
+            if status_view and status_view.status in TERMINAL:
+                redis.hdel(UNFINISHED, generation_id)
                 return False
             try:
                 payload = self._payload(key) if status_view else None
-            except _Newer:  # a janitor of that version will see to it
+            except _Newer:  # left to a janitor of the newer version
                 return False
             pipeline.multi()
-            pipeline.incr(STRAYS_KEY)
+            pipeline.incr(ORPHANS)
             if status_view and status_view.cancel_requested:
-                self.state.end(End(generation_id, Status.CANCELED), pipeline)
+                self.state.queue_end(pipeline, End(generation_id, Status.CANCELED))
             elif payload:
-                self.state.requeue(generation_id, payload, self.settings, pipeline)
+                self.state.queue_orphan(pipeline, generation_id, payload)
             else:
-                self.state.end(End(generation_id, Status.FAILED, {"error": LOST}), pipeline)
-                pipeline.hdel(UNFINISHED_KEY, generation_id)  # there may be no record to end
+                self.state.queue_end(pipeline, End(generation_id, Status.FAILED, {"error": LOST}))
+                pipeline.hdel(UNFINISHED, generation_id)  # the record may be missing
             try:
-                pipeline.execute(raise_on_error=False)  # a spoilt record is not to keep others from it
+                pipeline.execute(raise_on_error=False)  # a broken record must not block the others
             except WatchError:
                 return False
-        logger.error("generation %s was on no queue", generation_id)
+        logger.error("generation %s was in no queue", generation_id)
         return True
 
     def _payload(self, key: str) -> JobPayload | None:
-        """Return what a record asks for; None where it is spoilt.
+        """Return the payload of a record; None if it cannot be read.
 
         Raises:
             _Newer: it has fields that only a newer version knows.

@@ -1,30 +1,51 @@
-"""What Redis holds of one generation, read: the resource that clients see, and its standing that workers go by."""
+"""Reading of generations: a record as the resource for clients or as a worker's view."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from clipsynth.redis_keys import RECORD_PREFIX
-from clipsynth.schemas.generation import Delivery, Generation, Output, Problem, Progress, Status, Webhook
-from clipsynth.schemas.request import JobPayload
+from clipsynth.admission import place
+from clipsynth.errors import Gone, NotFound
+from clipsynth.jobs.scripts import UNWANTED
+from clipsynth.redis_keys import ENDED, GONE, OWNER_INDEX, PROGRESS, RECORD, UNFINISHED
+from clipsynth.schemas.generation import (
+    Delivery,
+    Generation,
+    JobPayload,
+    Output,
+    Problem,
+    Progress,
+    Status,
+    Webhook,
+)
+from clipsynth.security.api_keys import ANONYMOUS
 
-STATUS_FIELDS = ("status", "cancel_requested", "solo", "lost", "deadline_at")  # what Standing.read takes
+PAGE = 100
+# Generations that are read for one page of a list.
+MAX_SEEN = 5000
+# The fields that JobStatusView.read takes. `solo` is run_alone.
+STATUS_FIELDS = ("status", "cancel_requested", "solo", "lost", "deadline_at")
 
 
 def is_wrong_type(error: Exception) -> bool:
-    """Return whether Redis refused a command because its key holds another type: somebody wrote there."""
+    """Return whether Redis refused a command because its key holds another type."""
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 def results(pipeline: Pipeline) -> list[Any]:
-    """Execute a pipeline; a command whose key is of a wrong type has the error for its result, so that it does not fail the others. Other errors are raised."""
+    """Execute a pipeline and return its results.
+
+    A command on a key of the wrong type has the error as its result, so that other commands do not fail with
+    it. Other errors are raised.
+    """
     found = pipeline.execute(raise_on_error=False)
     for result in found:
         if isinstance(result, Exception) and not is_wrong_type(result):
@@ -32,14 +53,9 @@ def results(pipeline: Pipeline) -> list[Any]:
     return found
 
 
-def record_key(generation_id: str) -> str:
-    """Return the name of a generation's hash."""
-    return RECORD_PREFIX + generation_id
-
-
 @dataclass(frozen=True)
 class JobStatusView:
-    """A generation as its worker sees it: `solo` is that it must run alone, `lost` how often it was lost with its worker when alone."""
+    """A generation as a worker needs it. `lost`: workers lost while they ran only this job."""
 
     status: Status
     cancel_requested: bool
@@ -49,7 +65,7 @@ class JobStatusView:
 
     @classmethod
     def read(cls, values: Any) -> JobStatusView | None:
-        """Return the standing that the values of STATUS_FIELDS tell; None where there is no record, or none that can be read."""
+        """Return the view for the values of STATUS_FIELDS; None without a readable record."""
         try:
             status, cancel_requested, run_alone, lost, deadline_at = values
             return cls(
@@ -68,46 +84,134 @@ class JobStatusView:
 
 
 def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes | None) -> Generation | None:
-    """Return the resource of a record; None where there is none."""
+    """Return the resource of a record; None without a record."""
     if not raw:
         return None
-    fields = {k.decode(): v.decode() for k, v in raw.items()}
-    return resource(generation_id, fields, JobPayload.known(fields["input"]), progress)
-
-
-def resource(
-    generation_id: str, fields: Mapping[str, str], payload: JobPayload, progress: bytes | None = None
-) -> Generation:
-    """Return the resource of a record's fields."""
+    fields = {name.decode(): value.decode() for name, value in raw.items()}
+    payload = JobPayload.known(fields["input"])
     status = Status(fields["status"])
+    times = {
+        name: float(fields[name]) for name in ("started_at", "finished_at", "expires_at") if name in fields
+    }
+    webhook = None
+    if "webhook_url" in fields:
+        deliveries = [v for name, v in sorted(fields.items()) if name.startswith("delivery:")]
+        webhook = Webhook(
+            url=fields["webhook_url"],
+            events=fields["webhook_events"].split(","),
+            deliveries=[Delivery.model_validate_json(v) for v in deliveries],
+        )
     return Generation(
         id=generation_id,
         status=status,
         created_at=float(fields["created_at"]),
-        started_at=float(fields["started_at"]) if "started_at" in fields else None,
-        finished_at=float(fields["finished_at"]) if "finished_at" in fields else None,
-        expires_at=float(fields["expires_at"]) if "expires_at" in fields else None,
+        **times,
         model=payload.model,
         input=payload,
         seed=payload.seed,
         progress=Progress.model_validate_json(progress) if progress and status is Status.PROCESSING else None,
         outputs=[Output.model_validate(o) for o in json.loads(fields.get("outputs", "[]"))],
         error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
-        webhook=_webhook(fields) if "webhook_url" in fields else None,
+        webhook=webhook,
         metadata=json.loads(fields.get("metadata", "{}")),
-        links={
-            "self": f"/v1/generations/{generation_id}",
-            "events": f"/v1/generations/{generation_id}/events",
-            "cancel": f"/v1/generations/{generation_id}/cancel",
-            "recipe": f"/v1/generations/{generation_id}/recipe",
-        },
     )
 
 
-def _webhook(fields: Mapping[str, str]) -> Webhook:
-    noted = [v for name, v in sorted(fields.items()) if name.startswith("delivery:")]
-    return Webhook(
-        url=fields["webhook_url"],
-        events=fields["webhook_events"].split(","),
-        deliveries=[Delivery.model_validate_json(v) for v in noted],
-    )
+class RecordReader:
+    """Reads generations."""
+
+    redis: Redis
+
+    def unfinished(self) -> dict[str, str]:
+        """Return the model of each unfinished generation, by id."""
+        found = cast(dict[bytes, bytes], self.redis.hgetall(UNFINISHED))
+        return {generation_id.decode(): model.decode() for generation_id, model in found.items()}
+
+    def status_views(self, ids: Sequence[str]) -> list[JobStatusView | None]:
+        """Return each generation as a worker needs it; None if it was removed or cannot be read."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for generation_id in ids:
+                pipeline.hmget(RECORD + generation_id, STATUS_FIELDS)
+            return [JobStatusView.read(values) for values in results(pipeline)]
+
+    def unwanted(self, ids: Sequence[str]) -> set[str]:
+        """Return which of these were removed or canceled, or have a requested cancel."""
+        found = cast(list[bytes], self.redis.register_script(UNWANTED)(args=list(ids)))
+        return {i.decode() for i in found}
+
+    def ended(self) -> dict[str, int]:
+        """Return the number of generations that have ended since Redis was set up, by status."""
+        found = cast(dict[bytes, bytes], self.redis.hgetall(ENDED))
+        return {status.decode(): int(count) for status, count in found.items()}
+
+    def get(self, generation_id: str, *, owner: str | None = None) -> Generation:
+        """Return the resource, of this owner if one is given.
+
+        Raises:
+            NotFound: there is no such generation.
+            Gone: it was removed.
+        """
+        generation, of = self._read([generation_id])[0]
+        if generation and owner in (None, of):
+            if generation.status is Status.QUEUED:
+                steps = generation.input.num_inference_steps
+                generation.queue_position, generation.eta_s = place(
+                    self.redis, generation_id, generation.model, steps=steps
+                )
+            return generation
+        gone = cast(bytes | None, self.redis.get(GONE + generation_id))
+        if gone and owner in (None, gone.decode()):
+            raise Gone(f"the generation {generation_id!r} and its files were removed")
+        raise NotFound(f"there is no generation {generation_id!r}")
+
+    def exists(self, generation_id: str) -> bool:
+        return bool(self.redis.exists(RECORD + generation_id))
+
+    def page(
+        self,
+        *,
+        status: Status | None,
+        before: tuple[float, str] | None,
+        limit: int,
+        owner: str = ANONYMOUS.id,
+    ) -> tuple[list[Generation], tuple[float, str] | None]:
+        """Return up to `limit` generations of an owner, the newest first, and the cursor of the next page.
+
+        Args:
+            before: cursor (created_at, id); generations after it in the list are returned.
+
+        Returns:
+            The cursor is None at the end. At most `MAX_SEEN` generations are read: for a rare status, a page
+            may be short or empty and still have a next page.
+        """
+        found: list[Generation] = []
+        place, start, top = before, 0, "+inf" if before is None else repr(before[0])
+        while start < MAX_SEEN:
+            raw = self.redis.zrevrangebyscore(OWNER_INDEX + owner, top, "-inf", start, PAGE, withscores=True)
+            entries = cast(list[tuple[bytes, float]], raw)
+            start += len(entries)
+            places = [(score, i.decode()) for i, score in entries]
+            places = [at for at in places if before is None or at < before]
+            for at, (generation, _) in zip(places, self._read([i for _, i in places]), strict=True):
+                if generation is not None and status in (None, generation.status):
+                    if len(found) == limit:
+                        return found, place
+                    found.append(generation)
+                place = at
+            if len(entries) < PAGE:
+                return found, None
+        return found, place
+
+    def _read(self, ids: list[str]) -> list[tuple[Generation | None, str | None]]:
+        """Return each generation, or None, and its owner."""
+        if not ids:
+            return []
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for generation_id in ids:
+                pipeline.hgetall(RECORD + generation_id)
+                pipeline.get(PROGRESS + generation_id)
+            values = pipeline.execute()
+        return [
+            (read_resource(i, values[2 * n], values[2 * n + 1]), values[2 * n].get(b"owner", b"").decode())
+            for n, i in enumerate(ids)
+        ]

@@ -1,17 +1,50 @@
-"""The resource of a generation, and the records of models that the API returns."""
+"""Job payload, replay token, and the resource that clients read.
+
+Fields of payload, token and record are stored: renaming one would make stored data unreadable.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    computed_field,
+    field_validator,
+)
 
-from clipsynth.schemas.request import Format, JobPayload, Method
+from clipsynth.errors import InvalidRequest
+from clipsynth.schemas.model_info import Method, ModelCost
+from clipsynth.schemas.prompts import Composition, StoredPrompt
+
+# wav has 16 bits, as flac.
+Format = Literal["wav", "wav_24", "wav_float", "flac", "ogg", "mp3"]
+MEDIA_TYPES: dict[Format, str] = {
+    "wav": "audio/wav",
+    "wav_24": "audio/wav",
+    "wav_float": "audio/wav",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "mp3": "audio/mpeg",
+}
+
+
+def output_seed(seed: int, n: int) -> int:
+    """Return the seed of output n of a request."""
+    return (seed + n) % 2**32
 
 
 class Status(StrEnum):
-    """Public status words; the last four are final."""
+    """Status of a generation; the last four are final."""
 
     QUEUED = "queued"
     PROCESSING = "processing"
@@ -24,6 +57,146 @@ class Status(StrEnum):
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED})
 
 
+class JobPayload(BaseModel):
+    """A request as the worker runs it: defaults and seed filled in, images in storage.
+
+    `attributes` also has those in words of the prompt; the prompt no longer contains these words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    v: Literal[1] = 1
+    model: str
+    prompt: str | None
+    prompts: list[StoredPrompt] | None = None
+    composition: Composition = "set"
+    image_key: str | None
+    image_sha256: str | None = None
+    negative_prompt: str | None
+    attributes: dict[str, float] = {}
+    method: Method = "diffusion"
+    rank: int = Field(default=0, ge=0)
+    seed: int = Field(ge=0, lt=2**32)
+    num_inference_steps: int = Field(ge=1, le=200)
+    guidance_scale: float
+    duration_s: float
+    num_outputs: int = Field(ge=1, le=8)
+    deadline_s: float | None = None
+    output_formats: list[Format] = Field(min_length=1)
+
+    @classmethod
+    def known(cls, stored: str | bytes) -> Self:
+        """Read the fields of a record's payload that this version knows.
+
+        Use it to show a job that a newer version has accepted, never to run one.
+        """
+        return cls.model_validate_json(stored, extra="ignore")
+
+    @property
+    def conditions(self) -> list[StoredPrompt]:
+        """All prompts as one weighted set: prompt and image have weight 1, the negative prompt -1."""
+        items = list(self.prompts or [])
+        if self.prompt is not None:
+            items.append(StoredPrompt(text=self.prompt))
+        if self.image_key is not None:
+            items.append(StoredPrompt(image_key=self.image_key, image_sha256=self.image_sha256))
+        if self.negative_prompt is not None:
+            items.append(StoredPrompt(text=self.negative_prompt, weight=-1.0))
+        return items
+
+    def branches(self, distilled_guidance_range: Sequence[float] = ()) -> tuple[int, int]:
+        """Return the network rows of one step of one output: conditional ones, and those added by guidance.
+
+        Args:
+            distilled_guidance_range: lowest and highest guidance scale that needs no added rows; empty if
+                the model was not distilled. Never applies to negative prompts, to `mix`, or to `compose` of
+                several or weighted prompts.
+        """
+        weights = [condition.weight for condition in self.conditions]
+        wanted = [weight for weight in weights if weight > 0]
+        conditional = 1 if self.composition == "set" else len(wanted)
+        alone = wanted == weights and (self.composition != "compose" or wanted == [1.0])
+        learned = (
+            bool(distilled_guidance_range)
+            and distilled_guidance_range[0] <= self.guidance_scale <= distilled_guidance_range[1]
+        )
+        if self.guidance_scale <= 1 or (alone and learned):
+            return conditional, 0
+        return conditional, len(wanted) if self.composition == "mix" else 1
+
+    def work(self, cost: ModelCost | None) -> float:
+        """Return the work: network passes times seconds of sound, over all outputs; 0 for retrieval.
+
+        Without a measured cost, guidance is counted in every step.
+        """
+        if self.method == "retrieval":
+            return 0.0
+        conditional, unconditional = self.branches(cost.distilled_guidance_range if cost else ())
+        passes = conditional + unconditional * (cost.guided_share if cost else 1.0)
+        return self.num_outputs * self.num_inference_steps * self.duration_s * passes
+
+
+class ReplayToken(BaseModel):
+    """Request for exactly one output, with the versions that made it. `image_key` is a key in storage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    v: Literal[1] = 1
+    model: str
+    version: str
+    prompt: str | None
+    prompts: list[StoredPrompt] | None = None
+    composition: Composition = "set"
+    image_key: str | None
+    image_sha256: str | None
+    negative_prompt: str | None
+    attributes: dict[str, float] = {}
+    method: Method = "diffusion"
+    rank: int = 0
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    duration_s: float
+    dtype: str
+    torch: str
+
+    @field_validator("prompts")
+    @classmethod
+    def _sorted(cls, prompts: list[StoredPrompt] | None) -> list[StoredPrompt] | None:
+        """Sort the prompts, so that equal sets have equal tokens."""
+        return prompts and sorted(prompts, key=lambda p: (p.text or "", p.image_sha256 or "", p.weight))
+
+    def token(self) -> str:
+        """Return the token: compact JSON in urlsafe base64."""
+        return base64.urlsafe_b64encode(self.model_dump_json().encode()).decode().rstrip("=")
+
+    @property
+    def id(self) -> str:
+        """16 hex digits: equal for the same sound, wherever its image is stored.
+
+        Fields added later are left out at their default, so that ids of older tokens stay the same.
+        """
+        excluded: dict[str, Any] = {"image_key": True, "prompts": {"__all__": {"image_key"}}}
+        if not self.attributes:
+            excluded["attributes"] = True
+        if self.method == "diffusion":
+            excluded |= {"method": True, "rank": True}
+        return hashlib.sha256(self.model_dump_json(exclude=excluded).encode()).hexdigest()[:16]
+
+    @classmethod
+    def read(cls, token: str) -> ReplayToken:
+        """Decode a token.
+
+        Raises:
+            InvalidRequest: it cannot be decoded.
+        """
+        try:
+            text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+            return cls.model_validate_json(text, strict=True)
+        except (binascii.Error, ValidationError, ValueError):
+            raise InvalidRequest("/recipe: not the recipe of an output") from None
+
+
 class Problem(BaseModel):
     """Why a generation failed."""
 
@@ -32,7 +205,7 @@ class Problem(BaseModel):
 
 
 class TrainingClip(BaseModel):
-    """A clip that the model was trained on: from second `start_s` of a video, and whose that is."""
+    """A clip that the model was trained on, from second `start_s` of a video."""
 
     video: str
     start_s: float
@@ -41,56 +214,67 @@ class TrainingClip(BaseModel):
 
 
 class NearClip(TrainingClip):
-    """A training clip and how far a sound is from it: 0 is a copy, 1 nothing alike (1 - correlation of log-mels, over shifts in time)."""
+    """A training clip near an output."""
 
-    distance: float
+    distance: float = Field(
+        description="0 is a copy, 1 is unrelated: 1 minus the correlation of log-mels at the best time shift."
+    )
 
 
 class Nearness(BaseModel):
-    """How a sound lies to the training clips; empty where the bundle keeps no images of them."""
+    """Training clips near an output; empty if the bundle has no thumbnails of its training clips."""
 
-    novelty: float | None = Field(
-        default=None, description="0 to 1: distance to the nearest training clip, with which `nearest` begins"
+    # Records of older versions have the name `novelty`.
+    copy_distance: float | None = Field(
+        default=None,
+        validation_alias=AliasChoices("copy_distance", "novelty"),
+        description="Distance to the nearest training clip: 0 is a copy, 1 is unrelated.",
     )
     is_copy: bool | None = Field(
         default=None,
-        description="whether it is nearer than 95 % of training clips are to any of another video",
+        description="Whether the output is nearer to a training clip than 95 % of training clips are to any "
+        "clip of another video.",
     )
-    nearest: list[NearClip] = []
+    nearest: list[NearClip] = Field(default=[], description="Nearest training clips, the nearest first.")
 
 
 class Output(Nearness):
-    """One sound of a generation, in one format; the same request with `seed` and one output makes it again."""
+    """One sound of a generation, in one format.
 
-    index: int
+    The same request with this `seed` and one output makes the same sound.
+    """
+
+    index: int = Field(description="Number of the sound, from 0; each of its formats has the same index.")
     url: str
     media_type: str
     format: Format
-    filename: str | None = None
+    filename: str | None = Field(default=None, description="Suggested file name.")
     duration_s: float
-    sample_rate: int
+    sample_rate: int = Field(description="Samples per second.")
     seed: int
-    clip: TrainingClip | None = Field(default=None, description="with the method retrieval: what is heard")
-    recipe: str | None = Field(default=None, description="POST /v1/replay makes this sound again from it")
-    spectrogram_url: str | None = Field(default=None, description="a PNG of its mel spectrogram")
-    peaks_url: str | None = Field(
-        default=None, description="its waveform's peaks, as audiowaveform writes them"
+    clip: TrainingClip | None = Field(
+        default=None, description="With the method retrieval: the training clip that is played."
     )
+    recipe: str | None = Field(
+        default=None, description="Token from which POST /v1/replay makes the same sound."
+    )
+    spectrogram_url: str | None = Field(default=None, description="PNG of the mel spectrogram.")
+    peaks_url: str | None = Field(default=None, description="Waveform peaks in audiowaveform's JSON format.")
 
 
 class Delivery(BaseModel):
-    """How the telling of an event goes."""
+    """Delivery of one event to a webhook."""
 
     event: str
     status: Literal["pending", "delivered", "failed"]
     attempts: int
-    detail: str | None = None
-    last_attempt_at: float | None = None
-    next_attempt_at: float | None = None
+    detail: str | None = Field(default=None, description="Why the last attempt failed.")
+    last_attempt_at: float | None = Field(default=None, description="Unix time in seconds.")
+    next_attempt_at: float | None = Field(default=None, description="Unix time in seconds.")
 
 
 class Webhook(BaseModel):
-    """Who is told of a generation."""
+    """Webhook of a generation and its deliveries."""
 
     url: str
     events: list[str]
@@ -98,81 +282,59 @@ class Webhook(BaseModel):
 
 
 class Progress(BaseModel):
-    """Denoising steps done and in all, over all outputs."""
+    """Denoising steps over all outputs."""
 
-    step: int
-    num_steps: int
+    step: int = Field(description="Steps done.")
+    num_steps: int = Field(description="Steps in total.")
 
 
 class Generation(BaseModel):
-    """The resource."""
+    """A generation: the request, its status, and its outputs."""
 
     id: str
     status: Status
-    created_at: float
-    started_at: float | None = None
-    finished_at: float | None = None
-    expires_at: float | None = None
+    created_at: float = Field(description="Unix time in seconds.")
+    started_at: float | None = Field(default=None, description="When a worker last started it; Unix time.")
+    finished_at: float | None = Field(default=None, description="When its status became final; Unix time.")
+    expires_at: float | None = Field(
+        default=None, description="When the generation and its files are removed; Unix time."
+    )
     model: str
     input: JobPayload
     seed: int
-    queue_position: int | None = Field(default=None, description="jobs before it in the queue")
-    eta_s: float | None = Field(default=None, description="estimated seconds to its end, while queued")
-    progress: Progress | None = None
+    queue_position: int | None = Field(
+        default=None, description="Number of jobs before it in the queue, while it is queued."
+    )
+    eta_s: float | None = Field(
+        default=None, description="Estimated seconds until its end, while it is queued."
+    )
+    progress: Progress | None = Field(default=None, description="Present while it is processing.")
     outputs: list[Output] = []
     error: Problem | None = None
     webhook: Webhook | None = None
     metadata: dict[str, str] = {}
-    links: dict[str, str]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def links(self) -> dict[str, str]:
+        """Paths of related routes."""
+        path = f"/v1/generations/{self.id}"
+        return {"self": path} | {name: f"{path}/{name}" for name in ("events", "cancel", "recipe")}
 
 
 class Page(BaseModel):
-    """Generations, the newest first; `next_cursor` leads to older ones."""
+    """Generations, the newest first."""
 
     data: list[Generation]
-    next_cursor: str | None
+    next_cursor: str | None = Field(description="`cursor` of the next page; null on the last page.")
 
 
 class Estimate(BaseModel):
-    """Seconds until a request that came now would have ended: half of the time less than p50, nine times of ten less than p90."""
+    """Estimated seconds until the end of a request that is sent now."""
 
     model: str
-    unfinished: int = Field(description="generations before it")
-    p50_s: float | None = Field(description="null until a worker has measured its cost")
-    p90_s: float | None
-
-
-class ModelCost(BaseModel):
-    """What a worker measured at its start.
-
-    `audio_step_s`: seconds that a full batch takes for one denoising step of one second of sound, guidance off. `step_s`: seconds of a full
-    step. `guided_share`: share of the steps that guidance doubles. `distilled_guidance_range`: lowest and highest weight of guidance that doubles none, empty
-    for a model that has not learned that.
-    """
-
-    audio_step_s: float
-    step_s: float
-    guided_share: float
-    distilled_guidance_range: list[float] = []
-
-
-class ModelInfo(BaseModel):
-    """What a worker says of the bundle it serves; seconds and Hz."""
-
-    name: str
-    version: str
-    sample_rate: int
-    min_duration_s: float
-    max_duration_s: float
-    duration_s: float
-    num_inference_steps: int
-    guidance_scale: float
-    attributes: list[str] = Field(default=[], description="those that a request may ask for")
-    methods: list[Method] = ["diffusion"]
-    cost: ModelCost | None = None
-
-
-class ServedModel(ModelInfo):
-    """A bundle and whether a worker serves it."""
-
-    status: Literal["ready", "starting", "absent"]
+    unfinished: int = Field(description="Number of unfinished generations of the model.")
+    p50_s: float | None = Field(
+        description="Half of the requests end within this time. Null until a worker has measured its cost."
+    )
+    p90_s: float | None = Field(description="90 % of the requests end within this time.")

@@ -1,7 +1,8 @@
-"""Plain words of a prompt that say what a sound is like, read as attributes: "a loud, high-pitched dog" is a dog, loudness 0.85 and pitch 0.85.
+"""Read attributes from words of a prompt: "a loud, high-pitched dog" is a dog, loudness 0.85, pitch 0.85.
 
-Read are words that stand before what sounds ("a low piano"), by themselves between commas ("piano, low"), and adverbs ("barking loudly"). What may mean
-something else is left alone: "not loud", "slightly loud", "the rain is loud", "a soft drink", "a low-rise building", and words that contradict each other.
+Recognised are adjectives before the sound source ("a low piano"), adjectives alone between commas ("piano,
+low"), and adverbs ("barking loudly"). Ambiguous words are left in the text: "not loud", "slightly loud", "the
+rain is loud", "a soft drink", "a low-rise building", and words that contradict each other.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from clipsynth.errors import AttributeUnavailable
-from clipsynth.schemas.request import NAMES as ATTRIBUTES
+from clipsynth.schemas.prompts import NAMES
 
-MUCH, VERY_MUCH = 0.85, 0.95  # quantiles; of little they are the rest to 1
 
-# By attribute: the words for much of it, and for little.
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Quantiles of words for much of an attribute; words for little have 1 minus these.
+MUCH, VERY_MUCH = 0.85, 0.95
+
+# By attribute: words for much of it, words for little.
 ADJECTIVES = {
     "loudness": ("loud", "quiet soft faint"),
     "brightness": ("bright", "dull muffled"),
@@ -29,34 +36,15 @@ ADVERBS = {
     "density": ("", "slowly"),
 }
 STRONGER = "very|really|extremely|incredibly|super"
-# Up to `REACH` words before an adjective these take from it, or turn it round.
-WEAKER = frozenset(
-    [
-        "not",
-        "no",
-        "never",
-        "without",
-        "nor",
-        "neither",
-        "less",
-        "more",
-        "hardly",
-        "barely",
-        "slightly",
-        "somewhat",
-        "too",
-        "isn't",
-        "isn’t",
-        "aren't",
-        "aren’t",
-    ]
+# Words that weaken or negate an adjective up to `REACH` words later.
+WEAKER = _words(
+    "not no never without nor neither less more hardly barely slightly somewhat too isn't isn’t aren't aren’t"
 )
 REACH = 3
-STATES = frozenset(
-    ["is", "are", "was", "were", "be", "being", "sounds", "gets", "becomes"]
-)  # what follows says something, and names nothing
-# With the word behind they name a thing: how that sounds is not what they say.
-NAMES = {
+# An adjective after one of these describes a state ("the rain is loud").
+STATES = _words("is are was were be being sounds gets becomes")
+# By adjective: next words that make a name of both, which says nothing about the sound.
+COMPOUNDS = {
     "soft": "drink drinks ball toy toys serve rock shell close",
     "loud": "speaker speakers hailer",
     "bright": "side light lights sun sunlight sky day",
@@ -72,45 +60,11 @@ NAMES = {
     "busy": "signal tone line",
     "single": "malt bed reed coil engine",
 }
-SMALL = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "but",
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "to",
-        "from",
-        "with",
-        "as",
-        "than",
-        "for",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "its",
-        "his",
-        "her",
-        "their",
-        "this",
-        "that",
-        "it",
-        "into",
-        "over",
-        "near",
-    ]
+SMALL = _words(
+    "a an the and or but of in on at by to from with as than for is are was were be its his her "
+    "their this that it into over near"
 )
-VAGUE = SMALL | frozenset(
-    ["sound", "sounds", "noise", "noises", "tone", "audio", "recording", "clip", "something", "thing", "one"]
-)
+VAGUE = SMALL | _words("sound sounds noise noises tone audio recording clip something thing one")
 WORD = re.compile(r"[\w'’-]+")
 JOINT = r"(?:\s*,\s*(?:and\s+)?|\s+and\s+|\s+)"
 BEHIND = re.compile(rf"(?P<joint>{JOINT})(?P<word>[\w'’-]+)(?:\s+(?P<next>[\w'’-]+))?")
@@ -129,7 +83,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Run:
-    """Terms one after the other; without them all, text[start:end] goes. Without the last ones, what joins them becomes `joint`."""
+    """Consecutive terms.
+
+    Removing all of them removes text[start:end]. Removing the last ones puts `joint` after the others.
+    """
 
     terms: list[Term]
     start: int
@@ -137,7 +94,7 @@ class Run:
     joint: str = ""
 
     def cuts(self, gone: Collection[Term]) -> Iterator[tuple[int, int, str]]:
-        """Yield (start, end, what comes there instead) for the terms that are gone."""
+        """Yield (start, end, replacement) for the terms in `gone`."""
         if all(term in gone for term in self.terms):
             yield self.start, self.end, ""
             return
@@ -148,15 +105,39 @@ class Run:
             yield self.terms[stay].end, self.end, self.joint
 
 
-def read(text: str, taken: Collection[str]) -> tuple[str, dict[str, float]]:
-    """Return a prompt without the words that ask for attributes among `taken`, and those as quantiles by name.
+def resolve_attributes(
+    prompt: str | None, requested: Mapping[str, float] | None, supported: Collection[str], *, model: str
+) -> tuple[str | None, dict[str, float]]:
+    """Return the text to embed and the attributes: those requested, then those in words of the prompt.
 
-    The prompt stays whole where nothing that sounds would be left ("a loud noise"). What is returned asks in words for no further attribute.
+    Args:
+        requested: None if the request has none. If it is empty, the prompt is not read.
+        supported: attributes that the model supports.
+
+    Raises:
+        AttributeUnavailable: the model does not support a requested attribute.
+    """
+    for name in requested or {}:
+        if name not in supported:
+            offered = f"it supports {', '.join(supported)}" if supported else "it supports no attributes"
+            raise AttributeUnavailable(f"/attributes/{name}: model {model} does not support it; {offered}")
+    if prompt is None or requested == {}:
+        return prompt, dict(requested or {})
+    rest, found = read(prompt, supported)
+    found |= requested or {}
+    return rest, {name: found[name] for name in NAMES if name in found}
+
+
+def read(text: str, supported: Collection[str]) -> tuple[str, dict[str, float]]:
+    """Return a prompt without the words for `supported` attributes, and their quantiles by name.
+
+    The prompt is unchanged if no sound source would remain ("a loud noise"). Reading the result again finds
+    no further attribute.
     """
     asked: dict[str, float] = {}
     while True:
         runs = list(_find(text))
-        gone = _to_be_read([term for run in runs for term in run.terms], taken)
+        gone = _consistent([term for run in runs for term in run.terms], supported)
         asked = {**{term.name: term.quantile for term in gone}, **asked}
         rest = _without(text, [cut for run in runs for cut in run.cuts(gone)])
         if rest == text or all(word.lower() in VAGUE for word in WORD.findall(rest)):
@@ -164,16 +145,16 @@ def read(text: str, taken: Collection[str]) -> tuple[str, dict[str, float]]:
         text = rest
 
 
-def _to_be_read(found: list[Term], taken: Collection[str]) -> set[Term]:
-    """Return the terms of those attributes among `taken` of which much is asked, or little, but not both."""
+def _consistent(found: list[Term], supported: Collection[str]) -> set[Term]:
+    """Return the terms of supported attributes, except those with terms for both much and little."""
     sides: dict[str, set[bool]] = {}
     for term in found:
         sides.setdefault(term.name, set()).add(term.quantile > 0.5)
-    return {term for term in found if term.name in taken and len(sides[term.name]) == 1}
+    return {term for term in found if term.name in supported and len(sides[term.name]) == 1}
 
 
 def _without(text: str, cuts: list[tuple[int, int, str]]) -> str:
-    """Return the text without the cuts; an article before one fits what then follows it."""
+    """Return the text without the cuts; an article before a cut is adapted to the next word (a, an)."""
     for start, end, instead in sorted(cuts, reverse=True):
         before, after = text[:start], instead + text[end:]
         if article := re.search(r"(?<![\w'’-])(a)n?(\s+)$", before, re.IGNORECASE):
@@ -183,11 +164,8 @@ def _without(text: str, cuts: list[tuple[int, int, str]]) -> str:
     return re.sub(r"\s+([,;.!])", r"\1", text).strip(" ,;") if cuts else text
 
 
-# --------------------------------------------------------------------------------------------------- finding
-
-
 def _pattern(words: dict[str, tuple[str, str]]) -> str:
-    """Return what matches one of the words, with what makes it stronger; a hyphen may be a space."""
+    """Return a pattern for one of the words after up to three of STRONGER; a hyphen may be a space."""
     either = "|".join(
         word.replace("-", r"[-\s]") for sides in words.values() for word in " ".join(sides).split()
     )
@@ -218,58 +196,34 @@ def _term(words: dict[str, tuple[str, str]], match: re.Match[str]) -> Term:
 
 
 def _weakened(before: str) -> bool:
-    """Return whether what stands before a word takes from it."""
+    """Return whether the text before a word weakens or negates it."""
     words = WORD.findall(re.split(r"[,;.:!?]", before.lower())[-1])
     return bool(WEAKER & set(words[-REACH:]))
 
 
 def _listed(text: str, terms: list[Term]) -> Run | None:
-    """Return terms that stand by themselves between commas, with the comma before them, or else the one behind."""
+    """Return terms alone between commas, with the comma before them, else the one after them."""
     before, after = text[: terms[0].start].rstrip(), text[terms[-1].end :]
     comma = re.match(r"\s*(?:[,;]\s*|$|(?=[.!]))", after)
     if comma is None or (before and before[-1] not in ",;"):
         return None
-    return (
-        Run(terms, len(before) - 1, terms[-1].end) if before else Run(terms, 0, terms[-1].end + comma.end())
-    )
+    start, end = (len(before) - 1, 0) if before else (0, comma.end())
+    return Run(terms, start, terms[-1].end + end)
 
 
 def _before_thing(text: str, terms: list[Term]) -> Run | None:
-    """Return the terms that stand before something that sounds, with what joins them to that."""
+    """Return the terms before a sound source, with the words that join them to it."""
     behind = BEHIND.match(text, terms[-1].end)
     said = WORD.findall(text[: terms[0].start].lower())[-1:]
     if behind is None or behind["word"].lower() in SMALL or STATES & set(said):
         return None
-    if (
-        behind["joint"].strip() and (behind["next"] or "a").lower() in SMALL
-    ):  # "loud and clear": no thing follows
+    # "loud and clear": no sound source follows.
+    if behind["joint"].strip() and (behind["next"] or "a").lower() in SMALL:
         return None
     end = behind.start("word")
-    for place, term in enumerate(terms):  # of "a loud soft drink" the thing is the soft drink
-        if behind["word"].lower() in NAMES.get(term.word, "").split():
+    # In "a loud soft drink", the sound source is the soft drink.
+    for place, term in enumerate(terms):
+        if behind["word"].lower() in COMPOUNDS.get(term.word, "").split():
             terms, end = terms[:place], term.start
             break
     return Run(terms, terms[0].start, end, joint=" ") if terms else None
-
-
-def resolve_attributes(
-    prompt: str | None, asked: Mapping[str, float] | None, taken: Collection[str], *, model: str
-) -> tuple[str | None, dict[str, float]]:
-    """Return the text to embed, and the attributes of the sound: those asked for, and those that the prompt says in words and that were left open.
-
-    Args:
-        asked: None where the request says nothing of attributes; where it says there are none ({}), the prompt is taken as it is written.
-        taken: attributes that the model takes.
-
-    Raises:
-        AttributeUnavailable: one is asked for that the model does not take.
-    """
-    for name in asked or {}:
-        if name not in taken:
-            offered = f"it takes {', '.join(taken)}" if taken else "it takes no attributes"
-            raise AttributeUnavailable(f"/attributes/{name}: not offered by model {model}; {offered}")
-    if prompt is None or asked == {}:
-        return prompt, dict(asked or {})
-    rest, said = read(prompt, taken)
-    settled = {**said, **(asked or {})}
-    return rest, {name: settled[name] for name in ATTRIBUTES if name in settled}

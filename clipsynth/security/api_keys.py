@@ -17,9 +17,8 @@ from pydantic import BaseModel
 from redis import Redis
 
 from clipsynth.errors import NotFound
+from clipsynth.redis_keys import API_KEYS
 
-# Hash: record by id. Revoked keys stay, so that no id is used twice.
-KEYS_KEY = "clipsynth:keys"
 Scope = Literal["generate", "read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
@@ -34,9 +33,6 @@ class ApiKey(BaseModel):
     revoked_at: float | None = None
     sha256: str = ""
     webhook_secret: str = ""
-
-    def allows(self, scope: Scope) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
 
 
 ANONYMOUS = ApiKey(id="anonymous", name="anonymous", scopes=list(SCOPES))
@@ -53,19 +49,14 @@ def create_key(redis: Redis, name: str, scopes: Collection[Scope]) -> tuple[ApiK
         sha256=_digest(secret),
         webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
     )
-    redis.hset(KEYS_KEY, key_id, key.model_dump_json())
+    redis.hset(API_KEYS, key_id, key.model_dump_json())
     return key, f"cs_{key_id}_{secret}"
 
 
 def list_keys(redis: Redis) -> list[ApiKey]:
     """Return all keys, the oldest first, with revoked ones."""
-    values = cast(list[bytes], redis.hvals(KEYS_KEY))
+    values = cast(list[bytes], redis.hvals(API_KEYS))
     return sorted(map(ApiKey.model_validate_json, values), key=lambda key: key.created_at)
-
-
-def any_keys(redis: Redis) -> bool:
-    """Return whether a key was ever created."""
-    return bool(redis.exists(KEYS_KEY))
 
 
 def revoke_key(redis: Redis, key_id: str) -> ApiKey:
@@ -74,12 +65,12 @@ def revoke_key(redis: Redis, key_id: str) -> ApiKey:
     Raises:
         NotFound: no key has this id.
     """
-    raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id))
+    raw = cast(bytes | None, redis.hget(API_KEYS, key_id))
     if raw is None:
         raise NotFound(f"there is no key {key_id!r}; `clipsynth keys list` has the ids")
     key = ApiKey.model_validate_json(raw)
     key.revoked_at = key.revoked_at or time.time()
-    redis.hset(KEYS_KEY, key_id, key.model_dump_json())
+    redis.hset(API_KEYS, key_id, key.model_dump_json())
     return key
 
 
@@ -87,7 +78,7 @@ def find_key(redis: Redis, token: str) -> ApiKey | None:
     """Return the record of a key, compared in constant time; None for an invalid or revoked key."""
     prefix, _, rest = token.partition("_")
     key_id, _, secret = rest.partition("_")
-    raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id)) if prefix == "cs" else None
+    raw = cast(bytes | None, redis.hget(API_KEYS, key_id)) if prefix == "cs" else None
     key = ApiKey.model_validate_json(raw) if raw else None
     same = hmac.compare_digest(_digest(secret), key.sha256 if key else "")
     return key if key and same and key.revoked_at is None else None
@@ -95,7 +86,7 @@ def find_key(redis: Redis, token: str) -> ApiKey | None:
 
 def webhook_secret(redis: Redis, key_id: str) -> str:
     """Return the secret that signs a key's webhooks; empty if it has none."""
-    raw = cast(bytes | None, redis.hget(KEYS_KEY, key_id))
+    raw = cast(bytes | None, redis.hget(API_KEYS, key_id))
     return ApiKey.model_validate_json(raw).webhook_secret if raw else ""
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
-from clipsynth.schemas.request import MAX_URL
+from clipsynth.schemas.prompts import MAX_URL
 
 if TYPE_CHECKING:
     import httpx

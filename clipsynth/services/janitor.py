@@ -11,7 +11,7 @@ import time
 
 from redis.exceptions import RedisError
 
-from clipsynth.admission.limits import release_stale_reservations
+from clipsynth.admission import release_stale_reservations
 from clipsynth.errors import ClipSynthError, ServeError, StorageUnavailable
 from clipsynth.jobs.queue import connect, withdraw
 from clipsynth.jobs.reconcile import OrphanReconciler
@@ -43,7 +43,7 @@ def sweep(state: JobStore, storage: Storage) -> int:
                 logger.warning("files of %s are not removed yet", generation_id, exc_info=True)
                 state.postpone(generation_id, RETRY_S)
                 continue
-            state.forgotten(generation_id)
+            state.files_removed(generation_id)
             swept += 1
     return swept
 
@@ -55,10 +55,10 @@ def expire(state: JobStore) -> int:
     for generation_id, status_view in zip(ids, state.status_views(ids), strict=True):
         if status_view and status_view.status is Status.PROCESSING:
             continue  # its worker expires it, or loses it, and then it is queued again
-        if status_view and state.change(generation_id, Status.EXPIRED, of=[Status.QUEUED]):
+        if status_view and state.transition(generation_id, Status.EXPIRED, of=[Status.QUEUED]):
             withdraw(state.redis, generation_id, state.get(generation_id).model)
             ended += 1
-        state.settled(generation_id)
+        state.drop_deadline(generation_id)
     return ended
 
 
@@ -72,7 +72,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         raise ServeError("the janitor needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     state = JobStore.from_settings(connect(settings.redis_url), settings)
     storage = Storage(settings.results_url)
-    orphans = OrphanReconciler(state, settings)
+    orphans = OrphanReconciler(state)
     next_sweep = next_look = time.monotonic()
     while not stop.is_set():
         try:

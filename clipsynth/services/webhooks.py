@@ -25,16 +25,14 @@ from redis.exceptions import RedisError
 
 from clipsynth.errors import Gone, NotFound, ServeError
 from clipsynth.jobs.queue import connect
-from clipsynth.jobs.record import record_key
 from clipsynth.jobs.store import JobStore
+from clipsynth.redis_keys import RECORD, WEBHOOKS, WEBHOOKS_ENDED
 from clipsynth.schemas.generation import Delivery
 from clipsynth.security.api_keys import webhook_secret
 from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
-QUEUE_KEY = "clipsynth:webhooks"  # sorted set: "<generation> <event>" by the time of the next attempt
-COUNTS_KEY = "clipsynth:webhooks:ended"  # hash: how many were delivered, and how many failed
 DELAYS_S = (5.0, 30.0, 300.0, 1800.0, 7200.0)
 JITTER = 0.2
 TIMEOUT_S = 10.0
@@ -118,7 +116,7 @@ class Sender:
     def due(self, limit: int) -> list[str]:
         """Claim up to `limit` due messages."""
         now = time.time()
-        members = self._claim(keys=[QUEUE_KEY], args=[now, now + CLAIM_S, limit])
+        members = self._claim(keys=[WEBHOOKS], args=[now, now + CLAIM_S, limit])
         return [m.decode() for m in cast(list[bytes], members)]
 
     async def send(self, member: str) -> None:
@@ -126,7 +124,7 @@ class Sender:
         try:
             message = await asyncio.to_thread(self._message, member)
             if message is None:
-                await asyncio.to_thread(self.redis.zrem, QUEUE_KEY, member)
+                await asyncio.to_thread(self.redis.zrem, WEBHOOKS, member)
                 return
             status, detail = await self._post(message)
             await asyncio.to_thread(self._outcome, message, status, detail)
@@ -143,7 +141,7 @@ class Sender:
             generation = self.state.get(generation_id)
         except (NotFound, Gone):
             return None
-        raw = self.redis.hget(record_key(generation_id), "owner")
+        raw = self.redis.hget(RECORD + generation_id, "owner")
         owner = cast(bytes, raw or b"").decode()
         if generation.webhook is None:
             return None
@@ -203,7 +201,7 @@ class Sender:
             next_attempt_at=next_at,
         )
         self._note(
-            keys=[QUEUE_KEY, record_key(message.generation_id), COUNTS_KEY],
+            keys=[WEBHOOKS, RECORD + message.generation_id, WEBHOOKS_ENDED],
             args=[
                 message.member,
                 f"delivery:{message.event}",
@@ -217,8 +215,8 @@ class Sender:
 
 def counts(redis: Redis) -> tuple[int, dict[str, int]]:
     """Return the number of waiting messages, and the finished ones by outcome."""
-    ended = cast(dict[bytes, bytes], redis.hgetall(COUNTS_KEY))
-    return int(redis.zcard(QUEUE_KEY)), {k.decode(): int(v) for k, v in ended.items()}
+    ended = cast(dict[bytes, bytes], redis.hgetall(WEBHOOKS_ENDED))
+    return int(redis.zcard(WEBHOOKS)), {k.decode(): int(v) for k, v in ended.items()}
 
 
 def run(settings: Settings) -> None:

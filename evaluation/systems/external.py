@@ -15,7 +15,8 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-from clipsynth.schemas.generation import Generation, ServedModel
+from clipsynth.schemas.generation import Generation
+from clipsynth.schemas.model_info import ServedModel
 from clipsynth.schemas.request import GenerationRequest
 from evaluation.audio import check_sound, fingerprint
 from evaluation.interfaces import SAMPLE_RATE, Query, QueryKind, Sources, split_options

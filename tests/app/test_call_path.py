@@ -7,7 +7,7 @@ from tests.support.api_service import serving
 from tests.support.call_path import record_calls
 
 ROUTE = ("app/routes/generations.py", "create")
-MOST_CHANGES, MOST_FILES = 32, 52
+MOST_CHANGES, MOST_FILES = 14, 40
 
 
 def test_a_prompt_passes_few_files(redis_url, tiny_pipeline, tmp_path):

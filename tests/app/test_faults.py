@@ -17,8 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from app import notifications
 from app.notifications import Notifications
 from clipsynth.jobs.store import JobStore, new_id
-from clipsynth.schemas.generation import Status
-from clipsynth.schemas.request import JobPayload
+from clipsynth.schemas.generation import JobPayload, Status
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
 from tests.support import api_client
@@ -84,14 +83,14 @@ async def followed(events_, generation_id, act):
         listening.cancel()
 
 
-def queued(state, settings):
+def queued(state):
     state.announce(api_client.INFO)
     generation_id = new_id()
     payload = JobPayload(
         model="tiny", prompt="a", image_key=None, negative_prompt=None, seed=0, num_inference_steps=2, guidance_scale=1,
         duration_s=1, num_outputs=1, output_formats=["wav"],
     )  # fmt: skip
-    state.submit(generation_id, payload, settings)
+    state.submit(generation_id, payload)
     return generation_id
 
 
@@ -100,12 +99,12 @@ def test_who_follows_events_hears_of_the_end_though_redis_was_away(own_redis, tm
     settings = Settings(redis_url=own_redis.url, data_dir=tmp_path)
     with Redis.from_url(own_redis.url) as redis:
         state = JobStore.from_settings(redis, settings)
-        generation_id = queued(state, settings)
+        generation_id = queued(state)
 
         def outage():
             kill(own_redis)
             own_redis.start()
-            state.change(generation_id, Status.CANCELED)
+            state.transition(generation_id, Status.CANCELED)
 
         assert asyncio.run(followed(Notifications(own_redis.url, state), generation_id, outage)) == [
             "status",
@@ -118,7 +117,7 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
         state = JobStore.from_settings(redis, settings)
-        generation_id = queued(state, settings)
+        generation_id = queued(state)
         looks = []
         get = state.get
         monkeypatch.setattr(state, "get", lambda i: (get(i), looks.append(i), time.sleep(0.1))[0])
@@ -131,7 +130,7 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
             followers = [asyncio.create_task(follow()) for _ in range(100)]
             while not looks:
                 await asyncio.sleep(0)
-            await asyncio.to_thread(state.change, generation_id, Status.CANCELED)
+            await asyncio.to_thread(state.transition, generation_id, Status.CANCELED)
             shared._wake(generation_id, ended=True)
             return await asyncio.gather(*followers)
 
@@ -146,8 +145,8 @@ def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
         state = JobStore.from_settings(redis, settings)
-        missed, heard = (state.get(queued(state, settings)) for _ in range(2))
-        state.change(missed.id, Status.CANCELED)
+        missed, heard = (state.get(queued(state)) for _ in range(2))
+        state.transition(missed.id, Status.CANCELED)
         heard_since, looks = time.monotonic(), []
         status_views = state.status_views
         monkeypatch.setattr(state, "status_views", lambda ids: (looks.append(ids), status_views(ids))[1])
@@ -160,7 +159,7 @@ def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
                     await asyncio.sleep(0.01)
                 of_missed = await shared.wait(missed, 60, made_after=heard_since)
                 began = time.monotonic()
-                state.change(heard.id, Status.CANCELED)
+                state.transition(heard.id, Status.CANCELED)
                 while heard.id not in shared._ended:
                     await asyncio.sleep(0.01)
                 of_heard = await shared.wait(heard, 60, made_after=began)
@@ -177,8 +176,8 @@ def test_who_waits_is_told_what_was_accepted_though_redis_is_away(redis_url, tmp
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
         state = JobStore.from_settings(redis, settings)
-        accepted, ended = (state.get(queued(state, settings)) for _ in range(2))
-        state.change(ended.id, Status.CANCELED)
+        accepted, ended = (state.get(queued(state)) for _ in range(2))
+        state.transition(ended.id, Status.CANCELED)
         get, looks = state.get, []
 
         def away(*_):

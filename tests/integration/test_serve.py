@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from clipsynth.jobs.store import EXPIRY_KEY
+from clipsynth.redis_keys import EXPIRY
 from clipsynth.services.embedded_redis import running_url
 from clipsynth.services.processes import wait_until
 from tests.support.service import TIMEOUT_S, Serve
@@ -112,7 +112,7 @@ def test_what_has_expired_is_gone(served):
     folder = data_dir / "results" / generation_id
     assert folder.is_dir()
     with Redis.from_url(running_url(data_dir)) as redis:
-        assert redis.zadd(EXPIRY_KEY, {generation_id: 1}, xx=True, ch=True) == 1
+        assert redis.zadd(EXPIRY, {generation_id: 1}, xx=True, ch=True) == 1
     assert wait_until(lambda: service.http.get(location).status_code == 410, timeout_s=TIMEOUT_S)
     assert wait_until(lambda: not folder.exists(), timeout_s=TIMEOUT_S)
 

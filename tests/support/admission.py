@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipsynth.schemas.generation import ModelCost
+from clipsynth.schemas.model_info import ModelCost
 from clipsynth.settings import Settings
 from tests.support.api_client import Service
 

@@ -8,7 +8,8 @@ from redis import Redis
 from app.main import create_app
 from clipsynth.jobs.queue import get_queue
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.generation import ModelInfo, Output, Progress
+from clipsynth.schemas.generation import Output, Progress
+from clipsynth.schemas.model_info import ModelInfo
 from clipsynth.services.processes import wait_until
 from clipsynth.storage import Storage, audio_key
 
@@ -59,7 +60,7 @@ class Service:
             sample_rate=16000,
             seed=0,
         )
-        self.state.change(job_id, "succeeded", outputs=[output.model_dump()])
+        self.state.transition(job_id, "succeeded", outputs=[output.model_dump()])
 
     def post(self, **headers):
         return self.client.post("/v1/generations", json={"prompt": "a dog"}, headers=headers)

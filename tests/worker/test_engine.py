@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipsynth.schemas.request import JobPayload, StoredPrompt
+from clipsynth.schemas.generation import JobPayload
+from clipsynth.schemas.prompts import StoredPrompt
 from clipsynth.services.processes import wait_until
 from models import Prompt
 from models.conditioning.prompts import COMPOSITIONS

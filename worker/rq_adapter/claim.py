@@ -15,7 +15,8 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job
 
-from clipsynth.jobs.record import STATUS_FIELDS, JobStatusView, is_wrong_type, record_key
+from clipsynth.jobs.record import STATUS_FIELDS, JobStatusView, is_wrong_type
+from clipsynth.redis_keys import RECORD
 from clipsynth.schemas.generation import Problem, Status
 from worker.engine import SamplingRequest
 from worker.job_runner import JobRunner
@@ -108,7 +109,7 @@ class JobClaimer:
         """Return up to `jobs` jobs with their public states; skip one without a readable record."""
         found: list[Any] = self._claim(
             keys=[self.queue.key, self.queue.intermediate_queue_key],
-            args=[min(jobs, MAX_CLAIMED), self.job_class.key_for(""), record_key(""), *STATUS_FIELDS],
+            args=[min(jobs, MAX_CLAIMED), self.job_class.key_for(""), RECORD, *STATUS_FIELDS],
         )
         claimed = []
         for raw_id, record, status_view in found:

@@ -92,7 +92,7 @@ class Finalizer:
                 ends.append(self.runner.final_state(claimed.job.id, claimed.request, claimed.stopped_by))
         with self.redis.pipeline() as pipeline:
             for end in ends:
-                self.runner.state.end(end, pipeline)
+                self.runner.state.queue_end(pipeline, end)
             for claimed, end in zip(batch, ends, strict=True):
                 self.record(claimed.job, claimed.execution, end.status, pipeline)
             results = pipeline.execute()

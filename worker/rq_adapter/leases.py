@@ -18,6 +18,7 @@ from rq.timeouts import TimerDeathPenalty
 from rq.worker_registration import clean_worker_registry
 
 from clipsynth.jobs.queue import connect
+from clipsynth.redis_keys import RECOVERY, UNCLAIMED
 from worker.metrics import LEASE_RENEWALS, RECOVERED
 from worker.rq_adapter.claim import ClaimedJobs
 
@@ -53,7 +54,7 @@ class LeaseKeeper:
         self.queue = Queue(
             queue.name, connection=self.redis, job_class=job_class, serializer=queue.serializer
         )
-        self._found_key = f"clipsynth:unclaimed:{queue.name}"
+        self._found_key = UNCLAIMED + queue.name
         self._requeue = self.redis.register_script(REQUEUE)
         self._silent_until = 0.0
         self._answered_at = self.heartbeat_at = time.monotonic()
@@ -106,7 +107,7 @@ class LeaseKeeper:
     def recover(self) -> None:
         """Requeue jobs of lost workers and prune RQ's records; one worker at a time."""
         queue = self.queue
-        lock = self.redis.lock(f"clipsynth:recovery:{queue.name}", timeout=self.lease_s, blocking=False)
+        lock = self.redis.lock(RECOVERY + queue.name, timeout=self.lease_s, blocking=False)
         if not lock.acquire():
             return
         try:

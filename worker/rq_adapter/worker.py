@@ -24,8 +24,7 @@ from rq.utils import now as rq_now
 from rq.worker.base import WorkerStatus
 
 from clipsynth.jobs.record import JobStatusView, results
-from clipsynth.schemas.generation import Problem, Progress, Status
-from clipsynth.schemas.request import JobPayload
+from clipsynth.schemas.generation import JobPayload, Problem, Progress, Status
 from worker.engine import Engine
 from worker.job_runner import JobRunner
 from worker.metrics import JOB_SECONDS
@@ -136,7 +135,7 @@ class BatchWorker(SimpleWorker):
 
     def _cancel(self, generation_id: str) -> None:
         state = self.runner.state
-        state.change(generation_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1)
+        state.transition(generation_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job, and all jobs claimed meanwhile, until none is left. Never raises."""
@@ -231,7 +230,7 @@ class BatchWorker(SimpleWorker):
         with self.connection.pipeline() as pipeline:
             self.set_state(WorkerStatus.BUSY, pipeline)
             for claimed in alone:
-                self.runner.state.joined(claimed.job.id, pipeline)
+                self.runner.state.queue_joined(pipeline, claimed.job.id)
             for job, _, _ in chosen:
                 first = len(pipeline)
                 job.origin = queue.name
@@ -239,7 +238,7 @@ class BatchWorker(SimpleWorker):
                 job.prepare_for_execution(self.name, pipeline)
                 pipeline.persist(job.key)
                 pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-                self.runner.state.queue_start(job.id, pipeline, batched_with_others=batched_with_others)
+                self.runner.state.queue_start(pipeline, job.id, batched_with_others=batched_with_others)
                 commands.append(slice(first, len(pipeline)))
             done = results(pipeline)
         for claimed in alone:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from clipsynth.schemas.replay_token import ReplayToken
-from clipsynth.schemas.request import NAMES
+from clipsynth.schemas.generation import ReplayToken
+from clipsynth.schemas.prompts import NAMES
 from clipsynth.settings import Settings
 from models.audio import attributes as measured
 from models.tiny import RANGES

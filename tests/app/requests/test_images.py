@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image, ImageCms
 
-from app.middleware import body_limit
-from app.middleware.body_limit import SIDE, normalise_image
+from app.requests import images
+from app.requests.images import SIDE, normalise_image
 from clipsynth.errors import ClipSynthError, ImageTooLarge, ImageUndecodable, UnsupportedMedia
 from clipsynth.settings import Settings
 
@@ -38,7 +38,7 @@ def noise(size=(300, 200), mode="RGB", seed=0):
 
 
 def test_few_images_are_decoded_at_once(monkeypatch):
-    at_once, most, reencode = threading.Semaphore(0), [], body_limit._reencode
+    at_once, most, reencode = threading.Semaphore(0), [], images._reencode
 
     def counted(image):
         at_once.release()
@@ -48,11 +48,11 @@ def test_few_images_are_decoded_at_once(monkeypatch):
         at_once.acquire()
         return made
 
-    monkeypatch.setattr(body_limit, "_reencode", counted)
+    monkeypatch.setattr(images, "_reencode", counted)
     data = encoded(noise(), "PNG")
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: normalise_image(data, SETTINGS), range(8)))
-    assert max(most) == body_limit.MAX_DECODING
+    assert max(most) == images.MAX_DECODING
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])

@@ -20,8 +20,9 @@ from app.requests.submit import resolve
 from app.routes.remakes import KEPT, _prompt
 from clipsynth.errors import InvalidRequest
 from clipsynth.jobs.store import new_id
-from clipsynth.schemas.replay_token import ReplayToken
-from clipsynth.schemas.request import Composition, GenerationRequest, JobPayload
+from clipsynth.schemas.generation import JobPayload, ReplayToken
+from clipsynth.schemas.prompts import Composition
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.settings import Settings
 from models.conditioning.prompts import COMPOSITIONS
 from tests.support.api_service import SHORT, check_problem, image, serving

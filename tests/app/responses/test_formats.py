@@ -9,8 +9,7 @@ import pytest
 import soundfile
 
 from app.responses.audio import accepted
-from clipsynth.schemas.generation import Output
-from clipsynth.schemas.replay_token import ReplayToken
+from clipsynth.schemas.generation import Output, ReplayToken
 from clipsynth.settings import Settings
 from tests.support.api_service import SHORT, check_problem, image, serving
 

@@ -108,8 +108,8 @@ def test_a_key_may_come_as_theirs_do_here_and_nowhere_else(service, header):
     ("end", "status", "code"),
     [
         (lambda state, i: state.fail(i, Problem(code="x", detail="why")), 500, "generation_failed"),
-        (lambda state, i: state.change(i, Status.CANCELED), 500, "generation_failed"),
-        (lambda state, i: state.change(i, Status.EXPIRED), 504, "not_in_time"),
+        (lambda state, i: state.transition(i, Status.CANCELED), 500, "generation_failed"),
+        (lambda state, i: state.transition(i, Status.EXPIRED), 504, "not_in_time"),
     ],
 )
 def test_a_sound_that_is_not_made_is_a_problem_that_names_its_generation(service, end, status, code):

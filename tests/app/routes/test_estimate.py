@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clipsynth.schemas.generation import Status
+from clipsynth.security.api_keys import create_key
 from tests.support.admission import COST, REQUEST_S
 from tests.support.api_client import INFO
 from tests.support.api_service import check_problem, image
@@ -70,7 +71,7 @@ def test_an_estimate_learns_from_how_long_it_took(service):
         took = told * (2 if n < 15 else 5)
         made = float(service.redis.hget(f"clipsynth:gen:{generation_id}", "created_at"))
         service.redis.hset(f"clipsynth:gen:{generation_id}", "created_at", made - took)
-        service.state.change(generation_id, Status.SUCCEEDED)
+        service.state.transition(generation_id, Status.SUCCEEDED)
     learnt = ask(service, {"prompt": "a"}).json()
     assert learnt["p50_s"] == pytest.approx(2 * REQUEST_S, rel=0.3)
     assert learnt["p90_s"] == pytest.approx(5 * REQUEST_S, rel=0.3)
@@ -85,3 +86,33 @@ def test_an_estimate_takes_the_same_bodies(service):
     check_problem(ask(service, {"prompt": ""}), 422, "invalid_request")
     check_problem(ask(service, {"prompt": "a", "duration_s": 9}), 422, "invalid_request")
     check_problem(ask(service, {"prompt": "a", "model": "other"}), 422, "model_not_found")
+
+
+def test_a_post_and_the_next_get_estimate_the_same(serve):
+    service = serve(allow_anonymous=True)
+    service.state.announce(INFO.model_copy(update={"cost": COST}))
+    other = {"authorization": f"Bearer {create_key(service.redis, 'other', ['generate', 'read'])[1]}"}
+    posts = []
+    for n in range(12):
+        headers = other if n % 3 == 2 else {}
+        posted = service.post(**headers)
+        read = service.client.get(posted.headers["location"], headers=headers).json()
+        assert posted.json()["eta_s"] == pytest.approx(read["eta_s"])
+        posts.append(posted)
+    first = service.client.get(posts[0].headers["location"]).json()
+    assert first["eta_s"] < posts[-1].json()["eta_s"] / 2  # later jobs do not delay it
+
+
+def test_polling_a_queued_job_costs_few_redis_commands(service):
+    service.state.announce(INFO.model_copy(update={"cost": COST}))
+
+    def commands():
+        posted = service.post()
+        started = service.redis.info("stats")["total_commands_processed"]
+        assert service.client.get(posted.headers["location"]).json()["eta_s"] > 0
+        return service.redis.info("stats")["total_commands_processed"] - started
+
+    alone = commands()
+    for _ in range(40):
+        service.post()
+    assert commands() == alone <= 20

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from app.main import create_app
 from app.responses.ranges import file_response
 from clipsynth.errors import StorageUnavailable
-from clipsynth.jobs.store import JobStore
+from clipsynth.jobs import store
 from clipsynth.schemas.generation import Output
 from clipsynth.services.janitor import expire, sweep
 from clipsynth.settings import Settings
@@ -99,7 +99,7 @@ def test_an_output_says_what_it_is(service):
             "duration_s": 0.5,
             "sample_rate": 16000,
             "seed": 3,
-            "novelty": None,
+            "copy_distance": None,
             "is_copy": None,
             "nearest": [],
             "clip": None,
@@ -268,13 +268,12 @@ def test_rq_and_the_logs_do_not_show_the_prompt(service, caplog):
     assert "secret" not in caplog.text
 
 
-@pytest.mark.parametrize("lost", ["enqueue", "create"])
+@pytest.mark.parametrize("lost", ["push_job_id", "take_turn"])
 def test_a_generation_and_its_job_are_made_together_or_not_at_all(service, monkeypatch, lost):
     def broken(*_, **__):
         raise ConnectionError("the wire was cut")
 
-    owner, name = {"enqueue": (Queue, "push_job_id"), "create": (JobStore, "_create")}[lost]
-    monkeypatch.setattr(owner, name, broken)
+    monkeypatch.setattr(store if lost == "take_turn" else Queue, lost, broken)
     assert service.post({"prompt": "a"}).status_code == 503
     assert not service.redis.keys("clipsynth:gen:*")
     assert not service.redis.keys("rq:job:*")
@@ -456,7 +455,7 @@ def test_a_worker_that_was_taken_for_lost_leaves_the_sound_of_the_one_that_was_f
     during(
         service,
         monkeypatch,
-        lambda: service.state.change(generation_id, "succeeded", outputs=[output.model_dump()]),
+        lambda: service.state.transition(generation_id, "succeeded", outputs=[output.model_dump()]),
     )
     done = service.finish(response)
     assert done["status"] == "succeeded"
@@ -508,8 +507,8 @@ def test_pages_lead_through_all_generations_the_newest_first(service):
 
 
 def test_a_page_of_a_rare_status_is_short_and_leads_on(service, monkeypatch):
-    monkeypatch.setattr("clipsynth.jobs.store.PAGE", 2)
-    monkeypatch.setattr("clipsynth.jobs.store.MAX_SEEN", 4)
+    monkeypatch.setattr("clipsynth.jobs.record.PAGE", 2)
+    monkeypatch.setattr("clipsynth.jobs.record.MAX_SEEN", 4)
     rare = service.post({"prompt": "a", **SHORT})
     service.client.post(rare.headers["location"] + "/cancel")
     for _ in range(5):

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from clipsynth.errors import NotFound
-from clipsynth.schemas.replay_token import ReplayToken
+from clipsynth.schemas.generation import ReplayToken
 from clipsynth.services.janitor import sweep
 from clipsynth.settings import Settings
-from clipsynth.storage import peaks_key, spectrogram_key, views_key
 from tests.support.api_service import SHORT, check_problem, serving
 
 
@@ -62,14 +61,14 @@ def test_they_are_retired_with_the_sound(service):
     service.redis.zadd("clipsynth:expiry", {done["id"]: 1})
     assert sweep(service.state, service.storage) == 1
     with pytest.raises(NotFound):
-        service.storage.get(views_key(done["id"], 0))
+        service.storage.get(f"{done['id']}/0.views")
 
 
 def test_those_of_an_earlier_worker_are_two_files(service):
     done = service.finish(service.post({"prompt": "rain", **SHORT}))
     service.storage.delete(done["id"])
-    service.storage.put(spectrogram_key(done["id"], 0), b"PNG")
-    service.storage.put(peaks_key(done["id"], 0), b"{}")
+    service.storage.put(f"{done['id']}/0.png", b"PNG")
+    service.storage.put(f"{done['id']}/0.json", b"{}")
     assert service.client.get(done["outputs"][0]["spectrogram_url"]).content == b"PNG"
     assert service.client.get(done["outputs"][0]["peaks_url"]).content == b"{}"
 

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from clipsynth.schemas.generation import ModelCost
-from clipsynth.schemas.replay_token import ReplayToken
+from clipsynth.schemas.generation import ReplayToken
+from clipsynth.schemas.model_info import ModelCost
 from clipsynth.settings import Settings
 from models.media.video import read_video
 from tests.support.api_service import SHORT, check_problem, samples, serving
@@ -59,7 +59,7 @@ def test_the_nearest_clips_are_played_in_their_order(service, videos):
         assert wave[:16000] == pytest.approx(clip, abs=1e-4)
         assert len(wave) == 24000
         assert (wave[16000:] == 0).all()
-        assert output["novelty"] is None
+        assert output["copy_distance"] is None
     assert service.engine.stepped_at == steps  # the network was not asked
 
 
@@ -166,7 +166,7 @@ def test_an_output_names_the_training_clips_nearest_to_it(service):
     assert [near["distance"] for near in wav["nearest"]] == sorted(n["distance"] for n in wav["nearest"])
     assert len(wav["nearest"]) == 3
     assert set(wav["nearest"][0]) == {"video", "start_s", "source", "licence", "distance"}
-    assert wav["novelty"] == wav["nearest"][0]["distance"]
+    assert wav["copy_distance"] == wav["nearest"][0]["distance"]
     assert wav["clip"] is None
     assert flac["nearest"] == wav["nearest"]
 
@@ -174,11 +174,11 @@ def test_an_output_names_the_training_clips_nearest_to_it(service):
 def test_a_copy_is_called_one(service, videos):
     found = service.predictor.nearness(0.1 * clip_of(videos, 2)[3000:15000])
     assert (found.nearest[0].video, found.is_copy) == ("2.mp4", True)
-    assert found.novelty < 0.05
+    assert found.copy_distance < 0.05
     noise = np.random.default_rng(0).standard_normal(16000).astype(np.float32) * 0.1
     assert service.predictor.nearness(noise).is_copy is False
 
 
 def test_a_bundle_without_images_says_nothing_of_copies(tiny_pipeline):
     found = Predictor(tiny_pipeline).nearness(np.ones(8000, np.float32))
-    assert (found.novelty, found.is_copy, found.nearest) == (None, None, [])
+    assert (found.copy_distance, found.is_copy, found.nearest) == (None, None, [])

@@ -8,11 +8,10 @@ from collections import Counter
 import pytest
 from redis import Redis
 
-from clipsynth.admission.estimate import _ahead
-from clipsynth.admission.limits import Reservation
+from clipsynth.admission import Reservation, work_before
 from clipsynth.jobs.queue import get_queue, withdraw
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.request import JobPayload
+from clipsynth.schemas.generation import JobPayload
 from clipsynth.settings import Settings
 
 PAYLOAD = JobPayload(
@@ -43,8 +42,7 @@ class Line:
         self.count[owner] += 1
         generation_id = f"gen_{len(self.names):026x}"
         self.names[generation_id] = f"{owner}{self.count[owner]}"
-        hold = Reservation(generation_id, owner, "tiny", work)
-        self.state.submit(generation_id, PAYLOAD, self.settings, owner=owner, reservation=hold)
+        self.state.submit(generation_id, PAYLOAD, Reservation(generation_id, owner, "tiny", work))
         return generation_id
 
     @property
@@ -138,13 +136,17 @@ def test_nothing_is_lost_where_jobs_leave_and_come_back(line):
         assert own == sorted(own)
 
 
+def before(load, running, owner):
+    return work_before(load, running, owner, load.get(f"w:{owner}", 0))
+
+
 def test_an_estimate_knows_of_turns():
-    assert _ahead({}, {}, "b") == 0
+    assert before({}, {}, "b") == 0
     alone = {"n": 10, "w": 50, "n:a": 10, "w:a": 50}
-    assert _ahead(alone, {}, "a") == 50
-    assert _ahead(alone, {"a": 10}, "a") == 45
-    assert _ahead(alone, {}, "b") == 5  # one job of a's
-    assert _ahead(alone, {"a": 10}, "b") == 10  # what runs, half done, and one more
+    assert before(alone, {}, "a") == 50
+    assert before(alone, {"a": 10}, "a") == 45
+    assert before(alone, {}, "b") == 5  # one job of a's
+    assert before(alone, {"a": 10}, "b") == 10  # what runs, half done, and one more
     both = {**alone, "n:b": 2, "w:b": 20}
-    assert _ahead(both, {}, "b") == 45
-    assert _ahead({**both, "w:b": 500}, {}, "b") == 550
+    assert before(both, {}, "b") == 45
+    assert before({**both, "w:b": 500}, {}, "b") == 550

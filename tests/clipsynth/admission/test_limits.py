@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rq import Queue
 
-from clipsynth.admission import limits
-from clipsynth.admission.limits import Reservation, admit, load, release_stale_reservations
+from clipsynth import admission
+from clipsynth.admission import Reservation, admit, load, release_stale_reservations
 from clipsynth.errors import QueueFull, RateLimited
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Status
@@ -20,7 +20,7 @@ from tests.support.api_service import check_problem, image
 
 
 def end(service, generation_id, status=Status.SUCCEEDED):
-    assert service.state.change(generation_id, status)
+    assert service.state.transition(generation_id, status)
 
 
 def test_by_default_a_single_user_is_not_refused(serve):
@@ -69,7 +69,7 @@ def test_when_all_has_ended_nothing_is_counted_any_more(serve):
         made[:4], [Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED], strict=True
     ):
         end(service, generation_id, status)
-        assert not service.state.change(generation_id, Status.FAILED)
+        assert not service.state.transition(generation_id, Status.FAILED)
     service.state.start(made[4], batched_with_others=False)
     for generation_id in made:
         service.state.forget(generation_id)
@@ -140,7 +140,7 @@ def test_room_of_a_request_that_was_cut_off_is_given_back(serve, monkeypatch):
     service = serve()
     assert admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 8.0), Settings(), COST)
     assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (0, (1, 8.0))
-    monkeypatch.setattr(limits, "RESERVATION_S", -1)
+    monkeypatch.setattr(admission, "RESERVATION_S", -1)
     assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (1, (0, 0.0))
 
 

@@ -11,9 +11,9 @@ from rq.job import Job
 from app.middleware.redis_metrics import RedisCollector
 from clipsynth.jobs.queue import get_queue
 from clipsynth.jobs.reconcile import OrphanReconciler, orphans_found
-from clipsynth.jobs.record import record_key
 from clipsynth.jobs.store import End, JobStore
-from clipsynth.schemas.request import JobPayload
+from clipsynth.redis_keys import RECORD
+from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.janitor import run
 from clipsynth.settings import Settings
 
@@ -30,7 +30,7 @@ class Place:
         self.redis.flushall()
         self.state = JobStore.from_settings(self.redis, settings)
         self.queue = get_queue("tiny", self.redis)
-        self.orphans = OrphanReconciler(self.state, settings)
+        self.orphans = OrphanReconciler(self.state)
 
     def post(self, generation_id=ID):
         payload = JobPayload(
@@ -45,14 +45,14 @@ class Place:
             duration_s=1.0,
             num_outputs=1,
         )
-        self.state.submit(generation_id, payload, self.settings)
+        self.state.submit(generation_id, payload)
 
     def lose(self, *fields):
         """Post, start, and have the job vanish from RQ."""
         self.post()
         self.state.start(ID, batched_with_others=False)
         if fields:
-            self.redis.hset(record_key(ID), *fields)
+            self.redis.hset(RECORD + ID, *fields)
         self.redis.delete(self.queue.key, Job.key_for(ID))
 
     def status(self):
@@ -74,13 +74,13 @@ def test_an_end_gives_way_to_a_cancel_that_came_first(place, end, fields):
     with place.redis.pubsub(ignore_subscribe_messages=True) as events:
         events.subscribe(f"clipsynth:events:{ID}")
         events.get_message(timeout=5)
-        assert not place.state.change(ID, end, **fields)
+        assert not place.state.transition(ID, end, **fields)
         assert events.get_message(timeout=5)["data"] == b"canceled"
     generation = place.state.get(ID)
     assert (generation.status, generation.outputs, generation.error) == ("canceled", [], None)
     assert generation.expires_at == pytest.approx(generation.finished_at + place.state.result_ttl_s)
     assert place.state.ended() == {"canceled": 1}
-    assert not place.state.change(ID, end, **fields)
+    assert not place.state.transition(ID, end, **fields)
     assert place.state.ended() == {"canceled": 1}
 
 
@@ -114,9 +114,9 @@ def test_a_stray_is_put_back_first_in_its_queue_at_the_second_look(place):
 
 def test_what_a_newer_version_accepted_is_told_of_and_left_to_it(place):
     place.lose()
-    known = json.loads(place.redis.hget(record_key(ID), "input"))
+    known = json.loads(place.redis.hget(RECORD + ID, "input"))
     prompts = [{"text": "rain", "colour": "red"}]
-    place.redis.hset(record_key(ID), "input", json.dumps(known | {"prompts": prompts, "mood": "sad"}))
+    place.redis.hset(RECORD + ID, "input", json.dumps(known | {"prompts": prompts, "mood": "sad"}))
     assert place.state.get(ID).input.prompts[0].text == "rain"
     assert [place.orphans.look() for _ in range(2)] == [0, 0]
     assert place.status() == "processing"
@@ -132,7 +132,7 @@ def test_a_stray_that_was_queued_is_put_back_too(place):
 
 def test_of_two_janitors_one_sees_to_a_stray(place):
     place.lose()
-    other = OrphanReconciler(place.state, place.settings)
+    other = OrphanReconciler(place.state)
     assert (place.orphans.look(), other.look()) == (0, 0)
     assert (place.orphans.look(), other.look()) == (1, 0)
     assert place.queue.job_ids == [ID]
@@ -162,14 +162,14 @@ def test_a_stray_that_cannot_be_put_back_ends(place, fields, status):
     place.lose(*fields)
     place.orphans.look()
     assert place.orphans.look() == 1
-    assert place.redis.hget(record_key(ID), "status").decode() == status
+    assert place.redis.hget(RECORD + ID, "status").decode() == status
     assert place.queue.count == 0
     assert place.state.unfinished() == {}
 
 
 def test_a_record_that_somebody_removed_is_not_looked_for_again(place):
     place.lose()
-    place.redis.delete(record_key(ID))
+    place.redis.delete(RECORD + ID)
     assert [place.orphans.look() for _ in range(3)] == [0, 1, 0]
     assert place.state.unfinished() == {}
 
@@ -186,7 +186,7 @@ def test_what_ended_or_was_forgotten_is_not_unfinished(place):
     place.post(OTHER)
     assert place.state.unfinished() == {ID: "tiny", OTHER: "tiny"}
     with place.redis.pipeline() as pipeline:
-        place.state.end(End(ID, "succeeded", {"outputs": []}), pipeline)
+        place.state.queue_end(pipeline, End(ID, "succeeded", {"outputs": []}))
         pipeline.execute()
     place.state.forget(OTHER)
     assert place.state.unfinished() == {}

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipsynth.schemas.prompt_parser import ADJECTIVES, ADVERBS, read
-from clipsynth.schemas.request import NAMES
+from clipsynth.schemas.prompts import NAMES
 
 LOUD, QUIET, HIGH, LOW = {"loudness": 0.85}, {"loudness": 0.15}, {"pitch": 0.85}, {"pitch": 0.15}
 

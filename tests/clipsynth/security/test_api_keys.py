@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
 
-from app.auth import warning
+from app.dependencies import warning
 from app.main import create_app
 from clipsynth.security.api_keys import create_key, list_keys, revoke_key
 from clipsynth.services.embedded_redis import EmbeddedRedis

@@ -36,7 +36,7 @@ class Hooks:
     def end(self, response, status=Status.SUCCEEDED):
         assert response.status_code == 202, response.text
         self.service.state.start(response.json()["id"], batched_with_others=False)
-        self.service.state.change(response.json()["id"], status)
+        self.service.state.transition(response.json()["id"], status)
 
     def send(self):
         """Tell all that is due, and return how many that were."""
@@ -46,8 +46,8 @@ class Hooks:
         return len(due)
 
     def make_due(self):
-        for member in self.service.redis.zrange(webhooks.QUEUE_KEY, 0, -1):
-            self.service.redis.zadd(webhooks.QUEUE_KEY, {member: 0})
+        for member in self.service.redis.zrange(webhooks.WEBHOOKS, 0, -1):
+            self.service.redis.zadd(webhooks.WEBHOOKS, {member: 0})
 
     def deliveries(self, response, headers=None):
         resource = self.service.client.get(response.headers["location"], headers=headers).json()
@@ -164,7 +164,7 @@ def test_what_was_deleted_is_not_told(hooks, heard):
     hooks.service.client.delete(made.headers["location"])
     hooks.send()
     assert heard.requests == []
-    assert not hooks.service.redis.exists(webhooks.QUEUE_KEY, f"clipsynth:gen:{made.json()['id']}")
+    assert not hooks.service.redis.exists(webhooks.WEBHOOKS, f"clipsynth:gen:{made.json()['id']}")
 
 
 def test_an_inner_address_is_refused_at_once_and_a_name_of_one_when_it_is_told(serve, redis_url, tmp_path):

@@ -16,8 +16,9 @@ from rq.serializers import JSONSerializer
 
 from clipsynth.errors import NotFound
 from clipsynth.jobs.queue import connect, get_queue
-from clipsynth.jobs.store import EXPIRY_KEY, JobStore
-from clipsynth.schemas.request import JobPayload
+from clipsynth.jobs.store import JobStore
+from clipsynth.redis_keys import EXPIRY
+from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.janitor import sweep
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
@@ -123,7 +124,7 @@ class Workplace:
             output_formats=["wav"],
             **(defaults | fields),
         )
-        self.state.submit(generation_id, payload, self.settings)
+        self.state.submit(generation_id, payload)
         return generation_id
 
     def work(self):
@@ -230,7 +231,7 @@ def test_a_cancel_takes_one_row_out_of_the_batch(place):
 
     def before_step(batch):
         if batch == ["rain", "wind"] and place.state.get(unwanted).status == "processing":
-            place.state.change(unwanted, "processing", cancel_requested=1)
+            place.state.transition(unwanted, "processing", cancel_requested=1)
         time.sleep(0.005)
 
     place.toy.before_step = before_step
@@ -242,7 +243,7 @@ def test_a_cancel_takes_one_row_out_of_the_batch(place):
 
 def test_a_cancel_that_was_accepted_is_kept_though_the_sound_is_made(place):
     unwanted = place.post()
-    place.toy.before_step = lambda _: place.state.change(unwanted, "processing", cancel_requested=1)
+    place.toy.before_step = lambda _: place.state.transition(unwanted, "processing", cancel_requested=1)
     place.work()
     assert place.statuses(unwanted) == ["canceled"]
     assert place.nothing_left()
@@ -251,7 +252,7 @@ def test_a_cancel_that_was_accepted_is_kept_though_the_sound_is_made(place):
 @pytest.mark.parametrize("prompt", ["rain", "broken"])
 def test_a_cancel_that_was_accepted_is_kept_though_the_worker_dies_as_it_settles(place, prompt):
     unwanted = place.post(prompt)
-    place.toy.before_step = lambda _: place.state.change(unwanted, "processing", cancel_requested=1)
+    place.toy.before_step = lambda _: place.state.transition(unwanted, "processing", cancel_requested=1)
     place.worker.runner.clean_up = lambda *_, **__: None  # the transaction is all that it lived to do
     place.work()
     for _ in range(2):
@@ -261,7 +262,7 @@ def test_a_cancel_that_was_accepted_is_kept_though_the_worker_dies_as_it_settles
     assert (generation.outputs, generation.error) == ([], None)
     assert place.nothing_left()
     assert place.state.ended() == {"canceled": 1}
-    assert place.redis.zadd(EXPIRY_KEY, {unwanted: 1}) == 0  # it is to go by itself; now
+    assert place.redis.zadd(EXPIRY, {unwanted: 1}) == 0  # it is to go by itself; now
     assert sweep(place.state, place.storage) == 1
     with pytest.raises(NotFound):
         place.storage.get(audio_key(unwanted, 0, "wav"))

@@ -1,0 +1,48 @@
+"""Models as their workers describe them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+Method = Literal["diffusion", "retrieval"]
+
+
+class ModelCost(BaseModel):
+    """Cost of a model, as its worker measured it at start."""
+
+    audio_step_s: float = Field(
+        description="Seconds for one denoising step of one second of sound in a full batch, without guidance."
+    )
+    step_s: float = Field(description="Seconds for one step of a full batch.")
+    guided_share: float = Field(description="Share of the steps in which guidance doubles the cost.")
+    distilled_guidance_range: list[float] = Field(
+        default=[],
+        description="Lowest and highest guidance_scale that costs nothing; empty for a model without it.",
+    )
+
+
+class ModelInfo(BaseModel):
+    """A model as its worker describes it."""
+
+    name: str
+    version: str = Field(description="Hash of the model's files.")
+    sample_rate: int = Field(description="Samples per second of its sounds.")
+    min_duration_s: float = Field(description="Shortest duration_s of a request.")
+    max_duration_s: float = Field(description="Longest duration_s of a request.")
+    duration_s: float = Field(description="Default duration_s.")
+    num_inference_steps: int = Field(description="Default number of denoising steps.")
+    guidance_scale: float = Field(description="Default guidance_scale.")
+    attributes: list[str] = Field(default=[], description="Attributes that a request may have.")
+    methods: list[Method] = Field(default=["diffusion"], description="Methods that a request may have.")
+    cost: ModelCost | None = Field(default=None, description="Null until its worker has measured it.")
+
+
+class ServedModel(ModelInfo):
+    """A model and its state."""
+
+    status: Literal["ready", "starting", "absent"] = Field(
+        description="ready: a worker serves it. starting: a worker loads it, and requests are queued. "
+        "absent: no worker is running."
+    )

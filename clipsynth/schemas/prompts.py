@@ -1,0 +1,110 @@
+"""Weighted prompts and attributes in a request, and their limits. A set of prompts has no order."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MAX_PROMPTS = 8
+MAX_IMAGES = 4
+MAX_TEXT = 1000
+# Limits of a weight's magnitude.
+MAX_WEIGHT, MIN_WEIGHT = 10.0, 0.01
+MAX_URL = 2000
+MAX_GUIDANCE = 20.0
+# Limits of a request; those of a bundle are narrower.
+MIN_DURATION_S, MAX_DURATION_S = 0.5, 10.0
+Composition = Annotated[
+    Literal["set", "compose", "mix"],
+    Field(
+        description="How several prompts make one sound. set: the network reads all of them at once. "
+        "compose: each prompt guides the same sound, by its weight. mix: each prompt makes its own sound, "
+        "and these are mixed, as loud as their weights. compose and mix cost more with each prompt."
+    ),
+]
+Weight = Annotated[
+    float,
+    Field(
+        ge=-MAX_WEIGHT,
+        le=MAX_WEIGHT,
+        allow_inf_nan=False,
+        json_schema_extra={"not": {"exclusiveMinimum": -MIN_WEIGHT, "exclusiveMaximum": MIN_WEIGHT}},
+        description="1 is the strength used in training. More than 1 is stronger; below 0 steers the sound "
+        f"away from this prompt. The magnitude is at least {MIN_WEIGHT}.",
+    ),
+]
+ImageUrl = Annotated[
+    str,
+    Field(max_length=MAX_URL, description="https URL of an image, if this service fetches images."),
+]
+IMAGE = (
+    "PNG, JPEG or WebP in base64 or as a data URL; in a form `part:<name>`, the name of a file in the form"
+)
+Quantile = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class WeightedPrompt(BaseModel):
+    """One text or image of a set, and its weight."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str | None = Field(default=None, max_length=MAX_TEXT)
+    image: str | None = Field(default=None, description=f"{IMAGE}.")
+    image_url: ImageUrl | None = None
+    weight: Weight = 1.0
+
+    @field_validator("text")
+    @classmethod
+    def _not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must not be blank")
+        return value
+
+    @field_validator("weight")
+    @classmethod
+    def _not_zero(cls, value: float) -> float:
+        if abs(value) < MIN_WEIGHT:
+            raise ValueError(f"must be at least {MIN_WEIGHT} in magnitude")
+        return value
+
+    @model_validator(mode="after")
+    def _has_one_content(self) -> WeightedPrompt:
+        if sum(content is not None for content in (self.text, self.image, self.image_url)) != 1:
+            raise ValueError("give exactly one of text, image and image_url")
+        return self
+
+    @property
+    def is_image(self) -> bool:
+        return self.text is None
+
+
+class Attributes(BaseModel):
+    """Attributes of the sound, each as a quantile (0 to 1) among training sounds near the prompt.
+
+    0.5 is typical for such sounds, 0.9 is more than most. An absent attribute is left open.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    loudness: Quantile | None = Field(
+        default=None, description="From quiet to loud, among all training sounds; applied as a gain."
+    )
+    brightness: Quantile | None = Field(default=None, description="From dull to bright.")
+    pitch: Quantile | None = Field(default=None, description="From low to high.")
+    noisiness: Quantile | None = Field(default=None, description="From tonal to noisy.")
+    density: Quantile | None = Field(default=None, description="From few events to many.")
+
+
+NAMES = tuple(Attributes.model_fields)
+
+
+class StoredPrompt(BaseModel):
+    """One text or image of a set in a job payload or replay token; `image_key` is its key in storage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str | None = None
+    image_key: str | None = None
+    image_sha256: str | None = None
+    weight: float = 1.0
