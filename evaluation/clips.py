@@ -1,9 +1,9 @@
-"""Labelled clips: the folder of videos that judges are trained and checked on. The generator never sees these labels."""
+"""Labelled clips: videos with a class. The generator never sees these labels."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,18 +24,33 @@ class LabelledClip:
     frame: Image.Image
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a CSV with at least these columns.
+
+    Raises:
+        ValueError: a column is missing, or there are no rows.
+    """
+    with path.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    for column in columns:
+        if not rows or column not in rows[0]:
+            raise ValueError(f"{path} needs rows with a column {column!r}")
+    return rows
+
+
+def _label_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"there is no file of labels {path}; it needs the columns file, label and split")
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
+    return read_csv(path, ("file", "label", "split"))
 
 
 def read_sources(path: Path) -> dict[str, frozenset[str]]:
-    """Return {file: what its sound was made of}: the column audio_source, with semicolons between; without one a clip is its own source."""
-    return {
-        row["file"]: frozenset((row.get("audio_source") or row["file"]).split(";")) for row in _rows(path)
-    }
+    """Return {file: the recordings that its sound was made of}.
+
+    They are in the column audio_source, separated by semicolons; without it each clip is its own source.
+    """
+    rows = _label_rows(path)
+    return {row["file"]: frozenset((row.get("audio_source") or row["file"]).split(";")) for row in rows}
 
 
 def read_labels(path: Path, split: str) -> dict[str, str]:
@@ -44,11 +59,7 @@ def read_labels(path: Path, split: str) -> dict[str, str]:
     Raises:
         ValueError: a column is missing, or the split has no files.
     """
-    rows = _rows(path)
-    for column in ("file", "label", "split"):
-        if not rows or column not in rows[0]:
-            raise ValueError(f"{path} needs rows with a column {column!r}")
-    labels = {row["file"]: row["label"] for row in rows if row["split"] == split}
+    labels = {row["file"]: row["label"] for row in _label_rows(path) if row["split"] == split}
     if not labels:
         raise ValueError(f"{path} has no file of split {split!r}")
     return labels
@@ -58,7 +69,7 @@ def read_clip(path: Path) -> RawClip:
     """Return sound and frames of one video.
 
     Raises:
-        ValueError: it is missing or cannot be used; the message names it.
+        ValueError: the video is missing or cannot be used; the message names it.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such video")
@@ -74,11 +85,7 @@ def read_sound(path: Path) -> np.ndarray:
 
 
 def read_clips(folder: Path, labels: dict[str, str]) -> Iterator[LabelledClip]:
-    """Yield the labelled videos of `folder`.
-
-    Raises:
-        ValueError: a video is missing or cannot be used; the message names it.
-    """
+    """Yield the labelled videos of `folder`; errors as `read_clip`."""
     for file, label in labels.items():
         raw = read_clip(folder / file)
         yield LabelledClip(file, label, raw.waveform, raw.frames[len(raw.frames) // 2].image)

@@ -205,8 +205,8 @@ def describe(options: EvaluateOptions, plan: Plan, judge: SoundClassifier, refer
         "The name after the slash is the embedder's. KAD is multiplied by 100; FAD∞ is extrapolated to "
         "infinitely many clips. copies: sounds nearer to a training clip than "
         f"{reference.copy_threshold:.3f} in shift-searched log-mel; 5 % of training clips are that near to a "
-        "clip of another source. The floor is training clips of the same classes; the judge, trained on them, "
-        "does not judge them.",
+        "clip of another source. The floor is training clips of the same classes; the judge was trained on "
+        "them, so it does not judge them.",
     ]
 
 

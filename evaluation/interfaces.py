@@ -1,7 +1,7 @@
-"""Systems: whatever makes a sound of a query, behind one interface. A row of the table is a `Synthesizer`.
+"""The interface of systems under evaluation. A row of the table is a `Synthesizer`.
 
-A system is named on the command line as NAME=KIND:ARGUMENT, e.g. "CLIPSynth=bundle:runs/demo/bundle". `FACTORIES` says which function builds each
-kind; a further kind is one more line there, or KIND written as module:function.
+The command line names a system as NAME=KIND:ARGUMENT, e.g. "CLIPSynth=bundle:runs/demo/bundle". A kind is a
+key of `FACTORIES`, or module:function.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL import Image
 
-SAMPLE_RATE = 16000  # Hz; of everything that is compared
+SAMPLE_RATE = 16000  # Hz, of all sounds that are compared
 QueryKind = Literal["text", "image", "clip"]
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for: a `prompt`, or an `image`, or (neither) the sound of `clip` itself, to be reconstructed.
+    """A `prompt`, an `image`, or neither: then the sound of `clip` itself, to be reconstructed.
 
     Attributes:
-        label: class that should be heard; for judging, never shown to a system.
-        clip: file of the labelled clip that the query was taken from, relative to the folder of clips.
-        duration_s: length of the sound, in seconds.
+        label: class of the query, for judging; systems must not use it.
+        clip: file of the labelled clip behind the query, relative to the folder of clips.
+        duration_s: length of the sound in seconds.
     """
 
     label: str
@@ -48,10 +48,11 @@ class Synthesizer(Protocol):
 
     Attributes:
         name: row of the table.
-        version: short hash that changes whenever the same query and seed might sound different: weights, settings. Sounds are cached under it.
-        kinds: the queries it takes; it is not asked others.
-        deterministic: whether the seed is without effect; such a system is asked each query once.
-        training_query: what it learned from, for the table: "image", "text", "image+text" or "–".
+        version: short hash of weights and settings; it must change if the sound of the same query and
+            seed may change. Sounds are cached under it.
+        kinds: the kinds of query that it supports.
+        deterministic: whether the seed has no effect; such a system makes each query once.
+        training_query: the kind of query in its training, for the table: "image", "text", "image+text", "–".
         generative, unlabeled: the first two columns of the paper's Table 1.
     """
 
@@ -64,21 +65,21 @@ class Synthesizer(Protocol):
     unlabeled: bool
 
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
-        """Return a waveform (T,) per query and seed: float32 in [-1, 1] at `SAMPLE_RATE`, T = round(duration_s * SAMPLE_RATE).
+        """Return a waveform (T,) for each query and seed.
 
-        Another length is no error but is reported: distances take the first `duration_s` seconds, with silence where there are fewer.
-
-        Query n's sound depends on query n and seed n alone (up to 2e-3), whatever else is in the batch. The caller chooses how many come at once.
+        float32 in [-1, 1] at `SAMPLE_RATE`, T = round(duration_s * SAMPLE_RATE). Another length is no
+        error, but is reported; distances use the first `duration_s` seconds, padded with silence. The sound
+        of query n depends only on query n and seed n (up to 2e-3), not on the rest of the batch.
 
         Raises:
-            ValueError: a query that it cannot serve.
+            ValueError: the system cannot answer a query.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where systems find recordings: `clips` is the folder of labelled videos, `prepared` what `clipsynth prepare` made of its training part."""
+    """Folders of recordings: the labelled videos, and the output of `clipsynth prepare`."""
 
     clips: Path
     prepared: Path | None = None
@@ -97,10 +98,10 @@ FACTORIES = {
 
 
 def load_object(path: str) -> Callable[..., object]:
-    """Return what "module:name" or "module:name.name" names.
+    """Import "module:name" or "module:name.name".
 
     Raises:
-        ValueError: no such module or name.
+        ValueError: the module or name does not exist, or is not callable.
     """
     module, _, names = path.partition(":")
     try:
@@ -110,7 +111,7 @@ def load_object(path: str) -> Callable[..., object]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{path!r} cannot be imported (expected module:function): {error}") from error
     if not callable(found):
-        raise ValueError(f"{path!r} is no function")
+        raise ValueError(f"{path!r} is not a function")
     return found
 
 
@@ -118,7 +119,7 @@ def load_system(spec: str, sources: Sources) -> Synthesizer:
     """Build the system of "NAME=KIND:ARGUMENT".
 
     Raises:
-        ValueError: not of that form, an unknown kind, or what the kind's own factory refuses.
+        ValueError: not of that form, the kind is unknown, or its factory raised the error.
     """
     name, equals, rest = spec.partition("=")
     kind, _, argument = rest.partition(":")
@@ -127,7 +128,8 @@ def load_system(spec: str, sources: Sources) -> Synthesizer:
         kind = f"{kind}:{function}" if function else ""
     if not (name and equals and kind and argument):
         raise ValueError(
-            f"{spec!r} is not of the form NAME=KIND:ARGUMENT with a KIND of {', '.join(FACTORIES)} or module:function"
+            f"{spec!r} is not of the form NAME=KIND:ARGUMENT with the kind {', '.join(FACTORIES)} "
+            "or module:function"
         )
     return cast(Synthesizer, load_object(FACTORIES.get(kind, kind))(name, argument, sources))
 
@@ -136,7 +138,7 @@ def split_options(argument: str, types: Mapping[str, Callable[[str], Any]]) -> t
     """Return place and options of "PLACE?key=value&key=value".
 
     Raises:
-        ValueError: an option that is not among `types`, or not of its type.
+        ValueError: an option is not in `types`, or has a value of another type.
     """
     place, _, query = argument.partition("?")
     options: dict[str, Any] = {}

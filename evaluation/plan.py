@@ -1,7 +1,7 @@
-"""The plan: which queries are asked, with which seeds. The same for every system, so that N and class counts are equal.
+"""The plan: queries and seeds, the same for every system, so that N and class counts are equal.
 
-Each labelled validation clip is asked for by its image and by a phrase of its class, several times, with a seed each: a `Sample` is one such sound. Text and image
-queries of one clip stand side by side, and the clip is the unit that intervals resample.
+Each labelled validation clip is a query by its image and by a phrase of its class, several times, each with
+its own seed. A `Sample` is one such sound. Intervals resample clips, with all their text and image samples.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from evaluation.interfaces import Query, QueryKind, Synthesizer
 
 @dataclass(frozen=True)
 class Sample:
-    """One sound to be made: a query and a seed. `turn` counts the sounds of the query's clip; each has a seed of its own.
+    """A query and a seed: one sound. `turn` counts the sounds of the query's clip.
 
-    Were a turn's seed shared by all clips, those of one class would begin with one noise and come out alike: a set less varied than the system is.
+    No two samples of a plan share a seed: sounds of one class from the same noise would be too similar.
     """
 
     query: Query
@@ -29,9 +29,10 @@ class Sample:
 
     @property
     def stem(self) -> str:
-        """Name of its file: kind, clip, seed, and what was asked."""
+        """Name of the sound's file: kind, clip, seed and a hash of the query."""
         q = self.query
-        return f"{q.kind}-{_place(q.clip)}-{self.seed}-{fingerprint(q.prompt, q.duration_s, q.image and q.image.size)[:6]}"
+        mark = fingerprint(q.prompt, q.duration_s, q.image and q.image.size)[:6]
+        return f"{q.kind}-{_place(q.clip)}-{self.seed}-{mark}"
 
 
 def _place(clip: str) -> str:
@@ -40,9 +41,9 @@ def _place(clip: str) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is asked for: `seeds` sounds of every clip for distances, and at least `per_class` of every class for class agreement.
+    """`seeds` sounds of every clip for distances, at least `per_class` of every class for class accuracy.
 
-    Seeds count from `first_seed`: what is tuned on other seeds than the report's is not tuned on its sounds.
+    Seeds count from `first_seed`, so that choices can be made with other seeds than the report's.
     """
 
     clips: Sequence[LabelledClip]
@@ -54,19 +55,19 @@ class Plan:
 
     def __post_init__(self) -> None:
         if len(self.clips) < 2:
-            raise ValueError(f"distances need at least 2 clips to compare with, got {len(self.clips)}")
+            raise ValueError(f"distances need at least 2 clips, got {len(self.clips)}")
         if self.seeds < 1 or self.per_class < 0:
             raise ValueError(f"need `seeds` >= 1 and `per_class` >= 0, got {self.seeds} and {self.per_class}")
-        lacking = sorted({clip.label for clip in self.clips} - set(self.phrases))
-        if lacking:
-            raise ValueError(f"the queries have no phrases for the class {lacking[0]!r}")
+        missing = sorted({clip.label for clip in self.clips} - set(self.phrases))
+        if missing:
+            raise ValueError(f"the queries have no phrases for the class {missing[0]!r}")
         files = {_place(clip.file): clip.file for clip in self.clips}
         for clip in self.clips:
             if (other := files[_place(clip.file)]) != clip.file:
-                raise ValueError(f"{clip.file} and {other} would share their sounds' names; rename one")
+                raise ValueError(f"{clip.file} and {other} would share their sounds' names: rename one")
 
     def samples(self, kind: QueryKind) -> list[Sample]:
-        """Return all samples of a kind: one of every clip, then a second of each, …; at most as many of a class as are needed."""
+        """Return all samples of a kind: one of every clip, then a second of each, and so on."""
         seeds = {clip.file: i for i, clip in enumerate(self.clips)}
         by_class: dict[str, list[LabelledClip]] = defaultdict(list)
         for clip in self.clips:
@@ -91,12 +92,12 @@ class Plan:
         )
 
     def for_distances(self, samples: Sequence[Sample], turn: int) -> list[Sample]:
-        """Return of `samples` the one of each clip for one turn, in the clips' order."""
+        """Return the sample of each clip for one turn, in the clips' order."""
         found = {s.query.clip: s for s in samples if s.turn == turn}
         return [found[clip.file] for clip in self.clips]
 
     def for_class_accuracy(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Return the first `per_class` samples of each class; those for distances where `per_class` is 0."""
+        """Return the first `per_class` samples of each class; all if `per_class` is 0."""
         taken: dict[str, int] = defaultdict(int)
         found = []
         for sample in samples:
@@ -107,10 +108,10 @@ class Plan:
 
 
 def once(sample: Sample) -> Sample:
-    """Return the sample that a deterministic system makes, whatever the seed."""
+    """Return the sample that a deterministic system makes for any seed."""
     return replace(sample, seed=0)
 
 
-def asked_of(system: Synthesizer, sample: Sample) -> Sample:
-    """Return the sample that is in truth made: a deterministic system makes each query once."""
+def made_by(system: Synthesizer, sample: Sample) -> Sample:
+    """Return the sample that the system really makes: a deterministic one makes each query once."""
     return once(sample) if system.deterministic else sample

@@ -47,8 +47,9 @@ def evaluate(
     embedder: Annotated[
         list[str] | None,
         typer.Option(
-            help="classifier, melstats, random-conv, clap:FOLDER, yamnet:FILE or module:function:ARGUMENT; the first three "
-            "by default. The table shows distances by the first embedder, and FAD by the second too."
+            help="classifier, melstats, random-conv, clap:FOLDER, yamnet:FILE or module:function:ARGUMENT; "
+            "the first three by default. The table shows distances by the first embedder, and FAD by the "
+            "second too."
         ),
     ] = None,
     inception: Annotated[

@@ -1,7 +1,8 @@
-"""Embedders: waveforms to vectors that distances are taken between. A metric's printed name carries its embedder's.
+"""Embedders turn sounds into vectors, and distances compare sets of vectors.
 
-Built in and offline: `melstats`, `classifier` (the judge's penultimate layer), `random-conv` (a control: fixed random filters, which know nothing). From local
-files: `clap:FOLDER` (evaluation/embedders/clap.py), `yamnet:FILE` (evaluation/embedders/yamnet.py) and, for any other network, `module:function:ARGUMENT`; evaluation/embedders/exported.py is an example of such a function.
+Built in: `melstats`, `classifier` (the judge's penultimate layer), `random-conv` (a control with fixed random
+filters). From local files: `clap:FOLDER`, `yamnet:FILE`, and `module:function:ARGUMENT` for any other network,
+for example `evaluation.embedders.exported:load:FILE`.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from evaluation.interfaces import load_object
 from models.audio.level import level
 from models.audio.mel import MelSpectrogram
 
-WINDOWS = 4  # embeddings per sound of those that are built in
+WINDOWS = 4  # embeddings per sound of the built-in embedders
 
 
 class Embedder(Protocol):
-    """`name` is printed, as in FAD/name; `version` changes whenever the embedding of a sound might."""
+    """`name` is printed, as in FAD/name. `version` must change if embeddings may change."""
 
     name: str
     version: str
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """Return (N, F, D) float32 of waveforms (T,) of one length at 16 kHz: F embeddings of each, in order of time; they are levelled already."""
+        """Return (N, F, D) float32, F embeddings in time, of levelled 16 kHz waveforms (T,) of one length."""
         ...
 
 
 @runtime_checkable
 class TextEmbedder(Protocol):
-    """An embedder whose space holds texts too: relevance is the cosine of a sound and the words that it was asked for in."""
+    """An embedder of texts too; relevance is the cosine of a sound and its prompt."""
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Return (N, D) float32."""
@@ -58,8 +59,13 @@ def windows(log_mel: torch.Tensor) -> torch.Tensor:
     return log_mel[:, : WINDOWS * length].reshape(-1, length, log_mel.shape[2])
 
 
+def _by_sound(x: torch.Tensor) -> np.ndarray:
+    """Return (B, WINDOWS, D) of embeddings (B * WINDOWS, D)."""
+    return np.asarray(x.reshape(-1, WINDOWS, x.shape[-1]).numpy(), np.float32)
+
+
 class MelStatistics:
-    """Mean and deviation of each mel band over a window: 128 numbers that know no kinds of sound, but what is loud where."""
+    """Mean and deviation of each mel band over a window, 128 numbers. Knows loudness, not kinds of sound."""
 
     name = "melstats"
     version = "1"
@@ -69,14 +75,12 @@ class MelStatistics:
 
     @torch.no_grad()
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        log_mel = self.mel(torch.from_numpy(np.stack(waveforms))).clamp(min=FLOOR)
-        x = windows(log_mel)
-        statistics = torch.cat([x.mean(1), x.std(1)], -1)
-        return np.asarray(statistics.reshape(len(waveforms), WINDOWS, -1).numpy(), np.float32)
+        x = windows(self.mel(torch.from_numpy(np.stack(waveforms))).clamp(min=FLOOR))
+        return _by_sound(torch.cat([x.mean(1), x.std(1)], -1))
 
 
 class Classifier:
-    """The judge's penultimate layer over windows: it hears the kinds of sound that it was trained on, and no others."""
+    """The judge's penultimate layer over windows. Knows only the kinds of sound in its training data."""
 
     name = "classifier"
 
@@ -87,12 +91,11 @@ class Classifier:
 
     @torch.no_grad()
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        x = self.classifier.embeddings(windows(self.classifier.log_mel(waveforms)))
-        return np.asarray(x.reshape(len(waveforms), WINDOWS, -1).numpy(), np.float32)
+        return _by_sound(self.classifier.embeddings(windows(self.classifier.log_mel(waveforms))))
 
 
 class RandomConvolution:
-    """A convolutional network with fixed random weights. A control: what it sees between two sets, no knowledge of sounds was needed for."""
+    """A convolutional network with fixed random weights: a control without knowledge of sounds."""
 
     name = "random-conv"
     version = "1"
@@ -112,14 +115,14 @@ class RandomConvolution:
         x = (windows(log_mel)[:, None] + 4) / 2
         for kernel in self.kernels:
             x = F.relu(F.conv2d(x, kernel, stride=2, padding=2))
-        return np.asarray(x.mean((2, 3)).reshape(len(waveforms), WINDOWS, -1).numpy(), np.float32)
+        return _by_sound(x.mean((2, 3)))
 
 
 def load_embedder(spec: str, classifier: Callable[[], SoundClassifier]) -> Embedder:
-    """Build the embedder of "melstats", "classifier", "random-conv", "clap:FOLDER", "yamnet:FILE" or "module:function:ARGUMENT".
+    """Build an embedder by name, or from "clap:FOLDER", "yamnet:FILE" or "module:function:ARGUMENT".
 
     Raises:
-        ValueError: an unknown name, or what the function refuses, e.g. a weight file that is not there.
+        ValueError: the name is unknown, or a file is missing.
     """
     kind, _, argument = spec.partition(":")
     if spec == "melstats":
@@ -146,10 +149,10 @@ def load_embedder(spec: str, classifier: Callable[[], SoundClassifier]) -> Embed
 
 
 def embed_all(embedder: Embedder, waveforms: Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
-    """Return (N, F, D) of waveforms (T,) of one length, each levelled to a peak of 0.5 first.
+    """Level waveforms (T,) of one length to a peak of 0.5 and return their embeddings (N, F, D).
 
     Raises:
-        ValueError: the embedder gave something else.
+        ValueError: the embedder returned another shape, or values that are not finite.
     """
     levelled = [level(w)[0] for w in waveforms]
     parts = [embedder.embed(levelled[i : i + batch_size]) for i in range(0, len(levelled), batch_size)]

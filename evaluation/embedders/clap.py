@@ -1,4 +1,4 @@
-"""CLAP (Wu et al. 2023) from a local folder, as transformers saves it: nothing is downloaded."""
+"""CLAP (Wu et al. 2023) from a local folder, as transformers saves it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.signal import resample_poly
 
-from evaluation.audio import fingerprint
+from evaluation.audio import fingerprint, resample
 from evaluation.interfaces import SAMPLE_RATE
 from models.bundle import file_sha256
 
@@ -38,12 +37,10 @@ class Clap:
     @torch.no_grad()
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         rate = self.features.sampling_rate
-        divisor = np.gcd(rate, SAMPLE_RATE)
-        sounds = [
-            resample_poly(w, rate // divisor, SAMPLE_RATE // divisor).astype(np.float32) for w in waveforms
-        ]
+        sounds = [resample(w, SAMPLE_RATE, rate) for w in waveforms]
         inputs = self.features(sounds, sampling_rate=rate, return_tensors="pt")
-        # The features call a sound drawn by chance longer than it is where none of a batch is; a fused network would take that one otherwise.
+        # If no sound of a batch is long, the extractor marks a random one as long, and a fused network would
+        # embed it differently.
         inputs["is_longer"] = torch.tensor([[len(s) > self.features.nb_max_samples] for s in sounds])
         return self._array(self.model.get_audio_features(**inputs))[:, None]
 
@@ -54,6 +51,6 @@ class Clap:
 
     @staticmethod
     def _array(output: object) -> np.ndarray:
-        """Return (N, D) of what the model gives: a tensor, or an output that holds one."""
+        """Return (N, D) of the model's output, which is a tensor or holds one."""
         tensor = output if isinstance(output, torch.Tensor) else output.pooler_output  # type: ignore[attr-defined]
         return np.asarray(tensor.float().numpy())

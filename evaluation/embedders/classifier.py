@@ -1,7 +1,7 @@
-"""The judge: a small audio classifier trained on the sound of labelled clips, independent of the generator.
+"""The judge: a small classifier trained on the sound of labelled clips, apart from the generator.
 
-Its input is log-mels at a fixed peak, so loudness gives no hint, and not below `FLOOR`, so inaudible noise does
-not change the class. Architecture after PANNs' CNN6 (Kong et al. 2020, table 2) at 1/8 width, with SpecAugment
+Its input is log-mels at a fixed peak, so loudness does not matter, clamped at `FLOOR`, so inaudible noise
+does not matter. Architecture after PANNs' CNN6 (Kong et al. 2020, table 2) at 1/8 width, with SpecAugment
 (Park et al. 2019) in training. A folder of results keeps one judge and belongs to one set of clips.
 """
 
@@ -83,7 +83,7 @@ class SoundClassifier(nn.Module):
 
 
 def mask_bands(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mask up to 60 frames and up to 10 bands of log-mels (B, F, M), each in one random stretch (SpecAugment)."""
+    """Mask a random stretch of up to 60 frames, and one of up to 10 bands, of log-mels (B, F, M)."""
     x, floor = x.clone(), float(x.min())
     for row in x:
         for size, widest in ((row.shape[0], 60), (row.shape[1], 10)):

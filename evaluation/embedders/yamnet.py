@@ -1,4 +1,4 @@
-"""YAMNet (Google; a MobileNet trained on AudioSet's recordings) from a local `.tflite` file: an embedder that hears whether a sound is real.
+"""YAMNet from a local `.tflite` file (Google; a MobileNet trained on AudioSet): detects unnatural sounds.
 
     clipsynth evaluate … --embedder yamnet:FILE
 
@@ -18,11 +18,11 @@ from evaluation.audio import fingerprint
 from models.bundle import file_sha256
 
 HOP_S = 0.48
-LEVEL = 0.1  # RMS that every sound is brought to
+LEVEL = 0.1  # RMS of every sound before it is embedded
 
 
 class YamNet:
-    """Embeddings (N, F, D) of windows that begin every 0.48 s."""
+    """Embeddings (N, F, D) of windows that start every 0.48 s."""
 
     name = "yamnet"
     judges = True
@@ -31,10 +31,10 @@ class YamNet:
         """Load the network.
 
         Args:
-            dim: size of the embedding; the last tensor of this size, pooled over space, is taken.
+            dim: size of the embedding; the network's last tensor of this size is used.
 
         Raises:
-            ValueError: no such file, not a network of sounds, or the runtime is not installed.
+            ValueError: the file is missing or no network of sounds, or the runtime is not installed.
         """
         if not file.is_file():
             raise ValueError(f"yamnet: there is no file {file}")
@@ -43,7 +43,8 @@ class YamNet:
         except ModuleNotFoundError as error:
             raise ValueError("yamnet: install its runtime: pip install clipsynth[yamnet]") from error
         try:
-            with warnings.catch_warnings():  # that all tensors are kept: the embedding is none of the outputs
+            # The embedding is not an output, so all tensors must be kept; the runtime warns about that.
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._network = Interpreter(str(file), num_threads=1, experimental_preserve_all_tensors=True)
         except (ValueError, RuntimeError) as error:

@@ -1,11 +1,11 @@
-"""A listening test: which sounds are heard, blind, in which order, and at one level.
+"""The sounds of a listening test: blind, at one level, in a different order for each rater.
 
-The folder is what `clipsynth evaluate` wrote (its text queries are taken), or any folder with a `manifest.csv` of the columns system, query and file.
+They come from a folder of `clipsynth evaluate` (its text queries), or from any folder with a manifest.csv
+with the columns system, query and file.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -18,19 +18,20 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from evaluation.clips import read_csv
 from evaluation.interfaces import Query
 from evaluation.plan import Sample, once
 from models.audio.level import MAX_PEAK
 
 COLUMNS = ("system", "query", "file")
-TARGET_DBFS = -26.0  # level of speech tests (ITU-T P.56); lowered for all sounds where one of them would clip
+TARGET_DBFS = -26.0  # level of speech tests (ITU-T P.56); lower for all sounds if one of them would clip
 SILENT_DBFS = -70.0  # absolute gate of ITU-R BS.1770
 BLOCK_S, HOP_S, RELATIVE_GATE_DB = 0.4, 0.1, 10.0  # blocks and relative gate of ITU-R BS.1770
 
 
 @dataclass(frozen=True)
 class RatedSound:
-    """One line of a manifest."""
+    """A sound of a system that answers a query."""
 
     system: str
     query: str
@@ -39,7 +40,7 @@ class RatedSound:
 
 @dataclass(frozen=True)
 class Item:
-    """What is rated. `id` says nothing of the system, and changes with the sound; `gain` brings it to the level of all others."""
+    """A sound to rate. `id` hides the system and changes with the sound; `gain` brings all to one level."""
 
     id: str
     system: str
@@ -56,7 +57,10 @@ class Item:
 
 
 def level_dbfs(samples: np.ndarray, rate: int) -> float:
-    """Return the level of (T,) or (T, channels) in dB of full scale: the RMS of what is not pause, by the gates of ITU-R BS.1770 without its weighting."""
+    """Return the level of (T,) or (T, channels) in dB of full scale: the RMS without pauses.
+
+    Pauses are found by the gates of ITU-R BS.1770, without its frequency weighting.
+    """
     energy = np.square(samples, dtype=np.float64)
     energy = energy.mean(1) if energy.ndim == 2 else energy
     size, hop = min(len(energy), round(BLOCK_S * rate)), round(HOP_S * rate)
@@ -69,10 +73,12 @@ def level_dbfs(samples: np.ndarray, rate: int) -> float:
 
 
 def match_levels(sounds: Sequence[RatedSound]) -> list[float]:
-    """Return the gain of each sound that brings all to one level, the highest up to `TARGET_DBFS` at which none clips. Silence stays what it is.
+    """Return the gain of each sound that brings all to one level; silence has gain 1.
+
+    The level is the highest one up to `TARGET_DBFS` at which no sound clips.
 
     Raises:
-        ValueError: a file is no sound, or not finite.
+        ValueError: a file is not a sound, or has samples that are not finite.
     """
     levels, peaks = [], []
     for sound in sounds:
@@ -81,7 +87,7 @@ def match_levels(sounds: Sequence[RatedSound]) -> list[float]:
         except (soundfile.LibsndfileError, OSError) as error:
             raise ValueError(f"{sound.file} cannot be read as sound: {error}") from error
         if not len(samples) or not np.isfinite(samples).all():
-            raise ValueError(f"{sound.file}: empty, or samples that are not finite")
+            raise ValueError(f"{sound.file}: no samples, or samples that are not finite")
         levels.append(level_dbfs(samples, rate))
         peaks.append(float(np.abs(samples).max()))
     loud = [n for n, level in enumerate(levels) if level > -np.inf]
@@ -94,66 +100,54 @@ def read_folder(folder: Path) -> list[RatedSound]:
     """Return the sounds of a folder.
 
     Raises:
-        ValueError: neither kind of folder, a column or a file is missing, or a system lacks the sound of a query.
+        ValueError: the folder is of neither kind, a column or file is missing, or a system lacks a sound.
     """
     if (folder / "manifest.csv").is_file():
         sounds = _read_manifest(folder)
     elif (folder / "results.json").is_file() and (folder / "queries.csv").is_file():
         sounds = _read_evaluation(folder)
     else:
+        columns = ", ".join(COLUMNS)
         raise ValueError(
-            f"{folder} holds neither a manifest.csv ({', '.join(COLUMNS)}) nor results of `clipsynth evaluate`"
+            f"{folder} has neither a manifest.csv ({columns}) nor results of `clipsynth evaluate`"
         )
     queries: Mapping[str, set[str]] = defaultdict(set)
     for sound in sounds:
         queries[sound.system].add(sound.query)
     every = set().union(*queries.values())
-    for system, asked in queries.items():
-        if lacking := sorted(every - asked):
-            raise ValueError(
-                f"{folder}: {system} has no sound for {lacking[0]!r} ({len(lacking)} queries lack one)"
-            )
-    lost = [s.file for s in sounds if not s.file.is_file()]
-    if lost:
+    for system, answered in queries.items():
+        if missing := sorted(every - answered):
+            count = f"{len(missing)} queries have none"
+            raise ValueError(f"{folder}: {system} has no sound for {missing[0]!r} ({count})")
+    if lost := [s.file for s in sounds if not s.file.is_file()]:
         raise ValueError(f"{folder}: {lost[0]} is not there ({len(lost)} of {len(sounds)} files)")
     return sounds
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    with path.open(newline="") as f:
-        rows = list(csv.DictReader(f))
-    for column in columns:
-        if not rows or column not in rows[0]:
-            raise ValueError(f"{path} needs rows with a column {column!r}")
-    return rows
-
-
 def _read_manifest(folder: Path) -> list[RatedSound]:
-    rows = _read_csv(folder / "manifest.csv", COLUMNS)
+    rows = read_csv(folder / "manifest.csv", COLUMNS)
     return [RatedSound(row["system"], row["query"], folder / row["file"]) for row in rows]
 
 
 def _read_evaluation(folder: Path) -> list[RatedSound]:
-    """Return what each system that was asked by text answered to the first text query of each clip."""
+    """Return the answers of all systems with text queries to the first text query of each clip."""
     systems: Mapping[str, str] = json.loads((folder / "results.json").read_text())["settings"]["systems"]
     columns = ("kind", "clip", "seed", "label", "prompt", "duration_s")
     first: dict[str, dict[str, str]] = {}
-    for row in _read_csv(folder / "queries.csv", columns):
+    for row in read_csv(folder / "queries.csv", columns):
         if row["kind"] == "text":
             first.setdefault(row["clip"], row)
-    asked = [
-        Sample(
-            Query(row["label"], row["clip"], row["prompt"], duration_s=float(row["duration_s"])),
-            int(row["seed"]),
-        )
-        for row in first.values()
-    ]
+    samples = []
+    for row in first.values():
+        query = Query(row["label"], row["clip"], row["prompt"], duration_s=float(row["duration_s"]))
+        samples.append(Sample(query, int(row["seed"])))
     sounds = []
     for system, version in systems.items():
         made = folder / "sounds" / version
-        if not any(made.glob("text-*.flac")):  # a reconstruction, say, is not asked by text
+        # Some systems, for example a reconstruction, have no text queries.
+        if not any(made.glob("text-*.flac")):
             continue
-        for sample in asked:
+        for sample in samples:
             files = [made / f"{s.stem}.flac" for s in (sample, once(sample))]
             file = next((f for f in files if f.is_file()), files[0])
             sounds.append(RatedSound(system, str(sample.query.prompt), file))
@@ -163,7 +157,7 @@ def _read_evaluation(folder: Path) -> list[RatedSound]:
 
 
 def choose(sounds: Sequence[RatedSound], queries: int, seed: int) -> list[RatedSound]:
-    """Return the sounds of `queries` different queries, chosen by seed, one of each system; the same queries for every system."""
+    """Return the sounds of `queries` random queries, one per query and system."""
     every = sorted({sound.query for sound in sounds})
     chosen = set(random.Random(seed).sample(every, min(queries, len(every))))
     first = {(s.system, s.query): s for s in reversed(sounds) if s.query in chosen}
@@ -171,10 +165,10 @@ def choose(sounds: Sequence[RatedSound], queries: int, seed: int) -> list[RatedS
 
 
 def make_items(sounds: Sequence[RatedSound], seed: int) -> list[Item]:
-    """Return the items of sounds, levelled.
+    """Return an item for each sound, at one level.
 
     Raises:
-        ValueError: a file is no sound.
+        ValueError: a file is not a sound.
     """
     items = []
     for sound, gain in zip(sounds, match_levels(sounds), strict=True):
@@ -185,7 +179,7 @@ def make_items(sounds: Sequence[RatedSound], seed: int) -> list[Item]:
 
 
 def order(items: Sequence[Item], seed: int, rater: str) -> list[Item]:
-    """Return the items in this rater's order, which is the same after a reload."""
+    """Return the items in this rater's order, the same at every call."""
     shuffled = sorted(items, key=lambda item: item.id)
     random.Random(f"{seed}|{rater}").shuffle(shuffled)
     return shuffled

@@ -1,4 +1,4 @@
-"""The answers of a listening test, in SQLite: each is on disk before it is confirmed."""
+"""The ratings of a listening test in SQLite; each is on disk before it is confirmed."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ class StoredRating:
 
 
 class RatingStore:
-    """A file of answers. Whoever answers again replaces the first answer."""
+    """A file of ratings. A second rating of the same sound on the same scale replaces the first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._connect() as db:
             db.execute(
-                "CREATE TABLE IF NOT EXISTS answers (rater TEXT, item TEXT, system TEXT, query TEXT, scale TEXT,"
-                " value INTEGER NOT NULL, answered_at REAL NOT NULL, PRIMARY KEY (rater, item, scale))"
+                "CREATE TABLE IF NOT EXISTS answers "
+                "(rater TEXT, item TEXT, system TEXT, query TEXT, scale TEXT, value INTEGER NOT NULL, "
+                "answered_at REAL NOT NULL, PRIMARY KEY (rater, item, scale))"
             )
 
     @contextmanager
@@ -47,33 +48,30 @@ class RatingStore:
             yield db
 
     def save(self, rater: str, item: Item, scale: Scale, value: int) -> None:
-        """Keep a rating.
+        """Save a rating.
 
         Raises:
-            ValueError: no such scale, or a value outside 1 to 5.
+            ValueError: the scale does not exist, or the value is not 1 to 5.
         """
         if scale not in SCALES or not LOWEST <= value <= HIGHEST:
-            raise ValueError(
-                f"a rating is {LOWEST} to {HIGHEST} on {', '.join(SCALES)}, got {value} on {scale!r}"
-            )
+            scales = ", ".join(SCALES)
+            raise ValueError(f"a rating is {LOWEST} to {HIGHEST} on {scales}, got {value} on {scale!r}")
         row = (rater, item.id, item.system, item.query, scale, value, time.time())
         with self._connect() as db:
             db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def of(self, rater: str) -> dict[str, dict[str, int]]:
-        """Return {item: {scale: value}} of a rater."""
+        """Return the ratings of one rater, {item: {scale: value}}."""
         found: dict[str, dict[str, int]] = {}
         with self._connect() as db:
-            for item, scale, value in db.execute(
-                "SELECT item, scale, value FROM answers WHERE rater = ?", (rater,)
-            ):
+            rows = db.execute("SELECT item, scale, value FROM answers WHERE rater = ?", (rater,))
+            for item, scale, value in rows:
                 found.setdefault(item, {})[scale] = value
         return found
 
     def every(self) -> list[StoredRating]:
-        """Return all answers, oldest first."""
+        """Return all ratings, oldest first."""
         with self._connect() as db:
-            rows = db.execute(
-                "SELECT rater, item, system, query, scale, value FROM answers ORDER BY answered_at"
-            ).fetchall()
+            columns = "rater, item, system, query, scale, value"
+            rows = db.execute(f"SELECT {columns} FROM answers ORDER BY answered_at").fetchall()
         return [StoredRating(*row) for row in rows]

@@ -1,4 +1,4 @@
-"""`clipsynth listen --score`: the paper's Table 2 from the answers, with intervals and with how far raters agree."""
+"""`clipsynth listen --score`: the paper's Table 2, with intervals and the agreement between raters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.listening_test.ratings import HIGHEST, LOWEST, SCALES, StoredRating
+from evaluation.report.table import markdown_table
 
 RESAMPLES = 2000
 HEADERS = {"quality": "Quality ↑", "relevance": "Relevance ↑", "noise": "Noise ↓"}
@@ -15,7 +16,10 @@ HEADERS = {"quality": "Quality ↑", "relevance": "Relevance ↑", "noise": "Noi
 
 @dataclass(frozen=True)
 class Score:
-    """The mean rating of a system on a scale, 0 to 1 as in the paper's Table 2, with its 95 % interval; nan where nobody rated."""
+    """A system's mean rating on a scale, 0 to 1 as in the paper's Table 2, with its 95 % interval.
+
+    nan if there are no ratings.
+    """
 
     value: float
     low: float
@@ -27,8 +31,10 @@ class Score:
 
 
 def krippendorff_alpha(ratings: np.ndarray) -> float:
-    """Return Krippendorff's alpha for ordinal ratings (raters, units), nan where a rater gave none (Krippendorff 2011, "Computing Krippendorff's
-    Alpha-Reliability", C and D); 1 is full agreement, 0 chance; nan where no unit has two ratings, or all ratings are the same.
+    """Return Krippendorff's alpha for ordinal ratings (raters, units): 1 is full agreement, 0 is chance.
+
+    Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", C and D. A missing rating is nan. The
+    result is nan if no unit has two ratings, or all ratings are equal.
     """
     units = ratings[:, (~np.isnan(ratings)).sum(0) > 1]
     values = np.unique(units[~np.isnan(units)])
@@ -47,7 +53,7 @@ def krippendorff_alpha(ratings: np.ndarray) -> float:
 def score(answers: Sequence[StoredRating], scale: str, *, seed: int = 0) -> dict[str, Score]:
     """Return {system: score} on one scale.
 
-    Raters and queries are both resampled, each by itself (Owen 2007, "The pigeonhole bootstrap"): either might have been others.
+    Intervals resample raters and queries separately (Owen 2007, "The pigeonhole bootstrap").
     """
     given = [a for a in answers if a.scale == scale]
     raters, queries = _places(a.rater for a in given), _places(a.query for a in given)
@@ -60,29 +66,27 @@ def score(answers: Sequence[StoredRating], scale: str, *, seed: int = 0) -> dict
             scores[system] = Score(np.nan, np.nan, np.nan, 0)
             continue
         values = np.array([(a.value - LOWEST) / (HIGHEST - LOWEST) for a in own])
-        weights = (
-            rater_weights[:, [raters[a.rater] for a in own]]
-            * query_weights[:, [queries[a.query] for a in own]]
-        )
-        heard = weights[weights.sum(1) > 0]
-        low, high = np.quantile(heard @ values / heard.sum(1), [0.025, 0.975])
+        by_rater = rater_weights[:, [raters[a.rater] for a in own]]
+        weights = by_rater * query_weights[:, [queries[a.query] for a in own]]
+        drawn = weights[weights.sum(1) > 0]
+        low, high = np.quantile(drawn @ values / drawn.sum(1), [0.025, 0.975])
         scores[system] = Score(float(values.mean()), float(low), float(high), len(own))
     return scores
 
 
 def _places(names: Iterable[str]) -> dict[str, int]:
-    """Return {name: place} of different names."""
+    """Return {name: index} of the different names."""
     return {name: n for n, name in enumerate(sorted(set(names)))}
 
 
 def _resample(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return (RESAMPLES, size): how often each is drawn when `size` of them are, with replacement."""
+    """Return (RESAMPLES, size): how often each item comes in `size` draws with replacement."""
     if not size:
         return np.zeros((RESAMPLES, 0), int)
     return rng.multinomial(size, np.full(size, 1 / size), RESAMPLES)
 
 
-def agreement(answers: Sequence[StoredRating], scale: str) -> float:
+def rater_agreement(answers: Sequence[StoredRating], scale: str) -> float:
     """Return Krippendorff's alpha of one scale, over items."""
     given = [a for a in answers if a.scale == scale]
     raters, items = _places(a.rater for a in given), _places(a.item for a in given)
@@ -93,26 +97,22 @@ def agreement(answers: Sequence[StoredRating], scale: str) -> float:
 
 
 def to_markdown(answers: Sequence[StoredRating]) -> str:
-    """Return Table 2 of the answers.
+    """Return Table 2 of the ratings.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no ratings.
     """
     if not answers:
-        raise ValueError("nobody has rated yet")
+        raise ValueError("there are no ratings yet")
     scores = {scale: score(answers, scale) for scale in SCALES}
-    lines = [
-        f"| system | {' | '.join(HEADERS[s] for s in SCALES)} | ratings |",
-        "|---|" + "---|" * len(SCALES) + "---:|",
-    ]
+    rows = []
     for system in sorted({a.system for a in answers}):
-        row = [scores[scale][system] for scale in SCALES]
-        lines.append(f"| {system} | {' | '.join(map(str, row))} | {sum(r.n for r in row)} |")
-    alphas = [agreement(answers, scale) for scale in SCALES]
-    lines.append(f"| *Krippendorff's α* | {' | '.join(f'{alpha:.2f}' for alpha in alphas)} | |")
+        own = [scores[scale][system] for scale in SCALES]
+        rows.append([system, *map(str, own), str(sum(s.n for s in own))])
+    rows.append(["*Krippendorff's α*", *(f"{rater_agreement(answers, s):.2f}" for s in SCALES), ""])
     raters, queries = (len({getattr(a, name) for a in answers}) for name in ("rater", "query"))
-    lines.append(
-        f"\n{raters} raters, {queries} queries. Ratings 1 to 5 as (r - 1) / 4; 95 % intervals resample raters and queries; α of ordinal ratings,"
-        " nan where there is nothing to compare."
+    note = (
+        f"{raters} raters, {queries} queries. Ratings 1 to 5 as (r - 1) / 4; 95 % intervals resample raters "
+        "and queries; α of ordinal ratings, nan if it cannot be computed."
     )
-    return "\n".join(lines)
+    return markdown_table(["system", *(HEADERS[s] for s in SCALES), "ratings"], rows, "llllr", [note])

@@ -1,4 +1,4 @@
-"""`clipsynth listen`: the listening test of the paper's Table 2 in a browser. Blind, one sound after the other, in an order of each rater's own.
+"""`clipsynth listen`: the blind listening test of the paper's Table 2 in a browser.
 
 Run: clipsynth listen FOLDER, then open http://127.0.0.1:8010/?rater=anna
 """
@@ -31,8 +31,8 @@ class Rating(BaseModel):
     value: Annotated[int, Field(ge=LOWEST, le=HIGHEST)]
 
 
-class Asked(BaseModel):
-    """The sound to be rated now, what was asked for, and the ratings that it has already."""
+class CurrentItem(BaseModel):
+    """The sound to rate now, its query, and this rater's ratings of it so far."""
 
     id: str
     query: str
@@ -40,18 +40,18 @@ class Asked(BaseModel):
 
 
 class RaterProgress(BaseModel):
-    """How far a rater is; `item` is null at the end."""
+    """The progress of a rater; `item` is null at the end."""
 
     done: int
     total: int
-    item: Asked | None
+    item: CurrentItem | None
 
 
 def rater_of(request: Request) -> str:
-    """Return who is asking, by the cookie that the page set."""
+    """Return the rater's name from the cookie that the page sets."""
     rater = request.cookies.get(COOKIE, "")
     if not _RATER.fullmatch(rater):
-        raise HTTPException(401, "open the page first: it says who is rating")
+        raise HTTPException(401, "open the page first: it sets the cookie with your name")
     return rater
 
 
@@ -59,7 +59,7 @@ Rater = Annotated[str, Depends(rater_of)]
 
 
 def create_app(items: Sequence[Item], answers: RatingStore, *, seed: int) -> FastAPI:
-    """Return the app of a test."""
+    """Return the app of a test; `seed` sets the raters' orders."""
     app = FastAPI(title="CLIPSynth listening test", docs_url=None, redoc_url=None, openapi_url=None)
     by_id = {item.id: item for item in items}
 
@@ -82,18 +82,18 @@ def create_app(items: Sequence[Item], answers: RatingStore, *, seed: int) -> Fas
 
     @app.get("/next")
     def next_item(rater: Rater) -> RaterProgress:
-        """Return the first item that lacks a rating."""
+        """Return the first item without all its ratings."""
         given = answers.of(rater)
         open_items = [i for i in order(items, seed, rater) if len(given.get(i.id, {})) < len(SCALES)]
-        asked = None
+        current = None
         if open_items:
             item = open_items[0]
-            asked = Asked(id=item.id, query=item.query, ratings=given.get(item.id, {}))
-        return RaterProgress(done=len(items) - len(open_items), total=len(items), item=asked)
+            current = CurrentItem(id=item.id, query=item.query, ratings=given.get(item.id, {}))
+        return RaterProgress(done=len(items) - len(open_items), total=len(items), item=current)
 
     def find(item_id: str) -> Item:
         if item_id not in by_id:
-            raise HTTPException(404, "no such item in this test")
+            raise HTTPException(404, "this test has no such sound")
         return by_id[item_id]
 
     @app.get("/items/{item_id}.wav")

@@ -1,7 +1,7 @@
-"""Figures with 95 % intervals from a bootstrap over clips.
+"""Figures with 95 % intervals from a bootstrap over validation clips.
 
-The unit is the validation clip that was asked for: it brings all its sounds, of all seeds, with it. Picks are drawn within classes, so that class counts stay equal, and are the same for all
-systems and kinds of query, so that differences of two figures have intervals too.
+A clip brings all sounds made for it, of all seeds. Picks are drawn within classes, so class counts stay
+equal. They are the same for all systems and kinds of query, so differences of figures have intervals too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, its 95 % interval, and what it was in each resample (for differences; not written to files)."""
+    """A figure, its 95 % interval, and its value in each resample (for differences; not saved)."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Figure:
 
 
 def draw_picks(labels: Sequence[str], resamples: int, seed: int = 0) -> np.ndarray:
-    """Return (resamples, N) places to take with replacement, each from its own class."""
+    """Return (resamples, N) indices drawn with replacement, each from its own class."""
     rng = np.random.default_rng(seed)
     classes = np.asarray(labels)
     picks = np.empty((resamples, len(labels)), int)
@@ -37,10 +37,9 @@ def draw_picks(labels: Sequence[str], resamples: int, seed: int = 0) -> np.ndarr
 
 
 def figure(value: float, replicates: Sequence[float] | np.ndarray) -> Figure:
-    """Return the figure with the spread of its replicates around it.
+    """Return a figure with the interval of its replicates, shifted so that their mean is `value`.
 
-    Resampled clips come twice, which distances take for a smaller spread: all replicates are shifted by that. So the interval is their quantiles, moved by what their mean differs from
-    `value`.
+    A resample has some clips twice, so its distances are biased; the shift removes that bias.
     """
     moved = np.asarray(replicates, float) - np.mean(replicates) + value
     low, high = np.quantile(moved, [0.025, 0.975])
@@ -48,13 +47,13 @@ def figure(value: float, replicates: Sequence[float] | np.ndarray) -> Figure:
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], picks: np.ndarray) -> Figure:
-    """Return `statistic` of all clips, with its interval; it is called with places of clips (N,)."""
+    """Return `statistic`, a function of clip indices (N,), of all clips, with its interval."""
     everything = np.arange(picks.shape[1])
     return figure(statistic(everything), [statistic(row) for row in picks])
 
 
 def mean_figure(values: Sequence[float] | np.ndarray, clip_of: Sequence[int], picks: np.ndarray) -> Figure:
-    """Return the mean of `values`; value n came of clip `clip_of[n]`."""
+    """Return the mean of `values`; value n belongs to clip `clip_of[n]`."""
     clips = picks.shape[1]
     sums = np.bincount(clip_of, weights=np.asarray(values, float), minlength=clips)
     counts = np.bincount(clip_of, minlength=clips)

@@ -1,4 +1,4 @@
-"""Density and coverage (Naeem et al. 2020, eqs. 4 and 5): do sounds lie where real ones do, and do they reach all of them?"""
+"""Density and coverage (Naeem et al. 2020, eqs. 4 and 5): quality and variety by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from scipy.spatial.distance import cdist
 
 from evaluation.metrics.frechet import check_embeddings
 
-K = 5  # neighbours, as the authors have it
+K = 5  # neighbours, as in the paper
 
 
 def inside(x: np.ndarray, reference: np.ndarray, k: int = K) -> np.ndarray:
-    """Return (M, N) booleans: whether x[n] is no further from reference[m] than its k-th nearest other reference.
+    """Return (M, N): whether x[n] is within the distance from reference[m] to its k-th neighbour.
 
     Raises:
-        ValueError: not more than k references; see `check_embeddings`.
+        ValueError: there are at most k references; see also `check_embeddings`.
     """
     check_embeddings(x, reference)
     if len(reference) <= k:
@@ -24,10 +24,10 @@ def inside(x: np.ndarray, reference: np.ndarray, k: int = K) -> np.ndarray:
 
 
 def coverage(within: np.ndarray) -> float:
-    """Return the share of references with a sound in their ball; `within` as `inside` returns it. 1 is best."""
+    """Return the share of references with a sound in their ball, 1 at best; `within` is from `inside`."""
     return float(within.any(1).mean())
 
 
 def density(within: np.ndarray, k: int = K) -> float:
-    """Return in how many balls a sound lies on average, over k: 1 for real sounds, more where sounds crowd around typical ones."""
+    """Return the mean number of balls around a sound, over k: 1 for real sounds, more for typical ones."""
     return float(within.sum() / (k * within.shape[1]))

@@ -1,15 +1,17 @@
-"""Fréchet distance between two sets of embeddings, taken as Gaussians (Dowson & Landau 1982; FID: Heusel et al. 2017; FAD: Kilgour et al. 2019).
+"""Fréchet distance between two sets of embeddings as Gaussians (Dowson & Landau 1982).
+
+FID: Heusel et al. 2017; FAD: Kilgour et al. 2019.
 
     d² = |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁^½ Σ₂ Σ₁^½)^½
 
-in float64 and by eigenvalues, so that no square root of a matrix with complex entries is taken.
+In float64 and by eigenvalues, so no root of a matrix has complex entries.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-MIN_CLIPS = 8  # of each set, for an extrapolation
+MIN_CLIPS = 8  # per set, for the extrapolation
 
 
 def check_embeddings(x: np.ndarray, y: np.ndarray) -> None:
@@ -26,8 +28,8 @@ def check_embeddings(x: np.ndarray, y: np.ndarray) -> None:
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Return d² of embeddings (N, D) and (M, D); covariances divide by N - 1.
 
-    Where there are fewer rows than dimensions the trace is the sum of the singular values of the centred rows' product, X Yᵀ / √((N - 1)(M - 1)):
-    the same number from a matrix of N x M.
+    With fewer rows than dimensions, the last trace is the sum of the singular values of the centred rows'
+    product, X Yᵀ / √((N - 1)(M - 1)): the same number from an (N, M) matrix.
 
     Raises:
         ValueError: see `check_embeddings`.
@@ -50,17 +52,19 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 def frechet_infinity(
     x: np.ndarray, y: np.ndarray, *, points: int = 6, draws: int = 3, seed: int = 0
 ) -> float:
-    """Return the distance extrapolated to infinitely many clips: FAD∞ (Gui et al. 2023, after FID∞ of Chong & Forsyth 2020).
+    """Return the distance extrapolated to infinitely many clips: FAD∞.
 
-    A Gaussian fitted to n clips makes the distance too large by about c / n. So it is computed for subsets of n clips of both sets, without replacement, n
-    from N / 2 to N and even in 1 / n, and the line through those is read off at 1 / n = 0.
+    Gui et al. 2023, after FID∞ of Chong & Forsyth 2020. A Gaussian fitted to n clips makes the distance too
+    large by about c / n. So a line is fitted to the distances of subsets of n clips of both sets, drawn
+    without replacement, with n from N / 2 to N at even steps of 1 / n. The result is the line's value at 1
+    / n = 0.
 
     Args:
         x, y: (N, D) or (N, F, D), F embeddings of each clip.
         draws: subsets per n.
 
     Raises:
-        ValueError: sets of different size, or of fewer than `MIN_CLIPS`.
+        ValueError: the sets differ in size, or have fewer than `MIN_CLIPS` clips.
     """
     clips = len(x)
     if len(y) != clips or clips < MIN_CLIPS:

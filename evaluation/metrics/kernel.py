@@ -1,7 +1,8 @@
-"""Kernel distance between two sets of embeddings: KAD (Chung et al. 2025), an unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3).
+"""Kernel distance between two sets of embeddings: KAD (Chung et al. 2025).
 
-Printed figures are multiplied by `SCALE`, as the authors' toolkit does. Unlike that toolkit's code the bandwidth is the reference's, so that all systems are measured
-by one kernel. Unbiased: it may be slightly negative.
+An unbiased squared maximum mean discrepancy (Gretton et al. 2012, eq. 3), so it may be slightly negative.
+Figures are multiplied by `SCALE`, as in the authors' toolkit. Unlike in that toolkit the bandwidth is the
+reference's, so all systems are measured with one kernel.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def median_bandwidth(reference: np.ndarray) -> float:
     """Return the median distance between two rows of (N, D).
 
     Raises:
-        ValueError: half of the rows are one and the same, so that no kernel can be chosen.
+        ValueError: half of the rows are equal, so the median is 0.
     """
     bandwidth = float(np.median(pdist(reference.astype(np.float64))))
     if bandwidth <= 0:
@@ -32,7 +33,7 @@ def rbf(x: np.ndarray, y: np.ndarray, bandwidth: float) -> np.ndarray:
 
 
 def mmd2(k_xx: np.ndarray, k_yy: np.ndarray, k_xy: np.ndarray) -> float:
-    """Return the unbiased squared discrepancy of kernel matrices (N, N), (M, M), (N, M): pairs of a row with itself do not count."""
+    """Return the unbiased squared discrepancy of kernel matrices (N, N), (M, M), (N, M)."""
     n, m = len(k_xx), len(k_yy)
     within = (k_xx.sum() - np.trace(k_xx)) / (n * (n - 1)) + (k_yy.sum() - np.trace(k_yy)) / (m * (m - 1))
     return float(within - 2 * k_xy.mean())

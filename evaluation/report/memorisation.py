@@ -1,4 +1,4 @@
-"""The memorisation test: whether a system's sounds lie nearer to training clips than recordings do that it never saw."""
+"""The memorisation test: are a system's sounds nearer to training clips than unseen recordings are?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.report.table import percent, plain, table_line
+from evaluation.report.table import markdown_table, percent, plain
 from evaluation.run.scores import TableRow
 from models.retrieval.copy_distance import relative
 
@@ -21,13 +21,16 @@ def spread(nearest: np.ndarray) -> dict[str, float]:
 
 
 def memorisation(rows: Sequence[TableRow], real: str, training_apart: np.ndarray) -> list[dict[str, Any]]:
-    """Return the distribution of distances to the nearest training clip: of each row, of the validation clips, of training clips to others.
+    """Return the distances to the nearest training clip: of each row, and of training clips to others.
 
-    Each says which `share` of its sounds is nearer than all but 1 % of the validation clips are, and is `suspect` where its own 1st percentile is; `relative` has the same of the
-    distances over those to other training clips (`models.novelty.relative`), which are small where a sound is like one clip alone.
+    `share` is the share of sounds nearer than the 1st percentile of the validation clips; a row is
+    `suspect` if its own 1st percentile is. `relative` has the same for distances divided by those to other
+    training clips (`models.retrieval.copy_distance.relative`), which are small if a sound is like one clip
+    alone.
 
     Args:
-        real: the row of the validation clips. training_apart: (S, T), of training clips to clips of other sources.
+        real: name of the row of the validation clips.
+        training_apart: (S, T), distances of training clips to clips of other sources.
     """
     [lines] = [(_lowest(row.nearest), _lowest(row.relative)) for row in rows if row.system == real]
     compared = [(row.system, row.query, row.nearest, row.relative) for row in rows if len(row.nearest)]
@@ -53,21 +56,17 @@ def _against(distances: np.ndarray, line: float) -> dict[str, Any]:
 
 
 def memorisation_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Return what `memorisation` found as a Markdown table."""
+    """Return the results of `memorisation` as a Markdown table."""
     names = [f"p{p}" for p in PERCENTILES]
-    beyond = "nearer than 99 % of real"
-    titles = [*names, beyond, f"relative, {names[0]}", f"relative, {beyond}"]
-    lines = [
-        table_line(["Distance to the nearest training clip", "query", *titles, ""]),
-        "|---|---|" + "---:|" * len(titles) + "---|",
-    ]
-    for one in found:
-        verdict = "nearer than recordings it never saw" if one["suspect"] else ""
-        figures = [
-            *(plain(one[name]) for name in names),
-            percent(one["share"]),
-            plain(one["relative"][names[0]]),
-            percent(one["relative"]["share"]),
+    nearer = "nearer than 99 % of real"
+    head = ["Distance to the nearest training clip", "query", *names, nearer]
+    head += [f"relative, {names[0]}", f"relative, {nearer}", ""]
+    rows = [
+        [
+            *(one["system"], one["query"], *(plain(one[name]) for name in names), percent(one["share"])),
+            *(plain(one["relative"][names[0]]), percent(one["relative"]["share"])),
+            "nearer than unseen recordings" if one["suspect"] else "",
         ]
-        lines.append(table_line([one["system"], one["query"], *figures, verdict]))
-    return "\n".join(lines)
+        for one in found
+    ]
+    return markdown_table(head, rows, "ll" + "r" * 6 + "l")

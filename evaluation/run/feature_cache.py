@@ -1,4 +1,4 @@
-"""What is computed of the sounds of one row, once: embeddings, the judge's probabilities, small mels, levels. Kept on disk as .npy."""
+"""Features of sounds, kept as .npy: embeddings, class probabilities, small mels and levels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LEVEL_COLUMNS = ("seconds", "rms_dbfs", "silent", "clipped")
 
 
 class Features:
-    """Features of samples of one store, all in the samples' order; sounds are cut or filled to their query's length first."""
+    """Features of samples of one store, in their order; sounds are first brought to their query's length."""
 
     def __init__(self, store: SoundStore, samples: Sequence[Sample]) -> None:
         if not samples:
-            raise ValueError(f"{store.system.name}: there are no sounds to judge")
+            raise ValueError(f"{store.system.name}: there are no sounds")
         self.store, self.samples, self.folder = store, samples, store.folder / "features"
         self._paths = list(dict.fromkeys(store.path(s) for s in samples))  # each sound once
         place = {path: i for i, path in enumerate(self._paths)}
@@ -39,11 +39,11 @@ class Features:
         return self._kept(f"{embedder.name}-{embedder.version}", lambda sounds: embed_all(embedder, sounds))
 
     def probabilities(self, judge: SoundClassifier) -> np.ndarray:
-        """Return (N, C), what the judge hears."""
-        return self._kept(f"heard-{Classifier(judge).version}", judge.probabilities)
+        """Return the judge's class probabilities (N, C)."""
+        return self._kept(f"probabilities-{Classifier(judge).version}", judge.probabilities)
 
     def small_mels(self) -> np.ndarray:
-        """Return log-mels (N, F // POOL, M) for the search of copies."""
+        """Return log-mels (N, F // POOL, M) for the search for copies."""
         mel = MelSpectrogram()
 
         def compute(sounds: Sequence[np.ndarray]) -> np.ndarray:
@@ -52,16 +52,12 @@ class Features:
         return self._kept("mel", compute)
 
     def levels(self) -> dict[str, np.ndarray]:
-        """Return {name: (N,)}: seconds as made, RMS in dB of full scale, whether silent, whether clipped."""
+        """Return {name: (N,)}: seconds as made, RMS in dB of full scale, silent or not, clipped or not."""
 
         def compute(sounds: Sequence[np.ndarray]) -> np.ndarray:
-            return np.array(
-                [
-                    [rms_dbfs(w), np.abs(w - w.mean()).max() < SILENT_PEAK, np.abs(w).max() >= CLIPPED]
-                    for w in sounds
-                ],
-                float,
-            )
+            silent = [np.abs(w - w.mean()).max() < SILENT_PEAK for w in sounds]
+            clipped = [np.abs(w).max() >= CLIPPED for w in sounds]
+            return np.column_stack([[rms_dbfs(w) for w in sounds], silent, clipped])
 
         import soundfile
 
@@ -79,10 +75,8 @@ class Features:
             parts = []
             for start in range(0, len(self._distinct), chunk):
                 batch = self._distinct[start : start + chunk]
-                sounds = self.store.read(batch)
-                parts.append(
-                    compute([fit(w, s.query.duration_s) for w, s in zip(sounds, batch, strict=True)])
-                )
+                pairs = zip(self.store.read(batch), batch, strict=True)
+                parts.append(compute([fit(sound, s.query.duration_s) for sound, s in pairs]))
             temporary = file.with_suffix(f".{os.getpid()}.tmp.npy")
             np.save(temporary, np.concatenate(parts), allow_pickle=False)
             os.replace(temporary, file)

@@ -1,4 +1,4 @@
-"""Rows of the table: the samples of each system, their sounds, and their figures; and text gaps of rows."""
+"""Rows of the table: the samples of each system, their sounds and their figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from evaluation.embedders.base import Embedder, JudgingEmbedder, TextEmbedder
 from evaluation.embedders.classifier import SoundClassifier
 from evaluation.embedders.linear_judge import LinearJudge
 from evaluation.interfaces import QueryKind, Synthesizer
-from evaluation.metrics.bootstrap import Figure
+from evaluation.metrics.bootstrap import Figure, mean_figure
+from evaluation.metrics.class_accuracy import hits
 from evaluation.metrics.text_gap import gap_closed, text_gap
 from evaluation.plan import Plan, Sample
 from evaluation.run.feature_cache import Features
@@ -27,7 +28,6 @@ from evaluation.run.scores import (
     fad_figure,
     judged_figures,
     level_checks,
-    linear_figures,
     manifold_figures,
     seconds_figure,
     text_relevance,
@@ -177,7 +177,7 @@ def make_reference(
     """
     real, plan = context.real(), context.plan
     make_sounds([real], batch_size)
-    search, apart = None, np.zeros((0, 0))
+    search, apart, linear_judges = None, np.zeros((0, 0)), {}
     if train is not None:
         training = context.training_clips(train)
         make_sounds([training], batch_size)
@@ -186,13 +186,12 @@ def make_reference(
         search, picked = Search(mels), pick(mels, length)
         distances = search.distances([mels[i][:length] for i in picked])
         apart = to_other_sources(distances, picked, [sources[s.query.clip] for s in training.in_sets])
-    linear_judges = {}
-    if train is not None:
         classes = [s.query.label for s in training.in_sets]
-        for embedder in embedders:
-            if isinstance(embedder, JudgingEmbedder) and embedder.judges:
-                vectors = training.set_features.embeds(embedder)
-                linear_judges[embedder.name] = LinearJudge(vectors, classes)
+        linear_judges = {
+            e.name: LinearJudge(training.set_features.embeds(e), classes)
+            for e in embedders
+            if isinstance(e, JudgingEmbedder) and e.judges
+        }
     return Reference(
         labels=[clip.label for clip in plan.clips],
         embedders=embedders,
@@ -243,10 +242,6 @@ def _judge(entry: Entry, reference: Reference, plan: Plan, row: TableRow) -> Non
     probabilities = entry.judged_features.probabilities(reference.judge)
     figures, row.per_class, worst = judged_figures(reference, probabilities, labels, clip_of)
     row.figures |= figures
-    for embedder in reference.embedders:
-        if (linear := reference.linear_judges.get(embedder.name)) is not None:
-            embeds = entry.judged_features.embeds(embedder)
-            row.figures |= linear_figures(embedder.name, linear, embeds, labels, clip_of, reference.picks())
     row.worst = [entry.judged[i] for i in worst]
     if reference.training is not None:
         apart = reference.training.distances(list(entry.set_features.small_mels()))
@@ -254,6 +249,10 @@ def _judge(entry: Entry, reference: Reference, plan: Plan, row: TableRow) -> Non
         row.closest = [entry.in_sets[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
         row.figures |= copy_figures(reference, row.nearest, [clip_at[s.query.clip] for s in entry.in_sets])
     for embedder in reference.embedders:
+        if (linear := reference.linear_judges.get(embedder.name)) is not None:
+            found = linear.probabilities(entry.judged_features.embeds(embedder))
+            accuracy = mean_figure(hits(found, linear.labels, labels), clip_of, reference.picks())
+            row.figures[f"class_accuracy@1/{embedder.name}"] = accuracy
         if isinstance(embedder, TextEmbedder) and entry.kind == "text":
             prompts, embeds = [q.prompt or "" for q in queries], entry.judged_features.embeds(embedder)
             relevance = text_relevance(embedder, embeds, prompts, clip_of, reference.picks())

@@ -1,9 +1,10 @@
-"""The figures of one row: a system asked in words, by images, or for the clips themselves."""
+"""The figures of one row of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from evaluation.embedders.base import Embedder, TextEmbedder
 from evaluation.embedders.classifier import SoundClassifier
 from evaluation.embedders.linear_judge import LinearJudge
 from evaluation.metrics.bootstrap import Figure, bootstrap, draw_picks, figure, mean_figure
-from evaluation.metrics.class_accuracy import asked_probability, hits, per_class
+from evaluation.metrics.class_accuracy import hits, per_class, wanted_probability
 from evaluation.metrics.density_coverage import K, coverage, density, inside
 from evaluation.metrics.frechet import MIN_CLIPS, frechet_distance, frechet_infinity
 from evaluation.metrics.kernel import SCALE, median_bandwidth, mmd2, rbf
@@ -21,13 +22,15 @@ from models.retrieval.copy_distance import Search, copy_distance
 
 @dataclass(frozen=True)
 class Reference:
-    """What rows are compared with.
+    """Validation clips and training clips that rows are compared with.
 
     Attributes:
         labels: class of each of the N validation clips.
-        embeds: {embedder: (N, F, D)} of their own sounds. images: the same of their rendered mels.
+        embeds: {embedder: (N, F, D)} of their own sounds.
+        images: embedders of rendered mels.
         linear_judges: by embedder, classifiers on its vectors of the training clips.
-        training: the training clips' small log-mels, None where copies are not looked for. training_apart: (S, T), distances of some of them to those of other sources.
+        training: search among the training clips; None if copies are not searched.
+        training_apart: (S, T), distances of some training clips to those of other sources.
     """
 
     labels: Sequence[str]
@@ -46,14 +49,21 @@ class Reference:
         return copy_distance(self.training_apart)
 
     def picks(self, resamples: int | None = None) -> np.ndarray:
-        """Return the bootstrap's (resamples, N) places of clips, the same at every call."""
+        """Return the bootstrap's clip indices (resamples, N), the same at every call."""
         return draw_picks(self.labels, self.resamples if resamples is None else resamples)
 
 
 @dataclass
 class TableRow:
-    """A row of the table: `figures` by printed name; `per_class` agreement; `worst`: the samples least like what was asked; `nearest`: distances of its sounds to the
-    nearest training clip, `relative` the same over those to others (`models.novelty.relative`), and `closest` the samples with the least of them."""
+    """A row of the table.
+
+    Attributes:
+        figures: by printed name. per_class: class accuracy of each class. checks: of `level_checks`.
+        worst: the samples with the least probable class by the judge.
+        nearest: distances of the sounds to the nearest training clip.
+        relative: the same, divided by distances to other clips (`models.retrieval.copy_distance.relative`).
+        closest: the samples with the smallest `nearest`.
+    """
 
     system: str
     query: str
@@ -75,13 +85,12 @@ def _flat(x: np.ndarray) -> np.ndarray:
 
 
 def fad_figure(sets: Sequence[np.ndarray], real: np.ndarray, picks: np.ndarray) -> Figure:
-    """Return the Fréchet distance of embeddings: the mean over `sets`, one (N, F, D) for each seed, against `real` (N, F, D)."""
-    return bootstrap(
-        lambda places: float(
-            np.mean([frechet_distance(_flat(x[places]), _flat(real[places])) for x in sets])
-        ),
-        picks,
-    )
+    """Return the Fréchet distance to `real` (N, F, D), the mean over `sets` of the same shape."""
+
+    def fad(places: np.ndarray) -> float:
+        return float(np.mean([frechet_distance(_flat(x[places]), _flat(real[places])) for x in sets]))
+
+    return bootstrap(fad, picks)
 
 
 def kad_figure(sets: Sequence[np.ndarray], real: np.ndarray, picks: np.ndarray) -> Figure:
@@ -93,9 +102,8 @@ def kad_figure(sets: Sequence[np.ndarray], real: np.ndarray, picks: np.ndarray) 
     def kad(places: np.ndarray) -> float:
         at = (places[:, None] * frames + np.arange(frames)).ravel()
         square = np.ix_(at, at)
-        return SCALE * float(
-            np.mean([mmd2(k_x[square], k_real[square], k_xy[square]) for k_x, k_xy in kernels])
-        )
+        found = [mmd2(k_x[square], k_real[square], k_xy[square]) for k_x, k_xy in kernels]
+        return SCALE * float(np.mean(found))
 
     return bootstrap(kad, picks)
 
@@ -103,7 +111,7 @@ def kad_figure(sets: Sequence[np.ndarray], real: np.ndarray, picks: np.ndarray) 
 def distance_figures(
     name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
 ) -> dict[str, Figure]:
-    """Return FAD, KAD and for the first embedder FAD∞, shapes as in `fad_figure`."""
+    """Return FAD, KAD, and FAD∞ by the first embedder; shapes as in `fad_figure`."""
     picks = reference.picks()
 
     def infinity(places: np.ndarray, **effort: int) -> float:
@@ -119,52 +127,42 @@ def distance_figures(
 def manifold_figures(
     name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
 ) -> dict[str, Figure]:
-    """Return coverage and density by clip means, the mean over seeds; none where there are too few clips for neighbours."""
+    """Return coverage and density of clip means, the mean over seeds; empty if there are too few clips."""
     if len(real) <= K:
         return {}
     within = [inside(x.mean(1), real.mean(1)) for x in sets]
-    return {
-        f"{metric.__name__}/{name}": bootstrap(
-            lambda places, metric=metric: float(np.mean([metric(w[np.ix_(places, places)]) for w in within])),  # type: ignore[misc]
-            reference.picks(),
-        )
-        for metric in (coverage, density)
-    }
+
+    def mean_of(metric: Callable[[np.ndarray], float], places: np.ndarray) -> float:
+        return float(np.mean([metric(w[np.ix_(places, places)]) for w in within]))
+
+    picks = reference.picks()
+    return {f"{m.__name__}/{name}": bootstrap(partial(mean_of, m), picks) for m in (coverage, density)}
 
 
 def judged_figures(
-    reference: Reference, probabilities: np.ndarray, asked: Sequence[str], clip_of: Sequence[int]
+    reference: Reference, probabilities: np.ndarray, wanted: Sequence[str], clip_of: Sequence[int]
 ) -> tuple[dict[str, Figure], dict[str, float], list[int]]:
-    """Return agreement and relevance by the judge, agreement by class, and the ten samples that it finds least of what was asked in."""
+    """Return the judge's figures, class accuracy by class, and the ten samples of least relevance.
+
+    Args:
+        probabilities: the judge's, (N, C). wanted: class of each query. clip_of: index of each query's clip.
+    """
     labels, picks = reference.judge.labels, reference.picks()
-    probable = asked_probability(probabilities, labels, asked)
-    top1 = hits(probabilities, labels, asked)
+    relevance = wanted_probability(probabilities, labels, wanted)
+    top1, top5 = (hits(probabilities, labels, wanted, k) for k in (1, 5))
     figures = {
-        "agreement@1/classifier": mean_figure(top1, clip_of, picks),
-        "agreement@5/classifier": mean_figure(hits(probabilities, labels, asked, 5), clip_of, picks),
-        "relevance/classifier": mean_figure(probable, clip_of, picks),
+        "class_accuracy@1/classifier": mean_figure(top1, clip_of, picks),
+        "class_accuracy@5/classifier": mean_figure(top5, clip_of, picks),
+        "relevance/classifier": mean_figure(relevance, clip_of, picks),
     }
-    return figures, per_class(top1, asked), [int(i) for i in np.argsort(probable, kind="stable")[:10]]
-
-
-def linear_figures(
-    name: str,
-    judge: LinearJudge,
-    embeds: np.ndarray,
-    asked: Sequence[str],
-    clip_of: Sequence[int],
-    picks: np.ndarray,
-) -> dict[str, Figure]:
-    """Return how often a linear judge hears the requested class in sounds with embeddings (N, F, D)."""
-    top1 = hits(judge.probabilities(embeds), judge.labels, asked)
-    return {f"agreement@1/{name}": mean_figure(top1, clip_of, picks)}
+    return figures, per_class(top1, wanted), [int(i) for i in np.argsort(relevance, kind="stable")[:10]]
 
 
 def copy_figures(reference: Reference, nearest: np.ndarray, clip_of: Sequence[int]) -> dict[str, Figure]:
-    """Return of distances to the nearest training clip their mean, and the share of copies."""
+    """Return the mean distance to the nearest training clip, and the share of copies."""
     picks = reference.picks()
     return {
-        "novelty/mel": mean_figure(nearest, clip_of, picks),
+        "copy_distance/mel": mean_figure(nearest, clip_of, picks),
         "copies/mel": mean_figure(nearest < reference.copy_threshold, clip_of, picks),
     }
 
@@ -176,16 +174,14 @@ def text_relevance(
     clip_of: Sequence[int],
     picks: np.ndarray,
 ) -> Figure:
-    """Return the mean cosine of sounds (N, F, D), by their mean over F, and the texts they were asked for in."""
+    """Return the mean cosine of sounds (N, F, D), averaged over F, and their prompts."""
     sounds, texts = embeds.mean(1), embedder.embed_text(prompts)
-    cosine = (sounds * texts).sum(1) / np.maximum(
-        np.linalg.norm(sounds, axis=1) * np.linalg.norm(texts, axis=1), 1e-9
-    )
-    return mean_figure(cosine, clip_of, picks)
+    norms = np.linalg.norm(sounds, axis=1) * np.linalg.norm(texts, axis=1)
+    return mean_figure((sounds * texts).sum(1) / np.maximum(norms, 1e-9), clip_of, picks)
 
 
 def level_checks(levels: dict[str, np.ndarray], duration_s: float) -> dict[str, float]:
-    """Return of a row's sounds: the largest error of duration in seconds, median loudness and its 5th and 95th percentile in dB, shares that are silent or clipped."""
+    """Return error of duration, percentiles of loudness, and shares of silent and clipped sounds."""
     low, middle, high = np.quantile(levels["rms_dbfs"], [0.05, 0.5, 0.95])
     return {
         "duration_error_s": float(np.abs(levels["seconds"] - duration_s).max()),
@@ -198,5 +194,5 @@ def level_checks(levels: dict[str, np.ndarray], duration_s: float) -> dict[str, 
 
 
 def seconds_figure(seconds: Sequence[float]) -> Figure:
-    """Return the median with the range as its interval; of few timings there is no better one."""
+    """Return the median with the range as its interval: too few timings for a better one."""
     return Figure(float(np.median(seconds)), min(seconds), max(seconds), np.empty(0))

@@ -1,7 +1,7 @@
-"""Sounds of systems, kept on disk: each is made once, so that a run that was ended goes on where it was.
+"""Sounds of systems on disk. Each is made once, so that a stopped run can continue.
 
-`FOLDER/<system's version>/<sample>.flac`, 16 bits, whole or not at all; in `features/` beside them lies what is computed of them. A few of the sounds are made
-again by each run, for a version says nothing of the code that makes them.
+`FOLDER/<system's version>/<sample>.flac` with 16 bits, written atomically; features/ beside them. A version
+does not cover the code that makes the sounds, so each run makes a few of them again and compares.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import soundfile
 
 from evaluation.audio import check_sound
 from evaluation.interfaces import SAMPLE_RATE, Synthesizer
-from evaluation.plan import Sample, asked_of
+from evaluation.plan import Sample, made_by
 
-SAME = 1e-2  # of full scale, by which a sound in 16 bits may differ when it is made again in other company
-COMPARED = 5  # sounds that are made again: what changed may be heard in some kinds of sound only
+TOLERATED = 1e-2  # of full scale: 16 bits, and another batch
+COMPARED = 5  # sounds that are made again: a change may affect some kinds of sound only
 
 
 class SoundStore:
@@ -29,18 +29,19 @@ class SoundStore:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, sample: Sample) -> Path:
-        return self.folder / f"{asked_of(self.system, sample).stem}.flac"
+        return self.folder / f"{made_by(self.system, sample).stem}.flac"
 
     def make(self, samples: Sequence[Sample], *, batch_size: int, on_progress: Callable[[int], None]) -> None:
-        """Make those of `samples` that are missing, and call `on_progress` with how many of them there are by now.
+        """Make the missing sounds of `samples`; `on_progress` gets the number of existing sounds.
 
         Raises:
-            ValueError: the system cannot serve a query, or gave a sound that is none; the message names both. Or those that are kept are not what it makes now.
+            ValueError: the system cannot answer a query, returned no valid sound, or makes another sound than
+                the one on disk. The message names system and sample.
         """
-        wanted = {self.path(s): asked_of(self.system, s) for s in samples}
-        there = {path for path in wanted if path.exists()}
-        kept = [sample for path, sample in wanted.items() if path in there]
-        missing = [sample for path, sample in wanted.items() if path not in there]
+        wanted = {self.path(s): made_by(self.system, s) for s in samples}
+        existing = {path for path in wanted if path.exists()}
+        kept = [sample for path, sample in wanted.items() if path in existing]
+        missing = [sample for path, sample in wanted.items() if path not in existing]
         self._compare(kept[:: max(1, len(kept) // COMPARED)][:COMPARED])
         done = len(samples) - len(missing)
         on_progress(done)
@@ -55,9 +56,10 @@ class SoundStore:
     def _compare(self, samples: Sequence[Sample]) -> None:
         for sample, kept in zip(samples, self.read(samples), strict=True):
             [now] = self.system.synthesize([sample.query], [sample.seed])
-            if len(kept) != len(now) or np.abs(np.clip(now, -1, 1) - kept).max(initial=0) > SAME:
+            if len(kept) != len(now) or np.abs(np.clip(now, -1, 1) - kept).max(initial=0) > TOLERATED:
                 raise ValueError(
-                    f"{self.system.name} does not make {sample.stem} as it is kept in {self.folder}: remove that folder, or choose another --out"
+                    f"{self.system.name} makes another sound for {sample.stem} than the one in "
+                    f"{self.folder}: remove that folder, or choose another --out"
                 )
 
     def _write(self, sample: Sample, sound: np.ndarray) -> None:
@@ -67,5 +69,5 @@ class SoundStore:
         os.replace(temporary, path)
 
     def read(self, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """Return the waveforms (T,) float32 of samples that were made."""
+        """Return the waveforms (T,) float32 of samples; their sounds must exist."""
         return [soundfile.read(self.path(s), dtype="float32")[0] for s in samples]

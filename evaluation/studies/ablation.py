@@ -11,10 +11,10 @@ import yaml
 
 from evaluation.interfaces import Sources
 from evaluation.metrics.bootstrap import Figure, difference
-from evaluation.report.table import cell, plain
+from evaluation.report.table import cell, markdown_table, plain
 from evaluation.run.rows import Entry, score
 from evaluation.studies.context import CLASS_ACCURACY, FAD, SECONDS, TEXT_AND_IMAGE, StudyContext
-from evaluation.studies.study import COPIES, COVERAGE, METRICS, Study, markdown_table, metric_title, run
+from evaluation.studies.study import COPIES, COVERAGE, METRICS, Study, metric_title, run
 from evaluation.systems.bundle import Bundle
 
 SHOWN = (CLASS_ACCURACY, FAD, COVERAGE, COPIES)
@@ -112,7 +112,7 @@ def _table(context: StudyContext, results: Mapping[str, Any]) -> str:
         for name, row in results.items()
     ]
     notes = [context.note(), "Each cell: with the remedy / without it; the difference with its interval."]
-    return markdown_table(head, rows, notes)
+    return markdown_table(head, rows, notes=notes)
 
 
 def _cell(row: Mapping[str, Any], kind: str, metric: str) -> str:

@@ -1,6 +1,6 @@
-"""Do sounds have the attributes that a query asks for? Compares target levels with measured values by rank.
+"""Attributes of sounds: target levels against measured values, compared by rank.
 
-Ranks are compared within a query and a seed, whose levels all start from the same noise. A level is a
+Ranks are compared within a query and a seed: their sounds start from the same noise. A level is a
 quantile among the query's own neighbours, so a high-pitched drum may be lower than a low-pitched flute.
 """
 
@@ -18,10 +18,10 @@ from scipy.stats import rankdata
 from evaluation.interfaces import SAMPLE_RATE
 from evaluation.metrics.bootstrap import Figure, bootstrap, difference, draw_picks
 from evaluation.plan import Sample
-from evaluation.report.table import cell, percent
+from evaluation.report.table import cell, markdown_table, percent
 from evaluation.run.rows import Entry
 from evaluation.studies.context import TEXT_AND_IMAGE, StudyContext
-from evaluation.studies.study import Study, markdown_table, run
+from evaluation.studies.study import Study, run
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.audio.attributes import by_name, measure
@@ -80,8 +80,8 @@ def attributes(
     """Write and return the table: Spearman's coefficient of each attribute, over text and image queries.
 
     Args:
-        names: attributes, each asked for alone; all that the bundle supports by default.
-        clips_per_class: clips of each class whose phrase and image are the queries.
+        names: attributes, each requested alone; all that the bundle supports by default.
+        clips_per_class: clips of each class; their phrases and images are the queries.
         margin: how far a level may go beyond the clips near a query; the bundle's value by default.
 
     Raises:
@@ -201,4 +201,4 @@ def _table(context: StudyContext, found: Sequence[Mapping[str, Any]], clips_per_
         f"{o.seeds} seed(s) and every level. In brackets: 95 % of {o.resamples} resamples of queries."
     ]
     head = ["Attribute", "sounds", "Spearman, target ~ measured ↑", "without it"]
-    return markdown_table([*head, "class accuracy, extremes − middle"], rows, notes)
+    return markdown_table([*head, "class accuracy, extremes − middle"], rows, notes=notes)

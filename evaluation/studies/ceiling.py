@@ -1,4 +1,4 @@
-"""The ceiling that the encoder sets: the class of the training images nearest to a query. Makes no sound.
+"""The ceiling that the encoder sets: the classes of the training images nearest to a query.
 
 A generator knows a query only by its embedding. It cannot be expected to answer with the right class more
 often than the images around that embedding are of the right class.
@@ -17,10 +17,10 @@ import torch
 from evaluation.clips import read_clips, read_labels
 from evaluation.metrics.bootstrap import draw_picks, mean_figure
 from evaluation.metrics.class_accuracy import per_class, read_phrases
-from evaluation.report.table import cell, percent
+from evaluation.report.table import cell, markdown_table, percent
 from evaluation.studies.context import Split, StudyContext, suffixes
 from evaluation.studies.ladder import RAW, FitPrior, TextVariant, build
-from evaluation.studies.study import Study, markdown_table, run
+from evaluation.studies.study import Study, run
 from evaluation.systems.bundle import load_pipeline
 from models.conditioning.prompts import Prompt
 from models.networks.condition_encoder import ConditionEncoder
@@ -164,4 +164,4 @@ def _table(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
         f"The share of {k}, by class:",
         "",
     ]
-    return markdown_table(head, rows, [*notes, markdown_table(["Class", *results], by_class, [])])
+    return markdown_table(head, rows, notes=[*notes, markdown_table(["Class", *results], by_class)])

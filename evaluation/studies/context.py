@@ -22,7 +22,12 @@ from evaluation.run.scores import Reference, fad_figure, judged_figures, kad_fig
 Split = Literal["dev", "validation"]
 DEV_SEED = 1_000_000  # first seed of sounds for choices; the report's seeds count from 0
 TEXT_AND_IMAGE: tuple[QueryKind, ...] = ("text", "image")
-FAD, KAD, CLASS_ACCURACY, SECONDS = "FAD/classifier", "KAD/classifier", "agreement@1/classifier", "seconds"
+FAD, KAD, CLASS_ACCURACY, SECONDS = (
+    "FAD/classifier",
+    "KAD/classifier",
+    "class_accuracy@1/classifier",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import yaml
 
 from evaluation.metrics.bootstrap import Figure
 from evaluation.metrics.text_gap import gap_closed, text_gap
+from evaluation.report.table import markdown_table
 from evaluation.run.rows import Entry
 from evaluation.studies.context import CLASS_ACCURACY, FAD, SECONDS, TEXT_AND_IMAGE, StudyContext
-from evaluation.studies.study import Study, markdown_table, metric_cell, metric_title, run
+from evaluation.studies.study import Study, metric_cell, metric_title, run
 from evaluation.studies.variants import with_condition_encoder, with_settings
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.networks.condition_encoder import ConditionEncoder
@@ -193,7 +194,7 @@ def _table(context: StudyContext, rows: Mapping[str, Mapping[str, Any]]) -> str:
         "less the mean of their kind. Gap closed: 100 (1 - gap / the first row's gap); a dash if the "
         "interval of the first row's gap contains 0.",
     ]
-    return markdown_table([*head, "s per sound"], lines, notes)
+    return markdown_table([*head, "s per sound"], lines, notes=notes)
 
 
 def _closed(row: Mapping[str, Any], metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Two sounds at once: does the judge find both classes? For each composition, and for the text "A and B"."""
+"""Two sounds at once: how often the judge finds both, by composition and for the text "A and B"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from evaluation.clips import LabelledClip
 from evaluation.interfaces import Query, QueryKind
 from evaluation.metrics.bootstrap import Figure, difference, mean_figure
 from evaluation.plan import Sample
-from evaluation.report.table import cell, percent
+from evaluation.report.table import cell, markdown_table, percent
 from evaluation.run.rows import Entry
 from evaluation.studies.context import StudyContext
-from evaluation.studies.study import Study, markdown_table, run
+from evaluation.studies.study import Study, run
 from evaluation.systems.bundle import load_pipeline
 from models.audio.level import level
 from models.conditioning.prompts import Composition, Prompt
@@ -54,7 +54,7 @@ class PairSystem:
 
     @torch.inference_mode()
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
-        mode: Composition = "set" if self.composition == NAIVE else self.composition  # type: ignore[assignment]
+        mode = cast(Composition, "set" if self.composition == NAIVE else self.composition)
         rows = [
             self.pipe.prepare_rows(
                 self._prompts(query),
@@ -136,7 +136,7 @@ def sets(context: StudyContext, bundle: Path, *, count: int = 40, steps: int | N
     """Write and return the table: how often the judge finds both classes, for each composition.
 
     Args:
-        count: pairs of classes; each is asked for once per seed.
+        count: pairs of classes; one sound of each per seed.
 
     Raises:
         ValueError: fewer than two classes, or the bundle cannot be used.
@@ -176,8 +176,8 @@ def _with_differences(measured: Mapping[str, dict[str, Figure]]) -> dict[str, di
     """Add to each composition the difference of its recall to that of "mix"."""
     results = {}
     for name, figures in measured.items():
-        asked, _, mode = name.partition(", ")
-        mix = measured.get(f"{asked}, mix")
+        query, _, mode = name.partition(", ")
+        mix = measured.get(f"{query}, mix")
         over = {"over mix": difference(figures["recall"], mix["recall"])} if mix and mode != "mix" else {}
         results[name] = figures | over
     return results
@@ -191,8 +191,8 @@ def _table(context: StudyContext, results: Mapping[str, Mapping[str, Figure]], c
     chance = 200 / len(context.judge.labels)
     notes = [
         f"{count} pairs of classes, {context.plan.seeds} sounds of each, first seed "
-        f"{context.plan.first_seed}. recall: the share of the two classes among the judge's two most probable (chance "
-        f"{chance:.1f} %). The judge was trained on single sounds; the last row is real mixes. "
-        f"In brackets: 95 % of {context.options.resamples} bootstrap resamples of pairs."
+        f"{context.plan.first_seed}. recall: the share of the two classes among the judge's two most "
+        f"probable (chance {chance:.1f} %). The judge was trained on single sounds; the last row is real "
+        f"mixes. In brackets: 95 % of {context.options.resamples} bootstrap resamples of pairs."
     ]
-    return markdown_table(["Query", "recall ↑", "recall − mix", "both found ↑"], rows, notes)
+    return markdown_table(["Query", "recall ↑", "recall − mix", "both found ↑"], rows, notes=notes)

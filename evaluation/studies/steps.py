@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.metrics.bootstrap import Figure
+from evaluation.report.table import markdown_table
 from evaluation.run.rows import Entry
 from evaluation.studies.context import CLASS_ACCURACY, FAD, KAD, SECONDS, TEXT_AND_IMAGE, StudyContext
-from evaluation.studies.study import Study, markdown_table, metric_cell, metric_title, run
+from evaluation.studies.study import Study, metric_cell, metric_title, run
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.schedule import time_at
@@ -140,4 +141,4 @@ def _table(context: StudyContext, rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [metric_cell(row[kind], metric) for metric, kind in columns]
         lines.append([name, *cells, metric_cell(row["image"], SECONDS), str(row["row_forwards"])])
     head = ["Steps, guidance, interval, rescale, shift", *titles, "s per sound", "row-forwards"]
-    return markdown_table(head, lines, [*_verdicts(rows), "", context.note()])
+    return markdown_table(head, lines, notes=[*_verdicts(rows), "", context.note()])

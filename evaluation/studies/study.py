@@ -45,7 +45,7 @@ class Study(Generic[Point, Measured]):
         measure: returns the figures of a point.
         summarise: returns the results, as values that JSON can hold or figures, of {key: figures}.
         table: returns the Markdown of the results.
-        settings: saved with the results, beside the options of all studies.
+        settings: saved with the results, in addition to the options.
         verdicts: sentences about the results; saved with the settings.
     """
 
@@ -76,13 +76,6 @@ def run(context: StudyContext, study: Study[Point, Measured]) -> str:
     (folder / "results.json").write_text(json.dumps(everything, indent=1) + "\n")
     (folder / "results.md").write_text(table + "\n")
     return table
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """Return a Markdown table; the first column is text, the others numbers."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    lines.insert(1, "|---" + "|---:" * (len(head) - 1) + "|")
-    return "\n".join([*lines, "", *notes])
 
 
 def metric_title(metric: str, kind: str) -> str:

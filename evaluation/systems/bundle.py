@@ -1,4 +1,4 @@
-"""Bundles of ours as systems: CLIPSynth and its variants, and their vocoder alone on the mels of real clips (the paper's HiFi-GAN row)."""
+"""Our bundles as systems, and their vocoder on the mels of real clips (the paper's HiFi-GAN row)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from models.sampler import advance
 
 
 def load_pipeline(folder: str) -> ClipSynthPipeline:
-    """Load a bundle, silently.
+    """Load a bundle.
 
     Raises:
-        ValueError: it cannot be used (`BundleError`), or makes sound of another sample rate.
+        ValueError: it cannot be used (`BundleError`), or has another sample rate.
     """
     pipe = ClipSynthPipeline.from_pretrained(folder)
-    if pipe.manifest.sample_rate != SAMPLE_RATE:
-        raise ValueError(
-            f"{folder}: {pipe.manifest.sample_rate} Hz, but systems are compared at {SAMPLE_RATE} Hz"
-        )
+    rate = pipe.manifest.sample_rate
+    if rate != SAMPLE_RATE:
+        raise ValueError(f"{folder}: {rate} Hz, but systems are compared at {SAMPLE_RATE} Hz")
     return pipe
 
 
 class Bundle:
-    """A bundle folder; requests of one call share the network's batch. Options: `learned_from` (image, text, image+text), `steps`, `guidance`, `rescale`."""
+    """A bundle; the queries of one call share the network's batch.
+
+    Options: `learned_from` (image, text, image+text), `steps`, `guidance`, `rescale`.
+    """
 
     kinds: frozenset[QueryKind] = frozenset({"text", "image"})
     deterministic = False
@@ -55,8 +57,8 @@ class Bundle:
         self.steps = pipe.manifest.num_inference_steps if steps is None else steps
         self.guidance = pipe.manifest.guidance_scale if guidance is None else guidance
         self.rescale, self.attributes = rescale, dict(attributes or {})
-        further = [x for x in (self.rescale, self.attributes) if x]
-        self.version = fingerprint(pipe.manifest.version, self.steps, self.guidance, *further)
+        optional = [x for x in (self.rescale, self.attributes) if x]
+        self.version = fingerprint(pipe.manifest.version, self.steps, self.guidance, *optional)
 
     @classmethod
     def load(cls, name: str, argument: str, sources: Sources) -> Bundle:
@@ -83,13 +85,11 @@ class Bundle:
             row.guidance_rescale = self.rescale
         while rows and not rows[0].done:
             advance(rows, self.pipe.denoiser)
-        return [
-            self.pipe.decode([row], query.duration_s)[0] for row, query in zip(rows, queries, strict=True)
-        ]
+        return [self.pipe.decode([row], q.duration_s)[0] for row, q in zip(rows, queries, strict=True)]
 
 
 class Reconstruction:
-    """The vocoder of a bundle on the mels of the queried clips: what is lost by it alone."""
+    """The vocoder of a bundle on the mels of the queried clips: shows the loss by the vocoder alone."""
 
     kinds: frozenset[QueryKind] = frozenset({"clip"})
     deterministic, generative, unlabeled, training_query = True, False, False, "–"
@@ -109,14 +109,11 @@ class Reconstruction:
 
     @torch.inference_mode()
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
-        return [
-            self._reconstruct(query, read_sound(self.clips / query.clip))
-            for query, _ in zip(queries, seeds, strict=True)
-        ]
+        del seeds
+        return [self._reconstruct(query, read_sound(self.clips / query.clip)) for query in queries]
 
-    def _reconstruct(self, query: Query, sound: np.ndarray) -> np.ndarray:
-        wanted = fit(sound, query.duration_s)
-        levelled, gain = level(wanted)
+    def _reconstruct(self, query: Query, recording: np.ndarray) -> np.ndarray:
+        levelled, gain = level(fit(recording, query.duration_s))
         log_mel = self.pipe.mel(torch.from_numpy(levelled)[None])
-        heard = vocode(self.pipe.vocoder, log_mel, self.pipe.mel)[0].numpy()
-        return fit(np.clip(heard / gain, -1, 1).astype(np.float32), query.duration_s)
+        sound = vocode(self.pipe.vocoder, log_mel, self.pipe.mel)[0].numpy()
+        return fit(np.clip(sound / gain, -1, 1).astype(np.float32), query.duration_s)

@@ -1,24 +1,22 @@
-"""Systems that are not ours: an HTTP service with our API, and a folder of sounds that anything may have made."""
+"""Systems from elsewhere: an HTTP service with our API, and a folder of sounds."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import time
 from collections.abc import Sequence
-from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 from clipsynth.schemas.generation import Generation
 from clipsynth.schemas.model_info import ServedModel
 from clipsynth.schemas.request import GenerationRequest
-from evaluation.audio import check_sound, fingerprint
+from evaluation.audio import check_sound, fingerprint, resample
+from evaluation.clips import read_csv
 from evaluation.interfaces import SAMPLE_RATE, Query, QueryKind, Sources, split_options
 
 if TYPE_CHECKING:
@@ -28,21 +26,24 @@ COLUMNS = ("file", "kind", "clip", "seed")
 POLL_S = 0.2
 
 
-def read_audio(file: Path | io.BytesIO, what: str) -> tuple[np.ndarray, int]:
-    """Return a mono sound (T,) and its rate in Hz; channels are averaged.
+def read_audio(file: Path | io.BytesIO, name: str) -> np.ndarray:
+    """Return the mean of a sound file's channels (T,) at `SAMPLE_RATE`.
 
     Raises:
-        ValueError: not a sound file, or not finite; the message names `what`.
+        ValueError: not a sound file, or not finite; the message starts with `name`.
     """
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise ValueError(f"{what} cannot be read as sound: {error}") from error
-    return check_sound(samples.mean(1), what), rate
+        raise ValueError(f"{name} cannot be read as sound: {error}") from error
+    return resample(check_sound(samples.mean(1), name), rate, SAMPLE_RATE)
 
 
 class Service:
-    """A running CLIPSynth service; all queries of a call are posted before the first is waited for. Option `learned_from` as for bundles."""
+    """A running CLIPSynth service; the queries of one call run at the same time.
+
+    Option `learned_from` as for bundles.
+    """
 
     kinds: frozenset[QueryKind] = frozenset({"text", "image"})
     deterministic, generative = False, True
@@ -103,12 +104,14 @@ class Service:
             why = made.error.detail if made.error else "no sound"
             raise ValueError(f"{self.name}: generation {made.id} ended {made.status}: {why}")
         answer = self.http.get(f"/v1/generations/{made.id}/audio/0").raise_for_status()
-        sound, rate = read_audio(io.BytesIO(answer.content), f"{self.name}, generation {made.id}")
-        return _resampled(sound, rate)
+        return read_audio(io.BytesIO(answer.content), f"{self.name}, generation {made.id}")
 
 
 class Folder:
-    """Sounds made elsewhere: FOLDER/manifest.csv says with columns file, kind, clip and seed which sound answers what; `clipsynth evaluate` writes what it asks to queries.csv."""
+    """Sounds made elsewhere. FOLDER/manifest.csv lists them in the columns file, kind, clip and seed.
+
+    `clipsynth evaluate` writes its queries to queries.csv, with the same columns but `file`.
+    """
 
     deterministic, generative = False, True
 
@@ -116,21 +119,14 @@ class Folder:
         manifest = folder / "manifest.csv"
         if not manifest.is_file():
             raise ValueError(f"{folder} holds no {manifest.name} with the columns {', '.join(COLUMNS)}")
-        with manifest.open(newline="") as f:
-            rows = list(csv.DictReader(f))
-        lacking = [column for column in COLUMNS if not rows or column not in rows[0]]
-        if lacking:
-            raise ValueError(f"{manifest} needs rows with a column {lacking[0]!r}")
-        lost = [row["file"] for row in rows if not (folder / row["file"]).is_file()]
-        if lost:
-            raise ValueError(
-                f"{manifest} names {lost[0]}, which is not there ({len(lost)} of {len(rows)} files)"
-            )
+        rows = read_csv(manifest, COLUMNS)
+        missing = [row["file"] for row in rows if not (folder / row["file"]).is_file()]
+        if missing:
+            count = f"{len(missing)} of {len(rows)} files"
+            raise ValueError(f"{manifest} names {missing[0]}, which is not there ({count})")
         rates = sorted({soundfile.info(folder / row["file"]).samplerate for row in rows})
         if len(rates) > 1:
-            raise ValueError(
-                f"{folder} mixes sample rates ({', '.join(map(str, rates))} Hz); bring them to one"
-            )
+            raise ValueError(f"{folder} mixes sample rates ({', '.join(map(str, rates))} Hz); use one")
         self.name, self.folder, self.training_query = name, folder, learned_from
         self.unlabeled = learned_from == "image"
         self.files = {(row["kind"], row["clip"], row["seed"]): folder / row["file"] for row in rows}
@@ -155,12 +151,4 @@ class Folder:
         file = self.files.get((query.kind, query.clip, str(seed)))
         if file is None:
             raise ValueError(f"{self.folder}: no sound for the {query.kind} of {query.clip} with seed {seed}")
-        sound, rate = read_audio(file, str(file))
-        return _resampled(sound, rate)
-
-
-def _resampled(sound: np.ndarray, rate: int) -> np.ndarray:
-    if rate == SAMPLE_RATE:
-        return sound
-    divisor = gcd(rate, SAMPLE_RATE)
-    return np.asarray(resample_poly(sound, SAMPLE_RATE // divisor, rate // divisor), np.float32)
+        return read_audio(file, str(file))

@@ -1,4 +1,4 @@
-"""Real clips as a system: what a figure is for recordings, and how far two sets of them are apart (the floor of a distance)."""
+"""Real clips as a system: the figures of recordings, and the distance between two sets of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evaluation.plan import Sample
 
 
 class Recordings:
-    """Answers a query by the sound of its own clip."""
+    """Answers a query with the sound of its own clip."""
 
     kinds: frozenset[QueryKind] = frozenset({"clip"})
     deterministic, generative, unlabeled, training_query = True, False, False, "–"
@@ -25,22 +25,23 @@ class Recordings:
         self.version = fingerprint("recordings", clips.resolve().as_posix())
 
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
-        return [
-            fit(read_sound(self.clips / query.clip), query.duration_s)
-            for query, _ in zip(queries, seeds, strict=True)
-        ]
+        del seeds
+        return [fit(read_sound(self.clips / query.clip), query.duration_s) for query in queries]
 
 
 def floor_samples(
     wanted: Sequence[str], train: Mapping[str, str], seeds: int, duration_s: float
 ) -> list[Sample]:
-    """Return `seeds` sets of training clips, one after the other, each with the classes `wanted` in their order; no clip twice while its class has others.
+    """Return `seeds` sets of training clips, one after the other, each with the classes `wanted` in order.
+
+    No clip comes twice before all clips of its class came once.
 
     Args:
-        wanted: class of each validation clip. train: {file: class} of the training clips.
+        wanted: class of each validation clip.
+        train: {file: class} of the training clips.
 
     Raises:
-        ValueError: a class without training clips.
+        ValueError: a class has no training clips.
     """
     by_class: dict[str, list[str]] = defaultdict(list)
     for file in np.random.default_rng(0).permutation(sorted(train)):

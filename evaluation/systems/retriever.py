@@ -1,4 +1,4 @@
-"""CLIPRetriever, the paper's retrieval baseline: the training clip whose embedding is nearest to the query's."""
+"""CLIPRetriever, the paper's retrieval baseline: the training clip nearest to the query."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from models.retrieval.clip_index import Index
 
 
 class Retriever:
-    """Plays the training clip of a bundle's index that lies nearest, by the cosine of embeddings as the encoder gives them.
+    """Plays the nearest training clip of a bundle's index, by the cosine of the encoder's raw embeddings.
 
-    Option `videos`: the folder that the index's videos are in; without it their sound is read from `Sources.prepared`.
+    Option `videos`: the folder of the index's videos; by default their sound is read from `Sources.prepared`.
     """
 
     kinds: frozenset[QueryKind] = frozenset({"text", "image"})
@@ -36,7 +36,7 @@ class Retriever:
         """Build from "BUNDLE" or "BUNDLE?videos=FOLDER".
 
         Raises:
-            ValueError: the bundle has no index, or the training sounds are nowhere.
+            ValueError: the bundle has no index, or there is no folder of training sounds.
         """
         place, options = split_options(argument, {"videos": Path})
         folder = Path(place)
@@ -62,17 +62,16 @@ class Retriever:
         return int(self.index.nearest(embed)[0, 0])
 
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
-        return [
-            fit(self.audio.sound(self.index.clips[self.nearest(query)]), query.duration_s)
-            for query, _ in zip(queries, seeds, strict=True)
-        ]
+        del seeds
+        clips = [self.index.clips[self.nearest(query)] for query in queries]
+        return [fit(self.audio.sound(c), q.duration_s) for c, q in zip(clips, queries, strict=True)]
 
 
 def training_audio(videos: Path | None, prepared: Path | None) -> ClipAudio:
-    """Return the training sounds, of videos where both are named.
+    """Return the training sounds, from videos if both folders are given.
 
     Raises:
-        ValueError: neither is, or the prepared folder is none.
+        ValueError: neither is given, or the prepared folder cannot be used.
     """
     if videos is not None:
         return VideoAudio(videos, SAMPLE_RATE)

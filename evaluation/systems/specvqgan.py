@@ -1,6 +1,6 @@
-"""SpecVQGAN as a system under evaluation: the baseline of the paper's Table 1, trained by `clipsynth train recipes/specvqgan-demo.yaml`.
+"""SpecVQGAN, the baseline of the paper's Table 1, trained with recipes/specvqgan-demo.yaml.
 
-On the command line: "SpecVQGAN=evaluation.specvqgan:SpecVqgan.load:runs/specvqgan-demo/pipeline"
+On the command line: "SpecVQGAN=specvqgan:runs/specvqgan-demo/pipeline"
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SpecVqgan:
         """Return a waveform (T,) per query (`prompt` or `image`, and `duration_s`) and seed.
 
         Raises:
-            ValueError: a query longer than it can make.
+            ValueError: a query is longer than the model can generate.
         """
         sounds: dict[int, np.ndarray] = {}
         for duration_s in {query.duration_s for query in queries}:

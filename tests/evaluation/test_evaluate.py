@@ -140,14 +140,14 @@ def test_results_hold_every_row_and_figure(finished):
     ]  # fmt: skip
     ours = rows["ours", "text"]
     assert set(ours["figures"]) == {
-        "FAD/random-conv", "KAD/random-conv", "FID/efficientnet-lite0", "agreement@1/classifier", "agreement@5/classifier",
-        "relevance/classifier", "novelty/mel", "copies/mel", "RTF",
+        "FAD/random-conv", "KAD/random-conv", "FID/efficientnet-lite0", "class_accuracy@1/classifier", "class_accuracy@5/classifier",
+        "relevance/classifier", "copy_distance/mel", "copies/mel", "RTF",
     }  # fmt: skip
     assert ours["sounds"] == 6
     assert rows["vocoder", "–"]["sounds"] == 2
     assert ours["checks"]["duration_error_s"] == 0
     assert "FAD/random-conv" not in rows["real validation clips", "–"]["figures"]
-    assert "agreement@1/classifier" not in rows["real training clips (floor)", "–"]["figures"]
+    assert "class_accuracy@1/classifier" not in rows["real training clips (floor)", "–"]["figures"]
     near = {(one["system"], one["query"]): one for one in results["memorisation"]}
     assert (
         len(near) == 7

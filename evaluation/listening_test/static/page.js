@@ -7,8 +7,8 @@ const next = document.getElementById("next");
 const status = document.getElementById("status");
 const scales = [...form.querySelectorAll("fieldset")];
 let item = null;
-let saving = 0; // ratings on their way
-let kept = Promise.resolve(); // when the last of them has arrived
+let saving = 0; // ratings that are being saved
+let saved = Promise.resolve(); // resolves when the last of them is saved
 
 for (const scale of scales) {
   const name = scale.dataset.scale;
@@ -25,10 +25,10 @@ for (const scale of scales) {
 }
 
 const chosen = (scale) => scale.querySelector("input:checked");
-const settle = () => { next.disabled = scales[0].disabled || saving > 0 || !scales.every(chosen); };
+const updateNext = () => { next.disabled = scales[0].disabled || saving > 0 || !scales.every(chosen); };
 const say = (text) => { status.textContent = text; };
 
-async function ask(method, path, body) {
+async function request(method, path, body) {
   const answer = await fetch(path, {
     method,
     headers: body ? { "content-type": "application/json" } : {},
@@ -39,7 +39,7 @@ async function ask(method, path, body) {
 }
 
 async function show() {
-  const progress = await ask("GET", "next");
+  const progress = await request("GET", "next");
   item = progress.item;
   document.getElementById("count").textContent =
     item ? `Sound ${progress.done + 1} of ${progress.total}` : `${progress.done} of ${progress.total} rated`;
@@ -65,35 +65,36 @@ async function show() {
 
 function listen() {
   sound.currentTime = 0;
-  sound.play().catch((error) => say(`The sound cannot be played: ${error.message}`));
+  sound.play().catch((error) => say(`Cannot play the sound: ${error.message}`));
 }
 
-function heard() {
+function enableScales() {
   for (const scale of scales) scale.disabled = false;
-  settle();
+  updateNext();
 }
 
-async function keep(rated, scale, value) {
-  let message = `${scale.dataset.scale} ${value}, kept`;
+async function save(rated, scale, value) {
+  let message = `${scale.dataset.scale} ${value}, saved`;
   try {
-    await ask("PUT", `items/${rated.id}/${scale.dataset.scale}`, { value });
+    await request("PUT", `items/${rated.id}/${scale.dataset.scale}`, { value });
   } catch (error) {
-    message = `This rating could not be kept, please give it again: ${error.message}`;
+    message = `This rating could not be saved. Please rate again: ${error.message}`;
     if (item === rated) scale.querySelector(`input[value="${value}"]`).checked = false;
   }
   saving--;
   say(message);
-  settle();
+  updateNext();
 }
 
 function rate(scale, value) {
   const rated = item;
   saving++;
-  settle();
-  kept = kept.then(() => keep(rated, scale, value)); // in order: the last of two ratings must be the one that stays
+  updateNext();
+  // In order: of two ratings the last one must stay.
+  saved = saved.then(() => save(rated, scale, value));
 }
 
-sound.addEventListener("playing", heard);
+sound.addEventListener("playing", enableScales);
 play.addEventListener("click", listen);
 
 for (const scale of scales) {
@@ -103,7 +104,7 @@ for (const scale of scales) {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   say("");
-  show().catch((error) => say(`The next sound cannot be loaded, reload the page: ${error.message}`));
+  show().catch((error) => say(`Cannot load the next sound. Please reload the page: ${error.message}`));
 });
 
 document.addEventListener("keydown", (event) => {
@@ -126,4 +127,4 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-show().catch((error) => say(`The test cannot be loaded: ${error.message}`));
+show().catch((error) => say(`Cannot load the test: ${error.message}`));

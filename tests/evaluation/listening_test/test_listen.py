@@ -247,7 +247,7 @@ def test_a_whole_test_by_keyboard_in_chromium_with_a_reload_in_the_middle(served
             else:
                 page.keyboard.press(str(quality))
             if n == 1:  # in the middle of an item, too
-                expect(page.get_by_role("status")).to_have_text(f"quality {quality}, kept")
+                expect(page.get_by_role("status")).to_have_text(f"quality {quality}, saved")
                 page.reload()
                 page.get_by_text("Sound 2 of 4").wait_for()
                 assert current() == item
@@ -331,7 +331,7 @@ def test_alpha_has_the_published_values():
 
 def test_the_command_prints_the_score(folder, items, answers):
     nobody = ["listen", str(folder), "--score", "--answers", str(folder / "none.sqlite")]
-    with pytest.raises(FileNotFoundError, match="nobody has rated yet"):
+    with pytest.raises(FileNotFoundError, match="there are no ratings yet"):
         CliRunner().invoke(app, nobody, catch_exceptions=False)
     for item in items:
         answers.save("anna", item, "quality", 4)
@@ -352,5 +352,5 @@ def test_the_table_is_the_papers():
         [StoredRating("anna", "i", "A", "a dog", "quality", 4)]
     )  # ratings come one scale after the other
     assert "| A | 0.750 (0.750–0.750) | – | – | 1 |" in first
-    with pytest.raises(ValueError, match="nobody has rated"):
+    with pytest.raises(ValueError, match="no ratings"):
         to_markdown([])

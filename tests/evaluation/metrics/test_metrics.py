@@ -4,7 +4,7 @@ from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import rbf_kernel
 
 from evaluation.metrics.bootstrap import bootstrap, draw_picks, figure, mean_figure
-from evaluation.metrics.class_accuracy import asked_probability, hits, per_class, read_phrases
+from evaluation.metrics.class_accuracy import wanted_probability, hits, per_class, read_phrases
 from evaluation.metrics.density_coverage import coverage, density, inside
 from evaluation.metrics.frechet import frechet_distance, frechet_infinity
 from evaluation.metrics.kernel import SCALE, kernel_distance, median_bandwidth
@@ -106,7 +106,7 @@ def test_a_system_is_suspect_when_it_comes_nearer_to_training_clips_than_recordi
     assert found[2] == {"system": "real", "query": "–", **figures, "relative": figures}
     assert found[3]["relative"]["p1"] == 1.0  # two clips as far as each other
     assert (
-        "| ours | text | 0.01 | 0.05 | 0.5 | 21.0 % | 0.01 | 21.0 % | nearer than recordings it never saw |"
+        "| ours | text | 0.01 | 0.05 | 0.5 | 21.0 % | 0.01 | 21.0 % | nearer than unseen recordings |"
         in memorisation_table(found)
     )
 
@@ -116,7 +116,7 @@ def test_agreement_counts_hits_among_the_most_probable():
     labels, asked = ["a", "b", "c"], ["a", "b", "a"]
     assert hits(heard, labels, asked).tolist() == [1, 0, 0]
     assert hits(heard, labels, asked, 2).tolist() == [1, 1, 0]
-    assert asked_probability(heard, labels, asked).tolist() == [0.5, 0.3, 0.1]
+    assert wanted_probability(heard, labels, asked).tolist() == [0.5, 0.3, 0.1]
     assert per_class([1, 0, 0], asked) == {"a": 0.5, "b": 0.0}
     with pytest.raises(ValueError, match="for each of 2"):
         hits(heard, labels, asked[:2])

@@ -5,7 +5,7 @@ import pytest
 
 from evaluation.embedders.base import Classifier, MelStatistics, RandomConvolution, embed_all
 from evaluation.embedders.mel_images import efficientnet_lite0
-from evaluation.metrics.class_accuracy import asked_probability, hits
+from evaluation.metrics.class_accuracy import wanted_probability, hits
 from evaluation.metrics.density_coverage import coverage, inside
 from evaluation.metrics.frechet import frechet_distance
 from evaluation.metrics.kernel import kernel_distance
@@ -91,7 +91,7 @@ def test_no_judgement_likes_silence_noise_or_one_clip(bad, others, judge):
     asked = [kind for kind in KINDS for _ in range(PER_KIND)]
     good, poor = (judge.probabilities(s) for s in (others, bad_sounds(bad, others)))
     assert hits(good, judge.labels, asked).mean() > 0.8
-    for measure in (hits, asked_probability):
+    for measure in (hits, wanted_probability):
         assert measure(poor, judge.labels, asked).mean() <= 1 / len(KINDS) + 0.05
 
 

@@ -226,9 +226,7 @@ def test_kept_sounds_that_would_be_others_now_are_not_taken_for_new_ones(tmp_pat
     store.make(samples[:2], batch_size=2, on_progress=lambda done: None)
     store.make(samples, batch_size=2, on_progress=lambda done: None)
     system.frequency = 441
-    with pytest.raises(
-        ValueError, match=r"tone does not make text-0-0-\w+ as it is kept in .*remove that folder"
-    ):
+    with pytest.raises(ValueError, match=r"tone makes another sound for text-0-0-\w+ .*remove that folder"):
         store.make(samples, batch_size=2, on_progress=lambda done: None)
 
 
