@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Clap:
         return self._array(self.model.get_text_features(**tokens))
 
     @staticmethod
-    def _array(output: object) -> np.ndarray:
+    def _array(output: Any) -> np.ndarray:
         """Return (N, D) of the model's output, which is a tensor or holds one."""
-        tensor = output if isinstance(output, torch.Tensor) else output.pooler_output  # type: ignore[attr-defined]
+        tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
         return np.asarray(tensor.float().numpy())
