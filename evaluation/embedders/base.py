@@ -1,7 +1,7 @@
 """Embedders turn sounds into vectors, and distances compare sets of vectors.
 
-Built in: `melstats`, `classifier` (the judge's penultimate layer), `random-conv` (a control with fixed random
-filters). From local files: `clap:FOLDER`, `yamnet:FILE`, and `module:function:ARGUMENT` for any other network,
+Built in: `melstats`, `classifier` (the judge's penultimate layer), `random-conv` (a control: fixed random
+filters). From local files: `clap:FOLDER`, `yamnet:FILE`, and `module:function:ARGUMENT` for other networks,
 for example `evaluation.embedders.exported:load:FILE`.
 """
 

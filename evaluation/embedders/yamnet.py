@@ -1,4 +1,6 @@
-"""YAMNet from a local `.tflite` file (Google; a MobileNet trained on AudioSet): detects unnatural sounds.
+"""YAMNet, a MobileNet trained on AudioSet (Google), from a local `.tflite` file.
+
+Its distances and its linear judge notice unnatural sounds that the judge misses.
 
     clipsynth evaluate … --embedder yamnet:FILE
 
