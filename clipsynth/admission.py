@@ -176,9 +176,8 @@ def reserve(
     reservation: Reservation,
     settings: Settings,
     cost: ModelCost | None,
-    *,
     steps: int,
-    deadline_s: float | None = None,
+    deadline_s: float | None,
 ) -> bool:
     """Reserve a place and estimate the end; return False if the generation id already has a place.
 
@@ -188,16 +187,7 @@ def reserve(
     """
     if not admit(redis, reservation, settings, cost):
         return False
-    expected = forecast(
-        redis,
-        reservation.model,
-        reservation.work,
-        cost,
-        steps=steps,
-        owner=reservation.owner,
-        reserved=True,
-        corrected=deadline_s is not None,
-    )
+    expected = forecast(redis, reservation, cost, steps, reserved=True, corrected=deadline_s is not None)
     if deadline_s and expected.p50_s and deadline_s < expected.p50_s:
         release_reservation(redis, reservation)
         raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
@@ -212,26 +202,13 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
         RateLimited: the owner sends too many requests, or has too many unfinished generations.
         QueueFull: the queue or the owner's share of it is full.
     """
+    owner, model = reservation.owner, reservation.model
     max_work = settings.max_backlog_s / cost.audio_step_s if cost else 0.0
-    raw_verdict, number = redis.register_script(_ADMIT)(
-        keys=[
-            LOAD + reservation.model,
-            INFLIGHT,
-            BUCKET + reservation.owner,
-            RESERVATIONS,
-            RECORD + reservation.generation_id,
-        ],
-        args=[
-            reservation.owner,
-            f"{reservation.work:.6f}",
-            settings.max_queued,
-            max_work,
-            settings.rate_per_s,
-            max(1.0, settings.rate_burst),
-            settings.max_inflight,
-            reservation.member,
-        ],
-    )
+    keys = [LOAD + model, INFLIGHT, BUCKET + owner, RESERVATIONS, RECORD + reservation.generation_id]
+    rates = (settings.rate_per_s, max(1.0, settings.rate_burst))
+    limits = (settings.max_queued, max_work, *rates, settings.max_inflight)
+    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, reservation.member]
+    raw_verdict, number = redis.register_script(_ADMIT)(keys=keys, args=args)
     verdict = raw_verdict.decode()
     if verdict in ("ok", "reserved"):
         return bool(verdict == "ok")
@@ -244,7 +221,7 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
         detail = f"this API key has {settings.max_inflight} unfinished generations"
         raise RateLimited(detail, retry_after_s=retry_after_s)
     subject = "this API key's share of the queue" if verdict == "share" else "the queue"
-    raise QueueFull(f"{subject} of model {reservation.model} is full", retry_after_s=retry_after_s)
+    raise QueueFull(f"{subject} of model {model} is full", retry_after_s=retry_after_s)
 
 
 def release_reservation(redis: Redis, reservation: Reservation) -> None:
@@ -283,28 +260,26 @@ class Forecast:
 
 def forecast(
     redis: Redis,
-    model: str,
-    work: float,
+    request: Reservation,
     cost: ModelCost | None,
-    *,
     steps: int,
-    owner: str,
+    *,
     reserved: bool = False,
     corrected: bool = True,
 ) -> Forecast:
-    """Estimate the end of a request of this work that comes now.
+    """Estimate the end of a request that comes now.
 
     Args:
         steps: denoising steps of the request.
-        reserved: whether the request has a place; then the load contains its work.
+        reserved: whether the request has its place; then the load contains its work.
         corrected: whether to read the durations of earlier generations.
     """
-    queue = _Queue(*_read_load(redis, model, last_ratio=-1 if corrected else 0)[:4])
+    queue = _Queue(*_read_load(redis, request.model, last_ratio=-1 if corrected else 0)[:4])
     unfinished = int(queue.load.get("n", 0))
     if cost is None:
         return Forecast(unfinished, None)
-    own = max(0.0, queue.load.get(f"w:{owner}", 0.0) - (work if reserved else 0.0))
-    base_s = queue.eta_s(owner, own, work, cost, steps)
+    own = queue.load.get(f"w:{request.owner}", 0.0) - (request.work if reserved else 0.0)
+    base_s = queue.eta_s(request.owner, max(0.0, own), request.work, cost, steps)
     ratios = queue.ratios
     p50, p90 = (1.0, 1.5) if len(ratios) < MIN_RATIOS else (ratios[int(q * len(ratios))] for q in (0.5, 0.9))
     return Forecast(unfinished, base_s, base_s * p50, base_s * p90)
@@ -350,7 +325,7 @@ class _Queue:
 
 
 def work_before(load: Mapping[str, float], running: Mapping[str, float], owner: str, own: float) -> float:
-    """Return the work before a job of `owner`, `own` of which is the owner's.
+    """Return the work done before a job of `owner`; `own` is the part of its owner.
 
     Owners share the queue fairly: of another owner's work, at most `own` and one job are done before.
     """

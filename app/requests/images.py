@@ -61,7 +61,7 @@ class RequestImage:
         """Return the PNG to store. Fetches an image of a URL, which takes up to `FETCH_S`.
 
         Raises:
-            InvalidRequest, ImageNotFetched, UnsupportedMedia, ImageTooLarge, ImageUndecodable: the message names
+            InvalidRequest, ImageNotFetched, UnsupportedMedia, ImageTooLarge, ImageUndecodable: each names
                 the field.
         """
         try:
@@ -73,7 +73,7 @@ class RequestImage:
 
 @asynccontextmanager
 async def image_slot(services: Services, wanted: GenerationRequest) -> AsyncIterator[None]:
-    """Wait for a slot of a request with images: decoding takes memory, fetching occupies a thread.
+    """Hold a slot for a request with images: decoding takes memory, fetching a thread.
 
     Raises:
         RateLimited: all slots for requests whose images are fetched are taken.

@@ -1,4 +1,4 @@
-"""From a validated request to a job in the queue: defaults and limits of the model, admission, submission."""
+"""From a validated request to a job in the queue."""
 
 from __future__ import annotations
 
@@ -60,15 +60,8 @@ def accept(
     payload = resolve(wanted, model, generation_id)
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model.cost))
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
-    is_new = reserve(
-        services.redis,
-        reservation,
-        settings,
-        model.cost,
-        steps=payload.num_inference_steps,
-        deadline_s=payload.deadline_s,
-    )
-    if not is_new:
+    steps, deadline_s = payload.num_inference_steps, payload.deadline_s
+    if not reserve(services.redis, reservation, settings, model.cost, steps, deadline_s):
         return _wait_for_concurrent(services, caller, generation_id), True
     try:
         if images:

@@ -9,7 +9,7 @@ from app.dependencies import Maker, Services, ServicesDep
 from app.requests.body import read_body, request_body
 from app.requests.submit import resolve
 from app.responses.problems import problems
-from clipsynth.admission import forecast
+from clipsynth.admission import Reservation, forecast
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Estimate
 from clipsynth.schemas.request import GenerationRequest
@@ -42,14 +42,8 @@ async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Es
 def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:
     model = services.state.model(wanted.model)
     payload = resolve(wanted, model, new_id())
-    expected = forecast(
-        services.redis,
-        model.name,
-        payload.work(model.cost),
-        model.cost,
-        steps=payload.num_inference_steps,
-        owner=caller.id,
-    )
+    request = Reservation("", caller.id, model.name, payload.work(model.cost))
+    expected = forecast(services.redis, request, model.cost, payload.num_inference_steps)
     return Estimate(
         model=model.name, unfinished=expected.unfinished, p50_s=expected.p50_s, p90_s=expected.p90_s
     )

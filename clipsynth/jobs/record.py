@@ -185,7 +185,7 @@ class RecordReader:
             may be short or empty and still have a next page.
         """
         found: list[Generation] = []
-        place, start, top = before, 0, "+inf" if before is None else repr(before[0])
+        cursor, start, top = before, 0, "+inf" if before is None else repr(before[0])
         while start < MAX_SEEN:
             raw = self.redis.zrevrangebyscore(OWNER_INDEX + owner, top, "-inf", start, PAGE, withscores=True)
             entries = cast(list[tuple[bytes, float]], raw)
@@ -195,12 +195,12 @@ class RecordReader:
             for at, (generation, _) in zip(places, self._read([i for _, i in places]), strict=True):
                 if generation is not None and status in (None, generation.status):
                     if len(found) == limit:
-                        return found, place
+                        return found, cursor
                     found.append(generation)
-                place = at
+                cursor = at
             if len(entries) < PAGE:
                 return found, None
-        return found, place
+        return found, cursor
 
     def _read(self, ids: list[str]) -> list[tuple[Generation | None, str | None]]:
         """Return each generation, or None, and its owner."""

@@ -59,10 +59,6 @@ def new_id() -> str:
     return f"gen_{secrets.token_hex(13)}"
 
 
-def _started(batched_with_others: bool) -> dict[str, object]:
-    return {"started_at": time.time(), "company": int(batched_with_others)}
-
-
 class JobStore(RecordReader, ModelRegistry):
     """Creates, changes and reads generations.
 
@@ -219,11 +215,13 @@ class JobStore(RecordReader, ModelRegistry):
 
     def start(self, generation_id: str, *, batched_with_others: bool) -> bool:
         """Change the status to processing; False if the generation has ended or was removed."""
-        return self._change(generation_id, Status.PROCESSING, _started(batched_with_others)) >= 0
+        company = int(batched_with_others)
+        return self.transition(generation_id, Status.PROCESSING, started_at=time.time(), company=company)
 
     def queue_start(self, pipeline: Pipeline, generation_id: str, *, batched_with_others: bool) -> None:
         """Queue the change to processing. `batched_with_others`: its worker also runs other jobs."""
-        self.queue_transition(pipeline, generation_id, Status.PROCESSING, _started(batched_with_others))
+        fields = {"started_at": time.time(), "company": int(batched_with_others)}
+        self.queue_transition(pipeline, generation_id, Status.PROCESSING, fields)
 
     def queue_joined(self, pipeline: Pipeline, generation_id: str) -> None:
         """Queue the note that its worker now also runs other jobs."""

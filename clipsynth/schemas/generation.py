@@ -231,9 +231,7 @@ class Nearness(BaseModel):
         description="Distance to the nearest training clip: 0 is a copy, 1 is unrelated.",
     )
     is_copy: bool | None = Field(
-        default=None,
-        description="Whether the output is nearer to a training clip than 95 % of training clips are to any "
-        "clip of another video.",
+        default=None, description="Whether it is nearer than 95 % of training clips are to another video's."
     )
     nearest: list[NearClip] = Field(default=[], description="Nearest training clips, the nearest first.")
 
@@ -252,11 +250,9 @@ class Output(Nearness):
     duration_s: float
     sample_rate: int = Field(description="Samples per second.")
     seed: int
-    clip: TrainingClip | None = Field(
-        default=None, description="With the method retrieval: the training clip that is played."
-    )
+    clip: TrainingClip | None = Field(default=None, description="With retrieval: the clip that is played.")
     recipe: str | None = Field(
-        default=None, description="Token from which POST /v1/replay makes the same sound."
+        default=None, description="Token for POST /v1/replay, which repeats the sound."
     )
     spectrogram_url: str | None = Field(default=None, description="PNG of the mel spectrogram.")
     peaks_url: str | None = Field(default=None, description="Waveform peaks in audiowaveform's JSON format.")
@@ -297,17 +293,13 @@ class Generation(BaseModel):
     started_at: float | None = Field(default=None, description="When a worker last started it; Unix time.")
     finished_at: float | None = Field(default=None, description="When its status became final; Unix time.")
     expires_at: float | None = Field(
-        default=None, description="When the generation and its files are removed; Unix time."
+        default=None, description="When it and its files are removed; Unix time."
     )
     model: str
     input: JobPayload
     seed: int
-    queue_position: int | None = Field(
-        default=None, description="Number of jobs before it in the queue, while it is queued."
-    )
-    eta_s: float | None = Field(
-        default=None, description="Estimated seconds until its end, while it is queued."
-    )
+    queue_position: int | None = Field(default=None, description="While queued: number of jobs before it.")
+    eta_s: float | None = Field(default=None, description="While queued: estimated seconds until its end.")
     progress: Progress | None = Field(default=None, description="Present while it is processing.")
     outputs: list[Output] = []
     error: Problem | None = None
@@ -334,7 +326,5 @@ class Estimate(BaseModel):
 
     model: str
     unfinished: int = Field(description="Number of unfinished generations of the model.")
-    p50_s: float | None = Field(
-        description="Half of the requests end within this time. Null until a worker has measured its cost."
-    )
-    p90_s: float | None = Field(description="90 % of the requests end within this time.")
+    p50_s: float | None = Field(description="Half of the requests end within it; null while unmeasured.")
+    p90_s: float | None = Field(description="90 % of the requests end within it; null while unmeasured.")

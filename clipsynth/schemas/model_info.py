@@ -12,14 +12,11 @@ Method = Literal["diffusion", "retrieval"]
 class ModelCost(BaseModel):
     """Cost of a model, as its worker measured it at start."""
 
-    audio_step_s: float = Field(
-        description="Seconds for one denoising step of one second of sound in a full batch, without guidance."
-    )
+    audio_step_s: float = Field(description="Seconds per step and second of sound, without guidance.")
     step_s: float = Field(description="Seconds for one step of a full batch.")
     guided_share: float = Field(description="Share of the steps in which guidance doubles the cost.")
     distilled_guidance_range: list[float] = Field(
-        default=[],
-        description="Lowest and highest guidance_scale that costs nothing; empty for a model without it.",
+        default=[], description="Lowest and highest guidance_scale that costs nothing; may be empty."
     )
 
 
@@ -43,6 +40,5 @@ class ServedModel(ModelInfo):
     """A model and its state."""
 
     status: Literal["ready", "starting", "absent"] = Field(
-        description="ready: a worker serves it. starting: a worker loads it, and requests are queued. "
-        "absent: no worker is running."
+        description="starting: a worker loads it, and requests are queued. absent: no worker is running."
     )

@@ -1,4 +1,6 @@
-"""Read attributes from words of a prompt: "a loud, high-pitched dog" is a dog, loudness 0.85, pitch 0.85.
+"""Read attributes from words of a prompt.
+
+"a loud, high-pitched dog" becomes "a dog", loudness 0.85 and pitch 0.85.
 
 Recognised are adjectives before the sound source ("a low piano"), adjectives alone between commas ("piano,
 low"), and adverbs ("barking loudly"). Ambiguous words are left in the text: "not loud", "slightly loud", "the

@@ -34,10 +34,7 @@ Weight = Annotated[
         f"away from this prompt. The magnitude is at least {MIN_WEIGHT}.",
     ),
 ]
-ImageUrl = Annotated[
-    str,
-    Field(max_length=MAX_URL, description="https URL of an image, if this service fetches images."),
-]
+ImageUrl = Annotated[str, Field(max_length=MAX_URL, description="https URL, if the service fetches images.")]
 IMAGE = (
     "PNG, JPEG or WebP in base64 or as a data URL; in a form `part:<name>`, the name of a file in the form"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -54,40 +55,26 @@ class GenerationRequest(BaseModel):
     prompt: str | None = Field(
         default=None, max_length=MAX_TEXT, description="Text that describes the sound."
     )
-    image: str | None = Field(
-        default=None, description=f"{IMAGE}. The only file of a form may have another name."
-    )
+    image: str | None = Field(default=None, description=f"{IMAGE}. A form's only file may have any name.")
     image_url: ImageUrl | None = None
     prompts: list[WeightedPrompt] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=MAX_PROMPTS,
-        description="Weighted set of texts and images instead of prompt and image, in any order.",
+        default=None, min_length=1, max_length=MAX_PROMPTS, description="Weighted set of texts and images."
     )
     composition: Composition = "set"
     negative_prompt: str | None = Field(
-        default=None,
-        max_length=MAX_TEXT,
-        description="Text of a sound to avoid; equal to an item of prompts with weight -1.",
+        default=None, max_length=MAX_TEXT, description="Text of a sound to avoid: a prompt with weight -1."
     )
     attributes: Attributes | None = Field(
-        default=None,
-        description="Attributes of the sound. Words of `prompt` (a loud dog) set absent ones, unless it is {}.",
+        default=None, description="Words of `prompt` (a loud dog) set absent attributes, unless this is {}."
     )
     method: Method = Field(
         default="diffusion",
         description="retrieval plays the nearest training clips, output n the n-th nearest, on models that "
         "offer it; seed, steps, guidance, composition and attributes then have no effect.",
     )
-    rank: int = Field(
-        default=0, ge=0, le=100_000, description="With retrieval: number of nearest clips to skip."
-    )
-    seed: int | None = Field(
-        default=None, ge=0, lt=2**32, description="Seed of the first output; output n has seed + n."
-    )
-    num_inference_steps: int | None = Field(
-        default=None, ge=1, le=200, description="Number of denoising steps."
-    )
+    rank: int = Field(default=0, ge=0, le=100_000, description="With retrieval: nearest clips to skip.")
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="Seed; output n has seed + n.")
+    num_inference_steps: int | None = Field(default=None, ge=1, le=200, description="Denoising steps.")
     guidance_scale: float | None = Field(
         default=None,
         ge=0,
@@ -95,13 +82,7 @@ class GenerationRequest(BaseModel):
         allow_inf_nan=False,
         description="How strongly the prompt steers the sound; 1 or less is without guidance.",
     )
-    duration_s: float | None = Field(
-        default=None,
-        ge=MIN_DURATION_S,
-        le=MAX_DURATION_S,
-        allow_inf_nan=False,
-        description="Duration of each sound in seconds.",
-    )
+    duration_s: float | None = Field(default=None, ge=MIN_DURATION_S, le=MAX_DURATION_S, allow_inf_nan=False)
     num_outputs: int = Field(default=1, ge=1, le=8, description="Number of sounds.")
     deadline_s: float | None = Field(
         default=None,
@@ -111,23 +92,14 @@ class GenerationRequest(BaseModel):
         description="Seconds from now after which an unfinished generation ends as expired.",
     )
     webhook_url: str | None = Field(
-        default=None,
-        max_length=MAX_URL,
-        description="https URL that receives the events, signed as in Standard Webhooks.",
+        default=None, max_length=MAX_URL, description="https URL for events, signed as in Standard Webhooks."
     )
     webhook_events: list[WebhookEvent] = Field(
-        default=["completed"],
-        min_length=1,
-        max_length=2,
-        description="Events to send. completed: the generation has any final status.",
+        default=["completed"], min_length=1, max_length=2, description="completed: after any final status."
     )
-    model: str | None = Field(
-        default=None,
-        pattern=r"^[a-z0-9-]{1,40}$",
-        description="Name of a model; absent: the first ready one.",
-    )
+    model: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,40}$", description="Name of a model.")
     output_formats: list[Format] = Field(
-        default=["wav"], min_length=1, max_length=4, description="Formats in which each sound is written."
+        default=["wav"], min_length=1, max_length=4, description="Formats of each sound."
     )
     metadata: Metadata = Field(
         default={}, max_length=16, description="Texts of the client, returned with the generation."
@@ -174,7 +146,7 @@ class GenerationRequest(BaseModel):
         """Whether the service must fetch images."""
         return any(item.image_url is not None for item in (self, *(self.prompts or ())))
 
-    @property
+    @cached_property
     def has_images(self) -> bool:
         return any(
             item.image is not None or item.image_url is not None for item in (self, *(self.prompts or ()))

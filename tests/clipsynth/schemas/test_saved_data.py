@@ -1,4 +1,4 @@
-"""Data that the last version before the renaming stored: payloads, records, replay tokens, fingerprints."""
+"""Payloads, records, replay tokens and fingerprints that an older version stored."""
 
 from __future__ import annotations
 
