@@ -52,7 +52,7 @@ def run(command, folder, **environment):
     return done.stdout
 
 
-def test_every_command_is_tried_here_or_stands_for_one_that_is():
+def test_every_readme_command_is_tested_or_exists():
     tried = of("curl") + of("clipsynth", "generate") + of("clipsynth", "prepare") + of("clipsynth", "train")
     others = [c for c in commands() if c not in tried]
     known = {
@@ -70,7 +70,7 @@ def test_every_command_is_tried_here_or_stands_for_one_that_is():
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-def test_curl_asks_the_service(served, tmp_path):
+def test_the_curl_commands_work(served, tmp_path):
     service, _ = served
     service.wait_for_worker()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "dog.jpg")
@@ -82,7 +82,7 @@ def test_curl_asks_the_service(served, tmp_path):
 
 
 @pytest.mark.slow
-def test_generate_writes_what_is_named(tiny_bundle, tmp_path, monkeypatch):
+def test_the_generate_commands_write_their_files(tiny_bundle, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a dog\na cat\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPSYNTH_MODEL", str(tiny_bundle))
@@ -93,7 +93,7 @@ def test_generate_writes_what_is_named(tiny_bundle, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_folder_of_videos_becomes_a_bundle(videos, tmp_path):
+def test_the_prepare_and_train_commands_make_a_bundle(videos, tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     [prepare], [train] = of("clipsynth", "prepare"), of("clipsynth", "train")
     run([word.replace("VIDEOS", str(videos)) for word in prepare] + ["--workers", "0"], tmp_path)

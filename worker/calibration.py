@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from models.pipeline import ClipSynthPipeline
@@ -46,8 +47,6 @@ def measure(step_s: Callable[[int], float], num_tokens: int) -> StepCost:
         step_s: runs one step of the given number of rows and returns its seconds.
         num_tokens: tokens per row.
     """
-    from worker.engine import free_cache, is_out_of_memory
-
     started = time.perf_counter()
     sizes: list[int] = []
     seconds: list[float] = []
@@ -106,3 +105,22 @@ def measure_pipeline(pipeline: ClipSynthPipeline) -> StepCost:
         return time.perf_counter() - started
 
     return measure(step_s, num_tokens)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether the device or the host ran out of memory; only some devices raise torch's own class."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Return whether the device's context is broken, so that every later call of this process fails."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
+def free_cache() -> None:
+    """Return torch's cached memory to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from models.sampler import SamplerRow, advance
+from worker.calibration import free_cache, is_device_lost, is_out_of_memory
 from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, count_step, stage
 from worker.model_protocol import ServingModel
 
@@ -99,19 +100,6 @@ class _Slot:
 def weight(rows: Sequence[SamplerRow]) -> int:
     """Return the tokens of one step of these rows, padding included."""
     return sum(row.passes for row in rows) * max((row.num_tokens for row in rows), default=0)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether the device or the host ran out of memory; only some devices raise torch's own class."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
-
-
-def is_device_lost(error: Exception) -> bool:
-    """Return whether the device's context is broken, so that every later call of this process fails."""
-    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 class Engine:
@@ -342,9 +330,3 @@ class Engine:
         if over and not request.tasks and not request.ended:
             request.ended = True
             self.ended.put(request)
-
-
-def free_cache() -> None:
-    """Return torch's cached memory to the device."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

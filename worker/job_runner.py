@@ -31,7 +31,8 @@ from clipsynth.schemas.generation import (
 )
 from clipsynth.storage import Storage, audio_key, file_name
 from models.sampler import SamplerRow
-from worker.engine import SamplingRequest, is_out_of_memory
+from worker.calibration import is_out_of_memory
+from worker.engine import SamplingRequest
 from worker.metrics import RECOVERED, kind
 from worker.model_protocol import ServingModel
 from worker.output_files import peaks_json, spectrogram_png

@@ -60,7 +60,8 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     started = time.perf_counter()
     state = JobStore.from_settings(connect(settings.redis_url), settings)
     state.announce_starting(info)
-    from worker.engine import Engine, is_out_of_memory
+    from worker.calibration import is_out_of_memory
+    from worker.engine import Engine
 
     try:
         predictor = load(settings)

@@ -27,7 +27,7 @@ SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # other formats 
 
 
 @dataclass(frozen=True)
-class Query:
+class PromptQuery:
     """The query of one sound: a text, an image file, or both."""
 
     prompt: str | None
@@ -42,7 +42,7 @@ class Query:
 
 
 # Returns the files' bytes for a query and seed; calls `on_step(done, all)`.
-Make = Callable[[Query, int, Callable[[int, int], None]], list[bytes]]
+Make = Callable[[PromptQuery, int, Callable[[int, int], None]], list[bytes]]
 
 
 def generate(
@@ -123,7 +123,7 @@ def generate(
         _write(queries, paths, seed, make)
 
 
-def read_queries(prompts: list[str], from_file: Path | None, images: list[Path]) -> list[Query]:
+def read_queries(prompts: list[str], from_file: Path | None, images: list[Path]) -> list[PromptQuery]:
     """Return the queries of a command line.
 
     Raises:
@@ -139,8 +139,8 @@ def read_queries(prompts: list[str], from_file: Path | None, images: list[Path])
     if not texts and not images:
         raise ValueError("give a prompt, --image or --from")
     if texts:
-        return [Query(text, images[0] if images else None) for text in texts]
-    return [Query(None, path) for path in images]
+        return [PromptQuery(text, images[0] if images else None) for text in texts]
+    return [PromptQuery(None, path) for path in images]
 
 
 def read_attributes(options: list[str] | None) -> dict[str, float] | None:
@@ -164,7 +164,7 @@ def read_attributes(options: list[str] | None) -> dict[str, float] | None:
 
 
 def name_files(
-    queries: list[Query], output: Path | None, num_outputs: int, output_format: str
+    queries: list[PromptQuery], output: Path | None, num_outputs: int, output_format: str
 ) -> list[list[Path]]:
     """Return the files of each query: `output` for one query, names in the folder `output` for several.
 
@@ -187,7 +187,7 @@ def name_files(
     ]
 
 
-def _write(queries: list[Query], paths: list[list[Path]], seed: int, make: Make) -> None:
+def _write(queries: list[PromptQuery], paths: list[list[Path]], seed: int, make: Make) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -222,7 +222,7 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
     defaults = {name: getattr(manifest, name) for name in own if hasattr(manifest, name)}
     resolved = defaults | {name: fields[name] for name in own if fields[name] is not None}
 
-    def make(query: Query, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
+    def make(query: PromptQuery, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
         try:
             opened_image = Image.open(query.image).convert("RGB") if query.image else None
         except (UnidentifiedImageError, OSError) as error:
@@ -253,7 +253,7 @@ def _by_service(
 
     with client:
 
-        def make(query: Query, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
+        def make(query: PromptQuery, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
             def show(generation: Generation) -> None:
                 if generation.progress:
                     on_step(generation.progress.step, generation.progress.num_steps)

@@ -84,7 +84,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Run:
+class WordRun:
     """Consecutive terms.
 
     Removing all of them removes text[start:end]. Removing the last ones puts `joint` after the others.
@@ -178,7 +178,7 @@ ADJECTIVE, ADVERB = (re.compile(_pattern(words), re.IGNORECASE) for words in (AD
 ADJECTIVES_JOINED = re.compile(rf"{ADJECTIVE.pattern}(?:{JOINT}{ADJECTIVE.pattern})*", re.IGNORECASE)
 
 
-def _find(text: str) -> Iterator[Run]:
+def _find(text: str) -> Iterator[WordRun]:
     for match in ADJECTIVES_JOINED.finditer(text):
         terms = [_term(ADJECTIVES, m) for m in ADJECTIVE.finditer(text, match.start(), match.end())]
         run = None if _weakened(text[: match.start()]) else _listed(text, terms) or _before_thing(text, terms)
@@ -186,7 +186,7 @@ def _find(text: str) -> Iterator[Run]:
             yield run
     for match in ADVERB.finditer(text):
         if not _weakened(text[: match.start()]):
-            yield Run([_term(ADVERBS, match)], len(text[: match.start()].rstrip()), match.end())
+            yield WordRun([_term(ADVERBS, match)], len(text[: match.start()].rstrip()), match.end())
 
 
 def _term(words: dict[str, tuple[str, str]], match: re.Match[str]) -> Term:
@@ -203,17 +203,17 @@ def _weakened(before: str) -> bool:
     return bool(WEAKER & set(words[-REACH:]))
 
 
-def _listed(text: str, terms: list[Term]) -> Run | None:
+def _listed(text: str, terms: list[Term]) -> WordRun | None:
     """Return terms alone between commas, with the comma before them, else the one after them."""
     before, after = text[: terms[0].start].rstrip(), text[terms[-1].end :]
     comma = re.match(r"\s*(?:[,;]\s*|$|(?=[.!]))", after)
     if comma is None or (before and before[-1] not in ",;"):
         return None
     start, end = (len(before) - 1, 0) if before else (0, comma.end())
-    return Run(terms, start, terms[-1].end + end)
+    return WordRun(terms, start, terms[-1].end + end)
 
 
-def _before_thing(text: str, terms: list[Term]) -> Run | None:
+def _before_thing(text: str, terms: list[Term]) -> WordRun | None:
     """Return the terms before a sound source, with the words that join them to it."""
     behind = BEHIND.match(text, terms[-1].end)
     said = WORD.findall(text[: terms[0].start].lower())[-1:]
@@ -228,4 +228,4 @@ def _before_thing(text: str, terms: list[Term]) -> Run | None:
         if behind["word"].lower() in COMPOUNDS.get(term.word, "").split():
             terms, end = terms[:place], term.start
             break
-    return Run(terms, terms[0].start, end, joint=" ") if terms else None
+    return WordRun(terms, terms[0].start, end, joint=" ") if terms else None

@@ -33,7 +33,7 @@ def test_half_a_surrogate_pair_is_a_problem(client, path, body):
 
 
 @pytest.mark.parametrize("host", ["[", "[::1", "local host", "localhost:abc", "@", ""])
-def test_a_host_that_is_none_breaks_nothing(client, host):
+def test_an_invalid_host_header_is_no_server_error(client, host):
     assert client.get("/v1/models", headers={"host": host}).status_code in (200, 401)
 
 
@@ -51,7 +51,7 @@ def test_a_host_that_is_none_breaks_nothing(client, host):
         "gen_x%0d%0aX: y",
     ],
 )
-def test_an_id_that_was_never_given_is_not_found(client, place):
+def test_an_unknown_id_is_not_found(client, place):
     for path in (
         f"/v1/generations/{place}",
         f"/v1/generations/{place}/audio/0",
@@ -84,7 +84,7 @@ def test_what_may_be_done_with_a_path_is_told(client):
     assert [a.headers["allow"] for a in answers.values()] == ["GET, POST", "DELETE, GET", "GET"]
 
 
-def test_events_are_as_documented(client):
+def test_event_streams_have_the_documented_format(client):
     made = client.post("/v1/generations", json={"prompt": "a"}).json()
     client.post(made["links"]["cancel"])
     fields = dict(

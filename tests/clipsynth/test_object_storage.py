@@ -48,7 +48,7 @@ def objects(service):
     return fs.find("sounds")
 
 
-def test_a_generation_lives_in_an_object_store(service):
+def test_an_object_store_holds_the_files_of_a_generation(service):
     assert service.client.get("/readyz").status_code == 200
     done = service.finish(service.post(files={"image": ("x", image("PNG"))}, data=SHORT))
     assert done["status"] == "succeeded"
@@ -68,13 +68,13 @@ def test_a_generation_lives_in_an_object_store(service):
     check_problem(service.client.get(url), 410, "gone")
 
 
-def test_delete_removes_what_an_object_store_holds(service):
+def test_delete_removes_files_from_an_object_store(service):
     done = service.finish(service.post({"prompt": "a", **SHORT}))
     assert service.client.delete(done["links"]["self"]).status_code == 204
     assert objects(service) == []
 
 
-def test_an_object_store_that_is_gone_is_a_typed_error(bucket):
+def test_a_missing_object_store_is_a_typed_error(bucket):
     storage = Storage(bucket)
     key = audio_key("gen_" + "0" * 26, 0, "wav")
     with pytest.raises(NotFound):

@@ -5,12 +5,12 @@ import pytest
 from clipsynth.settings import Settings
 
 
-def test_the_bundle_is_called_model_in_the_environment_too(monkeypatch):
+def test_the_model_variable_sets_the_bundle(monkeypatch):
     monkeypatch.setenv("CLIPSYNTH_MODEL", "/bundles/rain")
     assert Settings().model == Path("/bundles/rain")
 
 
-def test_a_secret_is_a_file_and_a_variable_goes_before_it(monkeypatch, tmp_path):
+def test_a_variable_wins_over_a_secret_file(monkeypatch, tmp_path):
     (tmp_path / "clipsynth_redis_password").write_text("a/b\n")
     (tmp_path / "clipsynth_webhook_secret").write_text("whsec_file")
     monkeypatch.setenv("CLIPSYNTH_SECRETS_DIR", str(tmp_path))
@@ -29,15 +29,15 @@ def test_a_secret_is_a_file_and_a_variable_goes_before_it(monkeypatch, tmp_path)
         (None, None),
     ],
 )
-def test_the_password_goes_where_the_url_has_none(url, expected):
+def test_the_password_fills_a_url_without_one(url, expected):
     assert Settings(redis_url=url, redis_password="pw").redis_url == expected
 
 
-def test_what_compose_passes_on_empty_is_as_if_not_set(monkeypatch):
+def test_an_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("CLIPSYNTH_ALLOW_ANONYMOUS", "")
     assert Settings().allow_anonymous is None
 
 
 @pytest.mark.parametrize(("published", "alone"), [("127.0.0.1", True), ("0.0.0.0", False), (None, False)])
-def test_a_containers_reach_is_that_of_its_published_port(published, alone):
+def test_a_published_port_decides_about_loopback(published, alone):
     assert Settings(host="0.0.0.0", published_host=published).is_loopback is alone

@@ -28,7 +28,7 @@ SERVICES = COMPOSE["services"]
 
 
 @pytest.mark.parametrize("name", ["docker-compose.yml", "compose.gpu.yaml"])
-def test_it_is_as_the_specification_has_it(name):
+def test_compose_files_match_the_specification(name):
     PyCompose.from_json(json.dumps(read(name)))
 
 
@@ -38,7 +38,7 @@ SNIPPETS = re.findall(
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_what_the_operator_is_told_to_add_is_too(snippet):
+def test_documented_compose_snippets_are_valid(snippet):
     """Compose files in the documentation: after the specification, with settings and services that exist."""
     added = yaml.safe_load(snippet)
     PyCompose.from_json(json.dumps(added))
@@ -47,25 +47,25 @@ def test_what_the_operator_is_told_to_add_is_too(snippet):
         assert set(service["environment"]) <= KNOWN
 
 
-def test_the_operator_is_told_what_to_add():
+def test_the_docs_have_two_compose_snippets():
     assert len(SNIPPETS) == 2
 
 
-def test_commands_are_those_of_the_images():
+def test_compose_commands_equal_those_of_the_images():
     for role in ("app", "worker"):
         dockerfile = (ROOT / f"docker/{role}.Dockerfile").read_text()
         assert json.loads(re.findall(r"^CMD (.*)$", dockerfile, re.M)[-1]) == SERVICES[role]["command"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_services_may_do_no_more_than_they_need(name):
+def test_services_have_minimal_privileges(name):
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_only_the_api_is_reached_and_only_from_this_machine():
+def test_only_the_api_is_published_and_on_loopback():
     published = {name: s["ports"] for name, s in SERVICES.items() if "ports" in s and "profiles" not in s}
     assert published == {"app": ["127.0.0.1:8000:8000"]}
     assert COMPOSE["networks"]["inside"]["internal"] is True
@@ -73,7 +73,7 @@ def test_only_the_api_is_reached_and_only_from_this_machine():
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
-def test_where_it_is_published_decides_whether_keys_are_needed(address, monkeypatch):
+def test_the_published_address_decides_about_keys(address, monkeypatch):
     app = read("docker-compose.yml", CLIPSYNTH_PUBLISH=address)["services"]["app"]
     assert app["ports"] == [f"{address}:8000:8000"]
     for name, value in app["environment"].items():
@@ -83,17 +83,17 @@ def test_where_it_is_published_decides_whether_keys_are_needed(address, monkeypa
     assert settings.is_loopback is (address == "127.0.0.1")
 
 
-def test_a_worker_may_end_what_it_runs():
+def test_a_worker_may_finish_its_jobs_at_stop():
     minutes = int(re.fullmatch(r"(\d+)m", SERVICES["worker"]["stop_grace_period"])[1])
     assert 60 * minutes > Settings().job_timeout_s
 
 
-def test_every_setting_of_ours_exists():
+def test_every_compose_variable_is_a_setting():
     for name in OURS:
         assert set(SERVICES[name]["environment"]) <= KNOWN
 
 
-def test_the_check_runs_what_compose_starts():
+def test_the_check_script_runs_the_default_services():
     """It takes the commands from the compose file itself; here: of all services that start by default."""
     source = (ROOT / "docker/check.py").read_text()
     run = set(re.findall(r'"(\w+)"', re.search(r"^RUN = \((.*)\)$", source, re.M)[1]))

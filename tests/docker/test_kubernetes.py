@@ -31,13 +31,13 @@ def containers():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_manifests_are_as_kubernetes_has_them(name):
+def test_manifests_match_the_kubernetes_schemas(name):
     for manifest in FILES[name]:
         if name != "gpu.yaml" and not manifest["apiVersion"].startswith(FOREIGN):
             kubernetes_validate.validate(manifest, VERSION, strict=True)
 
 
-def test_a_wrong_manifest_would_be_found():
+def test_a_wrong_manifest_fails_validation():
     deployment = next(o for o in OBJECTS if o["kind"] == "Deployment")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment | {"spec": {"replicas": "two"}}, VERSION, strict=True)
@@ -50,7 +50,7 @@ def as_keda_has_it(manifest):
 
 
 @pytest.mark.parametrize("manifest", SCALING, ids=lambda m: m["kind"])
-def test_scaling_is_as_keda_has_it(manifest):
+def test_scaling_matches_the_models_of_keda(manifest):
     assert as_keda_has_it(manifest) == manifest
 
 
@@ -64,7 +64,7 @@ def test_scaling_is_as_keda_has_it(manifest):
     ],
     ids=str,
 )
-def test_wrong_scaling_would_be_found(wrong):
+def test_wrong_scaling_fails_validation(wrong):
     manifest = next(o for o in SCALING if o["kind"] == "ScaledObject")
     manifest = manifest | {"spec": manifest["spec"] | wrong}
     with pytest.raises((ValidationError, AssertionError)):
@@ -86,7 +86,7 @@ TRIGGERS = {
 }
 
 
-def test_triggers_have_the_fields_that_keda_documents():
+def test_triggers_have_documented_fields():
     for scaled in (o for o in SCALING if o["kind"] == "ScaledObject"):
         for trigger in scaled["spec"]["triggers"]:
             required, optional = TRIGGERS[trigger["type"]]
@@ -94,7 +94,7 @@ def test_triggers_have_the_fields_that_keda_documents():
             assert all(isinstance(value, str) for value in trigger["metadata"].values())
 
 
-def test_keda_scales_and_asks_what_is_there():
+def test_scaling_names_existing_deployments_and_credentials():
     deployments = {o["metadata"]["name"] for o in OBJECTS if o["kind"] == "Deployment"}
     for scaled in (o for o in SCALING if o["kind"] == "ScaledObject"):
         assert scaled["spec"]["scaleTargetRef"]["name"] in deployments
@@ -128,7 +128,7 @@ def test_pods_are_restricted():
         }
 
 
-def test_settings_exist_and_commands_are_those_of_compose():
+def test_settings_exist_and_commands_equal_those_of_compose():
     known = {f"CLIPSYNTH_{name.upper()}" for name in Settings.model_fields} | {"CLIPSYNTH_SECRETS_DIR"}
     settings = next(o for o in FILES["settings.yaml"])["data"]
     assert {name for name in settings if name.startswith("CLIPSYNTH_")} <= known
@@ -138,12 +138,12 @@ def test_settings_exist_and_commands_are_those_of_compose():
             assert container["command"] == services[container["name"]]["command"]
 
 
-def test_redis_is_started_as_compose_starts_it():
+def test_redis_starts_with_the_script_of_compose():
     script = FILES["redis.yaml"][0]["data"]["redis.sh"]
     assert script.strip() == (FOLDER.parent / "redis.sh").read_text().strip()
 
 
-def test_scaling_asks_for_a_queue_and_a_metric_that_exist():
+def test_scaling_uses_an_existing_queue_and_metric():
     bundle = json.loads((FOLDER.parents[1] / "checkpoints/demo/clipsynth.json").read_text())
     assert f'model="{bundle["name"]}"' in (FOLDER / "scaling.yaml").read_text()
     assert f"rq:queue:clipsynth-{bundle['name']}" in (FOLDER / "scaling-list.yaml").read_text()

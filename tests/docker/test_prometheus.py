@@ -92,27 +92,27 @@ def firing(series, folder):
     return set(re.findall(r"alertname: ?\"?(\w+)", said))
 
 
-def test_every_alert_is_explained_to_the_operator():
+def test_every_alert_is_documented():
     explained = re.findall(r"^\| (ClipSynth\w+) \|", (ROOT / "docs/operations.md").read_text(), re.M)
     assert explained == ALERTS
 
 
-def test_every_alert_has_a_case_here():
+def test_every_alert_has_a_test_case():
     assert list(ILL) == ALERTS
 
 
 @needs_promtool
-def test_promtool_accepts_rules_and_configuration():
+def test_promtool_accepts_rules_and_config():
     assert f"{len(ALERTS) + 1} rules found" in promtool("check", "rules", RULES)
     promtool("check", "config", RULES.parent / "prometheus.yml")
 
 
 @needs_promtool
 @pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_fires_when_the_service_is_ill_and_no_other_does(alert, tmp_path):
+def test_each_fault_fires_only_its_alert(alert, tmp_path):
     assert firing(ILL[alert], tmp_path) == {alert}
 
 
 @needs_promtool
-def test_no_alert_fires_when_all_is_well(tmp_path):
+def test_no_alert_fires_on_a_healthy_service(tmp_path):
     assert firing(WELL, tmp_path) == set()

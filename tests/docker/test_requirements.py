@@ -31,7 +31,7 @@ def test_the_api_has_no_torch():
     assert not {"torch", "numpy", "soundfile", "transformers"} & wanted("app").keys()
 
 
-def test_training_has_what_a_worker_has():
+def test_training_requires_what_a_worker_requires():
     assert wanted("worker").items() <= wanted("train").items()
     assert "av" in wanted("train")
 
@@ -67,14 +67,14 @@ def required(*roots):
     return found
 
 
-def test_torch_is_installed_by_the_pins_of_what_it_requires(tmp_path):
+def test_torch_pins_cover_the_requirements_of_torch(tmp_path):
     printed = torch_pins(CONSTRAINTS, tmp_path).split()
     pinned = {name(line) for line in CONSTRAINTS}
     assert {name(line) for line in printed} == required("torch", "torchvision") & pinned
     assert set(printed) <= set(CONSTRAINTS)
 
 
-def test_torch_is_installed_again_only_when_its_own_pins_change(tmp_path):
+def test_torch_pins_change_only_with_the_pins_of_torch(tmp_path):
     """The layer is made anew when what is printed changes."""
     before = torch_pins(CONSTRAINTS, tmp_path)
     others = [line if line in before.split() else line + ".1" for line in CONSTRAINTS]
@@ -96,7 +96,7 @@ MODULES = {"app": "app.main", "worker": "worker.main, worker.predictor"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", MODULES)
-def test_what_a_role_imports_it_requires(role):
+def test_a_role_requires_what_it_imports(role):
     code = f"import sys, {MODULES[role]}; print(*{{getattr(m, '__file__', None) for m in list(sys.modules.values())}})"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()

@@ -98,7 +98,7 @@ def finished(videos, labelled, queries, tiny_bundle, tmp_path_factory):
     return out, before, module.Tone.calls
 
 
-def test_a_run_that_was_ended_goes_on_where_it_was(finished):
+def test_an_interrupted_run_resumes(finished):
     _, before, after = finished
     timing = 4  # one query of each kind, twice
     assert len(before) == 4
@@ -106,7 +106,7 @@ def test_a_run_that_was_ended_goes_on_where_it_was(finished):
     assert len(before) + len(after) - timing - compared == 12  # two kinds, two classes, three seeds
 
 
-def test_the_command_prints_the_table_that_it_writes(finished, videos, labelled, queries, tmp_path):
+def test_the_command_prints_its_table(finished, videos, labelled, queries, tmp_path):
     shutil.copytree(finished[0], tmp_path / "out")
     arguments = ["--clips", videos, "--labels", labelled, "--queries", queries, "--out", tmp_path / "out"]
     arguments += ["--system", "hum=tests.evaluation.test_evaluate:Tone:x", "--embedder", "random-conv"]
@@ -169,7 +169,7 @@ def test_the_table_names_the_embedder_of_each_metric(finished):
     assert "| Distance to the nearest training clip | query | p1 | p5 | p50 |" in table
 
 
-def test_the_page_needs_nothing_else(finished):
+def test_the_report_page_is_self_contained(finished):
     page = (finished[0] / "report.html").read_text()
     assert page.count("<audio") >= 2 * 7
     assert not re.search(r"(src|href)=.?(?!.?data:)[\"'](http|/|\w+\.)", page)
@@ -177,7 +177,7 @@ def test_the_page_needs_nothing_else(finished):
     assert page.count("The ten nearest to a training clip") == 6  # the floor's own are none
 
 
-def test_every_query_is_written_down_for_systems_elsewhere(finished):
+def test_every_query_is_exported(finished):
     with (finished[0] / "queries.csv").open() as f:
         rows = list(csv.DictReader(f))
     assert sorted((r["kind"], r["clip"], r["seed"]) for r in rows if r["kind"] == "text") == [
@@ -228,12 +228,12 @@ def test_a_plan_that_cannot_be_is_refused():
         ([], "at least one"),
     ],
 )
-def test_systems_that_cannot_be_are_refused(systems, message, finished, videos, labelled, queries):
+def test_invalid_systems_are_rejected(systems, message, finished, videos, labelled, queries):
     with pytest.raises(ValueError, match=message):
         evaluate(options(videos, labelled, queries, finished[0], *systems))
 
 
-def test_a_class_that_the_judge_does_not_know_is_named(finished, videos, labelled, tmp_path):
+def test_a_class_unknown_to_the_judge_is_named(finished, videos, labelled, tmp_path):
     queries = tmp_path / "queries.json"
     queries.write_text('{"classes": {"zebra": ["a zebra"]}}')
     with pytest.raises(ValueError, match="zebra"):
@@ -258,7 +258,7 @@ def test_the_judge_is_trained_without_the_validation_clips(videos, labelled, tmp
     assert get_classifier(tmp_path / "judge", alone, labelled).labels == ["high", "low"]
 
 
-def test_without_systems_the_command_takes_the_models_rows():
+def test_the_default_systems_come_from_the_model():
     bundle = "runs/mine/bundle"
     assert default_systems(bundle, None, 4, None) == [
         "CLIPSynth=bundle:runs/mine/bundle?steps=4",
@@ -270,7 +270,7 @@ def test_without_systems_the_command_takes_the_models_rows():
         parse_kinds(["smell"])
 
 
-def test_an_empty_folder_is_a_clear_error_on_the_command_line(tmp_path, queries):
+def test_an_empty_folder_is_a_clear_error(tmp_path, queries):
     arguments = [
         "evaluate",
         "--clips",

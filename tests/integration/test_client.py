@@ -43,7 +43,7 @@ def test_an_image_becomes_a_sound_in_another_format(client, tmp_path):
     assert (sounds[0].data[:4], flac[0].data[:4]) == (b"RIFF", b"fLaC")
 
 
-def test_a_set_is_composed_as_asked_for(client):
+def test_a_set_is_composed_as_requested(client):
     prompts = [{"text": "piano"}, {"text": "rain", "weight": 0.5}]
     options = {"prompts": prompts, "duration_s": 0.5, "seed": 7}
     sounds = [client.generate(composition=c, **options) for c in ("set", "compose", "mix")]
@@ -51,7 +51,7 @@ def test_a_set_is_composed_as_asked_for(client):
     assert len({s[0].data for s in sounds}) == 3
 
 
-def test_the_async_client_generates_side_by_side(served):
+def test_the_async_client_generates_concurrently(served):
     service, _ = served
 
     async def both():
@@ -61,7 +61,7 @@ def test_the_async_client_generates_side_by_side(served):
     assert [len(sounds) for sounds in asyncio.run(both())] == [1, 1]
 
 
-def test_the_rest_of_the_api(client):
+def test_the_client_covers_the_rest_of_the_api(client):
     assert [model.name for model in client.models()] == ["tiny"]
     assert client.estimate("a dog").model == "tiny"
     generation = client.generate("a dog", duration_s=0.5).generation
@@ -75,13 +75,13 @@ def test_the_rest_of_the_api(client):
     assert (gone.value.status, gone.value.code) == (410, "gone")
 
 
-def test_what_is_refused_is_raised_at_once_with_its_code(client):
+def test_a_rejected_request_raises_with_its_code(client):
     with pytest.raises(ServiceError) as refused:
         client.generate("a dog", duration_s=100)
     assert (refused.value.status, refused.value.code) == (422, "invalid_request")
 
 
-def test_a_canceled_generation_is_an_error_of_that_name(client):
+def test_a_canceled_generation_is_an_error(client):
     generation = client.submit("a dog", **LONG)
     client.cancel(generation.id)
     *_, last = client.follow(generation.id)
@@ -91,7 +91,7 @@ def test_a_canceled_generation_is_an_error_of_that_name(client):
 
 
 @pytest.mark.parametrize("victim", [" worker", "redis-server", " api"])
-def test_whatever_is_killed_the_sound_comes(served, client, victim):
+def test_the_sound_arrives_after_a_process_is_killed(served, client, victim):
     service, _ = served
     service.wait_for_worker()
     generation = client.submit("a dog", **LONG)

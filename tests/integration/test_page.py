@@ -72,7 +72,7 @@ def body_of(page, action):
     return json.loads(asked.value.post_data)
 
 
-def test_type_listen_seek_and_download(page, tmp_path):
+def test_a_prompt_is_played_and_downloaded(page, tmp_path):
     card = generate(page, "a dog barking")
     players = card.locator(".player")
     players.nth(1).wait_for()  # two variations by default
@@ -96,7 +96,7 @@ def test_type_listen_seek_and_download(page, tmp_path):
 
 
 @pytest.mark.parametrize("is_copy", [False, True])
-def test_a_card_names_the_nearest_training_clip_and_says_when_it_is_a_copy(page, is_copy):
+def test_a_card_names_the_nearest_clip_and_marks_a_copy(page, is_copy):
     def as_told(route):
         told = route.fetch()
         body = re.sub(r'"is_copy": ?(false|true)', f'"is_copy":{str(is_copy).lower()}', told.text())
@@ -115,7 +115,7 @@ def test_a_card_names_the_nearest_training_clip_and_says_when_it_is_a_copy(page,
         assert Axe().run(page).response["violations"] == []
 
 
-def test_a_card_says_what_is_a_training_clip_and_not_generated(page):
+def test_a_card_marks_a_retrieved_training_clip(page):
     clip = {"video": "7.mp4", "start_s": 5.0, "source": "the <b>archive</b>", "licence": "CC0"}
 
     def retrieved(route):
@@ -131,7 +131,7 @@ def test_a_card_says_what_is_a_training_clip_and_not_generated(page):
     assert player.locator(".nearest").count() == 1
 
 
-def test_the_steps_move_and_a_cancel_ends_them(page):
+def test_progress_is_shown_until_a_cancel(page):
     set_slider(page, "Steps", 100)
     set_slider(page, "Variations", 8)
     set_slider(page, "Duration", 5)  # all as long as can be: it must not be over before it is canceled
@@ -246,7 +246,7 @@ def test_what_the_service_refuses_is_said_in_words(page):
     assert page.get_by_role("alert").count() == 0
 
 
-def test_keys_that_are_held_ask_once(page):
+def test_a_held_shortcut_submits_once(page):
     page.get_by_label("What should it sound like?").fill("once")
     page.keyboard.down("Control")
     for _ in range(5):
@@ -257,7 +257,7 @@ def test_keys_that_are_held_ask_once(page):
     assert page.get_by_role("article", name="once").count() == 1
 
 
-def test_what_was_set_stays_while_no_model_is_ready(page):
+def test_settings_stay_while_no_model_is_ready(page):
     models = page.evaluate("fetch('v1/models').then((r) => r.json())")
     page.route("**/v1/models", lambda route: route.fulfill(json=[{**models[0], "status": "starting"}]))
     page.reload()
@@ -269,7 +269,7 @@ def test_what_was_set_stays_while_no_model_is_ready(page):
     assert page.evaluate("document.getElementById('steps').value") == "7"
 
 
-def test_no_service_and_nothing_to_say_are_told_too(page):
+def test_an_empty_prompt_and_a_lost_service_are_explained(page):
     page.get_by_role("button", name="Generate").click()
     page.get_by_role("alert").get_by_text("Say what it should sound like").wait_for()
     page.route("**/v1/generations", lambda route: route.abort())
@@ -277,7 +277,7 @@ def test_no_service_and_nothing_to_say_are_told_too(page):
     page.get_by_role("alert").get_by_text("does not answer").wait_for()
 
 
-def test_history_stays_over_a_reload_and_goes_when_removed(page):
+def test_history_survives_a_reload_until_removed(page):
     card = generate(page, "kept")
     card.locator(".player").first.wait_for()
     page.reload()
@@ -289,7 +289,7 @@ def test_history_stays_over_a_reload_and_goes_when_removed(page):
     page.get_by_text("Your sounds appear here").wait_for()
 
 
-def test_a_recipe_link_makes_the_sound_again(page, served):
+def test_a_recipe_link_replays_the_sound(page, served):
     service, _ = served
     card = generate(page, "shared")
     card.locator(".player").first.wait_for()
@@ -418,7 +418,7 @@ def test_markup_in_a_prompt_is_shown_as_text(page):
 
 
 @pytest.mark.parametrize("width", [360, 390, 768])
-def test_nothing_is_wider_than_a_phone(page, width):
+def test_the_page_fits_narrow_screens(page, width):
     page.set_viewport_size({"width": width, "height": 800})
     page.get_by_role("button", name="Mix in words").click()
     page.get_by_text("Character", exact=True).click()
@@ -434,7 +434,7 @@ def test_nothing_is_wider_than_a_phone(page, width):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious(page, theme):
+def test_axe_finds_no_violations(page, theme):
     if page.evaluate("document.documentElement.dataset.theme") != theme:
         page.get_by_role("button", name="Light or dark").click()
     card = generate(page, "a dog")
@@ -450,7 +450,7 @@ def test_axe_finds_nothing_serious(page, theme):
     assert [(v["id"], v["impact"], [n["target"] for n in v["nodes"]]) for v in found] == []
 
 
-def test_a_page_of_a_service_with_keys_asks_for_one(page):
+def test_the_page_asks_for_an_api_key(page):
     told = json.dumps({"code": "unauthorized", "detail": "an API key is needed"})
     problem = {"status": 401, "headers": {"Content-Type": "application/problem+json"}, "body": told}
     sent = []

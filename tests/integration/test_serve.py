@@ -34,7 +34,7 @@ def test_serve_makes_a_sound(served):
     assert service.http.get(f"{location}/audio/0").content[:4] == b"RIFF"
 
 
-def test_the_logs_of_api_and_worker_have_the_same_request_id(served):
+def test_api_and_worker_log_the_same_request_id(served):
     service, _ = served
     body = {"prompt": "a dog", "duration_s": 0.5}
     made = service.http.post("/v1/generations", json=body, headers={"X-Request-Id": "mine-1"})
@@ -85,7 +85,7 @@ def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, t
     other.stop()
 
 
-def test_a_worker_reads_its_bundle_again_when_told_to(served):
+def test_sighup_reloads_the_bundle(served):
     service, _ = served
     service.wait_for_worker()
     worker = service.pid(" worker")
@@ -95,7 +95,7 @@ def test_a_worker_reads_its_bundle_again_when_told_to(served):
     assert service.pid(" worker") == worker
 
 
-def test_redis_that_dies_comes_back_with_all_that_was_accepted(served):
+def test_a_killed_redis_keeps_accepted_jobs(served):
     service, _ = served
     first, second = service.post(num_inference_steps=200), service.post()
     killed = service.pid("redis-server")
@@ -104,7 +104,7 @@ def test_redis_that_dies_comes_back_with_all_that_was_accepted(served):
     assert [service.wait_for_end(location) for location in (first, second)] == ["succeeded"] * 2
 
 
-def test_what_has_expired_is_gone(served):
+def test_an_expired_generation_is_removed(served):
     service, data_dir = served
     location = service.post()
     service.wait_for_end(location)
@@ -117,7 +117,7 @@ def test_what_has_expired_is_gone(served):
     assert wait_until(lambda: not folder.exists(), timeout_s=TIMEOUT_S)
 
 
-def test_a_killed_serve_that_is_started_again_finishes_what_it_accepted(tiny_bundle, tmp_path):
+def test_a_restarted_serve_finishes_accepted_jobs(tiny_bundle, tmp_path):
     killed = Serve(tiny_bundle, tmp_path / "data")
     killed.wait_for_worker()
     locations = [killed.post(num_inference_steps=200), killed.post()]
@@ -132,7 +132,7 @@ def test_a_killed_serve_that_is_started_again_finishes_what_it_accepted(tiny_bun
     assert wait_until(lambda: not any(map(is_running, children)), timeout_s=TIMEOUT_S)
 
 
-def test_a_bundle_that_lacks_a_part_ends_serve_with_its_name(tiny_bundle, tmp_path):
+def test_serve_ends_and_names_a_missing_part(tiny_bundle, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "vocoder")
     service = Serve(tmp_path / "broken", tmp_path / "data")

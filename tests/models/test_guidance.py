@@ -66,16 +66,16 @@ def spent(pipe, made):
         (["a dog", "rain", Prompt("wind", -1.0)], {"composition": "mix"}, 2 * STEPS + 2 * 3),
     ],
 )
-def test_what_a_request_costs(pipe, prompts, options, forwards):
+def test_a_request_costs_its_number_of_forwards(pipe, prompts, options, forwards):
     assert spent(pipe, rows(pipe, *prompts, **options)) == forwards
 
 
-def test_a_bundle_that_has_not_learned_it_takes_two(tiny_pipeline):
+def test_without_distillation_guidance_takes_two_passes(tiny_pipeline):
     assert tiny_pipeline.distilled_guidance_range == ()
     assert spent(tiny_pipeline, rows(tiny_pipeline, "a dog")) == STEPS + 3
 
 
-def test_times_that_were_not_learned_take_two(tmp_path):
+def test_guidance_outside_distilled_times_takes_two_passes(tmp_path):
     other = build_tiny_pipeline(guidance_scales=(1.0, 10.0))
     times = {"guidance_times": [0.0, 0.5]}
     other.register_modules(condition_encoder=other.condition_encoder.changed(**times))
@@ -88,13 +88,13 @@ def test_times_that_were_not_learned_take_two(tmp_path):
     assert ClipSynthPipeline.from_pretrained(tmp_path).distilled_guidance_range == (1.0, 10.0)
 
 
-def test_rescaled_guidance_takes_two(pipe):
+def test_rescaled_guidance_takes_two_passes(pipe):
     (row,) = rows(pipe, "a dog")
     row.guidance_rescale = 0.5
     assert spent(pipe, [row]) == STEPS + 3
 
 
-def test_the_weight_is_heard_where_guidance_is_on_and_untold_elsewhere():
+def test_guided_conditions_act_only_in_the_interval():
     start = noise(5, 0)
     row = SamplerRow(start, [condition(1)], condition(-1), 2, 3.0, (0.0, 0.5), guided_conds=[condition(7)])
     advance([row], by_condition)
@@ -107,14 +107,14 @@ def test_the_weight_is_heard_where_guidance_is_on_and_untold_elsewhere():
 
 
 @pytest.mark.parametrize("given", [2, 3])
-def test_guided_conditions_are_one_for_each_voice(given):
+def test_there_is_a_guided_condition_for_each_component(given):
     with pytest.raises(ValueError, match="guided conditions do not fit"):
         SamplerRow(
             torch.zeros(1, 3, 2), [EMPTY] * 2, EMPTY, 1, 2.0, weights=(1.0, 1.0), guided_conds=[EMPTY] * given
         )
 
 
-def test_a_weight_is_another_sound_and_no_attribute(pipe):
+def test_a_guidance_scale_is_no_attribute(pipe):
     def sound(**options):
         g = torch.Generator().manual_seed(0)
         return pipe("a dog", duration_s=0.5, num_inference_steps=2, generator=g, **options).audios[0]
@@ -130,7 +130,7 @@ def test_a_weight_is_another_sound_and_no_attribute(pipe):
         sound(attributes={"guidance": 0.5})
 
 
-def test_rows_of_both_ways_in_one_batch_are_as_they_are_alone(pipe):
+def test_rows_with_one_and_two_passes_share_a_batch(pipe):
     def made():
         return [
             *rows(pipe, "a dog"),
@@ -151,7 +151,7 @@ def test_rows_of_both_ways_in_one_batch_are_as_they_are_alone(pipe):
         assert torch.equal(a.latents, c.latents)
 
 
-def test_other_scalars_are_kept_by_name_and_a_new_one_is_nothing(pipe):
+def test_scalars_are_kept_by_name_and_new_ones_are_zero(pipe):
     encoder = pipe.condition_encoder
     fewer = encoder.changed(scalars=["pitch", "guidance"])
     for n, name in enumerate(fewer.config.scalars):

@@ -17,7 +17,7 @@ def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def test_length_range_and_seed(tiny_pipeline):
+def test_the_sound_has_its_length_range_and_seed(tiny_pipeline):
     first, again, other = (
         tiny_pipeline("a dog", duration_s=1.23, generator=generator(s)).audios[0] for s in (1, 1, 2)
     )
@@ -41,7 +41,7 @@ def test_prompt_and_image_change_the_sound(tiny_pipeline):
     assert all(np.abs(a - b).max() > 0 for i, a in enumerate(sounds) for b in sounds[:i])
 
 
-def test_order_of_conditions_does_not_matter(tiny_pipeline):
+def test_the_order_of_conditions_does_not_matter(tiny_pipeline):
     pipe = tiny_pipeline
     g = generator(0)
     conditions = [
@@ -55,7 +55,7 @@ def test_order_of_conditions_does_not_matter(tiny_pipeline):
     torch.testing.assert_close(v[0], v[1], atol=1e-5, rtol=1e-4)
 
 
-def test_saved_and_loaded_pipeline_makes_the_same_sound(tiny_bundle, indexed_pipeline):
+def test_a_loaded_pipeline_makes_the_same_sound(tiny_bundle, indexed_pipeline):
     loaded = ClipSynthPipeline.from_pretrained(tiny_bundle)
     saved, again = (
         pipe("rain", duration_s=0.5, generator=generator(0)).audios[0] for pipe in (indexed_pipeline, loaded)
@@ -76,7 +76,7 @@ def test_saved_and_loaded_pipeline_makes_the_same_sound(tiny_bundle, indexed_pip
         ({"prompt": "a", "num_waveforms_per_prompt": 0}, "waveforms"),
     ],
 )
-def test_bad_arguments_are_refused(tiny_pipeline, arguments, message):
+def test_bad_arguments_are_rejected(tiny_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline(**arguments)
 
@@ -106,7 +106,7 @@ def test_a_changed_file_is_named(tiny_bundle, tmp_path):
         ClipSynthPipeline.from_pretrained(tmp_path / "b")
 
 
-def test_open_clip_bundle_from_a_local_weight_file(tmp_path):
+def test_an_open_clip_bundle_needs_no_weight_file(tmp_path):
     tower = {"width": 32, "layers": 1}
     architecture = {
         "embed_dim": 24,
@@ -126,6 +126,6 @@ def test_open_clip_bundle_from_a_local_weight_file(tmp_path):
     assert open_clip.get_model_config("tiny-clip")["embed_dim"] == 24
 
 
-def test_open_clip_without_weights_is_refused():
+def test_open_clip_without_weights_is_rejected():
     with pytest.raises(ValueError, match="no-such-file"):
         OpenClipEncoder("ViT-B-32", "no-such-file")

@@ -25,7 +25,7 @@ def run(rows, velocity):
     return forwards
 
 
-def test_first_step_is_the_euler_step_of_diffusers():
+def test_the_first_step_equals_diffusers_euler_step():
     start = noise(5, 0)
     row = SamplerRow(start, [EMPTY], EMPTY, 1, 1.0)
     advance([row], lambda x, t, c, m: torch.sin(x))
@@ -39,7 +39,7 @@ def test_first_step_is_the_euler_step_of_diffusers():
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
 @pytest.mark.parametrize("steps", [20, 40])
-def test_error_falls_with_the_square_of_the_step(steps, shift):
+def test_the_error_falls_with_the_square_of_the_step(steps, shift):
     def error(n):
         start = torch.ones(1, 1, 1, dtype=torch.float64)
         row = SamplerRow(start, [EMPTY], EMPTY, n, 1.0, time_shift=shift)
@@ -49,7 +49,7 @@ def test_error_falls_with_the_square_of_the_step(steps, shift):
     assert error(steps) / error(2 * steps) == pytest.approx(4.0, rel=0.2)
 
 
-def test_a_shift_lays_steps_towards_the_noise_and_back():
+def test_a_time_shift_moves_steps_towards_the_noise():
     times = [time_at(n / 8, 8.0) for n in range(9)]
     assert times[0] == 0
     assert times[-1] == 1
@@ -62,7 +62,7 @@ def test_a_shift_lays_steps_towards_the_noise_and_back():
     assert [1 - float(t) for t in scheduler.sigmas] == pytest.approx(times, abs=1e-6)
 
 
-def test_a_manifest_knows_in_how_many_steps_guidance_is_on():
+def test_a_manifest_has_the_share_of_guided_steps():
     manifest = Manifest("x", 1, 5, guidance_interval=(0.0, 0.65))
     assert manifest.guided_share == pytest.approx(0.65)
     shifted = replace(manifest, time_shift=8.0)
@@ -70,7 +70,7 @@ def test_a_manifest_knows_in_how_many_steps_guidance_is_on():
     assert shifted.version != manifest.version
 
 
-def test_a_row_in_company_equals_the_row_alone(tiny_pipeline):
+def test_a_batched_row_equals_the_row_alone(tiny_pipeline):
     pipe = tiny_pipeline
     dog, cats, rain = (
         pipe.condition_encoder.encode([pipe.encode_conditions([Prompt(p)] * k, 1)])
@@ -110,7 +110,7 @@ def by_condition(x, _t, c, _m):
 
 
 @pytest.mark.parametrize("scale", [3.0, 1.0])
-def test_one_voice_is_led_by_each_condition_as_composable_diffusion_has_it(scale):
+def test_a_row_follows_composable_diffusion(scale):
     start, weights = noise(5, 0), (1.0, 0.5, 2.0)
     row = SamplerRow(start, [condition(n) for n in (1, 2, 3)], condition(-1), 1, scale, weights=weights)
     assert run([row], by_condition) == (4 if scale > 1 else 3)
@@ -123,7 +123,7 @@ def test_one_voice_is_led_by_each_condition_as_composable_diffusion_has_it(scale
     torch.testing.assert_close(row.latents, start + expected)
 
 
-def test_voices_do_not_know_of_each_other():
+def test_components_are_independent():
     starts = [noise(5, seed) for seed in (0, 1)]
     row = SamplerRow(
         torch.cat(starts), [condition(1), condition(2)], EMPTY, 4, 3.0, (0.0, 0.5), weights=(1.0, 0.2)
@@ -135,7 +135,7 @@ def test_voices_do_not_know_of_each_other():
         assert torch.equal(row.latents[n], own.latents[0])
 
 
-def test_an_error_of_the_network_leaves_every_row_where_it_was():
+def test_a_network_error_leaves_every_row_unchanged():
     rows = [
         SamplerRow(noise(5, 0), [condition(1)], EMPTY, 4, 3.0),
         SamplerRow(noise(4, 1), [condition(1), condition(2)], EMPTY, 4, 3.0, weights=(1.0, 1.0)),
@@ -162,7 +162,7 @@ def test_components_conditions_and_weights_must_fit(components, conditions, weig
         SamplerRow(torch.zeros(components, 3, 2), [EMPTY] * conditions, EMPTY, 1, 1.0, weights=weights)
 
 
-def test_default_request_costs_at_most_20_row_forwards(tiny_pipeline):
+def test_a_default_request_costs_at_most_20_row_forwards(tiny_pipeline):
     m = tiny_pipeline.manifest
     row = SamplerRow(
         noise(5, 0), [EMPTY], EMPTY, m.num_inference_steps, m.guidance_scale, m.guidance_interval
@@ -174,13 +174,13 @@ def test_guidance_of_one_costs_no_second_pass():
     assert run([SamplerRow(noise(5, 0), [EMPTY], EMPTY, 6, 1.0)], lambda x, t, c, m: x) == 6
 
 
-def test_a_finished_row_is_refused():
+def test_a_finished_row_is_rejected():
     row = SamplerRow(noise(5, 0), [EMPTY], EMPTY, 1, 1.0, step=1)
     with pytest.raises(ValueError, match="finished"):
         advance([row], lambda x, t, c, m: x)
 
 
-def test_rescaling_brings_guidance_to_the_deviation_without_it():
+def test_guidance_rescale_restores_the_deviation():
     def deviation(scale, share):
         row = SamplerRow(noise(5, 0), [EMPTY], EMPTY, 1, scale, guidance_rescale=share)
         start = row.latents

@@ -26,7 +26,7 @@ def weights(folder):
     }, pipe
 
 
-def test_weights_are_averaged_and_all_else_is_the_seconds(bundles):
+def test_only_weights_are_averaged(bundles):
     result = CliRunner().invoke(
         app,
         [
@@ -50,7 +50,7 @@ def test_weights_are_averaged_and_all_else_is_the_seconds(bundles):
     assert card.index("average") < card.index("- Vocoder")
 
 
-def test_bundles_that_do_not_fit_are_refused(bundles, tmp_path):
+def test_bundles_that_do_not_fit_are_rejected(bundles, tmp_path):
     build_tiny_pipeline(scalars=["brightness"]).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"condition_encoder: .*scalar_projection"):
         average(bundles / "first", tmp_path / "other", 0.5, tmp_path / "out")

@@ -33,7 +33,7 @@ def test_texts_come_nearer_to_their_images():
     assert not any(p.requires_grad for p in fitted.parameters())
 
 
-def test_it_is_the_same_for_the_same_seed_and_inside_inference():
+def test_a_prior_depends_only_on_its_seed():
     encoder, bank, images, *_ = toy()
     one = fit_prior(encoder, bank, images, dim=8, steps=3)
     with torch.no_grad():

@@ -55,7 +55,7 @@ def test_an_image_finds_its_name_across_the_cones(words, bank):
         assert bank.similar(image(words, name), 1)[1].tolist() == [[name]]
 
 
-def test_a_draw_is_keyed_by_its_generator_and_seldom_far_off(words, bank):
+def test_a_draw_is_near_and_depends_on_its_generator(words, bank):
     def draws(seed):
         g = torch.Generator().manual_seed(seed)
         return torch.stack([bank.draw(image(words, 7)[0], 5, g) for _ in range(50)])
@@ -67,13 +67,13 @@ def test_a_draw_is_keyed_by_its_generator_and_seldom_far_off(words, bank):
     assert set(distances.argmin(1).tolist()) == set(range(len(TEMPLATES)))
 
 
-def test_a_wrong_k_is_refused(words, bank):
+def test_a_wrong_k_is_rejected(words, bank):
     for k in (0, NAMES + 1):
         with pytest.raises(ValueError, match=f"k must be 1 to 1000, got {k}"):
             bank.similar(image(words, 0), k)
 
 
-def test_the_bank_of_a_prepared_folder_is_made_once(words, prepared, monkeypatch, tmp_path):
+def test_the_bank_of_a_prepared_folder_is_built_once(words, prepared, monkeypatch, tmp_path):
     clips = load_clips(prepared)
     monkeypatch.setattr("training.prior.load_encoder", lambda _: words)
     monkeypatch.setattr(words, "calls", 0)
@@ -84,7 +84,7 @@ def test_the_bank_of_a_prepared_folder_is_made_once(words, prepared, monkeypatch
     assert torch.equal(first.phrases, second.phrases)
 
 
-def test_templates_take_off_the_one_that_is_there():
+def test_templates_replace_an_existing_one():
     wanted = [t.format("a dog") for t in TEMPLATES]
     assert templated("a dog") == templated("a photo of a dog") == templated("The sound of a dog") == wanted
     assert templated("a photo of ")[1] == "a photo of a photo of "

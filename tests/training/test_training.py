@@ -84,7 +84,7 @@ def flat(tensors, prefix=""):
     }
 
 
-def test_resumed_training_equals_training_that_was_not_stopped(prepared, tmp_path):
+def test_resumed_training_equals_uninterrupted_training(prepared, tmp_path):
     adversarial = ("vocoder.adversarial_from=1", "vocoder.half_life_steps=1000000", "denoiser.dropout=0.1")
     train(recipe(prepared, tmp_path / "whole", 4, *adversarial))
     train(recipe(prepared, tmp_path / "halves", 2, *adversarial))

@@ -109,7 +109,7 @@ def test_rows_join_and_leave_between_steps(engines):
     assert long.results[0] == pytest.approx([1.0] * 6)
 
 
-def test_a_network_call_holds_no_more_than_the_limit(engines):
+def test_a_network_call_stays_within_the_limit(engines):
     model = Toy()
     tickets = [ticket(n, rows=2, tokens=5) for n in range(4)]
     engine = engines(model, limit=15)
@@ -121,7 +121,7 @@ def test_a_network_call_holds_no_more_than_the_limit(engines):
     assert all(len(t.results) == 2 for t in tickets)
 
 
-def test_a_row_larger_than_the_limit_runs_by_itself(engines):
+def test_a_row_larger_than_the_limit_runs_alone(engines):
     big = ticket(tokens=50)
     run(engines(Toy(), limit=10), big, ticket())
     assert big.results[0] == pytest.approx([1.0] * 100)
@@ -157,7 +157,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(engines, error):
     assert other.limit == 6  # 8 rows of 3 tokens do not fit, nor do 4
 
 
-def test_a_row_that_alone_is_too_large_fails(engines):
+def test_a_row_too_large_alone_fails(engines):
     def velocity(*_):
         raise torch.OutOfMemoryError("out of memory")
 
@@ -166,7 +166,7 @@ def test_a_row_that_alone_is_too_large_fails(engines):
     assert [type(t.error) for t in tickets] == [torch.OutOfMemoryError] * 2
 
 
-def test_out_of_memory_in_decoding_is_tried_row_by_row(engines):
+def test_out_of_memory_in_decoding_retries_row_by_row(engines):
     class Small(Toy):
         def decode(self, rows, duration_s):
             if len(rows) > 1:
@@ -179,7 +179,7 @@ def test_out_of_memory_in_decoding_is_tried_row_by_row(engines):
     assert each.results[2] == pytest.approx([3.0] * 6)
 
 
-def test_only_the_guilty_job_fails(engines):
+def test_only_the_broken_job_fails(engines):
     def velocity(x, _t, c, _m):
         if (c.tokens == 13).any():
             raise RuntimeError("unlucky")
@@ -200,7 +200,7 @@ def test_a_sound_that_is_not_finite_fails_alone(engines):
 
 
 @pytest.mark.parametrize("part", ["prepare", "deliver"])
-def test_an_error_on_a_side_thread_ends_its_job_alone(engines, part):
+def test_an_error_on_a_side_thread_ends_only_its_job(engines, part):
     def broken(*_):
         raise OSError("the disk is full")
 
@@ -245,7 +245,7 @@ def test_a_canceled_job_leaves_before_its_next_step(engines):
     assert not unwanted.results
 
 
-def test_a_canceled_job_ends_only_when_no_side_thread_is_at_it(engines):
+def test_a_canceled_job_ends_after_its_side_thread(engines):
     engine = engines(Toy())
     begun, go_on = threading.Event(), threading.Event()
 
@@ -266,7 +266,7 @@ def test_a_canceled_job_ends_only_when_no_side_thread_is_at_it(engines):
         engine.turn()
 
 
-def test_load_is_what_the_next_step_costs():
+def test_the_load_is_the_cost_of_the_next_step():
     rows = [SamplerRow(torch.zeros(1, 3, 2), [EMPTY], EMPTY, 4, g) for g in (1.0, 2.0)]
     assert weight(rows) == 9
     assert weight([]) == 0
@@ -278,7 +278,7 @@ def test_load_is_what_the_next_step_costs():
     assert each.load(5) == 6
 
 
-def test_a_ticket_with_a_shortcut_takes_no_step(engines):
+def test_a_job_with_a_shortcut_takes_no_step(engines):
     model = Toy()
     engine = engines(model)
     shortcut = ticket(rows=2)
@@ -455,7 +455,7 @@ def test_a_row_of_many_passes_takes_as_much_of_the_limit(engines):
     assert each.results[2] == pytest.approx([12.0] * 6)
 
 
-def test_voices_are_decoded_a_few_at_a_time(engines):
+def test_components_are_decoded_a_few_at_a_time(engines):
     decoded = []
 
     class Counting(Toy):

@@ -28,7 +28,7 @@ def tone(hz, seconds=1.0):
     return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(16000 * seconds)) / 16000)).astype(np.float32)
 
 
-def test_a_tone_is_a_bright_line_higher_for_a_higher_tone():
+def test_a_tone_is_a_line_at_its_height():
     rows = []
     for hz in (300, 3000):
         image = drawn(tone(hz))

@@ -36,7 +36,7 @@ def worker_url():
     server.server_close()
 
 
-def test_every_write_is_on_disk_before_it_is_answered(redis_url):
+def test_redis_writes_to_disk_before_it_answers(redis_url):
     with Redis.from_url(redis_url) as redis:
         assert redis.config_get("append*") == redis.config_get("append*") | {
             "appendfsync": "always",
@@ -71,7 +71,7 @@ def asked_for():
     return {name for e in expressions for name in re.findall(r"\b(?:clipsynth|http)_\w+", e)}
 
 
-def test_dashboard_alerts_and_scaling_ask_for_what_is_scraped(service, worker_url):
+def test_dashboard_alerts_and_scaling_use_existing_metrics(service, worker_url):
     service.finish(service.post({"prompt": "rain", **SHORT}))
     scraped = names(service.client.get("/metrics").text) | names(fetch(f"{worker_url}/metrics"))
     asked = asked_for()
@@ -79,7 +79,7 @@ def test_dashboard_alerts_and_scaling_ask_for_what_is_scraped(service, worker_ur
     assert asked <= scraped
 
 
-def test_a_worker_tells_where_the_time_of_its_jobs_goes(service, worker_url):
+def test_the_worker_measures_the_stages_of_its_jobs(service, worker_url):
     before = fetch(f"{worker_url}/metrics")
     service.finish(service.post({"prompt": "rain", "num_outputs": 2, **SHORT}))
     after = fetch(f"{worker_url}/metrics")
@@ -102,7 +102,7 @@ def test_a_worker_tells_where_the_time_of_its_jobs_goes(service, worker_url):
     assert {s: more(f'clipsynth_job_seconds_count{{stage="{s}"}}') for s in stages} == stages
 
 
-def test_the_queue_is_told_by_model(service):
+def test_queue_metrics_have_a_model_label(service):
     service.post({"prompt": "rain", **SHORT})
     scrape = service.client.get("/metrics").text
     assert value(scrape, 'clipsynth_queue_depth{model="tiny"}') == 1
@@ -110,7 +110,7 @@ def test_the_queue_is_told_by_model(service):
     assert value(scrape, "clipsynth_redis_saves") == 1
 
 
-def test_what_is_not_accepted_is_counted(service):
+def test_rejected_requests_are_counted(service):
     service.redis.delete("clipsynth:alive:tiny")
     assert service.post({"prompt": "rain"}).json()["code"] == "no_worker"
     assert (
@@ -118,14 +118,14 @@ def test_what_is_not_accepted_is_counted(service):
     )
 
 
-def test_without_redis_the_scrape_says_so():
+def test_the_scrape_works_without_redis():
     with TestClient(create_app(Settings(redis_url="redis://127.0.0.1:1", allow_anonymous=True))) as client:
         scrape = client.get("/metrics").text
     assert "\nclipsynth_redis_up 0.0\n" in scrape
     assert "http_requests_total" in scrape
 
 
-def test_an_api_with_a_metrics_port_tells_there_without_a_key(redis_url, tmp_path, caplog):
+def test_the_metrics_port_needs_no_key(redis_url, tmp_path, caplog):
     settings = Settings(redis_url=redis_url, data_dir=tmp_path, metrics_port=0, allow_anonymous=False)
     with (
         caplog.at_level("INFO", "clipsynth.services.metrics_server"),
@@ -137,7 +137,7 @@ def test_an_api_with_a_metrics_port_tells_there_without_a_key(redis_url, tmp_pat
 
 
 @pytest.mark.parametrize(("well", "status"), [(True, 200), (False, 503)])
-def test_health_is_a_status(well, status):
+def test_healthz_answers_200_or_503(well, status):
     server = expose(metrics.REGISTRY, 0, healthy=lambda: well)
     try:
         fetch(f"http://127.0.0.1:{server.server_port}/healthz")

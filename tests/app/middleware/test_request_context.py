@@ -27,19 +27,19 @@ def test_a_request_has_an_id(service):
 
 
 @pytest.mark.parametrize("sent", ["", "a b", "x" * 65, "a\u00e9", "<script>", '"', "a\tb"])
-def test_an_id_that_could_garble_a_log_is_replaced(service, sent):
+def test_an_unsafe_request_id_is_replaced(service, sent):
     headers = {"x-request-id": sent.encode()}
     assert service.client.get("/healthz", headers=headers).headers["x-request-id"].startswith("req_")
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/v1/nothing", "/v1/generations", "/docs", "/openapi.json"])
-def test_every_answer_has_headers_for_browsers(service, path):
+def test_every_response_has_security_headers(service, path):
     headers = service.client.get(path).headers
     assert headers["content-security-policy"].startswith("default-src 'self'")
     assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
 
 
-def test_what_nobody_expected_is_a_problem_with_the_requests_id(service, monkeypatch, caplog):
+def test_an_unexpected_error_names_the_request_id(service, monkeypatch, caplog):
     monkeypatch.setattr(Queue, "push_job_id", lambda *_, **__: 1 / 0)
     response = service.post(**{"x-request-id": "mine-1"})
     check_problem(response, 500, "internal_error")
@@ -51,7 +51,7 @@ def test_what_nobody_expected_is_a_problem_with_the_requests_id(service, monkeyp
     assert "mine-1" in caplog.text
 
 
-def test_pages_of_other_sites_are_let_in_by_setting(service):
+def test_cors_allows_the_configured_origins(service):
     for origin, allowed in (("https://b.example", True), ("https://evil.example", False)):
         headers = {"origin": origin, "access-control-request-method": "POST"}
         asked = service.client.options("/v1/generations", headers=headers)
@@ -61,14 +61,14 @@ def test_pages_of_other_sites_are_let_in_by_setting(service):
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_a_form_on_another_site_makes_nothing_without_a_key(service):
+def test_a_cross_site_form_is_rejected_without_a_key(service):
     form = [("prompt", (None, "a"))]
     for origin, status in (("https://evil.example", 403), ("https://a.example", 202)):
         headers = {"origin": origin, "sec-fetch-site": "cross-site"}
         assert service.client.post("/v1/generations", files=form, headers=headers).status_code == status
 
 
-def test_a_form_of_a_browser_that_says_its_origin_alone_makes_nothing_either(service):
+def test_a_form_with_another_origin_is_rejected_without_a_key(service):
     form = [("prompt", (None, "a"))]
     for origin, status in (
         ("https://evil.example", 403),
@@ -81,17 +81,17 @@ def test_a_form_of_a_browser_that_says_its_origin_alone_makes_nothing_either(ser
 
 
 @pytest.mark.parametrize("host", ['e"vil.com', "evil.com", "[::1", ""])
-def test_a_name_that_cannot_be_read_is_not_this_machines(service, host):
+def test_an_invalid_host_header_is_not_loopback(service, host):
     check_problem(service.client.get("/v1/models", headers={"host": host}), 401, "unauthorized")
 
 
-def test_a_name_that_was_made_to_resolve_to_here_is_not_open(service):
+def test_dns_rebinding_needs_a_key(service):
     check_problem(service.client.get("http://evil.example/v1/models"), 401, "unauthorized")
     assert service.client.get("http://127.0.0.1:8000/v1/models").status_code == 200
     assert service.client.get("http://[::1]:8000/v1/models").status_code == 200
 
 
-def test_a_jobs_record_names_its_request(service):
+def test_the_job_record_holds_the_request_id(service):
     generation_id = service.post(**{"x-request-id": "mine-1"}).json()["id"]
     assert get_queue("tiny", service.redis).fetch_job(generation_id).meta == {"request_id": "mine-1"}
 
@@ -101,7 +101,7 @@ def logged(message, **extra):
     return json.loads(JsonLines().format(record))
 
 
-def test_lines_of_the_log_are_json_with_ids():
+def test_log_lines_are_json_with_ids():
     with about("gen_1", {"request_id": "mine-1"}):
         line = logged("job succeeded\nok", seconds=1)
     assert line.pop("time").endswith("+00:00")
@@ -118,7 +118,7 @@ def test_lines_of_the_log_are_json_with_ids():
     assert "job_id" not in logged("m")
 
 
-def test_requests_are_logged_with_route_and_status_and_without_the_prompt(service, caplog):
+def test_access_logs_hold_no_prompt(service, caplog):
     caplog.set_level("INFO")
     service.post(**{"x-request-id": "mine-1"})
     service.client.post("/v1/generations", json={"prompt": "secret", "colour": "secret"})

@@ -38,15 +38,15 @@ def dbfs(wav):
     return 20 * np.log10(np.sqrt(np.mean(soundfile.read(io.BytesIO(wav))[0] ** 2)))
 
 
-def test_the_names_are_those_of_the_networks():
+def test_attribute_names_equal_those_of_the_networks():
     assert NAMES == measured.NAMES
 
 
-def test_a_model_says_which_it_takes(service):
+def test_models_list_their_attributes(service):
     assert service.client.get("/v1/models").json()[0]["attributes"] == list(NAMES)
 
 
-def test_loudness_is_heard_and_the_others_make_another_sound(service):
+def test_attributes_change_the_sound_and_loudness_its_level(service):
     body = {"prompt": "a dog", "seed": 3, "output_formats": ["wav_float"], **SHORT}
     plain = service.wav(service.post(body))
     low, high = RANGES["loudness"]
@@ -59,7 +59,7 @@ def test_loudness_is_heard_and_the_others_make_another_sound(service):
     assert abs(dbfs(plain) - dbfs(pitched)) < 20  # nobody asked for a level
 
 
-def test_jobs_of_different_loudness_share_the_network_and_keep_theirs(service):
+def test_batched_jobs_keep_their_own_loudness(service):
     levels = (0.0, 0.4, None, 0.8)
     answers = [
         service.post(
@@ -75,7 +75,7 @@ def test_jobs_of_different_loudness_share_the_network_and_keep_theirs(service):
             assert dbfs(wav) == pytest.approx(-40 + 30 * level, abs=0.1)
 
 
-def test_words_of_a_prompt_become_attributes_and_say_so(service):
+def test_prompt_words_become_attributes_in_the_response(service):
     one = service.post({"prompt": "a loud, high-pitched dog barking", "seed": 3, **SHORT})
     assert settled(one) == ("a dog barking", {"loudness": 0.85, "pitch": 0.85})
     asked = {"prompt": "a dog barking", "attributes": {"pitch": 0.85, "loudness": 0.85}, "seed": 3, **SHORT}
@@ -93,11 +93,11 @@ def test_words_of_a_prompt_become_attributes_and_say_so(service):
         ({"prompts": [{"text": "a loud dog"}]}, (None, {})),
     ],
 )
-def test_what_is_asked_for_wins_over_words_and_words_can_be_switched_off(service, body, expected):
+def test_explicit_attributes_win_over_prompt_words(service, body, expected):
     assert settled(service.post(body)) == expected
 
 
-def test_words_act_only_where_the_model_takes_the_attribute(service):
+def test_prompt_words_need_a_model_with_the_attribute(service):
     only(service, "pitch")
     assert settled(service.post({"prompt": "a loud, deep dog"})) == ("a loud dog", {"pitch": 0.15})
     only(service)
@@ -117,7 +117,7 @@ def test_an_image_and_a_form_take_attributes_too(service):
 
 @pytest.mark.parametrize("path", ["/v1/generations", "/v1/estimate"])
 @pytest.mark.parametrize("taken", [["loudness"], []])
-def test_what_the_model_does_not_take_is_refused_before_it_is_queued(service, taken, path):
+def test_an_unavailable_attribute_is_rejected_before_queueing(service, taken, path):
     only(service, *taken)
     response = service.client.post(path, json={"prompt": "a", "attributes": {"pitch": 0.5}})
     check_problem(response, 422, "attribute_unavailable")
@@ -138,13 +138,13 @@ def test_what_the_model_does_not_take_is_refused_before_it_is_queued(service, ta
         ("loud", "/attributes"),
     ],
 )
-def test_what_is_no_attribute_is_pointed_at(service, attributes, pointer):
+def test_an_invalid_attribute_is_pointed_at(service, attributes, pointer):
     response = service.post({"prompt": "a", "attributes": attributes})
     check_problem(response, 422, "invalid_request")
     assert response.json()["errors"][0]["pointer"] == pointer
 
 
-def test_a_worker_whose_bundle_takes_less_than_was_announced_refuses_the_job(service, tiny_pipeline):
+def test_a_worker_fails_a_job_its_bundle_cannot_run(service, tiny_pipeline):
     before = tiny_pipeline.manifest
     tiny_pipeline.manifest = type(before)(name="tiny", min_duration_s=0.5, max_duration_s=5.0)
     try:
@@ -170,7 +170,7 @@ def replayed(service, recipe):
         {"prompt": "a loud dog", "attributes": {}},
     ],
 )
-def test_a_recipe_makes_the_same_sound_again(service, body):
+def test_a_replay_keeps_attributes_and_sound(service, body):
     done = service.finish(service.post({**body, **SHORT}))
     again = service.finish(replayed(service, done["outputs"][0]["recipe"]))
     assert again["input"]["attributes"] == done["input"]["attributes"]
@@ -178,7 +178,7 @@ def test_a_recipe_makes_the_same_sound_again(service, body):
     assert one == other
 
 
-def test_a_recipe_without_attributes_has_the_id_that_it_had_before_there_were_any(service):
+def test_empty_attributes_do_not_change_a_token_id(service):
     done = service.finish(service.post({"prompt": "a dog", **SHORT}))
     recipe = ReplayToken.read(done["outputs"][0]["recipe"])
     fields = {name: value for name, value in recipe.model_dump().items() if name != "attributes"}
@@ -187,7 +187,7 @@ def test_a_recipe_without_attributes_has_the_id_that_it_had_before_there_were_an
     assert old.model_copy(update={"attributes": {"pitch": 0.5}}).id != recipe.id
 
 
-def test_the_words_of_an_old_recipe_are_not_read(service):
+def test_replaying_an_old_token_ignores_prompt_words(service):
     done = service.finish(service.post({"prompt": "a loud dog", "attributes": {}, **SHORT}))
     fields = ReplayToken.read(done["outputs"][0]["recipe"]).model_dump(exclude={"attributes"})
     old = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()

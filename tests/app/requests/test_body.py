@@ -76,7 +76,7 @@ def check(answer, status, code):
 
 
 @pytest.mark.parametrize("path", ["/v1/generations", "/v1/replay"])
-def test_a_gigabyte_is_refused_by_its_length(port, path):
+def test_a_large_content_length_is_rejected(port, path):
     answer, _ = exchange(port, post(path, JSON + f"Content-Length: {GB}\r\n".encode()))
     check(answer, 413, "payload_too_large")
 
@@ -85,7 +85,7 @@ def test_a_gigabyte_is_refused_by_its_length(port, path):
 @pytest.mark.parametrize(
     ("path", "kind"), [("/v1/generations", JSON), ("/v1/generations", FORM), ("/v1/replay", JSON)]
 )
-def test_a_gigabyte_without_a_length_is_refused_as_it_comes(port, path, kind):
+def test_a_large_chunked_body_is_rejected_early(port, path, kind):
     piece = b"ffff\r\n" + b" " * 0xFFFF + b"\r\n"
     first = (
         b'31\r\n--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n'
@@ -100,14 +100,14 @@ def test_a_gigabyte_without_a_length_is_refused_as_it_comes(port, path, kind):
 
 @pytest.mark.parametrize("kind", [JSON, FORM])
 @pytest.mark.parametrize("length", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"])
-def test_a_body_that_does_not_come_to_its_end_is_not_waited_for(port, kind, length):
+def test_an_incomplete_body_times_out(port, kind, length):
     begun = b"--x\r\n" if kind == FORM else b"{ "
     chunk = f"{len(begun):x}\r\n".encode() + begun + b"\r\n" if b"chunked" in length else begun
     answer, _ = exchange(port, post(headers=kind + length), chunk)
     check(answer, 408, "receive_timeout")
 
 
-def test_a_body_of_a_byte_at_a_time_is_not_waited_for(port):
+def test_a_body_of_single_bytes_times_out(port):
     """Each byte comes before the time is over; all together do not."""
     with socket.create_connection(("127.0.0.1", port), timeout=0.02) as connection:
         connection.sendall(post(headers=JSON + b"Content-Length: 1000\r\n"))
@@ -121,17 +121,17 @@ def test_a_body_of_a_byte_at_a_time_is_not_waited_for(port):
 
 
 @pytest.mark.parametrize("head", [b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nX-A: 1\r\n"])
-def test_a_request_that_does_not_come_is_not_waited_for(port, head):
+def test_an_incomplete_request_closes_the_connection(port, head):
     assert exchange(port, head) == (b"", 0)
 
 
-def test_a_body_that_nobody_reads_ends_the_connection(port):
+def test_an_unread_body_closes_the_connection(port):
     answer, _ = exchange(port, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
     assert b"HTTP/1.1 200" in answer
 
 
 @pytest.mark.parametrize("port", [1.0], indirect=True)
-def test_a_connection_stays_open_between_requests_that_come_in_time(port):
+def test_the_receive_timeout_counts_per_request(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.connect()
     opened = connection.sock

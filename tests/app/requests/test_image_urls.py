@@ -82,7 +82,7 @@ def test_a_fetched_image_is_kept_as_an_upload_is(service, gallery):
     assert not {"Authorization", "Cookie", "Referer"} & set(headers)
 
 
-def test_it_is_fetched_once_for_an_idempotency_key(service, gallery):
+def test_an_idempotency_key_fetches_the_image_once(service, gallery):
     body, key = {"image_url": gallery.url, **SHORT}, {"idempotency-key": "k"}
     first = service.post(body, headers=key)
     gallery.status = 500
@@ -91,7 +91,7 @@ def test_it_is_fetched_once_for_an_idempotency_key(service, gallery):
 
 
 @pytest.mark.parametrize("service", ["off"], indirect=True)
-def test_they_are_off_unless_set(service, gallery):
+def test_image_urls_are_off_by_default(service, gallery):
     assert Settings().image_urls == "off"
     refused(service, service.post({"image_url": gallery.url}), 422, "invalid_request")
     assert gallery.asked == []
@@ -119,7 +119,7 @@ def test_they_are_off_unless_set(service, gallery):
         "data:image/png;base64,AAAA",
     ],
 )
-def test_inner_addresses_are_refused(service, url):
+def test_private_addresses_are_rejected(service, url):
     refused(service, service.post({"image_url": url}), 422, "invalid_request")
     prompts = [{"text": "a"}, {"image_url": url}]
     response = service.post({"prompts": prompts})
@@ -131,7 +131,7 @@ def test_inner_addresses_are_refused(service, url):
     "addresses",
     [["127.0.0.1"], ["169.254.169.254"], ["::1"], ["::ffff:10.0.0.1"], ["93.184.215.14", "10.0.0.1"]],
 )
-def test_names_of_inner_addresses_are_refused(service, monkeypatch, addresses):
+def test_names_of_private_addresses_are_rejected(service, monkeypatch, addresses):
     real = socket.getaddrinfo
 
     def getaddrinfo(host, port, *rest, **named):
@@ -144,7 +144,7 @@ def test_names_of_inner_addresses_are_refused(service, monkeypatch, addresses):
     refused(service, response, 422, "invalid_request")
 
 
-def test_a_name_that_changes_is_asked_at_the_address_that_was_checked(service, gallery, monkeypatch):
+def test_the_checked_address_is_the_one_connected_to(service, gallery, monkeypatch):
     asked, real = [], socket.getaddrinfo
 
     def getaddrinfo(host, port, *rest, **named):
@@ -182,7 +182,7 @@ def test_what_is_no_image_is_refused(service, gallery, status, body, expected):
     refused(service, service.post({"image_url": gallery.url}), *expected)
 
 
-def test_a_slow_host_is_given_up(service, gallery, monkeypatch):
+def test_a_slow_host_times_out(service, gallery, monkeypatch):
     over = threading.Event()
     gallery.before_body = over.wait
     monkeypatch.setattr(images, "FETCH_S", 0.1)
@@ -191,7 +191,7 @@ def test_a_slow_host_is_given_up(service, gallery, monkeypatch):
     refused(service, response, 422, "image_not_fetched")
 
 
-def test_only_so_many_are_fetched_at_a_time(service, gallery):
+def test_concurrent_fetches_are_limited(service, gallery):
     fetches = service.client.app.state.services.fetches
     fetches._value = 0  # all places are taken
     response = service.post({"image_url": gallery.url})

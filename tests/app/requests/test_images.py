@@ -84,7 +84,7 @@ def test_sixteen_bits_keep_their_greys():
 
 
 @pytest.mark.parametrize("size", [(2000, 1000), (1, 5000), (5000, 1)])
-def test_what_is_kept_is_small(size):
+def test_stored_images_are_small(size):
     assert max(kept(encoded(noise(size), "PNG")).size) <= SIDE
 
 
@@ -125,12 +125,12 @@ def png(width, height, *more):
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (2**31 - 1, 1), (24_000_001, 1)])
-def test_a_bomb_of_pixels_is_too_large(size):
+def test_a_decompression_bomb_is_too_large(size):
     with pytest.raises(ImageTooLarge):
         normalise_image(png(*size), SETTINGS)
 
 
-def test_a_bomb_of_text_is_not_unpacked():
+def test_compressed_text_chunks_are_not_unpacked():
     text = (b"zTXt", b"k\0\0" + zlib.compress(bytes(100_000_000)))
     tracemalloc.start()
     with pytest.raises(ImageUndecodable):

@@ -45,7 +45,7 @@ PIANO, RAIN, SPEECH = {"text": "piano"}, {"text": "rain", "weight": 0.5}, {"text
 # ------------------------------------------------------------------------------------------ over HTTP
 
 
-def test_a_weighted_set_becomes_a_sound_whatever_its_order(service):
+def test_a_weighted_set_sounds_the_same_in_any_order(service):
     items = [PIANO, {"image": DATA_URL, "weight": 2}, RAIN, SPEECH]
     one, other = (
         service.wav(service.post({"prompts": order, "seed": 3, **SHORT})) for order in (items, items[::-1])
@@ -55,14 +55,14 @@ def test_a_weighted_set_becomes_a_sound_whatever_its_order(service):
     assert without != one
 
 
-def test_a_set_is_echoed_as_it_came_and_its_weights_are_as_written(service):
+def test_the_response_echoes_the_set_and_its_weights(service):
     done = service.finish(service.post({"prompts": [SPEECH, PIANO], **SHORT}))
     assert [(p["text"], p["weight"]) for p in done["input"]["prompts"]] == [("speech", -0.5), ("piano", 1.0)]
     assert done["input"]["composition"] == "set"
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_each_composition_makes_another_sound_and_is_replayed_to_the_byte(service, guidance_scale):
+def test_compositions_differ_and_replay_byte_equal(service, guidance_scale):
     sounds = {}
     for composition in get_args(COMPOSITION):
         body = {
@@ -89,7 +89,7 @@ def test_a_prompt_and_an_image_are_composed_too(service):
     assert len({sound(composition) for composition in get_args(COMPOSITION)}) == 3
 
 
-def test_every_floor_names_the_same_compositions():
+def test_models_and_api_name_the_same_compositions():
     assert get_args(COMPOSITION) == COMPOSITIONS
 
 
@@ -118,7 +118,7 @@ def test_a_replayed_set_is_equal_to_the_byte_while_its_images_are_stored(service
     check_problem(replay, 410, "image_gone")
 
 
-def test_the_recipe_of_a_set_does_not_depend_on_its_order(service):
+def test_the_replay_token_of_a_set_ignores_order(service):
     bodies = [{"prompts": order, "seed": 1, **SHORT} for order in ([PIANO, RAIN], [RAIN, PIANO])]
     one, other = (service.finish(service.post(body))["outputs"][0]["recipe"] for body in bodies)
     assert one == other
@@ -159,7 +159,7 @@ BAD_PNG = base64.b64encode(PNG[:200]).decode()
         ({"prompt": "a", "metadata": {str(n): "" for n in range(17)}}, 422, "/metadata"),
     ],
 )
-def test_what_is_refused_is_pointed_at(service, body, status, pointer):
+def test_an_invalid_field_is_pointed_at(service, body, status, pointer):
     response = service.post({**body, **SHORT})
     assert (response.status_code, response.json()["errors"][0]["pointer"]) == (status, pointer), response.text
     assert service.redis.exists("clipsynth:inflight", "clipsynth:holds") == 0  # no room is kept
@@ -180,7 +180,7 @@ def test_a_bad_form_is_a_problem(service, files, status, code):
     check_problem(service.post(files=files), status, code)
 
 
-def test_metadata_comes_back(service):
+def test_metadata_is_returned(service):
     metadata = {"project": "Glöckchen", "take": "3"}
     response = service.post({"prompt": "a", "metadata": metadata, **SHORT})
     assert service.finish(response)["metadata"] == metadata

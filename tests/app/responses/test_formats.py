@@ -39,7 +39,7 @@ def opened(data):
     return soundfile.SoundFile(io.BytesIO(data))
 
 
-def test_each_format_is_what_it_says_and_marked_as_generated(service):
+def test_each_format_is_valid_and_marked_as_generated(service):
     exact = None
     for formats in (["wav_float", "wav", "wav_24"], ["flac", "ogg", "mp3"]):
         done = made(service, *formats)
@@ -88,19 +88,19 @@ def test_the_mark_does_not_depend_on_where_an_image_is_stored(service):
         ("?format=mp3", "audio/wav", "audio/mpeg"),
     ],
 )
-def test_format_or_accept_choose(service, query, accept, got):
+def test_format_and_accept_choose_the_file(service, query, accept, got):
     done = made(service, "flac", "wav", "mp3")
     response = service.client.get(f"{done['links']['self']}/audio/0{query}", headers={"accept": accept})
     assert (response.headers["content-type"], response.headers["vary"]) == (got, "Accept")
 
 
-def test_a_format_that_was_not_made_or_is_none(service):
+def test_a_missing_or_unknown_format_is_a_problem(service):
     url = made(service, "flac")["links"]["self"] + "/audio/0"
     check_problem(service.client.get(f"{url}?format=wav"), 404, "not_found")
     check_problem(service.client.get(f"{url}?format=aiff"), 422, "invalid_request")
 
 
-def test_a_form_names_several(service):
+def test_a_form_names_several_formats(service):
     form = [(k, (None, str(v))) for k, v in {"prompt": "a", **SHORT}.items()]
     form += [("output_formats", (None, f)) for f in ("ogg", "wav")]
     assert [o["format"] for o in service.finish(service.post(files=form))["outputs"]] == ["ogg", "wav"]
@@ -109,7 +109,7 @@ def test_a_form_names_several(service):
 @pytest.mark.parametrize(
     "accept", ["", ",", ";", "audio/wav;q=x", "audio/wav;q=", "audio/wav;q=..", "a;q=1;q=2,"]
 )
-def test_an_accept_that_is_none_chooses_nothing(accept):
+def test_an_invalid_accept_header_chooses_nothing(accept):
     output = Output(
         index=0, url="", media_type="audio/wav", format="wav", duration_s=1, sample_rate=1, seed=0
     )

@@ -24,7 +24,7 @@ def client():
     return TestClient(app)
 
 
-def test_the_whole_file(client):
+def test_without_a_range_the_whole_file_is_sent(client):
     response = client.get("/file")
     assert (response.status_code, response.content, response.headers["content-type"]) == (
         200,
@@ -44,7 +44,7 @@ def test_the_whole_file(client):
         ("bytes=8-99", b"89", "bytes 8-9/10"),
     ],
 )
-def test_a_part(client, asked, part, content_range):
+def test_a_range_gets_a_part(client, asked, part, content_range):
     response = client.get("/file", headers={"range": asked})
     assert (response.status_code, response.content) == (206, part)
     assert response.headers["content-range"] == content_range
@@ -53,17 +53,17 @@ def test_a_part(client, asked, part, content_range):
 
 
 @pytest.mark.parametrize("asked", ["bytes=-", "bytes=3-1", "bytes=0-1,4-5", "seconds=0-1", "nonsense"])
-def test_a_range_that_need_not_be_served_gets_all(client, asked):
+def test_an_unsupported_range_gets_the_whole_file(client, asked):
     assert client.get("/file", headers={"range": asked}).content == DATA
 
 
 @pytest.mark.parametrize("asked", ["bytes=10-", "bytes=-0"])
-def test_a_range_behind_the_end_is_refused(client, asked):
+def test_a_range_beyond_the_end_is_rejected(client, asked):
     response = client.get("/file", headers={"range": asked})
     assert (response.status_code, response.json()["code"]) == (416, "range_not_satisfiable")
 
 
-def test_a_file_that_the_client_has_is_not_sent_again(client):
+def test_a_matching_etag_gets_304(client):
     etag = client.get("/file").headers["etag"]
     for tag in (etag, f'W/{etag}, "other"', "*"):
         response = client.get("/file", headers={"if-none-match": tag})
@@ -71,6 +71,6 @@ def test_a_file_that_the_client_has_is_not_sent_again(client):
     assert client.get("/file", headers={"if-none-match": '"other"'}).status_code == 200
 
 
-def test_a_part_of_another_file_is_not_continued(client):
+def test_if_range_with_another_etag_gets_the_whole_file(client):
     response = client.get("/file", headers={"range": "bytes=4-", "if-range": '"other"'})
     assert (response.status_code, response.content) == (200, DATA)

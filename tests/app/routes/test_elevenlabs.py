@@ -44,7 +44,7 @@ def work(service):
     return lambda _: service.worker.work(burst=True, logging_level="ERROR")
 
 
-def test_the_answer_is_the_sound_and_names_its_generation(service):
+def test_the_response_is_the_sound_of_a_generation(service):
     response = ask(service, work(service), prompt_influence=0.6, model_id="eleven_text_to_sound_v2")
     assert (response.status_code, response.headers["content-type"]) == (200, "audio/mpeg")
     assert soundfile.info(io.BytesIO(response.content)).format == "MP3"
@@ -61,12 +61,12 @@ def test_the_answer_is_the_sound_and_names_its_generation(service):
 
 
 @pytest.mark.parametrize(("wanted", "made"), [("wav", "WAV"), ("flac", "FLAC"), ("mp3_22050_32", "MP3")])
-def test_the_codec_is_the_one_asked_for(service, wanted, made):
+def test_the_output_format_is_the_requested_one(service, wanted, made):
     response = ask(service, work(service), params={"output_format": wanted})
     assert soundfile.info(io.BytesIO(response.content)).format == made
 
 
-def test_influence_is_a_line_through_no_guidance_and_the_models_own():
+def test_prompt_influence_maps_linearly_to_guidance():
     assert [guidance_scale(x, 4.0) for x in (0, 0.3, 0.6)] == [1.0, 4.0, 7.0]
     assert guidance_scale(1.0, 8.0) == 20.0
 
@@ -87,14 +87,14 @@ def test_influence_is_a_line_through_no_guidance_and_the_models_own():
         ({}, {"output_format": "opus_48000_64"}, "invalid_request"),
     ],
 )
-def test_what_is_not_offered_is_refused(service, body, params, code):
+def test_unsupported_fields_are_rejected(service, body, params, code):
     request = {"text": "a dog", **body}
     response = service.client.post("/v1/sound-generation", json=request, params=params)
     check_problem(response, 422, code)
 
 
 @pytest.mark.parametrize("header", ["xi-api-key", "authorization"])
-def test_a_key_may_come_as_theirs_do_here_and_nowhere_else(service, header):
+def test_xi_api_key_is_accepted_on_this_route_only(service, header):
     _, token = create_key(service.redis, "me", ["generate", "read"])
     value = token if header == "xi-api-key" else f"Bearer {token}"
     assert ask(service, work(service), headers={header: value}).status_code == 200
@@ -112,7 +112,7 @@ def test_a_key_may_come_as_theirs_do_here_and_nowhere_else(service, header):
         (lambda state, i: state.transition(i, Status.EXPIRED), 504, "not_in_time"),
     ],
 )
-def test_a_sound_that_is_not_made_is_a_problem_that_names_its_generation(service, end, status, code):
+def test_a_failed_generation_is_a_problem_with_its_id(service, end, status, code):
     ids = []
 
     def act(generation_id):

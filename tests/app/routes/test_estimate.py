@@ -20,7 +20,7 @@ def ask(service, body=None, **kwargs):
     return service.client.post("/v1/estimate", **({"json": body} if body is not None else {}), **kwargs)
 
 
-def test_an_estimate_counts_what_is_before(service):
+def test_an_estimate_counts_the_jobs_before(service):
     service.state.announce(INFO.model_copy(update={"cost": COST}))
     empty = ask(service, {"prompt": "a"}).json()
     assert empty == {"model": "tiny", "unfinished": 0, "p50_s": REQUEST_S, "p90_s": pytest.approx(1.8)}
@@ -40,14 +40,14 @@ def test_an_estimate_counts_what_is_before(service):
         ({"guidance_scale": 8, "composition": "mix"}, 1),
     ],
 )
-def test_guidance_that_a_model_has_learned_costs_nothing(service, body, passes):
+def test_distilled_guidance_costs_nothing(service, body, passes):
     cost = COST.model_copy(update={"distilled_guidance_range": [1.0, 10.0]})
     service.state.announce(INFO.model_copy(update={"cost": cost}))
     assert ask(service, {"prompt": "a", **body}).json()["p50_s"] == pytest.approx(REQUEST_S * passes / 1.5)
 
 
 @pytest.mark.parametrize(("composition", "passes"), [("set", 1.5), ("compose", 3.5), ("mix", 4.5)])
-def test_what_a_composition_costs_is_counted(service, composition, passes):
+def test_an_estimate_counts_the_composition(service, composition, passes):
     service.state.announce(INFO.model_copy(update={"cost": COST}))  # half of the steps are guided
     body = {
         "prompts": [{"text": t} for t in "abc"] + [{"text": "d", "weight": -1}],
@@ -63,7 +63,7 @@ def test_what_a_composition_costs_is_counted(service, composition, passes):
     assert float(service.redis.hget("clipsynth:turns:tiny", "anonymous")) == pytest.approx(4 * 2 * passes)
 
 
-def test_an_estimate_learns_from_how_long_it_took(service):
+def test_an_estimate_learns_from_finished_jobs(service):
     service.state.announce(INFO.model_copy(update={"cost": COST}))
     for n in range(20):
         generation_id = service.post().json()["id"]
@@ -77,11 +77,11 @@ def test_an_estimate_learns_from_how_long_it_took(service):
     assert learnt["p90_s"] == pytest.approx(5 * REQUEST_S, rel=0.3)
 
 
-def test_no_number_is_made_up_before_a_worker_has_measured_its_cost(service):
+def test_without_a_measured_cost_there_is_no_estimate(service):
     assert ask(service, {"prompt": "a"}).json()["p50_s"] is None
 
 
-def test_an_estimate_takes_the_same_bodies(service):
+def test_an_estimate_takes_the_bodies_of_a_generation(service):
     assert ask(service, files={"image": ("x", image("PNG"))}).status_code == 200
     check_problem(ask(service, {"prompt": ""}), 422, "invalid_request")
     check_problem(ask(service, {"prompt": "a", "duration_s": 9}), 422, "invalid_request")

@@ -20,7 +20,7 @@ def service(redis_url, tiny_pipeline, tmp_path):
     yield from serving(Settings(redis_url=redis_url, data_dir=tmp_path), tiny_pipeline)
 
 
-def test_each_output_has_its_spectrogram_and_its_peaks(service):
+def test_each_output_has_a_spectrogram_and_peaks(service):
     done = service.finish(service.post({"prompt": "rain", "num_outputs": 2, **SHORT}))
     seen = set()
     for output in done["outputs"]:
@@ -35,7 +35,7 @@ def test_each_output_has_its_spectrogram_and_its_peaks(service):
 
 
 @pytest.mark.parametrize("kind", ["spectrogram", "peaks"])
-def test_they_are_served_as_the_sound_is(service, kind):
+def test_previews_are_served_like_the_sound(service, kind):
     response = service.post({"prompt": "rain", **SHORT})
     url = f"{response.headers['location']}/{kind}"
     check_problem(service.client.get(f"{url}/0"), 409, "not_ready")
@@ -56,7 +56,7 @@ def test_they_are_served_as_the_sound_is(service, kind):
     check_problem(service.client.get(f"{url}/0"), 410, "gone")
 
 
-def test_they_are_retired_with_the_sound(service):
+def test_previews_expire_with_the_sound(service):
     done = service.finish(service.post({"prompt": "rain", **SHORT}))
     service.redis.zadd("clipsynth:expiry", {done["id"]: 1})
     assert sweep(service.state, service.storage) == 1
@@ -64,7 +64,7 @@ def test_they_are_retired_with_the_sound(service):
         service.storage.get(f"{done['id']}/0.views")
 
 
-def test_those_of_an_earlier_worker_are_two_files(service):
+def test_previews_of_an_older_worker_are_two_files(service):
     done = service.finish(service.post({"prompt": "rain", **SHORT}))
     service.storage.delete(done["id"])
     service.storage.put(f"{done['id']}/0.png", b"PNG")
@@ -73,13 +73,13 @@ def test_those_of_an_earlier_worker_are_two_files(service):
     assert service.client.get(done["outputs"][0]["peaks_url"]).content == b"{}"
 
 
-def test_what_was_made_without_them_says_so(service):
+def test_missing_previews_are_a_problem(service):
     done = service.finish(service.post({"prompt": "rain", **SHORT}))
     service.storage.delete(done["id"])
     check_problem(service.client.get(done["outputs"][0]["peaks_url"]), 404, "not_found")
 
 
-def test_the_recipes_of_a_generation(service):
+def test_a_generation_lists_its_recipes(service):
     body = {"prompts": [{"text": "rain"}, {"text": "wind", "weight": -1}], "seed": 2**32 - 1}
     response = service.post({**body, "num_outputs": 2, "output_formats": ["wav", "flac"], **SHORT})
     url = response.json()["links"]["recipe"]

@@ -29,7 +29,7 @@ def made(service, response, n=0):
     return done["outputs"][n]["recipe"], service.client.get(done["outputs"][n]["url"]).content
 
 
-def test_a_recipe_makes_the_same_bytes_again(service):
+def test_a_replay_is_byte_equal(service):
     request = {"prompt": "ein Glöckchen", "negative_prompt": "wind", "guidance_scale": 2.5, **SHORT}
     recipe, sound = made(service, service.post(request))
     again, same = made(service, replay(service, recipe))
@@ -37,7 +37,7 @@ def test_a_recipe_makes_the_same_bytes_again(service):
     assert not set("+/=") & set(recipe)
 
 
-def test_the_recipe_of_output_n_makes_that_output_alone(service):
+def test_the_token_of_output_n_replays_only_that_output(service):
     recipe, _ = made(service, service.post({"prompt": "a", "seed": 5, "num_outputs": 3, **SHORT}), n=2)
     body = service.finish(replay(service, recipe))
     assert (body["input"]["num_outputs"], body["seed"]) == (1, 7)
@@ -51,7 +51,7 @@ def test_an_image_is_replayed_while_it_is_stored(service):
     check_problem(replay(service, recipe), 410, "image_gone")
 
 
-def test_a_recipe_from_before_there_were_sets_is_read(service):
+def test_a_token_without_sets_is_read(service):
     recipe, sound = made(service, service.post({"prompt": "a", **SHORT}))
     fields = {
         k: v for k, v in ReplayToken.read(recipe).model_dump().items() if k not in ("prompts", "composition")
@@ -60,7 +60,7 @@ def test_a_recipe_from_before_there_were_sets_is_read(service):
     assert made(service, replay(service, old)) == (recipe, sound)
 
 
-def test_a_recipe_of_another_version_is_refused(service):
+def test_a_token_of_another_version_is_rejected(service):
     recipe, _ = made(service, service.post({"prompt": "a", **SHORT}))
     service.state.announce(service.info.model_copy(update={"version": "another"}))
     check_problem(replay(service, recipe), 409, "recipe_mismatch")
@@ -77,7 +77,7 @@ def test_a_recipe_of_another_version_is_refused(service):
         ({"model": "other"}, 422, "model_not_found"),
     ],
 )
-def test_a_recipe_that_was_changed_is_held_to_the_same_limits(service, changes, status, code):
+def test_a_changed_token_is_validated(service, changes, status, code):
     recipe, _ = made(service, service.post({"prompt": "a", **SHORT}))
     fields = ReplayToken.read(recipe).model_dump() | changes
     check_problem(
@@ -86,11 +86,11 @@ def test_a_recipe_that_was_changed_is_held_to_the_same_limits(service, changes, 
 
 
 @pytest.mark.parametrize("token", ["", "abc", "%%", "e30", "ä"])
-def test_what_is_no_recipe_is_refused(service, token):
+def test_an_invalid_token_is_rejected(service, token):
     check_problem(replay(service, token), 422, "invalid_request")
 
 
-def test_a_queued_generation_says_how_long_it_waits(service):
+def test_a_queued_generation_has_position_and_eta(service):
     body = {"prompt": "a", "duration_s": 2.0, "num_inference_steps": 10}
     unmeasured = service.post(body)
     assert unmeasured.json()["eta_s"] is None

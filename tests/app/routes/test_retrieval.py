@@ -40,7 +40,7 @@ def clip_of(videos, n):
     return read_video(videos / f"{n}.mp4", sample_rate=16000).waveform[8000:24000]
 
 
-def test_the_nearest_clips_are_played_in_their_order(service, videos):
+def test_retrieval_returns_the_nearest_clips_in_order(service, videos):
     steps = service.engine.stepped_at
     done = service.finish(
         service.post({"image": colour("green"), "method": "retrieval", "num_outputs": 4, "duration_s": 1.5})
@@ -63,7 +63,7 @@ def test_the_nearest_clips_are_played_in_their_order(service, videos):
     assert service.engine.stepped_at == steps  # the network was not asked
 
 
-def test_a_set_subtracts_what_has_a_negative_weight(service):
+def test_retrieval_subtracts_negative_weights(service):
     def nearest(*prompts):
         body = {"prompts": list(prompts), "method": "retrieval", "guidance_scale": 1, **SHORT}
         return service.finish(service.post(body))["outputs"][0]["clip"]["video"]
@@ -75,7 +75,7 @@ def test_a_set_subtracts_what_has_a_negative_weight(service):
     assert nearest(white | {"weight": 0.1}, white | {"weight": -1}) != "3.mp4"
 
 
-def test_a_recipe_plays_the_same_clip_again(service):
+def test_a_replay_returns_the_same_clip(service):
     done = service.finish(
         service.post({"prompt": "a dog", "method": "retrieval", "num_outputs": 3, "seed": 9, **SHORT})
     )
@@ -92,7 +92,7 @@ def test_a_recipe_plays_the_same_clip_again(service):
         )
 
 
-def test_what_cannot_be_retrieved_is_refused(service):
+def test_an_impossible_retrieval_is_rejected(service):
     check_problem(service.post({"prompt": "a", "rank": 1}), 422, "invalid_request")
     failed = service.finish(service.post({"prompt": "a", "method": "retrieval", "rank": 4, **SHORT}))
     assert failed["error"] == {
@@ -100,7 +100,7 @@ def test_what_cannot_be_retrieved_is_refused(service):
     }  # fmt: skip
 
 
-def test_a_clip_whose_sound_is_gone_fails_without_naming_files(service, monkeypatch):
+def test_a_missing_clip_fails_without_file_names(service, monkeypatch):
     def gone(_clip):
         raise ValueError("/somewhere/0.mp4: no such video")
 
@@ -109,7 +109,7 @@ def test_a_clip_whose_sound_is_gone_fails_without_naming_files(service, monkeypa
     assert failed["error"] == {"code": "generation_failed", "detail": "the model could not make this sound"}
 
 
-def test_without_training_sounds_it_is_unavailable(without):
+def test_without_training_sounds_retrieval_is_unavailable(without):
     body = {"prompt": "a dog", "method": "retrieval", **SHORT}
     check_problem(without.post(body), 422, "method_unavailable")
     check_problem(without.client.post("/v1/estimate", json=body), 422, "method_unavailable")
@@ -117,13 +117,13 @@ def test_without_training_sounds_it_is_unavailable(without):
     assert model["methods"] == ["diffusion"]
 
 
-def test_a_worker_that_came_to_have_none_says_so(without):
+def test_a_worker_without_training_sounds_fails_the_job(without):
     without.state.announce(without.info.model_copy(update={"methods": ["diffusion", "retrieval"]}))
     failed = without.finish(without.post({"prompt": "a dog", "method": "retrieval", **SHORT}))
     assert failed["error"]["code"] == "method_unavailable"
 
 
-def test_retrieval_waits_for_nobodys_steps_in_an_estimate(service):
+def test_an_estimate_counts_no_steps_for_retrieval(service):
     cost = ModelCost(audio_step_s=0.1, step_s=0.5, guided_share=0.65)
     service.state.announce(service.info.model_copy(update={"cost": cost}))
     body = {"prompt": "a dog", "num_inference_steps": 10}
@@ -135,7 +135,7 @@ def test_retrieval_waits_for_nobodys_steps_in_an_estimate(service):
     assert quick == 0
 
 
-def test_how_long_played_clips_took_says_nothing_of_what_the_network_makes(service):
+def test_retrieval_does_not_change_the_estimate(service):
     cost = ModelCost(audio_step_s=1e-6, step_s=1e-6, guided_share=0.65)
     service.state.announce(service.info.model_copy(update={"cost": cost}))
     for method, known in (("retrieval", 0), ("diffusion", 1)):
@@ -143,7 +143,7 @@ def test_how_long_played_clips_took_says_nothing_of_what_the_network_makes(servi
         assert service.redis.llen("clipsynth:eta_ratios:tiny") == known
 
 
-def test_the_bundle_and_the_setting_decide_what_is_offered(tiny_pipeline, tiny_bundle, videos, tmp_path):
+def test_bundle_and_setting_decide_whether_retrieval_works(tiny_pipeline, tiny_bundle, videos, tmp_path):
     settings = Settings(model=tiny_bundle, device="cpu", retrieval_audio=videos, data_dir=tmp_path)
     predictor = Predictor.setup(settings)
     assert predictor.retrieves
@@ -160,7 +160,7 @@ def test_the_bundle_and_the_setting_decide_what_is_offered(tiny_pipeline, tiny_b
 # ---------------------------------------------------------------------------------------- nearness to them
 
 
-def test_an_output_names_the_training_clips_nearest_to_it(service):
+def test_an_output_names_the_nearest_training_clips(service):
     done = service.finish(service.post({"prompt": "a dog", "output_formats": ["wav", "flac"], **SHORT}))
     wav, flac = done["outputs"]
     assert [near["distance"] for near in wav["nearest"]] == sorted(n["distance"] for n in wav["nearest"])
@@ -171,7 +171,7 @@ def test_an_output_names_the_training_clips_nearest_to_it(service):
     assert flac["nearest"] == wav["nearest"]
 
 
-def test_a_copy_is_called_one(service, videos):
+def test_a_copy_is_marked_as_one(service, videos):
     found = service.predictor.nearness(0.1 * clip_of(videos, 2)[3000:15000])
     assert (found.nearest[0].video, found.is_copy) == ("2.mp4", True)
     assert found.copy_distance < 0.05

@@ -45,7 +45,7 @@ def working(service):
     thread.join()
 
 
-def test_prefer_wait_answers_with_the_end(working):
+def test_prefer_wait_returns_the_finished_generation(working):
     started = time.monotonic()
     response = working.post(prefer="respond-async, wait=10")
     assert time.monotonic() - started < 5
@@ -53,14 +53,14 @@ def test_prefer_wait_answers_with_the_end(working):
     assert response.headers["preference-applied"] == "wait=10"
 
 
-def test_prefer_wait_and_accept_answer_with_the_sound(working):
+def test_prefer_wait_and_accept_return_the_sound(working):
     response = working.post(prefer="wait=10", accept="audio/wav")
     assert (response.status_code, response.content) == (200, SOUND)
     assert response.headers["content-type"] == "audio/wav"
     assert working.client.get(response.headers["location"]).json()["status"] == "succeeded"
 
 
-def test_who_waits_for_the_end_reads_nothing_of_the_way_there(working, monkeypatch):
+def test_waiting_reads_only_the_final_state(working, monkeypatch):
     reads, get = [], JobStore.get
 
     def counted(self, generation_id, **options):
@@ -74,7 +74,7 @@ def test_who_waits_for_the_end_reads_nothing_of_the_way_there(working, monkeypat
 
 
 @pytest.mark.parametrize("prefer", ["wait=1", "wait=0", "wait=soon"])
-def test_who_has_waited_long_enough_gets_202(service, prefer):
+def test_a_wait_that_times_out_gets_202(service, prefer):
     response = service.post(prefer=prefer)
     assert (response.status_code, response.json()["status"]) == (202, "queued")
     assert "preference-applied" not in response.headers
@@ -87,7 +87,7 @@ def follow(service, location, **headers):
     return [(f["event"], json.loads(f["data"])) for f in fields if "event" in f]
 
 
-def test_events_tell_of_each_change_and_end_with_the_resource(service, heard):
+def test_events_report_each_change_and_the_final_resource(service, heard):
     with ThreadPoolExecutor(1) as worker:
         worker.submit(service.work, heard)
         told = follow(service, service.post().headers["location"])
@@ -100,14 +100,14 @@ def test_events_tell_of_each_change_and_end_with_the_resource(service, heard):
     assert told[2][1]["progress"] == {"step": 1, "num_steps": 2}
 
 
-def test_who_comes_back_is_told_of_what_is_new(service, heard):
+def test_last_event_id_skips_known_events(service, heard):
     with ThreadPoolExecutor(1) as worker:
         worker.submit(service.work, heard)
         told = follow(service, service.post().headers["location"], **{"last-event-id": "queued-0"})
     assert [data["status"] for _, data in told] == ["processing", "processing", "succeeded"]
 
 
-def test_events_of_what_was_deleted_end(service, heard, monkeypatch):
+def test_events_of_a_deleted_generation_end(service, heard, monkeypatch):
     monkeypatch.setattr(notifications, "PING_S", 0.1)
     location = service.post().headers["location"]
 

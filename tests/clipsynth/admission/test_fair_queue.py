@@ -60,13 +60,13 @@ def line(redis_url):
     line.redis.close()
 
 
-def test_one_key_is_served_first_come_first_served(line):
+def test_one_key_is_first_in_first_out(line):
     for work in (3, 1, 2, 5, 1):
         line.join("a", work)
     assert line.waiting == ["a1", "a2", "a3", "a4", "a5"]
 
 
-def test_a_key_that_comes_late_waits_for_one_job_of_a_backlog_and_not_for_all(line):
+def test_a_late_key_waits_for_one_job_of_a_backlog(line):
     for _ in range(50):
         line.join("a")
     line.join("b")
@@ -75,7 +75,7 @@ def test_a_key_that_comes_late_waits_for_one_job_of_a_backlog_and_not_for_all(li
     assert sorted(line.waiting) == sorted(line.names.values())
 
 
-def test_turns_are_as_long_as_the_work(line):
+def test_turns_follow_the_work_of_jobs(line):
     for _ in range(6):
         line.join("a", 3.0)
     for _ in range(6):
@@ -83,7 +83,7 @@ def test_turns_are_as_long_as_the_work(line):
     assert line.waiting[:8] == ["a1", "b1", "b2", "b3", "a2", "b4", "b5", "b6"]
 
 
-def test_who_was_served_long_before_is_not_held_back_for_it(line):
+def test_past_service_does_not_delay_a_key(line):
     for _ in range(9):
         line.join("a")
     line.join("b")
@@ -103,7 +103,7 @@ def test_an_empty_queue_forgets_the_past(line):
     assert set(line.redis.hkeys("clipsynth:turns:tiny")) == {b"", b"a", b"b"}
 
 
-def test_what_a_lost_worker_gives_back_does_not_hold_up_who_comes_later(line):
+def test_a_requeued_job_does_not_delay_later_keys(line):
     for _ in range(9):
         line.join("a")
     taken = [line.redis.lpop("rq:queue:clipsynth-tiny") for _ in range(9)]
@@ -114,7 +114,7 @@ def test_what_a_lost_worker_gives_back_does_not_hold_up_who_comes_later(line):
     assert line.waiting == ["a9", "a10", "b1", "a11", "a12"]
 
 
-def test_nothing_is_lost_where_jobs_leave_and_come_back(line):
+def test_no_job_is_lost_when_jobs_leave_and_return(line):
     draw = random.Random(0)
     gone = set()
     for _ in range(150):
@@ -140,7 +140,7 @@ def before(load, running, owner):
     return work_before(load, running, owner, load.get(f"w:{owner}", 0))
 
 
-def test_an_estimate_knows_of_turns():
+def test_an_estimate_follows_the_fair_queue():
     assert before({}, {}, "b") == 0
     alone = {"n": 10, "w": 50, "n:a": 10, "w:a": 50}
     assert before(alone, {}, "a") == 50

@@ -23,12 +23,12 @@ def end(service, generation_id, status=Status.SUCCEEDED):
     assert service.state.transition(generation_id, status)
 
 
-def test_by_default_a_single_user_is_not_refused(serve):
+def test_by_default_a_single_user_is_not_limited(serve):
     service = serve()
     assert {service.post().status_code for _ in range(100)} == {202}
 
 
-def test_a_full_queue_refuses(serve):
+def test_a_full_queue_rejects(serve):
     service = serve(max_queued=2, allow_anonymous=True)
     _, token = create_key(service.redis, "other", ["generate"])
     assert [service.post().status_code, service.post(authorization=f"Bearer {token}").status_code] == [
@@ -39,7 +39,7 @@ def test_a_full_queue_refuses(serve):
     assert refused.headers["retry-after"] == "5"
 
 
-def test_a_post_answers_with_what_a_get_reads(serve):
+def test_a_post_returns_the_same_as_a_get(serve):
     service = serve()
     answers = [service.post() for _ in range(2)]
     assert [answer.json()["queue_position"] for answer in answers] == [0, 1]
@@ -48,7 +48,7 @@ def test_a_post_answers_with_what_a_get_reads(serve):
 
 
 @pytest.mark.parametrize("how", ["ended", "canceled", "deleted"])
-def test_who_ends_makes_room(serve, how):
+def test_a_finished_job_makes_room(serve, how):
     service = serve(max_inflight=2)
     first, _ = service.post(), service.post()
     check_problem(service.post(), 429, "rate_limited")
@@ -62,7 +62,7 @@ def test_who_ends_makes_room(serve, how):
     check_problem(service.post(), 429, "rate_limited")
 
 
-def test_when_all_has_ended_nothing_is_counted_any_more(serve):
+def test_when_all_jobs_have_ended_the_load_is_zero(serve):
     service = serve()
     made = [service.post().json()["id"] for _ in range(6)]
     for generation_id, status in zip(
@@ -79,7 +79,7 @@ def test_when_all_has_ended_nothing_is_counted_any_more(serve):
     assert not service.redis.exists("clipsynth:inflight", "clipsynth:holds")
 
 
-def test_the_backlog_is_bounded_in_seconds(serve):
+def test_the_backlog_is_limited_in_seconds(serve):
     service = serve(max_backlog_s=4 * REQUEST_S + 0.1)
     service.state.announce(INFO.model_copy(update={"cost": COST}))
     assert [service.post().status_code for _ in range(2)] == [202] * 2
@@ -88,7 +88,7 @@ def test_the_backlog_is_bounded_in_seconds(serve):
     assert int(refused.headers["retry-after"]) == 2  # one of its own takes 1.2 s
 
 
-def test_a_request_larger_than_the_bound_runs_when_nothing_else_does(serve):
+def test_a_request_above_the_limit_runs_in_an_empty_queue(serve):
     service = serve(max_backlog_s=0.1)
     service.state.announce(INFO.model_copy(update={"cost": COST}))
     assert [service.post().status_code for _ in range(2)] == [202, 429]
@@ -106,7 +106,7 @@ def test_one_key_does_not_fill_the_queue_for_others(serve):
     check_problem(service.post(), 429, "queue_full")
 
 
-def test_a_key_that_asks_too_often_waits(serve):
+def test_a_key_is_rate_limited(serve):
     service = serve(rate_per_s=0.001, rate_burst=3)
     assert [service.post().status_code for _ in range(4)] == [202, 202, 202, 429]
     refused = service.post()
@@ -117,7 +117,7 @@ def test_a_key_that_asks_too_often_waits(serve):
     assert service.client.get("/v1/models", headers={"authorization": f"Bearer {token}"}).status_code == 403
 
 
-def test_refusals_take_no_tokens_and_no_room(serve):
+def test_rejections_take_no_tokens_and_no_room(serve):
     service = serve(max_inflight=1, rate_per_s=0.001, rate_burst=2)
     made = service.post()
     for _ in range(5):
@@ -127,7 +127,7 @@ def test_refusals_take_no_tokens_and_no_room(serve):
     assert load(service.redis, "tiny")[0] == 1
 
 
-def test_what_could_not_be_queued_gives_its_room_back(serve, monkeypatch):
+def test_a_request_that_fails_to_queue_returns_its_room(serve, monkeypatch):
     service = serve()
     with monkeypatch.context() as patch:
         patch.setattr(Queue, "push_job_id", lambda *_, **__: 1 / 0)
@@ -136,7 +136,7 @@ def test_what_could_not_be_queued_gives_its_room_back(serve, monkeypatch):
     assert load(service.redis, "tiny")[0] == 0
 
 
-def test_room_of_a_request_that_was_cut_off_is_given_back(serve, monkeypatch):
+def test_a_stale_reservation_is_released(serve, monkeypatch):
     service = serve()
     assert admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 8.0), Settings(), COST)
     assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (0, (1, 8.0))
@@ -144,14 +144,14 @@ def test_room_of_a_request_that_was_cut_off_is_given_back(serve, monkeypatch):
     assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (1, (0, 0.0))
 
 
-def test_an_id_is_admitted_once(serve):
+def test_an_id_is_admitted_only_once(serve):
     service = serve()
     hold = Reservation(new_id(), "anonymous", "tiny", 8.0)
     assert [admit(service.redis, hold, Settings(), COST) for _ in range(2)] == [True, False]
     assert load(service.redis, "tiny") == (1, 8.0)
 
 
-def test_the_bound_holds_for_many_at_once(serve):
+def test_the_limit_holds_for_concurrent_requests(serve):
     service = serve()
     settings = Settings(max_queued=20)
 
@@ -184,7 +184,7 @@ def test_a_refused_request_may_come_again_with_its_idempotency_key(serve):
     assert (again.status_code, "idempotent-replayed" in again.headers) == (202, False)
 
 
-def test_a_deadline_that_cannot_be_met_is_refused(serve):
+def test_an_unreachable_deadline_is_rejected(serve):
     service = serve()
     service.state.announce(INFO.model_copy(update={"cost": COST}))
 
@@ -196,7 +196,7 @@ def test_a_deadline_that_cannot_be_met_is_refused(serve):
     check_problem(ask(2), 422, "deadline_unreachable")
 
 
-def test_refusals_are_counted(serve):
+def test_rejections_are_counted_by_code(serve):
     service = serve(max_inflight=1)
     service.state.announce(INFO.model_copy(update={"cost": COST}))
     service.client.post("/v1/generations", files={"image": ("x", image("PNG"))})

@@ -67,7 +67,7 @@ def place(redis_url, tmp_path):
 
 
 @pytest.mark.parametrize(("end", "fields"), EVERY_END)
-def test_an_end_gives_way_to_a_cancel_that_came_first(place, end, fields):
+def test_an_earlier_cancel_wins_over_the_end(place, end, fields):
     place.post()
     place.state.start(ID, batched_with_others=False)
     place.state.cancel(ID)
@@ -85,7 +85,7 @@ def test_an_end_gives_way_to_a_cancel_that_came_first(place, end, fields):
 
 
 @pytest.mark.parametrize("wherever", ["waits", "taken", "leased"])
-def test_what_is_on_a_list_is_left_alone(place, wherever):
+def test_a_job_on_a_list_is_no_orphan(place, wherever):
     place.post()
     if wherever != "waits":
         place.redis.lpop(place.queue.key)
@@ -97,7 +97,7 @@ def test_what_is_on_a_list_is_left_alone(place, wherever):
     assert place.status() == "queued"
 
 
-def test_a_stray_is_put_back_first_in_its_queue_at_the_second_look(place):
+def test_an_orphan_is_requeued_first_at_the_second_check(place):
     place.lose()
     place.post(OTHER)
     assert place.orphans.look() == 0
@@ -112,7 +112,7 @@ def test_a_stray_is_put_back_first_in_its_queue_at_the_second_look(place):
     assert orphans_found(place.state) == 1
 
 
-def test_what_a_newer_version_accepted_is_told_of_and_left_to_it(place):
+def test_an_orphan_of_a_newer_version_is_left_alone(place):
     place.lose()
     known = json.loads(place.redis.hget(RECORD + ID, "input"))
     prompts = [{"text": "rain", "colour": "red"}]
@@ -122,7 +122,7 @@ def test_what_a_newer_version_accepted_is_told_of_and_left_to_it(place):
     assert place.status() == "processing"
 
 
-def test_a_stray_that_was_queued_is_put_back_too(place):
+def test_a_queued_orphan_is_requeued(place):
     place.post()
     place.redis.delete(place.queue.key)
     place.orphans.look()
@@ -130,7 +130,7 @@ def test_a_stray_that_was_queued_is_put_back_too(place):
     assert place.queue.job_ids == [ID]
 
 
-def test_of_two_janitors_one_sees_to_a_stray(place):
+def test_only_one_janitor_requeues_an_orphan(place):
     place.lose()
     other = OrphanReconciler(place.state)
     assert (place.orphans.look(), other.look()) == (0, 0)
@@ -138,7 +138,7 @@ def test_of_two_janitors_one_sees_to_a_stray(place):
     assert place.queue.job_ids == [ID]
 
 
-def test_a_stray_that_changes_while_it_is_looked_at_is_left_alone(place, monkeypatch):
+def test_an_orphan_that_changes_meanwhile_is_left_alone(place, monkeypatch):
     place.lose()
     place.orphans.look()
     status_views = place.state.status_views
@@ -158,7 +158,7 @@ def test_a_stray_that_changes_while_it_is_looked_at_is_left_alone(place, monkeyp
     ("fields", "status"),
     [(("cancel_requested", 1), "canceled"), (("input", "{}"), "failed"), (("lost", "x"), "failed")],
 )
-def test_a_stray_that_cannot_be_put_back_ends(place, fields, status):
+def test_an_orphan_that_cannot_be_requeued_ends(place, fields, status):
     place.lose(*fields)
     place.orphans.look()
     assert place.orphans.look() == 1
@@ -167,21 +167,21 @@ def test_a_stray_that_cannot_be_put_back_ends(place, fields, status):
     assert place.state.unfinished() == {}
 
 
-def test_a_record_that_somebody_removed_is_not_looked_for_again(place):
+def test_a_removed_record_is_checked_only_once(place):
     place.lose()
     place.redis.delete(RECORD + ID)
     assert [place.orphans.look() for _ in range(3)] == [0, 1, 0]
     assert place.state.unfinished() == {}
 
 
-def test_what_ended_by_an_earlier_version_is_struck_off(place):
+def test_a_job_ended_by_an_older_version_is_no_orphan(place):
     place.lose("status", "succeeded")
     assert [place.orphans.look() for _ in range(2)] == [0, 0]
     assert place.status() == "succeeded"
     assert (place.state.unfinished(), place.queue.count) == ({}, 0)
 
 
-def test_what_ended_or_was_forgotten_is_not_unfinished(place):
+def test_ended_and_forgotten_jobs_are_not_unfinished(place):
     place.post()
     place.post(OTHER)
     assert place.state.unfinished() == {ID: "tiny", OTHER: "tiny"}
@@ -192,7 +192,7 @@ def test_what_ended_or_was_forgotten_is_not_unfinished(place):
     assert place.state.unfinished() == {}
 
 
-def test_the_janitor_looks_for_strays_and_prometheus_is_told(place, monkeypatch):
+def test_the_janitor_requeues_orphans_and_counts_them(place, monkeypatch):
     place.lose()
     monkeypatch.setattr("clipsynth.services.janitor.ORPHAN_INTERVAL_S", 0.0)
 

@@ -36,7 +36,7 @@ LOUD, QUIET, HIGH, LOW = {"loudness": 0.85}, {"loudness": 0.15}, {"pitch": 0.85}
         ("a loud bass drum", "a bass drum", LOUD),
     ],
 )
-def test_words_before_what_sounds_are_read_and_taken_out(text, rest, asked):
+def test_adjectives_before_the_noun_become_attributes(text, rest, asked):
     assert read(text, NAMES) == (rest, asked)
 
 
@@ -63,17 +63,17 @@ def test_words_before_what_sounds_are_read_and_taken_out(text, rest, asked):
         "",
     ],
 )
-def test_what_may_mean_something_else_is_left_alone(text):
+def test_ambiguous_words_are_left_alone(text):
     assert read(text, NAMES) == (text, {})
 
 
 @pytest.mark.parametrize("text", ["a loud noise", "loud", "very loud sounds", "a loud, loud recording"])
-def test_a_prompt_of_nothing_else_stays_whole(text):
+def test_a_prompt_of_attributes_only_keeps_its_text(text):
     rest, asked = read(text, NAMES)
     assert (rest, list(asked)) == (text, ["loudness"])
 
 
-def test_only_what_the_model_takes_is_read():
+def test_only_the_models_attributes_are_read():
     assert read("a loud, high-pitched dog", ["pitch"]) == ("a loud dog", HIGH)
     assert read("a loud, high-pitched, fast dog", ["pitch"]) == ("a loud, fast dog", HIGH)
     assert read("a loud, high-pitched dog", ["loudness"]) == ("a high-pitched dog", LOUD)
@@ -91,7 +91,7 @@ TEXTS = st.lists(
 
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(TEXTS, st.sets(st.sampled_from(NAMES)))
-def test_what_is_left_is_read_as_no_more_than_was_read(text, taken):
+def test_parsing_the_rest_again_finds_nothing_new(text, taken):
     rest, asked = read(text, taken)
     again, more = read(rest, taken)
     assert again == rest

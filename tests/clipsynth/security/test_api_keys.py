@@ -40,7 +40,7 @@ def make(service, *scopes):
 @pytest.mark.parametrize(
     "authorization", [None, "Bearer cs_nope", "Bearer", "Basic YTpi", "Bearer cs__", "Bearer é", ""]
 )
-def test_without_a_valid_key_nothing_is_told(service, authorization):
+def test_every_route_needs_a_valid_key(service, authorization):
     headers = {} if authorization is None else {"authorization": authorization.encode()}
     for method, path in (
         ("POST", "/v1/generations"),
@@ -62,7 +62,7 @@ def test_without_a_valid_key_nothing_is_told(service, authorization):
     assert [service.client.get(p, headers=headers).status_code for p in ("/healthz", "/readyz")] == [200, 200]
 
 
-def test_a_revoked_key_is_refused(service):
+def test_a_revoked_key_is_rejected(service):
     headers = make(service)
     assert service.post(**headers).status_code == 202
     revoke_key(service.redis, list_keys(service.redis)[0].id)
@@ -72,12 +72,12 @@ def test_a_revoked_key_is_refused(service):
 @pytest.mark.parametrize(
     "change", [lambda t: t[:-1], lambda t: t + "A", lambda t: t[3:], lambda t: t.upper()]
 )
-def test_almost_a_key_is_none(service, change):
+def test_an_almost_right_key_is_rejected(service, change):
     token = make(service)["authorization"].removeprefix("Bearer ")
     check_problem(service.post(authorization=f"Bearer {change(token)}"), 401, "unauthorized")
 
 
-def test_scopes_say_what_a_key_may_do(service):
+def test_scopes_limit_what_a_key_may_do(service):
     generate, read, admin = make(service, "generate"), make(service, "read"), make(service, "admin")
     get = service.client.get
     assert [service.post(**h).status_code for h in (generate, read, admin)] == [202, 403, 202]
@@ -86,7 +86,7 @@ def test_scopes_say_what_a_key_may_do(service):
     check_problem(service.post(**read), 403, "forbidden")
 
 
-def test_one_key_never_sees_anothers_generations(service):
+def test_a_key_sees_only_its_own_generations(service):
     mine, other = make(service), make(service)
     location = service.post(**mine).headers["location"]
     theirs = service.post(**other).headers["location"]
@@ -138,7 +138,7 @@ def test_a_key_is_not_in_redis(service):
         ("example.org", None, False, 401),
     ],
 )
-def test_it_is_open_on_loopback_until_a_first_key_or_where_that_is_said(
+def test_anonymous_access_depends_on_host_keys_and_setting(
     service, redis_url, tmp_path, host, allow, with_keys, status
 ):
     if with_keys:
@@ -148,7 +148,7 @@ def test_it_is_open_on_loopback_until_a_first_key_or_where_that_is_said(
         assert client.post("/v1/generations", json={"prompt": "a"}).status_code == status
 
 
-def test_who_starts_an_open_service_is_warned():
+def test_an_open_service_logs_a_warning():
     assert "ALLOW_ANONYMOUS" in warning(Settings(host="0.0.0.0", allow_anonymous=True))
     assert "keys create" in warning(Settings())
     assert warning(Settings(host="0.0.0.0")) is None
@@ -163,7 +163,7 @@ def keys(data_dir, *arguments, redis_url=""):
 
 
 @pytest.mark.parametrize("path", ["/v1/generations", "/v1/estimate", "/v1/replay", "/v1/sound-generation"])
-def test_a_body_is_not_looked_at_before_the_key(service, path):
+def test_the_key_is_checked_before_the_body(service, path):
     bad = {"content": b"{", "headers": {"content-type": "application/json"}}
     check_problem(service.client.post(path, **bad), 401, "unauthorized")
     bad["headers"] |= make(service)

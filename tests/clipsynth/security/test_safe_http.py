@@ -50,7 +50,7 @@ def post(url, **options):
         ("::127.0.0.1", False),
     ],
 )
-def test_only_the_public_internet_is_public(address, public):
+def test_only_public_addresses_are_public(address, public):
     assert is_public(ipaddress.ip_address(address)) is public
 
 
@@ -81,12 +81,12 @@ def test_only_the_public_internet_is_public(address, public):
         "https://example.org/" + "x" * 2000,
     ],
 )
-def test_a_url_that_may_not_be_asked_is_refused(url):
+def test_a_forbidden_url_is_rejected(url):
     with pytest.raises(UrlRefused):
         check_url(url)
 
 
-def test_a_setting_lets_loopback_in_and_nothing_else():
+def test_a_setting_allows_loopback_only():
     for url in ("http://localhost:1/", "http://127.0.0.1/", "https://[::1]/", "https://example.org/"):
         check_url(url, allow_loopback=True)
     for url in ("http://example.org/", "http://10.0.0.1/", "https://10.0.0.1/"):
@@ -112,7 +112,7 @@ def resolving(monkeypatch, *answers):
 @pytest.mark.parametrize(
     "addresses", [["127.0.0.1"], ["169.254.169.254"], ["93.184.215.14", "10.0.0.1"], ["::ffff:127.0.0.1"]]
 )
-def test_a_name_of_an_inner_address_is_refused(monkeypatch, addresses):
+def test_a_name_of_a_private_address_is_rejected(monkeypatch, addresses):
     resolving(monkeypatch, addresses)
     with pytest.raises(UrlRefused):
         post("https://inner.example/", allow_loopback=False)
@@ -125,7 +125,7 @@ def test_a_name_is_resolved_once(monkeypatch, heard):
     assert heard.requests[0][1]["Host"] == f"localhost:{heard.port}"
 
 
-def test_a_name_server_that_does_not_answer_holds_up_nobody(monkeypatch):
+def test_a_slow_name_server_blocks_no_other_work(monkeypatch):
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(20) and [])
 
@@ -151,7 +151,7 @@ def certified(tmp_path, name):
     return server, ssl.create_default_context(cafile=f"{tmp_path}/cert.pem")
 
 
-def test_tls_is_for_the_name_although_the_address_is_asked(monkeypatch, tmp_path):
+def test_tls_checks_the_name_not_the_address(monkeypatch, tmp_path):
     resolving(monkeypatch, ["127.0.0.1"])
     server, client = certified(tmp_path, "hooks.example")
     with listening(server) as heard:
@@ -169,7 +169,7 @@ def test_redirects_are_not_followed(heard):
     assert len(heard.requests) == 1
 
 
-def test_answers_are_bounded_in_size(heard):
+def test_responses_are_limited_in_size(heard):
     heard.body = b"x" * 100
     assert post(heard.url, max_bytes=100).body == heard.body
     assert post(heard.url).body == b""
@@ -177,19 +177,19 @@ def test_answers_are_bounded_in_size(heard):
         post(heard.url, max_bytes=99)
 
 
-def test_answers_are_bounded_in_time(heard):
+def test_responses_are_limited_in_time(heard):
     heard.pause_s = 1.0
     with pytest.raises(HostUnreachable, match="no answer"):
         post(heard.url, timeout_s=0.1)
 
 
-def test_who_does_not_listen_is_unanswered(heard):
+def test_a_closed_port_is_unanswered(heard):
     heard.close()
     with pytest.raises(HostUnreachable, match="ConnectError"):
         post(heard.url)
     heard.server.server_close()
 
 
-def test_no_proxy_is_asked(monkeypatch, heard):
+def test_no_proxy_is_used(monkeypatch, heard):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     assert post(heard.url).status == 200

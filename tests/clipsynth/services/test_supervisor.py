@@ -19,7 +19,7 @@ from models.bundle import Manifest
 from worker.main import model_info, run
 
 
-def test_a_child_that_cannot_be_configured_ends_serve_at_its_first_start_alone(monkeypatch):
+def test_a_config_error_ends_serve_only_at_the_first_start(monkeypatch):
     code = [0]
 
     def start(*_):
@@ -37,7 +37,7 @@ def test_a_child_that_cannot_be_configured_ends_serve_at_its_first_start_alone(m
         child.look_after()
 
 
-def test_api_and_worker_of_one_machine_tell_prometheus_on_ports_of_their_own():
+def test_api_and_worker_have_separate_metrics_ports():
     assert supervisor._metrics_ports(None) == {}
     assert supervisor._metrics_ports(9100) == {"api": "9100", "worker": "9101"}
     server = expose(CollectorRegistry(), 0, healthy=lambda: True)

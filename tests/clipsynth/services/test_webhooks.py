@@ -70,7 +70,7 @@ def verify(request, secret):
     return headers["webhook-id"], json.loads(body)
 
 
-def test_the_end_is_told_once_and_signed(hooks, heard):
+def test_the_end_is_sent_once_and_signed(hooks, heard):
     made = hooks.post(heard.url, metadata={"project": "demo"})
     assert hooks.send() == 0
     hooks.end(made)
@@ -89,13 +89,13 @@ def test_the_end_is_told_once_and_signed(hooks, heard):
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELED, Status.EXPIRED])
-def test_every_end_is_told(hooks, heard, status):
+def test_every_final_status_is_sent(hooks, heard, status):
     hooks.end(hooks.post(heard.url), status)
     hooks.send()
     assert verify(heard.requests[0], SECRET)[1]["data"]["status"] == status
 
 
-def test_the_start_is_told_once_where_that_is_asked(hooks, heard):
+def test_the_start_is_sent_once_if_requested(hooks, heard):
     made = hooks.post(heard.url, webhook_events=["started", "completed"])
     for _ in range(2):  # its worker is lost, and it starts again
         hooks.service.state.start(made.json()["id"], batched_with_others=False)
@@ -108,7 +108,7 @@ def test_the_start_is_told_once_where_that_is_asked(hooks, heard):
     assert [d["event"] for d in hooks.deliveries(made)] == ["completed", "started"]
 
 
-def test_a_key_has_a_secret_of_its_own(hooks, heard):
+def test_each_key_has_its_own_secret(hooks, heard):
     key, token = create_key(hooks.service.redis, "x", ["generate", "read"])
     headers = {"authorization": f"Bearer {token}"}
     hooks.end(hooks.post(heard.url, headers))
@@ -117,7 +117,7 @@ def test_a_key_has_a_secret_of_its_own(hooks, heard):
     verify(heard.requests[0], key.webhook_secret)
 
 
-def test_what_fails_is_tried_again_with_the_same_id_and_given_up_at_last(hooks, heard):
+def test_a_failed_delivery_is_retried_and_then_given_up(hooks, heard):
     heard.status = 500
     made = hooks.post(heard.url)
     hooks.end(made)
@@ -141,7 +141,7 @@ def test_what_fails_is_tried_again_with_the_same_id_and_given_up_at_last(hooks, 
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(204, "delivered"), (302, "pending"), (410, "failed")])
-def test_what_an_answer_means(hooks, heard, status, outcome):
+def test_the_response_status_decides_the_delivery(hooks, heard, status, outcome):
     heard.status, heard.headers, heard.body = status, {"location": heard.url, "content-length": "0"}, b""
     made = hooks.post(heard.url)
     hooks.end(made)
@@ -150,7 +150,7 @@ def test_what_an_answer_means(hooks, heard, status, outcome):
     assert len(heard.requests) == 1
 
 
-def test_what_a_killed_sender_took_is_told_by_another(hooks, heard):
+def test_a_killed_senders_message_is_sent_by_another(hooks, heard):
     hooks.end(hooks.post(heard.url))
     assert len(hooks.sender.due(10)) == 1
     assert hooks.send() == 0
@@ -158,7 +158,7 @@ def test_what_a_killed_sender_took_is_told_by_another(hooks, heard):
     assert hooks.send() == 1
 
 
-def test_what_was_deleted_is_not_told(hooks, heard):
+def test_a_deleted_generation_sends_no_webhook(hooks, heard):
     made = hooks.post(heard.url)
     hooks.end(made)
     hooks.service.client.delete(made.headers["location"])
@@ -167,7 +167,7 @@ def test_what_was_deleted_is_not_told(hooks, heard):
     assert not hooks.service.redis.exists(webhooks.WEBHOOKS, f"clipsynth:gen:{made.json()['id']}")
 
 
-def test_an_inner_address_is_refused_at_once_and_a_name_of_one_when_it_is_told(serve, redis_url, tmp_path):
+def test_private_webhook_addresses_are_rejected(serve, redis_url, tmp_path):
     settings = {"webhook_secret": SECRET}
     hooks = Hooks(serve(**settings), Settings(redis_url=redis_url, data_dir=tmp_path, **settings))
     for url in ("http://example.org/", "https://127.0.0.1/", "https://[::ffff:10.0.0.1]/", "gopher://x/"):
@@ -178,17 +178,17 @@ def test_an_inner_address_is_refused_at_once_and_a_name_of_one_when_it_is_told(s
     assert hooks.deliveries(made)[0]["detail"] == "the address is not of the public internet"
 
 
-def test_without_a_secret_nobody_is_told(serve):
+def test_without_a_secret_webhooks_are_rejected(serve):
     hooks = Hooks(serve(), Settings())
     check_problem(hooks.post("https://example.org/"), 422, "invalid_request")
 
 
 @pytest.mark.parametrize("events", [[], ["ended"], ["completed"] * 3, "completed"])
-def test_events_are_a_closed_set(hooks, heard, events):
+def test_webhook_events_are_a_closed_set(hooks, heard, events):
     check_problem(hooks.post(heard.url, webhook_events=events), 422, "invalid_request")
 
 
-def test_the_command_tells_until_it_is_stopped(hooks, heard, redis_url):
+def test_the_webhooks_command_sends_until_stopped(hooks, heard, redis_url):
     environment = {
         **os.environ,
         "CLIPSYNTH_REDIS_URL": redis_url,
@@ -203,7 +203,7 @@ def test_the_command_tells_until_it_is_stopped(hooks, heard, redis_url):
         assert sender.wait(30) == 0
 
 
-def test_a_secret_that_is_none_ends_the_command_with_a_message(redis_url):
+def test_an_invalid_secret_ends_the_webhooks_command(redis_url):
     environment = {**os.environ, "CLIPSYNTH_REDIS_URL": redis_url, "CLIPSYNTH_WEBHOOK_SECRET": "hush!"}
     command = [sys.executable, "-m", "clipsynth.cli", "webhooks"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -24,7 +24,7 @@ def judge():
 
 
 @pytest.mark.parametrize(("name", "dim"), [("melstats", 128), ("classifier", 128), ("random-conv", 64)])
-def test_the_built_in_embedders_hear_no_level_and_no_company(name, dim):
+def test_built_in_embedders_ignore_level_and_batch(name, dim):
     embedder = load_embedder(name, judge)
     assert embedder.name == name
     sounds = noises(3)
@@ -60,7 +60,7 @@ def clap_folder(request, tmp_path_factory):
     return folder
 
 
-def test_clap_is_read_from_a_local_folder_and_puts_sounds_and_texts_in_one_space(clap_folder):
+def test_a_local_clap_embeds_sounds_and_texts(clap_folder):
     clap = load_embedder(f"clap:{clap_folder}", judge)
     assert isinstance(clap, TextEmbedder)
     embeds = embed_all(clap, noises(2))
@@ -100,12 +100,12 @@ def test_any_exported_network_is_an_embedder(tmp_path):
         ("evaluation.embedders.exported:lod:/nowhere.pt2", "cannot be imported"),
     ],
 )
-def test_embedders_that_are_not_there_are_named(spec, message):
+def test_missing_embedders_are_named(spec, message):
     with pytest.raises(ValueError, match=message):
         load_embedder(spec, judge)
 
 
-def test_embeddings_of_another_shape_are_refused():
+def test_embeddings_of_a_wrong_shape_are_rejected():
     class Flat:
         name, version = "flat", "1"
 
@@ -116,7 +116,7 @@ def test_embeddings_of_another_shape_are_refused():
         embed_all(Flat(), noises(2))
 
 
-def test_mels_are_rendered_with_low_bands_at_the_bottom():
+def test_mel_images_have_low_bands_at_the_bottom():
     log_mel = torch.full((1, 40, 16), -8.0)
     log_mel[:, :, :4] = 2.0
     image = render(log_mel, 32)
@@ -125,7 +125,7 @@ def test_mels_are_rendered_with_low_bands_at_the_bottom():
     assert image[0, :, :16].max() == 0
 
 
-def test_fid_embeds_by_the_packaged_network_or_a_local_inception(tmp_path):
+def test_fid_uses_the_packaged_network_or_a_local_inception(tmp_path):
     assert embed_all(efficientnet_lite0(), noises(1)).shape == (1, 1, 1280)
     file = tmp_path / "inception.pth"
     with pytest.raises(ValueError, match="no weight file"):

@@ -4,7 +4,7 @@ from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import rbf_kernel
 
 from evaluation.metrics.bootstrap import bootstrap, draw_picks, figure, mean_figure
-from evaluation.metrics.class_accuracy import wanted_probability, hits, per_class, read_phrases
+from evaluation.metrics.class_accuracy import hits, per_class, read_phrases, wanted_probability
 from evaluation.metrics.density_coverage import coverage, density, inside
 from evaluation.metrics.frechet import frechet_distance, frechet_infinity
 from evaluation.metrics.kernel import SCALE, kernel_distance, median_bandwidth
@@ -18,7 +18,7 @@ def gaussians(n, dim, shift=0.0, seed=0):
 
 
 @pytest.mark.parametrize(("n", "m", "dim"), [(200, 150, 12), (12, 15, 40)])  # both ways to the trace
-def test_the_frechet_distance_is_that_of_matrix_square_roots(n, m, dim):
+def test_the_frechet_distance_equals_scipys_sqrtm(n, m, dim):
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((n, dim)) @ rng.standard_normal((dim, dim)), gaussians(m, dim, 0.3, 2)
     s1, s2 = np.cov(x.T), np.cov(y.T)
@@ -29,7 +29,7 @@ def test_the_frechet_distance_is_that_of_matrix_square_roots(n, m, dim):
         assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_kernel_distance_is_that_of_scikit_learns_kernel():
+def test_the_kernel_distance_equals_scikit_learns_kernel():
     x, y = gaussians(40, 6, 0.4), gaussians(50, 6, seed=1)
     gamma = 1 / (2 * median_bandwidth(y) ** 2)
     k_xx, k_yy, k_xy = (rbf_kernel(a, b, gamma=gamma) for a, b in ((x, x), (y, y), (x, y)))
@@ -37,7 +37,7 @@ def test_the_kernel_distance_is_that_of_scikit_learns_kernel():
     assert kernel_distance(x, y) == pytest.approx(SCALE * (within - 2 * k_xy.mean()), abs=1e-9)
 
 
-def test_the_kernels_bandwidth_is_the_references_own():
+def test_the_kernel_bandwidth_comes_from_the_reference():
     far, reference = gaussians(30, 4, 50.0), gaussians(30, 4, seed=1)
     assert kernel_distance(far, reference) == pytest.approx(
         kernel_distance(far, reference, bandwidth=median_bandwidth(reference))
@@ -45,7 +45,7 @@ def test_the_kernels_bandwidth_is_the_references_own():
     assert kernel_distance(far, reference) != pytest.approx(kernel_distance(reference, far), rel=1e-3)
 
 
-def test_extrapolation_takes_out_the_bias_of_few_clips():
+def test_extrapolation_removes_the_bias_of_few_clips():
     shift, dim = 0.4, 24
     truth = dim * shift**2
     plain, infinite = {}, {}
@@ -67,19 +67,19 @@ def test_extrapolation_takes_out_the_bias_of_few_clips():
         (np.zeros((8, 4)), "dimensions"),
     ],
 )
-def test_embeddings_that_cannot_be_compared_are_refused(metric, x, message):
+def test_incomparable_embeddings_are_rejected(metric, x, message):
     with pytest.raises(ValueError, match=message):
         metric(x, gaussians(8, 3))
 
 
-def test_a_reference_of_one_sound_has_no_bandwidth_and_few_clips_no_extrapolation():
+def test_too_small_references_are_rejected():
     with pytest.raises(ValueError, match="median distance"):
         kernel_distance(gaussians(8, 3), np.ones((8, 3)))
     with pytest.raises(ValueError, match="at least 8"):
         frechet_infinity(gaussians(4, 3), gaussians(4, 3))
 
 
-def test_coverage_and_density_count_the_balls_they_should():
+def test_coverage_and_density_count_their_balls():
     reference = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]])
     within = inside(np.array([[0.5], [0.6]]), reference, k=1)  # radii are 1
     assert within.tolist() == [[True, True], [True, True]] + [[False, False]] * 4

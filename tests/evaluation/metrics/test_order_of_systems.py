@@ -5,7 +5,7 @@ import pytest
 
 from evaluation.embedders.base import Classifier, MelStatistics, RandomConvolution, embed_all
 from evaluation.embedders.mel_images import efficientnet_lite0
-from evaluation.metrics.class_accuracy import wanted_probability, hits
+from evaluation.metrics.class_accuracy import hits, wanted_probability
 from evaluation.metrics.density_coverage import coverage, inside
 from evaluation.metrics.frechet import frechet_distance
 from evaluation.metrics.kernel import kernel_distance
@@ -46,7 +46,7 @@ BAD = ("silence", "white noise", "one clip again and again")
 
 
 @pytest.mark.parametrize("embedder", EMBEDDERS.values(), ids=EMBEDDERS)
-def test_a_set_is_at_no_distance_from_itself_and_near_to_others_of_its_kind(embedder, sounds, others):
+def test_a_set_is_near_itself_and_its_kind(embedder, sounds, others):
     same, near, far = (embed_all(embedder, s) for s in (sounds, others, noisy(others, 0.3)))
     assert frechet_distance(flat(same), flat(same)) == pytest.approx(0, abs=1e-6)
     assert abs(kernel_distance(flat(same), flat(same))) < 1
@@ -61,7 +61,7 @@ def test_a_set_is_at_no_distance_from_itself_and_near_to_others_of_its_kind(embe
     [(noisy, (0.02, 0.08, 0.3)), (muffled, (3000, 1500, 600)), (shuffled, (4, 16, 64))],
     ids=["noise", "low-pass", "time-swap"],
 )
-def test_distances_rise_the_more_sounds_are_spoilt(spoil, amounts, embedder, sounds, others):
+def test_distances_rise_with_the_damage(spoil, amounts, embedder, sounds, others):
     real, *embeds = (
         flat(embed_all(embedder, s)) for s in (sounds, others, *(spoil(others, a) for a in amounts))
     )
@@ -72,7 +72,7 @@ def test_distances_rise_the_more_sounds_are_spoilt(spoil, amounts, embedder, sou
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_no_distance_likes_silence_noise_or_one_clip(bad, sounds, others, judge):
+def test_no_distance_favours_silence_noise_or_one_clip(bad, sounds, others, judge):
     heard = bad_sounds(bad, others)
     for embedder in (*EMBEDDERS.values(), Classifier(judge)):
         real, good, poor = (embed_all(embedder, s) for s in (sounds, others, heard))
@@ -87,7 +87,7 @@ def test_no_distance_likes_silence_noise_or_one_clip(bad, sounds, others, judge)
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_no_judgement_likes_silence_noise_or_one_clip(bad, others, judge):
+def test_no_class_accuracy_favours_silence_noise_or_one_clip(bad, others, judge):
     asked = [kind for kind in KINDS for _ in range(PER_KIND)]
     good, poor = (judge.probabilities(s) for s in (others, bad_sounds(bad, others)))
     assert hits(good, judge.labels, asked).mean() > 0.8
@@ -95,7 +95,7 @@ def test_no_judgement_likes_silence_noise_or_one_clip(bad, others, judge):
         assert measure(poor, judge.labels, asked).mean() <= 1 / len(KINDS) + 0.05
 
 
-def test_the_distance_of_rendered_mels_dislikes_them_too(sounds, others):
+def test_fid_does_not_favour_silence_noise_or_one_clip(sounds, others):
     network = efficientnet_lite0()
     some = slice(None, None, 4)
     real, good = (flat(embed_all(network, s[some])) for s in (sounds, others))

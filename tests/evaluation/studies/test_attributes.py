@@ -14,7 +14,7 @@ def row(measured, *, asked=0.5, query="0", attribute="pitch", heard="dog"):
     return AttributeRow(attribute, query, "dog", asked, measured, heard)
 
 
-def test_rank_correlation_is_that_of_scipy_and_0_where_nothing_varies():
+def test_rank_correlation_equals_scipys():
     rng = np.random.default_rng(0)
     for size in (3, 10, 50):
         a, b = rng.integers(0, 6, size) + np.arange(size), rng.normal(size=size)
@@ -22,7 +22,7 @@ def test_rank_correlation_is_that_of_scipy_and_0_where_nothing_varies():
     assert spearman([1, 2, 3], [4, 4, 4]) == 0
 
 
-def test_rank_counts_within_queries_alone():
+def test_ranks_count_within_queries_only():
     """Each query follows what was asked, from a base of its own; one goes against it."""
     follows = [row(100 * q + level, asked=level, query=str(q)) for q in range(3) for level in LEVELS]
     against = [row(-level, asked=level, query="3") for level in LEVELS]
@@ -32,7 +32,7 @@ def test_rank_counts_within_queries_alone():
     assert (found.sounds, found.missing) == (12, 0)
 
 
-def test_sounds_without_the_attribute_are_left_out_and_counted():
+def test_sounds_without_the_attribute_are_counted():
     rows = [row(level, asked=level) for level in LEVELS]
     rows += [row(None, asked=0.9), row(None, query="1"), row(1.0, query="1"), row(2.0, asked=0.9, query="1")]
     (found,) = findings(rows)
@@ -40,7 +40,7 @@ def test_sounds_without_the_attribute_are_left_out_and_counted():
     assert found.missing == pytest.approx(2 / 7)
 
 
-def test_leakage_is_the_loss_of_class_agreement_at_the_extremes():
+def test_leakage_is_the_accuracy_lost_at_the_extremes():
     heard = {0.1: "cat", 0.5: "dog", 0.9: "dog"}
     rows = [row(level, asked=level, query=str(q), heard=heard[level]) for q in range(4) for level in LEVELS]
     (found,) = findings(rows)

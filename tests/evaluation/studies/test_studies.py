@@ -106,7 +106,7 @@ def results(setting, name):
     return json.loads((setting.options.out / name / "results.json").read_text())["results"]
 
 
-def test_choices_are_made_on_held_out_clips_and_seeds_of_their_own(setting, options):
+def test_choices_use_dev_clips_and_their_own_seeds(setting, options):
     assert [c.file for c in setting.plan.clips] == ["train/maroon.mp4", "train/navy.mp4"]
     assert min(s.seed for s in setting.plan.samples("text")) == DEV_SEED
     assert sorted(setting.training_labels()) == ["train/blue.mp4", "train/red.mp4"]
@@ -117,13 +117,13 @@ def test_choices_are_made_on_held_out_clips_and_seeds_of_their_own(setting, opti
         _ = StudyContext(replace(options, prepared=None)).plan
 
 
-def test_shares_and_majorities():
+def test_shares_and_majorities_of_neighbours():
     found = np.array([["a", "a", "b"], ["b", "a", "c"], ["c", "c", "c"]])
     assert ceiling.shares(found, ["a", "a", "a"]).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
     assert ceiling.majorities(found, ["a", "b", "a"]).tolist() == [1, 1, 0]  # between equals the nearest
 
 
-def test_the_ceiling_of_each_kind_of_query(setting, bundle):
+def test_the_ceiling_study_has_every_kind_of_query(setting, bundle):
     table = ceiling.ceiling(setting, bundle, 1, variants=ladder.text_variants([], [(1.0, 0.01)]))
     found = results(setting, "ceiling")
     assert list(found) == [
@@ -139,7 +139,7 @@ def test_the_ceiling_of_each_kind_of_query(setting, bundle):
 
 
 @pytest.mark.parametrize("kind", ["bundle", "clip_bundle"])
-def test_every_rung_makes_sounds_of_its_own(kind, setting, request):
+def test_every_rung_changes_the_sounds(kind, setting, request):
     place = request.getfixturevalue(kind)
     wanted = [
         *ladder.text_variants([1.0], [(1.0, 0.01)], prior=True),
@@ -165,7 +165,7 @@ def test_every_rung_makes_sounds_of_its_own(kind, setting, request):
     assert table.count("\n| ") == 1 + len(wanted) - 1
 
 
-def test_a_study_makes_each_sound_once_and_says_the_same_again(setting, bundle, monkeypatch):
+def test_a_repeated_study_makes_no_sound_twice(setting, bundle, monkeypatch):
     wanted = ladder.text_variants([], [])[:1]
     once = StudyContext(replace(setting.options, timed=0))
     first = ladder.ladder(once, bundle, wanted, steps=1)
@@ -196,7 +196,7 @@ def test_rungs_are_written_as_settings():
             ladder.parse_variant(wrong)
 
 
-def test_rungs_that_cannot_be_are_refused(setting, bundle):
+def test_invalid_rungs_are_rejected(setting, bundle):
     with pytest.raises(ValueError, match="different names"):
         ladder.ladder(setting, bundle, [ladder.TextVariant("a"), ladder.TextVariant("a")])
     with pytest.raises(ValueError, match="no setting 'volume'"):
@@ -205,13 +205,13 @@ def test_rungs_that_cannot_be_are_refused(setting, bundle):
         ladder.ladder(setting, bundle, [ladder.TextVariant("a", prior=True)], steps=1)
 
 
-def test_recall_counts_both_of_the_two_most_probable():
+def test_recall_counts_both_of_the_top_two():
     heard = np.array([[0.5, 0.4, 0.1], [0.5, 0.1, 0.4], [0.1, 0.2, 0.7]])
     pairs = [("a", "b"), ("a", "b"), ("a", "a")]
     assert sets.recall(heard, ["a", "b", "c"], pairs).tolist() == [1.0, 0.5, 0.0]
 
 
-def test_two_sounds_by_every_composition(setting, bundle):
+def test_the_sets_study_has_every_composition(setting, bundle):
     sets.sets(setting, bundle, steps=1)
     found = results(setting, "sets")
     assert list(found) == [
@@ -231,7 +231,7 @@ def figures(fad, agreement):
     return {FAD: Figure(fad, fad, fad, np.zeros(1)), CLASS_ACCURACY: Figure(agreement, 0, 1, np.zeros(1))}
 
 
-def test_the_fewest_steps_that_are_as_good_as_many():
+def test_the_fewest_equally_good_steps_are_found():
     curve = {
         4: {"text": figures(9.0, 0.5), "image": figures(5.0, 0.5)},
         8: {"text": figures(5.2, 0.48), "image": figures(5.2, 0.40)},
@@ -241,14 +241,14 @@ def test_the_fewest_steps_that_are_as_good_as_many():
     assert steps.fewest(curve) == 16
 
 
-def test_row_forwards_count_guidance_where_it_is_on():
+def test_row_forwards_count_guidance_in_its_interval():
     assert steps.row_forwards(10, 4.0, (0.0, 0.65)) == 17
     assert steps.row_forwards(10, 1.0, (0.0, 1.0)) == 10
     assert steps.row_forwards(8, 4.0, (0.0, 0.2), 8.0) == 14
     assert steps.row_forwards(10, 4.0, (0.0, 0.65), distilled=True) == 10
 
 
-def test_the_curve_over_steps(setting, bundle):
+def test_the_steps_study_has_a_curve(setting, bundle):
     table = steps.steps(setting, bundle, [1, 2], guidances=[1.0, 4.0], intervals=[(0.0, 0.5)])
     found = results(setting, "steps")
     assert [(row["steps"], row["guidance"], row["row_forwards"]) for row in found] == [
@@ -263,7 +263,7 @@ def test_the_curve_over_steps(setting, bundle):
         steps.steps(setting, bundle, [])
 
 
-def test_remedies_are_bundles_with_and_without(setting, bundle, tmp_path):
+def test_the_ablation_compares_bundles_with_and_without(setting, bundle, tmp_path):
     wanted = ablation.parse_remedies([f"more steps={bundle}?steps=2,{bundle}?steps=1"])
     table = ablation.ablation(setting, wanted)
     row = results(setting, "ablation")["more steps"]
@@ -279,7 +279,7 @@ def test_remedies_are_bundles_with_and_without(setting, bundle, tmp_path):
             ablation.parse_remedies(wrong)
 
 
-def test_loudness_is_as_asked_at_every_level_with_the_same_noise(setting, bundle):
+def test_measured_loudness_follows_the_requested_level(setting, bundle):
     attributes.attributes(setting, bundle, names=["loudness"], levels=[0.1, 0.5, 0.9], steps=1)
     found = results(setting, "attributes")
     [loudness] = found["findings"]
@@ -288,7 +288,7 @@ def test_loudness_is_as_asked_at_every_level_with_the_same_noise(setting, bundle
     assert loudness["leakage"]["value"] == 0  # the judge hears all at one level
 
 
-def test_a_reach_asks_for_more_and_is_a_system_of_its_own(bundle):
+def test_an_attribute_margin_makes_another_system(bundle):
     pipe = load_pipeline(str(bundle))
     wide = with_manifest(pipe, attribute_reach=0.4)
     asked = {"brightness": 0.9}
@@ -296,12 +296,12 @@ def test_a_reach_asks_for_more_and_is_a_system_of_its_own(bundle):
     assert len(versions) == 4
 
 
-def test_attributes_that_the_bundle_does_not_take_are_refused(setting, bundle):
+def test_unknown_attributes_are_rejected_by_the_study(setting, bundle):
     with pytest.raises(ValueError, match=r"supports the attributes .*loudness"):
         attributes.attributes(setting, bundle, names=["colour"])
 
 
-def test_the_commands(folder, bundle, options):
+def test_the_study_commands_write_their_tables(folder, bundle, options):
     common = [
         "--clips", str(folder), "--queries", str(folder / "queries.json"), "--prepared", str(folder / "prepared"),
         "--out", str(options.out), "--resamples", "10",

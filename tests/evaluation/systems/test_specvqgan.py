@@ -40,7 +40,7 @@ def query(prompt=None, image=None, duration_s=0.5):
     return SimpleNamespace(prompt=prompt, image=image, duration_s=duration_s)
 
 
-def test_each_query_gets_its_own_sound_of_its_own_length_in_company_as_alone(system):
+def test_batched_queries_sound_as_alone(system):
     queries = [query("a dog"), query(image=Image.new("RGB", (64, 64), "red")), query("rain", duration_s=0.3)]
     together = system.synthesize(queries, [5, 6, 7])
     assert [sound.shape for sound in together] == [(8000,), (8000,), (4800,)]
@@ -51,7 +51,7 @@ def test_each_query_gets_its_own_sound_of_its_own_length_in_company_as_alone(sys
     assert np.abs(other - together[0]).max() > 1e-3
 
 
-def test_its_version_is_that_of_its_files(folder, system, tmp_path):
+def test_the_system_version_depends_on_the_files(folder, system, tmp_path):
     assert SpecVqgan.load("SpecVQGAN", str(folder), None).version == system.version
     changed = SpecVqganPipeline.from_pretrained(folder)
     changed.transformer.gpt.lm_head.weight.mul_(2)

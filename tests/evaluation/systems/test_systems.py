@@ -30,7 +30,7 @@ RED = Query("low", "0.mp4", image=Image.new("RGB", (64, 64), "red"), duration_s=
 DOG = Query("low", "0.mp4", prompt="a dog", duration_s=1.0)
 
 
-def test_a_bundles_sound_does_not_depend_on_its_company(tiny_pipeline):
+def test_a_bundles_sound_does_not_depend_on_the_batch(tiny_pipeline):
     system = Bundle("ours", tiny_pipeline, steps=2)
     together = system.synthesize([DOG, RED, DOG], [1, 2, 3])
     [alone] = system.synthesize([RED], [2])
@@ -40,7 +40,7 @@ def test_a_bundles_sound_does_not_depend_on_its_company(tiny_pipeline):
     assert Bundle("ours", tiny_pipeline, steps=3).version != system.version
 
 
-def test_reconstruction_is_at_the_level_of_the_clip(tiny_bundle, videos):
+def test_a_reconstruction_is_finite_and_as_long_as_the_clip(tiny_bundle, videos):
     system = Reconstruction.load("vocoder", str(tiny_bundle), Sources(videos))
     [sound] = system.synthesize([Query("low", "0.mp4", duration_s=1.0)], [0])
     assert sound.shape == (16000,)
@@ -63,7 +63,7 @@ def test_the_retriever_plays_the_clip_of_the_nearest_image(index, videos):
     assert retriever.nearest(green) == 1
 
 
-def test_the_retriever_reads_prepared_sounds_at_their_own_level(index, tmp_path):
+def test_the_retriever_restores_the_level_of_prepared_sounds(index, tmp_path):
     encoder, whole = index
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -83,7 +83,7 @@ def test_the_retriever_reads_prepared_sounds_at_their_own_level(index, tmp_path)
     assert (audio.missing(first), audio.missing(whole)) == (None, "1.mp4")
 
 
-def test_a_retriever_without_sounds_or_index_is_refused(index, tiny_pipeline, tmp_path):
+def test_a_retriever_without_sounds_or_index_is_rejected(index, tiny_pipeline, tmp_path):
     with pytest.raises(ValueError, match="training sounds"):
         training_audio(None, None)
     tiny_pipeline.save_pretrained(tmp_path / "bundle")
@@ -103,7 +103,7 @@ def folder_of_sounds(path, files):
     return path
 
 
-def test_a_folder_of_sounds_is_a_system_at_any_one_rate(tmp_path):
+def test_a_folder_of_sounds_is_a_system(tmp_path):
     t = np.arange(48000) / 48000
     stereo = np.stack([np.sin(2 * np.pi * 440 * t), 0 * t], 1)
     folder = Folder("theirs", folder_of_sounds(tmp_path, [(48000, stereo)]))
@@ -115,7 +115,7 @@ def test_a_folder_of_sounds_is_a_system_at_any_one_rate(tmp_path):
         folder.synthesize([DOG], [5])
 
 
-def test_folders_that_cannot_be_used_say_why(tmp_path):
+def test_unusable_folders_are_explained(tmp_path):
     with pytest.raises(ValueError, match=r"manifest\.csv"):
         Folder("theirs", tmp_path)
     folder_of_sounds(tmp_path, [(16000, np.zeros(9)), (44100, np.zeros(9))])
@@ -132,7 +132,7 @@ def test_folders_that_cannot_be_used_say_why(tmp_path):
         Folder("theirs", tmp_path)
 
 
-def test_a_service_that_is_not_there_is_named():
+def test_an_unreachable_service_is_named():
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9"):
         Service.load("service", "//127.0.0.1:9", Sources(None))
 
@@ -184,7 +184,7 @@ def test_a_service_is_asked_in_words_and_by_images_with_each_seed(monkeypatch):
     assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_generation_that_failed_is_an_error_that_says_why(monkeypatch):
+def test_a_failed_generation_is_an_error_with_its_reason(monkeypatch):
     monkeypatch.setattr("evaluation.systems.external.POLL_S", 0)
     with pytest.raises(ValueError, match="ended failed: three workers died of it"):
         Service("service", served("failed")[0]).synthesize([DOG], [0])
@@ -240,13 +240,13 @@ def test_a_change_that_only_some_sounds_hear_is_seen(tmp_path):
         store.make(samples, batch_size=5, on_progress=lambda done: None)
 
 
-def test_recordings_answer_with_their_own_sound(videos):
+def test_recordings_return_their_own_sound(videos):
     [sound] = Recordings("real", videos).synthesize([Query("low", "1.mp4", duration_s=0.5)], [0])
     assert (sound == read_sound(videos / "1.mp4")[:8000]).all()
     assert len(fit(sound, 1.0)) == 16000
 
 
-def test_the_floor_has_the_classes_asked_for_and_no_clip_twice():
+def test_the_floor_has_the_queried_classes_and_distinct_clips():
     train = {f"{label}{n}": label for label in "ab" for n in range(4)}
     samples = floor_samples(["a", "b", "a"], train, 2, 1.0)
     assert [s.query.label for s in samples] == ["a", "b", "a"] * 2
@@ -255,7 +255,7 @@ def test_the_floor_has_the_classes_asked_for_and_no_clip_twice():
         floor_samples(["c"], train, 1, 1.0)
 
 
-def test_options_of_a_place_are_typed():
+def test_options_of_a_system_are_typed():
     assert split_options("x/y?steps=3", {"steps": int}) == ("x/y", {"steps": 3})
     with pytest.raises(ValueError, match="no option 'stpes'"):
         split_options("x?stpes=3", {"steps": int})

@@ -10,14 +10,14 @@ NOISE = np.random.default_rng(0).standard_normal(len(TIME)).astype(np.float32) *
 
 
 @pytest.mark.parametrize("f0", [60.0, 110.0, 441.3, 987.0, 1900.0])
-def test_fundamental_of_a_harmonic_tone(f0):
+def test_the_fundamental_of_a_harmonic_tone_is_found(f0):
     tone = sum(np.sin(2 * np.pi * f0 * k * TIME) / k for k in (1, 2, 3))
     found = measure(0.3 * tone + 0.01 * NOISE, RATE)
     assert found["f0_hz"] == pytest.approx(f0, rel=0.01)
     assert found["voicing"] > 0.95
 
 
-def test_fundamental_is_found_where_it_is_not_a_partial():
+def test_a_missing_fundamental_is_found():
     tone = sum(np.sin(2 * np.pi * 200 * k * TIME) for k in (3, 4, 5))
     assert measure(0.1 * tone, RATE)["f0_hz"] == pytest.approx(200, rel=0.01)
 
@@ -43,7 +43,7 @@ def test_bursts_are_counted(per_s):
     assert measure(bursts, RATE)["onsets_per_s"] == pytest.approx(per_s, abs=0.7)
 
 
-def test_what_is_silent_or_shorter_than_a_window_is_measured_too():
+def test_silent_and_short_sounds_are_measured():
     assert measure(np.zeros(RATE, np.float32), RATE)["loudness_dbfs"] == -120
     assert measure(NOISE[:500], RATE)["loudness_dbfs"] == pytest.approx(-26, abs=1)
 
@@ -52,7 +52,7 @@ def test_a_hiss_has_no_pitch():
     assert "pitch" not in by_name(measure(NOISE, RATE))
 
 
-def test_scales_turn_values_into_places_and_back():
+def test_scales_convert_values_to_quantiles_and_back():
     scales = Scales.of({"brightness": float(n)} for n in range(101))
     assert list(scales.grids) == ["brightness"]
     assert scales.quantile("brightness", 25.0) == pytest.approx(0.25)
@@ -62,7 +62,7 @@ def test_scales_turn_values_into_places_and_back():
     assert again.quantiles({"brightness": 50.0, "pitch": 3.0}) == {"brightness": pytest.approx(0.5)}
 
 
-def test_a_value_that_many_clips_have_lies_in_the_middle_of_them():
+def test_a_common_value_has_its_middle_quantile():
     scales = Scales.of({"density": value} for value in [0.0] * 50 + [1.0] * 50)
     assert scales.quantile("density", 0.0) == pytest.approx(0.25, abs=0.02)
     assert scales.quantile("density", 1.0) == pytest.approx(0.75, abs=0.02)

@@ -42,7 +42,7 @@ def test_a_tone_comes_out_at_its_own_frequency(frequency):
     assert strongest(vocoded(target))[0] == pytest.approx(frequency, rel=0.004)
 
 
-def test_its_phase_runs_on_and_its_level_is_the_mels():
+def test_a_tone_keeps_phase_and_level():
     target, made = tone(697), vocoded(tone(697))
     spectrum = torch.fft.rfft(made[0, RATE // 2 : 3 * RATE // 2] * torch.hann_window(RATE)).abs().square()
     [at] = strongest(made)
@@ -57,7 +57,7 @@ def test_tones_in_different_bands_stay_apart():
     assert made == [pytest.approx(f, rel=0.01) for f in chord]
 
 
-def test_a_tone_that_rises_rises():
+def test_a_rising_tone_rises():
     t = torch.arange(2 * RATE) / RATE
     target = 0.2 * torch.sin(2 * math.pi * (400 * t + 100 * t**2))[None]
     made = vocoded(target)
@@ -67,14 +67,14 @@ def test_a_tone_that_rises_rises():
         assert at * RATE / 2048 == pytest.approx(400 + 200 * start / RATE, abs=16)
 
 
-def test_noise_stays_the_vocoders_and_silence_silent():
+def test_noise_and_silence_are_kept():
     kept = add_harmonics(NOISE, MEL(NOISE), MEL)
     assert (kept - NOISE).square().mean() < 0.3 * NOISE.square().mean()
     silent = torch.zeros(1, RATE)
     torch.testing.assert_close(add_harmonics(silent, MEL(silent), MEL), silent)
 
 
-def test_a_row_does_not_depend_on_its_company():
+def test_a_row_does_not_depend_on_the_batch():
     targets = torch.cat([tone(300), tone(1000) + NOISE, NOISE])
     rows = NOISE.repeat(3, 1)
     together = add_harmonics(rows, MEL(targets), MEL)
@@ -83,7 +83,7 @@ def test_a_row_does_not_depend_on_its_company():
     assert torch.equal(together, add_harmonics(rows, MEL(targets), MEL))
 
 
-def test_last_digits_of_a_mel_stay_last_digits_of_the_sound():
+def test_tiny_mel_changes_stay_tiny_in_the_sound():
     """What a batch changes in a mel is some 1e-5; a tone that came and went by it would be heard."""
     log_mel = MEL(tone(311, 784, level=0.1) + 0.3 * NOISE)
     made = add_harmonics(NOISE, log_mel, MEL)

@@ -15,7 +15,7 @@ def repeats(waveforms):
 
 
 @torch.inference_mode()
-def test_a_mel_that_stands_still_does_not_repeat_with_every_frame():
+def test_a_constant_mel_does_not_repeat_every_frame():
     torch.manual_seed(0)
     vocoder = build_vocoder(MEL, upsample_initial_channel=32).eval()
     vocoder.mean.fill_(LEVEL)

@@ -50,7 +50,7 @@ class Foreign:
     pass
 
 
-def test_files_that_are_not_wav2clips_are_refused_by_name(model, tmp_path):
+def test_other_files_are_rejected_by_name(model, tmp_path):
     with pytest.raises(ValueError, match="there is no"):
         load_wav2clip(tmp_path / "missing.pt")
     (tmp_path / "text.pt").write_text("hello")

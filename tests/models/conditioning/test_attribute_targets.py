@@ -68,7 +68,7 @@ def test_neighbours_are_found_among_centred_embeddings(encoder, index, kinds):
     assert (found[1] >= 40).all()
 
 
-def test_an_attribute_is_asked_for_among_the_clips_near_the_query(encoder, index, kinds):
+def test_a_target_is_a_quantile_of_the_nearest_clips(encoder, index, kinds):
     def told(n, quantile):
         return resolve({"brightness": quantile}, [seen(kinds, n)], encoder, SCALES, index)["brightness"]
 
@@ -76,7 +76,7 @@ def test_an_attribute_is_asked_for_among_the_clips_near_the_query(encoder, index
     assert 0.8 <= told(1, 0.0) < told(1, 0.5) < told(1, 1.0) <= 0.9
 
 
-def test_a_reach_goes_beyond_the_clips_near_the_query(encoder, index, kinds):
+def test_a_margin_goes_beyond_the_nearest_clips(encoder, index, kinds):
     def told(quantile, reach):
         asked = {"brightness": quantile}
         return resolve(asked, [seen(kinds, 0)], encoder, SCALES, index, reach)["brightness"]
@@ -86,14 +86,14 @@ def test_a_reach_goes_beyond_the_clips_near_the_query(encoder, index, kinds):
     assert told(0.0, 0.3) == 0.0
 
 
-def test_a_set_is_near_what_weighs_most(encoder, index, kinds):
+def test_a_set_is_near_its_heaviest_item(encoder, index, kinds):
     for weight, expected in ((0.01, 0.15), (10.0, 0.85)):
         heavy = Condition(seen(kinds, 1).embedding, "image", weight)
         told = resolve({"brightness": 0.5}, [seen(kinds, 0), heavy], encoder, SCALES, index)
         assert told["brightness"] == pytest.approx(expected, abs=0.04)
 
 
-def test_what_few_neighbours_have_is_asked_for_among_all_clips(encoder, index, kinds):
+def test_rare_attributes_use_quantiles_of_all_clips(encoder, index, kinds):
     assert resolve({"pitch": 0.7}, [seen(kinds, 1)], encoder, SCALES, index) == {"pitch": 0.7}
     old = Index(index.embeds, [{} for _ in index.clips])
     for without in (None, old):
@@ -101,35 +101,35 @@ def test_what_few_neighbours_have_is_asked_for_among_all_clips(encoder, index, k
         assert told == {"brightness": 0.7}
 
 
-def test_agreement_is_always_asked_for_where_it_is_known():
+def test_correspondence_is_always_requested_if_known():
     encoder = ConditionEncoder(embed_dim=SIZE, scalars=["pitch", "agreement"])
     condition = Condition(torch.eye(SIZE)[0], "text")
     assert resolve({}, [condition], encoder, SCALES, None) == {"agreement": 1.0}
     assert resolve({"pitch": 0.2}, [condition], encoder, SCALES, None) == {"agreement": 1.0, "pitch": 0.2}
 
 
-def test_a_bundle_takes_what_it_has_scales_of_and_was_told():
+def test_a_bundle_takes_attributes_with_scale_and_scalar():
     assert taken(NAMES, CONDITIONS) == NAMES
     assert taken(NAMES, ()) == ("loudness",)
     assert taken(["pitch"], ["pitch", "density", "agreement"]) == ("pitch",)
 
 
 @pytest.mark.parametrize("dbfs", [-60.0, -23.0, -12.0])
-def test_a_waveform_is_brought_to_its_loudness(dbfs):
+def test_a_waveform_gets_its_loudness(dbfs):
     noise = np.random.default_rng(0).normal(0, 0.02, 8000).astype(np.float32)
     made = at_loudness(noise, dbfs)
     assert made.dtype == np.float32
     assert 20 * np.log10(np.sqrt(np.mean(made**2))) == pytest.approx(dbfs, abs=0.01)
 
 
-def test_a_waveform_is_never_driven_beyond_its_peak():
+def test_a_waveform_never_exceeds_its_peak():
     click = np.zeros(8000, np.float32)
     click[100], click[200] = 0.1, -0.2
     assert np.abs(at_loudness(click, -3.0)).max() == pytest.approx(0.99)
 
 
 @pytest.mark.parametrize("wave", [np.zeros(10, np.float32), np.full(10, np.nan, np.float32)])
-def test_silence_and_what_is_no_number_stay(wave):
+def test_silence_and_nan_are_unchanged(wave):
     np.testing.assert_array_equal(at_loudness(wave, -20.0), wave)
 
 
@@ -146,20 +146,20 @@ def sound(pipe, attributes=None, **arguments):
     return made.audios[0]
 
 
-def test_every_attribute_changes_the_sound_and_none_leaves_it_as_it_was(tiny_pipeline):
+def test_every_attribute_changes_the_sound(tiny_pipeline):
     plain = sound(tiny_pipeline)
     np.testing.assert_array_equal(plain, sound(tiny_pipeline, {}))
     made = [sound(tiny_pipeline, {name: quantile}) for name in NAMES for quantile in (0.1, 0.5)]
     assert all(np.abs(a - b).max() > 1e-5 for n, a in enumerate([*made, plain]) for b in made[:n])
 
 
-def test_loudness_is_a_gain_and_no_more(tiny_pipeline):
+def test_loudness_is_only_a_gain(tiny_pipeline):
     plain, quiet = sound(tiny_pipeline), sound(tiny_pipeline, {"loudness": 0.2})
     assert 20 * np.log10(np.sqrt(np.mean(quiet**2))) == pytest.approx(-34, abs=0.1)
     np.testing.assert_allclose(quiet / np.abs(quiet).max(), plain / np.abs(plain).max(), atol=1e-6)
 
 
-def test_only_the_conditional_branch_is_told(tiny_pipeline):
+def test_only_the_conditional_branch_has_attributes(tiny_pipeline):
     def row(attributes):
         generators = [torch.Generator().manual_seed(0)]
         wanted = {
@@ -183,12 +183,12 @@ def test_only_the_conditional_branch_is_told(tiny_pipeline):
         ({"warmth": 0.5}, "no attribute 'warmth', only loudness, brightness"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(tiny_pipeline, attributes, message):
+def test_invalid_attributes_are_rejected(tiny_pipeline, attributes, message):
     with pytest.raises(ValueError, match=message):
         sound(tiny_pipeline, attributes)
 
 
-def test_a_bundle_that_was_told_nothing_takes_nothing():
+def test_a_bundle_without_scalars_takes_no_attributes():
     pipe = build_tiny_pipeline(scalars=())
     pipe.manifest = type(pipe.manifest)(name="old", min_duration_s=0.5, max_duration_s=5.0)
     assert pipe.attributes == ()
@@ -196,7 +196,7 @@ def test_a_bundle_that_was_told_nothing_takes_nothing():
         sound(pipe, {"pitch": 0.5})
 
 
-def test_a_bundle_that_knows_agreement_is_always_told_so():
+def test_a_bundle_with_correspondence_always_uses_it():
     pipe = build_tiny_pipeline(scalars=[*CONDITIONS, "agreement"])
     assert "agreement" not in pipe.attributes
     told = sound(pipe)

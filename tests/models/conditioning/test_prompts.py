@@ -23,7 +23,7 @@ def sound(pipe, *arguments, **named):
     return pipe(*arguments, duration_s=0.5, num_inference_steps=3, generator=generator, **named).audios[0]
 
 
-def test_a_set_with_weights_of_one_is_what_the_plain_arguments_mean(tiny_pipeline):
+def test_plain_arguments_equal_a_set_of_weight_one(tiny_pipeline):
     plain = sound(tiny_pipeline, "a dog", RED, negative_prompt="rain")
     np.testing.assert_array_equal(
         sound(tiny_pipeline, [Prompt("rain", -1.0), Prompt(RED), Prompt("a dog")]), plain
@@ -42,7 +42,7 @@ def test_the_order_of_a_set_does_not_change_a_byte(tiny_pipeline, composition):
 
 
 @pytest.mark.parametrize("composition", COMPOSITIONS)
-def test_every_weight_is_heard(tiny_pipeline, composition):
+def test_every_weight_changes_the_sound(tiny_pipeline, composition):
     sets = [(1.0, 1.0), (0.5, 1.0), (1.0, 0.5), (2.0, 2.0), (1.0, -1.0), (1.0, -0.5)]
     sounds = [
         sound(tiny_pipeline, [Prompt("a dog", a), Prompt("rain", b)], composition=composition)
@@ -52,7 +52,7 @@ def test_every_weight_is_heard(tiny_pipeline, composition):
 
 
 @pytest.mark.parametrize("weight", [0.0, float("nan"), float("inf")])
-def test_a_weight_that_means_nothing_is_refused(weight):
+def test_an_invalid_weight_is_rejected(weight):
     with pytest.raises(ValueError, match="weight"):
         Prompt("a", weight)
 
@@ -68,7 +68,7 @@ def test_a_weight_that_means_nothing_is_refused(weight):
         ([Prompt("a")], {"composition": "sum"}, "one of set, compose, mix, got 'sum'"),
     ],
 )
-def test_a_set_that_cannot_be_served_is_refused(tiny_pipeline, prompts, options, message):
+def test_an_invalid_set_is_rejected(tiny_pipeline, prompts, options, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline(prompts, **options)
 
@@ -87,7 +87,7 @@ def test_one_prompt_sounds_the_same_in_every_composition(tiny_pipeline, composit
     np.testing.assert_array_equal(one, other)
 
 
-def test_compositions_differ_where_there_are_two(tiny_pipeline):
+def test_compositions_of_two_prompts_differ(tiny_pipeline):
     prompts = [Prompt("a dog"), Prompt(RED)]
     sounds = [sound(tiny_pipeline, prompts, composition=c) for c in COMPOSITIONS]
     assert all(np.abs(a - b).max() > 0 for a, b in itertools.combinations(sounds, 2))
@@ -107,7 +107,7 @@ def test_composed_weights_are_shares_of_guidance(tiny_pipeline):
     )
 
 
-def test_a_mix_is_of_the_sounds_that_its_prompts_make(tiny_pipeline):
+def test_a_mix_adds_the_sounds_of_its_prompts(tiny_pipeline):
     prompts = [Prompt("a dog", 0.5), Prompt("rain", 1.0), Prompt("wind", -1.0)]
     generator = torch.Generator().manual_seed(0)
     components = [
@@ -122,7 +122,7 @@ def test_a_mix_is_of_the_sounds_that_its_prompts_make(tiny_pipeline):
     )
 
 
-def test_outputs_are_mixed_each_from_its_own_generator(tiny_pipeline):
+def test_each_output_is_mixed_from_its_own_generator(tiny_pipeline):
     prompts = [Prompt("a dog"), Prompt("rain", 0.3)]
 
     def make(*seeds):
@@ -140,7 +140,7 @@ def level(waveform):
     return float(np.sqrt(np.square(waveform, dtype=np.float64).mean()))
 
 
-def test_voices_are_mixed_at_one_level_and_by_weight():
+def test_components_are_mixed_at_one_level_by_weight():
     t = np.arange(16000) / 16000
     loud, quiet = 0.5 * np.sin(2 * np.pi * 440 * t), 0.01 * np.sin(2 * np.pi * 1000 * t)
     mixed = mix(np.stack([loud, quiet]).astype(np.float32), (1.0, 0.5))
@@ -160,7 +160,7 @@ def test_a_mix_does_not_clip_and_silence_stays_silent():
     assert np.isnan(mix(np.array([[np.nan, 0.0], [1.0, 0.0]]), (1.0, 1.0))).any()
 
 
-def test_templates_are_a_setting_and_embed_a_text_as_their_mean(tiny_pipeline):
+def test_text_templates_embed_their_mean(tiny_pipeline):
     pipe = tiny_pipeline
     plain = pipe._embed("a dog")[0]
     assert torch.equal(plain, pipe.encoder.encode_text(["a dog"])[0])
@@ -178,7 +178,7 @@ def test_templates_are_a_setting_and_embed_a_text_as_their_mean(tiny_pipeline):
     assert torch.equal(own._embed(RED)[0], pipe._embed(RED)[0])
 
 
-def test_texts_come_among_the_class_anchors_where_that_is_switched_on(tiny_pipeline):
+def test_class_anchors_move_texts_if_enabled(tiny_pipeline):
     pipe = tiny_pipeline
     names, classes = pipe.encoder.name_anchors
     text = pipe.encoder.encode_text(["a dog"])

@@ -27,12 +27,12 @@ def test_scalars_are_one_more_token(encoder):
     assert told.mask.tolist() == [[True, True]]
 
 
-def test_scalars_may_stand_alone_or_be_absent_in_a_batch(encoder):
+def test_scalars_may_be_alone_or_absent_in_a_batch(encoder):
     both = encoder.encode([[], [condition()]], [{"pitch": 0.3}, {}])
     assert both.mask.tolist() == [[False, True], [True, False]]
 
 
-def test_which_scalar_and_how_much_of_it_make_a_difference(encoder):
+def test_scalar_name_and_value_change_the_token(encoder):
     tokens = [
         encoder.encode([[]], [told]).tokens[0, -1]
         for told in ({"pitch": 0.0}, {"pitch": 1.0}, {"brightness": 0.0}, {"brightness": 0.0, "pitch": 0.0})
@@ -42,7 +42,7 @@ def test_which_scalar_and_how_much_of_it_make_a_difference(encoder):
     assert torch.allclose(tokens[3], tokens[0] + tokens[2])
 
 
-def test_a_scalar_that_is_not_told_has_no_gradient(encoder):
+def test_a_missing_scalar_has_no_gradient(encoder):
     table = torch.tensor([[0.5, math.nan]])
     zeros = torch.zeros(1, 1)
     out = encoder(torch.zeros(1, 1, 8), zeros + 1, zeros, zeros.bool(), table)
@@ -51,14 +51,14 @@ def test_a_scalar_that_is_not_told_has_no_gradient(encoder):
     assert gradient[1].abs().sum() == 0
 
 
-def test_an_unknown_scalar_is_refused(encoder):
+def test_an_unknown_scalar_is_rejected(encoder):
     with pytest.raises(ValueError, match="'loudness', only brightness, pitch"):
         encoder.encode([[]], [{"loudness": 1.0}])
     with pytest.raises(ValueError, match="only none"):
         ConditionEncoder(embed_dim=8).encode([[]], [{"pitch": 1.0}])
 
 
-def test_saved_and_loaded(encoder, tmp_path):
+def test_a_loaded_encoder_gives_the_same_tokens(encoder, tmp_path):
     encoder.save_pretrained(tmp_path)
     again = ConditionEncoder.from_pretrained(tmp_path)
     assert torch.equal(
@@ -91,7 +91,7 @@ def test_a_prior_leads_texts_and_no_images(encoder):
     assert torch.equal(with_prior.changed(prior_share=0.0).centre(x, "text"), encoder.centre(x, "text"))
 
 
-def test_a_changed_copy_has_the_same_weights_and_leaves_its_origin(encoder):
+def test_a_changed_copy_keeps_weights_and_leaves_the_original(encoder):
     other = encoder.changed(text_sigma=0.1, prior_dim=4)
     assert (other.config.text_sigma, encoder.config.text_sigma) == (0.1, 0.5)
     for name, weight in encoder.state_dict().items():

@@ -5,7 +5,7 @@ from models.networks.condition_encoder import ConditionTokens
 from models.networks.denoiser import Denoiser
 
 
-def test_a_predicted_clip_is_where_its_velocity_leads():
+def test_the_velocity_leads_to_the_predicted_clip():
     torch.manual_seed(0)
     denoiser = Denoiser(dim=32, depth=1, heads=2, condition_dim=8, prediction="data").eval()
     torch.nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.1)
@@ -24,6 +24,6 @@ def test_a_predicted_clip_is_where_its_velocity_leads():
     assert denoiser(tokens, torch.ones(2), conditions).isfinite().all()
 
 
-def test_an_unknown_prediction_is_refused():
+def test_an_unknown_prediction_is_rejected():
     with pytest.raises(ValueError, match="noise"):
         Denoiser(dim=32, depth=1, heads=2, condition_dim=8, prediction="noise")

@@ -6,7 +6,7 @@ from models.networks.packaged import PackagedEncoder
 
 
 @pytest.mark.slow
-def test_the_anchors_beside_the_module_are_those_of_the_installed_weights(tmp_path, monkeypatch):
+def test_shipped_anchors_equal_the_installed_weights(tmp_path, monkeypatch):
     encoder = PackagedEncoder()
     shipped = (encoder.class_anchors, *encoder.name_anchors)
     encoder.keep_anchors(tmp_path / "anchors")
@@ -29,7 +29,7 @@ def test_anchors_of_other_weights_are_computed(monkeypatch):
     assert len(names) == len(classes) > 1000
 
 
-def test_a_text_is_brought_to_the_class_of_any_of_its_names():
+def test_a_synonym_leads_to_its_class():
     encoder = PackagedEncoder()
     texts = encoder.encode_text(["someone playing the xylophone", "a flute melody"])
     made = encoder.among_classes(texts, 0.01)

@@ -48,7 +48,7 @@ def retrieval(indexed_pipeline, videos):
     return Retrieval(indexed_pipeline, indexed_pipeline.index, open_audio(videos, 16000))
 
 
-def test_the_order_is_that_of_the_weighted_sum_of_centred_embeddings(retrieval, indexed_pipeline):
+def test_clips_are_ordered_by_the_weighted_embedding(retrieval, indexed_pipeline):
     encoder, centre = indexed_pipeline.encoder, indexed_pipeline.condition_encoder.centre
     prompts = [Prompt("a dog", 2.0), Prompt("rain", 0.5), Prompt("speech", -1.0)]
     texts = [centre(encoder.encode_text([p.content]), "text")[0] for p in prompts]
@@ -58,14 +58,14 @@ def test_the_order_is_that_of_the_weighted_sum_of_centred_embeddings(retrieval, 
     assert retrieval.nearest(prompts[::-1], 2) == retrieval.nearest(prompts, 4)[:2]
 
 
-def test_what_cannot_be_retrieved_is_refused(retrieval):
+def test_an_impossible_retrieval_is_rejected(retrieval):
     with pytest.raises(ValueError, match="4 training clips, asked for the 5 nearest"):
         retrieval.nearest([Prompt("a dog")], 5)
     with pytest.raises(ValueError, match="positive weight"):
         retrieval.nearest([Prompt("a dog", -1.0)], 1)
 
 
-def test_a_clip_is_cut_or_filled(retrieval):
+def test_a_clip_is_cut_or_padded(retrieval):
     assert len(retrieval.sound(0, 0.5)) == 8000
     longer = retrieval.sound(0, 1.5)
     assert np.abs(longer[:16000]).max() > 0.1

@@ -30,14 +30,14 @@ def slowly(sounds, train):
     return found
 
 
-def test_all_clips_are_searched_at_once_as_one_stretch_at_a_time():
+def test_the_batched_search_equals_the_definition():
     train = [noise(n, 50 + n) - 20 * (n == 2) for n in range(5)]
     for frames in (40, 16):
         sounds = [noise(10, frames), train[1][3 : 3 + frames] + 0.5 * noise(11, frames)]
         assert Search(train).distances(sounds) == pytest.approx(slowly(sounds, train), abs=1e-5)
 
 
-def test_a_copy_is_found_though_it_is_shifted_and_louder():
+def test_a_shifted_and_louder_copy_is_found():
     train = [noise(n, 100) for n in range(5)]
     found = distances([train[3][13:93] + 2.0, noise(9, 80), np.zeros((80, 8))], train)
     assert found[0].argmin() == 3
@@ -46,7 +46,7 @@ def test_a_copy_is_found_though_it_is_shifted_and_louder():
     assert (found[2] == 1).all()
 
 
-def test_a_sound_longer_than_every_clip_is_compared_too():
+def test_a_sound_longer_than_every_clip_is_compared():
     train = [noise(n, 30) for n in range(3)]
     longer = np.concatenate([noise(7, 10) - 2.0, train[1], noise(8, 10) - 2.0])
     search = Search(train)
@@ -55,7 +55,7 @@ def test_a_sound_longer_than_every_clip_is_compared_too():
     assert search.distances([train[0]])[0, 0] == pytest.approx(0, abs=1e-5)  # and a short one after it
 
 
-def test_nothing_to_compare_is_refused():
+def test_an_empty_comparison_is_rejected():
     with pytest.raises(ValueError, match="training clips"):
         Search([])
     with pytest.raises(ValueError, match="sounds"):
@@ -68,7 +68,7 @@ def threshold(train, sources, length):
     return copy_distance(to_other_sources(apart, picked, sources))
 
 
-def test_what_counts_as_a_copy_ignores_clips_of_the_same_source():
+def test_the_copy_threshold_ignores_the_same_source():
     first = [noise(n, 100) for n in range(6)]
     train = first + [m + 0.01 for m in first]  # each clip twice, from one source
     sources = [frozenset({str(i)}) for i in range(6)] * 2
@@ -78,7 +78,7 @@ def test_what_counts_as_a_copy_ignores_clips_of_the_same_source():
         threshold(train, [frozenset("a")] * 12, 80)
 
 
-def test_a_copy_stands_out_and_one_of_many_alike_does_not():
+def test_relative_distance_marks_a_copy_not_a_crowd():
     copy, crowd = np.r_[0.01, np.full(60, 0.4)], np.full(61, 0.02)
     far = np.r_[0.2, 0.4, np.full(59, np.inf)]
     assert relative(np.stack([copy, crowd, far])) == pytest.approx(
@@ -86,6 +86,6 @@ def test_a_copy_stands_out_and_one_of_many_alike_does_not():
     )
 
 
-def test_pooling_means_frames_and_bands():
+def test_pooling_averages_frames_and_bands():
     small = pool(np.arange(24.0).reshape(6, 4), frames=2, bands=2)
     assert small.tolist() == [[2.5, 4.5], [10.5, 12.5], [18.5, 20.5]]

@@ -43,14 +43,14 @@ def test_images_are_small_and_hold_no_sound(images):
     assert images.small.shape == (40, 20, 32)  # 10 frames a second
 
 
-def test_the_first_look_leaves_out_no_nearer_clip(images, mels):
+def test_the_coarse_search_misses_no_nearer_clip(images, mels):
     for mel in mels[:5]:
         sound = mel[30:180]
         whole = images._search.distances(layouts(sound)).min(0)
         assert images.nearest(sound, 1)[0] == (whole.argmin(), pytest.approx(whole.min(), abs=1e-6))
 
 
-def test_what_a_copy_is_depends_on_the_length(images, mels):
+def test_the_copy_threshold_depends_on_the_length(images, mels):
     assert images.copies[:, 0].tolist() == [0.5, 1.0, 2.0]
     assert images.copy_distance(0.5) < images.copy_distance(0.75) < images.copy_distance(2.0)
     assert images.copy_distance(9.0) == images.copy_distance(2.0)

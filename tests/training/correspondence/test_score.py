@@ -52,7 +52,7 @@ def wrong_kinds(folder, planted):
 # ------------------------------------------------------------------------------------------------- scores
 
 
-def test_swapped_sounds_score_low_and_held_out_clips_high(planted, exchanged):
+def test_exchanged_sounds_score_low(planted, exchanged):
     train, dev = learned_scores(load_clips(exchanged[0]), FAST)
     wrong = wrong_kinds(exchanged[0], planted)
     assert 15 <= wrong.sum() <= 24
@@ -67,7 +67,7 @@ def test_where_images_say_nothing_nothing_is_found(tmp_path):
     assert area(train.numpy(), wrong_kinds(tmp_path / "out", clips)) == pytest.approx(0.5, abs=0.12)
 
 
-def test_a_clip_is_scored_by_networks_that_never_saw_its_video(monkeypatch):
+def test_a_clip_is_scored_by_networks_without_its_video(monkeypatch):
     seen = []
 
     class Remembering:
@@ -88,7 +88,7 @@ def test_a_clip_is_scored_by_networks_that_never_saw_its_video(monkeypatch):
     assert (scores != 0).all()
 
 
-def test_pairs_of_pure_chance_are_not_learned_by_heart():
+def test_random_pairs_are_not_memorised():
     """The epoch is chosen on videos of its own, so a network that could memorise its pairs is stopped before it does."""
     g = torch.Generator().manual_seed(0)
     pairs = Pairs(torch.randn(160, 40, generator=g), torch.randn(160, 40, generator=g), torch.arange(160))
@@ -99,7 +99,7 @@ def test_pairs_of_pure_chance_are_not_learned_by_heart():
         assert float(matcher.loss(pairs)) > math.log(160) - 1.0
 
 
-def test_scores_repeat_and_leave_the_random_state_alone(planted):
+def test_scores_are_repeatable_and_keep_the_random_state(planted):
     train, dev = paired(load_clips(planted))
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -109,13 +109,13 @@ def test_scores_repeat_and_leave_the_random_state_alone(planted):
     torch.testing.assert_close(cross_fit(train, dev, FAST)[0], first[0], rtol=0, atol=0)
 
 
-def test_too_few_videos_are_refused():
+def test_too_few_videos_are_rejected():
     pairs = Pairs(torch.randn(40, 4), torch.randn(40, 4), torch.arange(40) % 15)
     with pytest.raises(ValueError, match="at least 16 videos to learn from, here are 15"):
         cross_fit(pairs, pairs, FAST)
 
 
-def test_sound_features_are_finite_for_short_clips_and_do_not_depend_on_when():
+def test_sound_features_are_finite_and_time_invariant():
     mel = MelSpectrogram()(0.1 * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0)))[0]
     features = sound_features(mel, 100.0)
     assert features.shape == (8 * 64 + 227,)
@@ -126,7 +126,7 @@ def test_sound_features_are_finite_for_short_clips_and_do_not_depend_on_when():
 # ---------------------------------------------------------------------------------------------- the file
 
 
-def test_the_file_gives_each_clip_its_quantile(planted, tmp_path):
+def test_the_file_holds_the_quantile_of_each_clip(planted, tmp_path):
     folder = tmp_path / "clips"
     made = CliRunner().invoke(app, ["mismatch", str(planted), str(folder), "--share", "0.2"])
     assert made.output.startswith("24 clips mismatched")
@@ -151,7 +151,7 @@ def test_quantiles_are_shares_below():
     assert found.tolist() == [0.0, 0.375, 1.0, 0.75]
 
 
-def test_wav2clip_scores_clips_of_its_space_alone(planted, tmp_path):
+def test_wav2clip_scores_only_clips_of_its_space(planted, tmp_path):
     torch.save(published(Wav2Clip()), tmp_path / "Wav2CLIP.pt")
     with pytest.raises(ValueError, match="that of PackagedEncoder"):
         write_correspondence(planted, tmp_path / "Wav2CLIP.pt")

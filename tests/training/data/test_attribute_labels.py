@@ -40,7 +40,7 @@ def batches(prepared, tmp_path):
     return Batches(load_clips(prepared).train, made)
 
 
-def test_a_row_is_varied_in_what_it_is_told_and_in_nothing_else(batches):
+def test_a_row_is_augmented_only_in_its_labels(batches):
     draw = batches[0]
     told = ~BatchMaker(batches, CPU)(draw).scalars.isnan()
     brightness, pitch, noisiness, density = told.T
@@ -59,7 +59,7 @@ def test_a_row_is_varied_in_what_it_is_told_and_in_nothing_else(batches):
     assert s.paces.log2().abs().max() <= 1
 
 
-def test_what_is_told_is_measured_on_the_varied_row(batches):
+def test_labels_are_measured_on_the_augmented_row(batches):
     draw, make = batches[0], BatchMaker(batches, CPU)
     names = list(batches.offsets.names)
     batch = make(draw)
@@ -79,7 +79,7 @@ def test_what_is_told_is_measured_on_the_varied_row(batches):
         assert torch.equal(batch.scalars[:, i].isnan(), usual.scalars[:, i].isnan())
 
 
-def test_a_clip_as_it_is_is_told_what_was_measured_of_it(prepared):
+def test_an_unchanged_clip_has_its_measured_labels(prepared):
     clips = load_clips(prepared).train
     offsets = LabelOffsets(clips, CONDITIONS)
     tell = AttributeLabeller(offsets, MelVariants(MelSpectrogram()))
@@ -93,7 +93,7 @@ def test_a_clip_as_it_is_is_told_what_was_measured_of_it(prepared):
     assert offsets(0, set(), 0, 16000, 1.0).isnan().all()
 
 
-def test_a_row_is_told_the_pitch_of_what_it_plays(prepared):
+def test_the_pitch_label_is_that_of_the_crop(prepared):
     clips = load_clips(prepared).train
     offsets = LabelOffsets(clips, ("pitch",))
     time = torch.arange(32000) / 16000
@@ -115,7 +115,7 @@ def test_a_row_is_told_the_pitch_of_what_it_plays(prepared):
     assert told(0, 32000) == pytest.approx(300, rel=0.01)
 
 
-def test_most_rows_are_told_no_attribute_but_agreement_on_its_own():
+def test_most_rows_have_no_attribute_labels():
     g = torch.Generator().manual_seed(0)
     drawn = [draw_attribute_labels((*CONDITIONS, "agreement"), g) for _ in range(2000)]
     untold = [told for told in drawn if not told & set(CONDITIONS)]
@@ -125,7 +125,7 @@ def test_most_rows_are_told_no_attribute_but_agreement_on_its_own():
     assert sum("pitch" in told for told in drawn) / len(drawn) == pytest.approx(0.2, abs=0.03)
 
 
-def test_places_on_a_scale_are_those_that_a_request_gets(prepared):
+def test_label_quantiles_equal_those_of_requests(prepared):
     offsets = LabelOffsets(load_clips(prepared).train, ("density",))
     tell = AttributeLabeller(offsets, MelVariants(MelSpectrogram()))
     grid = [0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 5.0, 5.0]
@@ -138,7 +138,7 @@ def test_places_on_a_scale_are_those_that_a_request_gets(prepared):
     assert np.isnan(places[-1])
 
 
-def test_a_sound_is_read_around_its_end_without_a_click(prepared):
+def test_a_looped_sound_has_no_click(prepared):
     clips = load_clips(prepared).train
     sounds = ClipWaveforms.of(clips, [0, 1])
     length = int(sounds.lengths[0])
@@ -152,7 +152,7 @@ def test_a_sound_is_read_around_its_end_without_a_click(prepared):
     torch.testing.assert_close(within, wave[:500])
 
 
-def test_what_is_played_faster_does_not_fold_back():
+def test_a_faster_sound_has_no_aliasing():
     time = torch.arange(16000) / 16000
     low, high = (torch.sin(2 * torch.pi * f * time) for f in (1000.0, 6000.0))
     fast = at_speed((low + high)[None], torch.tensor([2.0]), 8000)[0]

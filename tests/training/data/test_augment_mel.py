@@ -31,7 +31,7 @@ def notes(per_second=3.0, hiss=0.01):
 SOUNDS = [notes(rate, hiss) for rate in (1.0, 3.0, 5.0) for hiss in (0.001, 0.01, 0.1)]
 
 
-def test_what_a_log_mel_shows_goes_with_what_is_measured_on_the_waveform(mel, variants):
+def test_mel_attributes_follow_waveform_attributes(mel, variants):
     measured = [by_name(measure(sound.numpy(), RATE)) for sound in SOUNDS]
     log_mel = mel(torch.stack(SOUNDS))
     shown = {name: getattr(variants, name)(log_mel) for name in ("brightness", "noisiness", "density")}
@@ -66,7 +66,7 @@ def test_each_variant_moves_its_attribute(mel, variants, make, levels, shown):
     torch.testing.assert_close(varied[none], log_mel[none])
 
 
-def test_a_pace_keeps_the_pitch_and_goes_round(mel, variants):
+def test_a_pace_keeps_the_pitch_and_loops(mel, variants):
     log_mel = mel(notes(2.0)[None])
     [double] = variants.paced(log_mel, torch.tensor([2.0]))
     torch.testing.assert_close(double[:200], log_mel[0, ::2][:200])

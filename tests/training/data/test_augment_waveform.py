@@ -16,7 +16,7 @@ def pulsed_tone():
 
 @pytest.mark.parametrize("speed", [0.8, 1.0, 1.25])
 @pytest.mark.parametrize("pitch", [440.0, 3000.0])
-def test_a_wave_at_a_speed_is_the_wave_of_that_pitch(speed, pitch):
+def test_a_speed_changes_the_pitch(speed, pitch):
     waves = torch.stack([torch.sin(2 * math.pi * pitch * TIME), torch.zeros_like(TIME)])
     made = at_speed(waves, torch.tensor([speed, 1.0]), RATE)
     expected = torch.sin(2 * math.pi * pitch * speed * TIME[:RATE])
@@ -24,13 +24,13 @@ def test_a_wave_at_a_speed_is_the_wave_of_that_pitch(speed, pitch):
     assert not made[1].any()
 
 
-def test_after_its_end_a_wave_is_silent():
+def test_a_wave_is_silent_after_its_end():
     made = at_speed(torch.ones(1, 1000), torch.tensor([2.0]), 800)
     assert made[0, 20:480] == pytest.approx(1, abs=0.01)
     assert not made[0, 520:].any()
 
 
-def test_the_second_sound_of_a_mix_is_at_its_gain():
+def test_the_second_sound_of_a_mix_has_its_gain():
     low, high = (torch.sin(2 * math.pi * f * TIME) for f in (200.0, 3000.0))
     both = mixed(0.1 * low[None], high[None], torch.tensor([0.25]))[0]
     assert both.abs().max() == pytest.approx(0.5)

@@ -85,7 +85,7 @@ def distance(made, teacher, student, clips, scale=8.0):
     return dev_loss(lambda batch: model.distance(batch, torch.full_like(batch.t, scale)), batches, CPU)
 
 
-def test_a_student_comes_nearer_to_its_teacher_with_guidance_and_stays_it_without(
+def test_a_student_learns_guidance_and_keeps_the_rest(
     prepared, tmp_path, teacher
 ):
     made, clips = recipe(prepared, tmp_path, "denoiser.batch_size=16", steps=60), load_clips(prepared)
@@ -107,7 +107,7 @@ def first_batch(clips, made, scalars=None):
     return BatchMaker(batches, CPU)(batches[0])
 
 
-def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, teacher):
+def test_a_new_student_equals_its_teacher(prepared, tmp_path, teacher):
     made, clips = recipe(prepared, tmp_path), load_clips(prepared)
     student = build_student(made, made.distil, teacher)
     assert list(student.condition_encoder.config.scalars) == [*teacher[0].config.scalars, GUIDANCE]
@@ -125,7 +125,7 @@ def test_a_new_student_is_its_teacher_where_nothing_is_told(prepared, tmp_path, 
     assert student.condition_encoder.scalar_projection.requires_grad
 
 
-def test_weights_are_told_where_guidance_is_on(prepared, tmp_path, teacher):
+def test_guidance_scales_are_drawn_in_the_interval(prepared, tmp_path, teacher):
     made, clips = (
         recipe(prepared, tmp_path, "denoiser.batch_size=400", "denoiser.max_frames=100"),
         load_clips(prepared),
@@ -143,7 +143,7 @@ def test_weights_are_told_where_guidance_is_on(prepared, tmp_path, teacher):
     assert told.std() == pytest.approx(9 / math.sqrt(12), abs=0.3)
 
 
-def test_the_loss_of_rows_without_guidance_is_the_distance_to_the_plain_teacher(prepared, tmp_path, teacher):
+def test_the_loss_without_guidance_uses_the_plain_teacher(prepared, tmp_path, teacher):
     """So also for mixes, and for rows whose condition was dropped."""
     made, clips = recipe(prepared, tmp_path, "denoiser.mix_share=0.5"), load_clips(prepared)
     student = build_student(made, made.distil, teacher).eval()
@@ -158,7 +158,7 @@ def test_the_loss_of_rows_without_guidance_is_the_distance_to_the_plain_teacher(
     assert model(dropped).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_the_stage_goes_on_where_it_was(prepared, tmp_path, teacher):
+def test_the_stage_resumes(prepared, tmp_path, teacher):
     clips = load_clips(prepared)
     for name, steps in (("whole", (4,)), ("halves", (2, 4))):
         for n in steps:
@@ -168,7 +168,7 @@ def test_the_stage_goes_on_where_it_was(prepared, tmp_path, teacher):
     assert all(torch.equal(whole["weights"][name], halves["weights"][name]) for name in whole["weights"])
 
 
-def test_the_bundle_is_the_students_where_the_stage_was_run(prepared, tmp_path):
+def test_the_bundle_holds_the_student(prepared, tmp_path):
     made = recipe(prepared, tmp_path, steps=2)
     with pytest.raises(ValueError, match="no trained denoiser"):
         train(made, stage="distil")
@@ -199,7 +199,7 @@ def test_the_bundle_is_the_students_where_the_stage_was_run(prepared, tmp_path):
     assert not encoder.takes_guidance(8.0, (0.0, 0.65))
 
 
-def test_recipes_do_not_tell_guidance_themselves_and_learn_their_own_default(prepared, tmp_path):
+def test_guidance_recipes_are_validated(prepared, tmp_path):
     with pytest.raises(ValueError, match="got guidance"):
         recipe(prepared, tmp_path, "denoiser.scalars=[guidance]")
     with pytest.raises(ValueError, match=r"requests\.guidance_scale: 1 to 5, got 8"):

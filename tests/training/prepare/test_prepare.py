@@ -74,7 +74,7 @@ def test_captions_enter_only_when_asked_for(videos, encoder, tmp_path):
     assert first["captions"] == ["a red tone", "a low tone"]
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(videos, prepared, encoder, tmp_path):
+def test_a_killed_run_resumes_with_the_same_bytes(videos, prepared, encoder, tmp_path):
     run = prepare(videos, tmp_path, encoder, options=SMALL)
     assert next(run) == (2, 6)
     run.close()
@@ -98,7 +98,7 @@ def test_processes_make_the_same_shards(videos, prepared, encoder, tmp_path):
         np.testing.assert_allclose(a.train.embeds(i), b.train.embeds(i), atol=2e-3)
 
 
-def test_a_folder_begun_otherwise_or_without_videos_is_refused(videos, prepared, encoder, tmp_path):
+def test_other_options_and_empty_folders_are_rejected(videos, prepared, encoder, tmp_path):
     with pytest.raises(PrepareError, match="use another folder"):
         list(prepare(videos, prepared, encoder, options=PrepareOptions(clip_s=1.0)))
     with pytest.raises(PrepareError, match="no videos"):
@@ -117,7 +117,7 @@ def test_a_folder_keeps_to_one_encoder(videos, encoder, tmp_path):
     assert next(prepare(videos, tmp_path, encoder, options=SMALL)) == (4, 6)
 
 
-def test_a_folder_of_nothing_usable_says_why_and_leaves_no_half_of_an_index(encoder, tmp_path):
+def test_unusable_videos_are_explained_and_leave_no_index(encoder, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "zero.mp4").write_bytes(b"")
     with pytest.raises(PrepareError, match=r"none of .* cannot be decoded.*report\.json"):

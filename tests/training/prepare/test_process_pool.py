@@ -9,7 +9,7 @@ from training.prepare.process_pool import make_shards
 SHARDS = {n: [f"{n}.{k}" for k in range(4)] for n in range(6)}
 
 
-def test_a_video_at_which_the_process_dies_is_the_only_one_lost(tmp_path):
+def test_only_the_video_that_kills_a_process_is_lost(tmp_path):
     deadly = {"1.2", "4.0", "4.3"}
     made = list(make_shards(partial(make, deadly=deadly), SHARDS, workers=2, notes=tmp_path))
     assert sorted(made) == [0, 1, 2, 3, 4, 5]

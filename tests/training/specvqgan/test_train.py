@@ -63,7 +63,7 @@ def generator(seed):
 
 
 @torch.no_grad()
-def test_codes_stand_for_the_mel_that_the_network_makes_of_it():
+def test_codes_decode_to_the_mel_of_the_network():
     torch.manual_seed(0)
     codec = MelCodec(codebook_size=32, code_dim=4, channels=(8, 16)).eval()
     mel = torch.randn(2, 83, 64)  # 5 columns of 8 codes, and 3 frames more
@@ -77,13 +77,13 @@ def test_codes_stand_for_the_mel_that_the_network_makes_of_it():
     assert torch.allclose(codec.decode(codes), codec.to_mel(made), atol=1e-5)
 
 
-def test_a_codec_whose_sizes_do_not_divide_is_refused():
+def test_a_codec_with_indivisible_sizes_is_rejected():
     with pytest.raises(ValueError, match="multiples of 2"):
         MelCodec(channels=(8, 16), frames_per_code=15)
 
 
 @torch.no_grad()
-def test_sampling_with_kept_keys_follows_the_logits_of_the_whole_sequence():
+def test_cached_sampling_follows_the_logits_of_the_sequence():
     torch.manual_seed(0)
     transformer = CodeTransformer(
         codebook_size=32, max_codes=24, dim=16, depth=2, heads=2, condition_dim=8
@@ -108,7 +108,7 @@ def test_a_trained_baseline_takes_texts_and_images_and_repeats_itself_by_seed(pi
     assert of_image.shape == (8000,)
 
 
-def test_what_it_cannot_serve_is_refused(pipeline, tmp_path):
+def test_unsupported_arguments_are_rejected(pipeline, tmp_path):
     image = Image.new("RGB", (64, 64))
     for arguments in ({}, {"prompt": " "}, {"prompt": "a dog", "image": image}):
         with pytest.raises(ValueError, match="exactly one"):
@@ -119,7 +119,7 @@ def test_what_it_cannot_serve_is_refused(pipeline, tmp_path):
         SpecVqganPipeline.from_pretrained(tmp_path)
 
 
-def test_resumed_training_equals_training_that_was_not_stopped(trained, prepared, tiny_bundle, tmp_path):
+def test_resumed_training_equals_uninterrupted_training(trained, prepared, tiny_bundle, tmp_path):
     for stage in ("vqgan", "transformer"):
         for steps in (2, 4):
             train(recipe(prepared, tiny_bundle, tmp_path, steps), stage=stage)
@@ -129,7 +129,7 @@ def test_resumed_training_equals_training_that_was_not_stopped(trained, prepared
             assert all(torch.equal(ours[key], theirs[key]) for key in ours), stage
 
 
-def test_stages_are_run_in_order(prepared, tiny_bundle, tmp_path):
+def test_stages_must_run_in_order(prepared, tiny_bundle, tmp_path):
     made = recipe(prepared, tiny_bundle, tmp_path, 1)
     for stage, message in (
         ("transformer", "no trained vqgan"),
@@ -142,7 +142,7 @@ def test_stages_are_run_in_order(prepared, tiny_bundle, tmp_path):
         load_recipe(DEMO, ["model=wavenet"])
 
 
-def test_entries_of_the_codebook_that_nobody_chooses_come_back_into_use(prepared, tiny_bundle, tmp_path):
+def test_dead_codebook_entries_are_revived(prepared, tiny_bundle, tmp_path):
     made = recipe(prepared, tiny_bundle, tmp_path, 1)
     clips = load_clips(prepared)
     step = _CodecStep(made, clips, build_accelerator())
@@ -158,7 +158,7 @@ def test_entries_of_the_codebook_that_nobody_chooses_come_back_into_use(prepared
         assert perplexity(step.codec.encode(mels), 32) > 2
 
 
-def test_perplexity_counts_the_entries_in_effective_use():
+def test_perplexity_counts_the_used_entries():
     assert perplexity(torch.arange(8), 8) == pytest.approx(8)
     assert perplexity(torch.tensor([3, 3, 3, 3]), 8) == pytest.approx(1)
     assert perplexity(torch.tensor([0, 0, 1, 1]), 8) == pytest.approx(2)
