@@ -9,4 +9,5 @@ state.py     Saved states: resume, best weights, averaged weights.
 export.py    Write the bundle and its model card.
 average.py   Average the weights of two bundles.
 prior.py     Fit a step from texts to images without captions.
+photo_head.py  Train the image head of the second packaged encoder.
 """

@@ -3,4 +3,6 @@
 train.py           Train with spectral and adversarial losses.
 discriminators.py  Discriminators and their losses.
 generated_mels.py  Mels made by the denoiser.
+train_istft.py      Training of the iSTFT vocoder.
+energy_distance.py  Its loss: a spectral energy distance.
 """

@@ -85,9 +85,7 @@ def distance(made, teacher, student, clips, scale=8.0):
     return dev_loss(lambda batch: model.distance(batch, torch.full_like(batch.t, scale)), batches, CPU)
 
 
-def test_a_student_learns_guidance_and_keeps_the_rest(
-    prepared, tmp_path, teacher
-):
+def test_a_student_learns_guidance_and_keeps_the_rest(prepared, tmp_path, teacher):
     made, clips = recipe(prepared, tmp_path, "denoiser.batch_size=16", steps=60), load_clips(prepared)
     start = build_student(made, made.distil, teacher)
     trained = FlowMatching(*distil(made, clips, teacher, build_accelerator()))
