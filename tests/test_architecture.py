@@ -70,7 +70,7 @@ def test_every_room_lists_its_files():
     for module, path in modules().items():
         if path.name == "__init__.py" and "." in module:
             docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-            names = {file.name for file in path.parent.glob("*.py")} - {"__init__.py"}
+            names = {file.stem for file in path.parent.glob("*.py")} - {"__init__"}
             assert {name for name in names if name not in docstring} == set(), module
 
 
