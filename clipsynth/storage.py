@@ -100,9 +100,9 @@ class Storage:
                 raise NotFound(f"there is no file {key!r}") from None
 
     def put_previews(self, generation_id: str, n: int, *, spectrogram: bytes, peaks: bytes) -> None:
-        """Write spectrogram and peaks of output n as one file, because each file costs as much as the sound's.
+        """Write spectrogram and peaks of output n as one file: each file costs as much as the sound's.
 
-        The file is the length of the spectrogram, the spectrogram, and the peaks. Raises as `put`.
+        The file has the length of the spectrogram, the spectrogram, and the peaks. Raises as `put`.
         """
         self.put(f"{generation_id}/{n}.views", _LENGTH.pack(len(spectrogram)) + spectrogram + peaks)
 

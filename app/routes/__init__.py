@@ -1,8 +1,8 @@
-"""The routes of the API.
+"""Routes of the API and pages. They read requests and choose responses; jobs are submitted by app/requests.
 
-generations.py  /v1/generations: create, list, follow, cancel, delete, download.
-outputs.py      Spectrogram and peaks of an output.
-remakes.py      Recipes, and /v1/replay.
+generations.py  /v1/generations: create, follow, list, cancel, delete, audio.
+outputs.py      Spectrogram and waveform peaks of an output.
+remakes.py      Recipes of a generation and /v1/replay.
 estimate.py     /v1/estimate.
 elevenlabs.py   /v1/sound-generation.
 pages.py        The playground and /docs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from clipsynth.services.processes import wait_until
@@ -13,8 +14,8 @@ ROUTE = ("app/routes/generations.py", "create")
 MOST_CHANGES, MOST_FILES = 13, 39
 
 
-def is_subscribed(redis):
-    return redis.pubsub_numpat() > 0
+def is_listening(service):
+    return math.isfinite(service.client.app.state.services.events._listens_since)
 
 
 def test_a_prompt_passes_few_files(redis_url, tiny_pipeline, tmp_path):
@@ -22,7 +23,7 @@ def test_a_prompt_passes_few_files(redis_url, tiny_pipeline, tmp_path):
     with record_calls() as path:
         for service in serving(settings, tiny_pipeline):
             # The subscription for notifications starts in the background.
-            assert wait_until(partial(is_subscribed, service.redis), timeout_s=10)
+            assert wait_until(partial(is_listening, service), timeout_s=10)
             path.clear()  # what building the service called
             posted = service.post({"prompt": "a dog"})
             changes = path.changes(ROUTE)
