@@ -1,4 +1,6 @@
-"""Routes of the API and pages. They read requests and choose responses; jobs are submitted by app/requests.
+"""Routes of the API and pages. They read requests and choose responses.
+
+Jobs are submitted by `app/requests`.
 
 generations.py  /v1/generations: create, follow, list, cancel, delete, audio.
 outputs.py      Spectrogram and waveform peaks of an output.
