@@ -53,7 +53,7 @@ GENERAL = (
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """How the head is trained; `views` crops of each photograph, the first of which is the whole square."""
+    """Options of the training; the first of `views` crops of a photograph is the whole square."""
 
     steps: int = 1500
     batch_size: int = 256

@@ -41,7 +41,7 @@ class Service:
         self.client = TestClient(create_app(settings), base_url="http://localhost")
 
     def work(self, heard=None):
-        """Run the next job as a worker would; with `heard`, go on when those who follow have been told of what was done."""
+        """Run the next job as a worker would; with `heard`, wait until the streams have sent each change."""
         queue = get_queue("tiny", self.redis)
         assert wait_until(lambda: bool(queue.job_ids), timeout_s=10)
         job_id = queue.pop_job_id()

@@ -33,7 +33,7 @@ def image(fmt, size=(80, 60)):
 
 
 class Service:
-    """An API client, and a worker that runs what is queued when told to."""
+    """An API client, and a worker that runs the queued jobs on demand."""
 
     def __init__(self, settings, pipeline):
         self.client = TestClient(

@@ -11,7 +11,7 @@ import pytest
 
 
 class Heard:
-    """A server on loopback that keeps what it is sent and answers as told."""
+    """A server on loopback that records requests and sends the response that the test sets."""
 
     def __init__(self, tls=None):
         self.requests, self.status, self.headers, self.body, self.pause_s = [], 200, {}, b"ok", 0.0

@@ -8,7 +8,7 @@ from models.baselines.wav2clip import N_FFT, PREFIXES
 
 
 def published(model):
-    """Return a record as Wav2CLIP's file has it: its names, and what of it nobody uses."""
+    """Return a record like the file of Wav2CLIP: its names, and its unused weights."""
     state = {}
     for name, value in model.state_dict().items():
         theirs, ours = next((theirs, ours) for theirs, ours in PREFIXES.items() if name.startswith(ours))

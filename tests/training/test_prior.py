@@ -1,4 +1,4 @@
-"""The prior: from phrases to images, on pairs that nobody wrote."""
+"""The prior: from phrases to images, on pairs made without captions."""
 
 import torch
 import torch.nn.functional as F

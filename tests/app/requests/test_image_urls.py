@@ -15,7 +15,7 @@ from tests.support.api_service import SHORT, check_problem, image, samples, serv
 
 
 class Gallery:
-    """A server on loopback that shows one image, or answers as told."""
+    """A server on loopback that serves one image, or the response that the test sets."""
 
     def __init__(self):
         self.asked, self.status, self.headers, self.body = [], 200, {}, image("PNG")

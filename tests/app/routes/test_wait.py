@@ -17,7 +17,7 @@ from tests.support.api_client import SOUND, Service, wait_for
 
 @pytest.fixture
 def heard(monkeypatch):
-    """A semaphore that counts what streams have told."""
+    """A semaphore that counts the events of streams."""
     heard, stream = threading.Semaphore(0), notifications.Notifications.stream
 
     async def counted(self, *arguments, **options):

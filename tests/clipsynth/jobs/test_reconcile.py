@@ -107,7 +107,7 @@ def test_an_orphan_is_requeued_first_at_the_second_check(place):
     assert place.queue.job_ids == [ID, OTHER]
     job = place.queue.fetch_job(ID)
     assert job.args[1]["prompt"] == "rain"
-    assert place.state.status_views([ID])[0].lost == 1  # or it could be lost for ever
+    assert place.state.status_views([ID])[0].lost == 1  # without a count it could be lost without end
     assert [place.orphans.look() for _ in range(2)] == [0, 0]
     assert orphans_found(place.state) == 1
 
