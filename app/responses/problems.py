@@ -144,8 +144,8 @@ def unexpected(error: Exception, request_id: str) -> JSONResponse:
 
 def _methods(request: Request) -> list[str]:
     """Return the methods that the request's path allows; Starlette's header names only its first route's."""
-    known = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-    scopes = {method: {**request.scope, "method": method} for method in known}
+    known = {"DELETE": "DELETE", "GET": "GET", "HEAD": "GET", "PATCH": "PATCH", "POST": "POST", "PUT": "PUT"}
+    scopes = {method: {**request.scope, "method": asked} for method, asked in known.items()}
     return [m for m in known if any(r.matches(scopes[m])[0] is Match.FULL for r in request.app.routes)]
 
 

@@ -36,14 +36,11 @@ def file_response(request: Request, data: bytes, *, media_type: str, disposition
     if known & {etag, "*"}:
         return Response(status_code=304, headers=headers)
     status, part = 200, data
-    if request.headers.get("if-range", etag) == etag and (
-        span := _parse(request.headers.get("range", ""), len(data))
-    ):
+    # A range is of GET only (14.2).
+    asked = "" if "is_head" in request.scope else request.headers.get("range", "")
+    if request.headers.get("if-range", etag) == etag and (span := _parse(asked, len(data))):
         status, part = 206, data[span.start : span.stop]
         headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{len(data)}"
-    if request.method == "HEAD":
-        headers["Content-Length"] = str(len(part))
-        part = b""
     return Response(part, status, headers, media_type)
 
 

@@ -129,6 +129,7 @@ def _wait_s(prefer: str) -> int:
 )
 async def events(
     generation_id: str,
+    request: Request,
     services: ServicesDep,
     caller: Reader,
     last_event_id: Annotated[str | None, Header(max_length=100)] = None,
@@ -140,7 +141,7 @@ async def events(
     await run_in_threadpool(services.state.get, generation_id, owner=caller.id)
     stream = services.events.stream(generation_id, last_event_id)
     return StreamingResponse(
-        stream,
+        iter(()) if "is_head" in request.scope else stream,
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -226,7 +227,6 @@ def delete(generation_id: str, services: ServicesDep, caller: Maker) -> Response
 
 
 @router.get("/{generation_id}/audio/{n}", response_class=Response, responses=SOUND_RESPONSES)
-@router.head("/{generation_id}/audio/{n}", response_class=Response, include_in_schema=False)
 def audio(
     generation_id: str,
     n: int,

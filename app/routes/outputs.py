@@ -52,7 +52,6 @@ _JSON = _responses("application/json", _PEAKS)
 
 
 @router.get("/{generation_id}/spectrogram/{n}", response_class=Response, responses=_PNG)
-@router.head("/{generation_id}/spectrogram/{n}", response_class=Response, include_in_schema=False)
 def spectrogram(
     generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader
 ) -> Response:
@@ -67,7 +66,6 @@ def spectrogram(
 
 
 @router.get("/{generation_id}/peaks/{n}", response_class=Response, responses=_JSON)
-@router.head("/{generation_id}/peaks/{n}", response_class=Response, include_in_schema=False)
 def peaks(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
     """Return the waveform peaks of output n, in up to 1,000 stretches, for a player."""
     generation = succeeded(services, generation_id, caller, n=n)

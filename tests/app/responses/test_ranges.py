@@ -6,6 +6,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 
+from app.middleware.head import HeadAsGet
 from app.responses import problems
 from app.responses.ranges import file_response
 
@@ -17,10 +18,11 @@ def client():
     app = FastAPI()
     problems.install(app)
 
-    @app.api_route("/file", methods=["GET", "HEAD"])
+    @app.get("/file")
     def file(request: Request) -> Response:
         return file_response(request, DATA, media_type="audio/wav", disposition="inline")
 
+    app.add_middleware(HeadAsGet)
     return TestClient(app)
 
 
@@ -49,7 +51,7 @@ def test_a_range_gets_a_part(client, asked, part, content_range):
     assert (response.status_code, response.content) == (206, part)
     assert response.headers["content-range"] == content_range
     head = client.head("/file", headers={"range": asked})
-    assert (head.status_code, head.headers["content-length"], head.content) == (206, str(len(part)), b"")
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, "10", b"")
 
 
 @pytest.mark.parametrize("asked", ["bytes=-", "bytes=3-1", "bytes=0-1,4-5", "seconds=0-1", "nonsense"])
