@@ -88,7 +88,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(tiny_bundle, tmp_path_factory):
-    """A whole service with the tiny bundle, and its data folder. Tests may kill its children, for `serve` replaces them."""
+    """A whole service with the tiny bundle, and its data folder. `serve` replaces killed children."""
     data_dir = tmp_path_factory.mktemp("serve")
     service = Serve(tiny_bundle, data_dir)
     assert wait_until(lambda: service.answers("/readyz"), timeout_s=TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The commands of the README, run as they stand there: on tiny videos and the tiny bundle, and training for two steps."""
+"""Run the README's commands on tiny videos and the tiny bundle, with two steps of training."""
 
 from __future__ import annotations
 

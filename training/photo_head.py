@@ -1,4 +1,6 @@
-"""Train `models.networks.multilingual.PhotoHead` on named photographs: a contrastive loss over names, the texts held fixed (LiT, Zhai et al. 2022).
+"""Train `models.networks.multilingual.PhotoHead` on named photographs.
+
+A contrastive loss over names, with the texts held fixed (LiT, Zhai et al. 2022).
 
 Run: python -m training.photo_head PHOTOS models/photo_head.safetensors
 
@@ -30,24 +32,32 @@ from models.networks.multilingual import FEATURES, PhotoHead, photo_features, ph
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "the sound of a {}")
 # Names as the sources spell them, mended and with other words for the same thing.
 MENDED = {
-    "acordian": ("accordion",), "airplanes": ("airplane", "plane", "passenger jet"), "bagpipes": ("bagpipes", "bagpipe"), "bass": ("bass fish", "fish"),
-    "binocular": ("binoculars",), "bongo drum": ("bongo drums", "bongos"), "car side": ("car", "side of a car"), "casaba": ("cabasa", "percussion instrument"),
-    "clarinet": ("clarinet", "woodwind instrument"), "clavichord": ("clavichord", "old keyboard instrument"), "concertina": ("concertina", "squeezebox"),
-    "cougar body": ("cougar", "puma"), "cougar face": ("cougar", "puma"), "crocodile head": ("crocodile",), "drums": ("drums", "drum kit", "drum set"),
-    "dulcimer": ("dulcimer", "hammered dulcimer"), "emu": ("emu", "bird"), "faces": ("face", "person", "people"), "ferry": ("ferry", "ship"),
-    "flamingo head": ("flamingo",), "guiro": ("guiro", "percussion instrument"), "guitar": ("guitar", "acoustic guitar"), "headphone": ("headphones",),
-    "helicopter": ("helicopter", "chopper"), "ibis": ("ibis", "bird"), "leopards": ("leopard",), "marakas": ("maracas",),
-    "motorbikes": ("motorcycle", "motorbike"), "piano": ("piano", "pianist at the piano", "upright piano"), "pigeon": ("pigeon", "bird"),
-    "rhino": ("rhinoceros",), "rooster": ("rooster", "cock", "chicken"), "saxaphone": ("saxophone",), "sitar": ("sitar", "Indian string instrument"),
-    "tuba": ("tuba", "brass instrument"), "watch": ("wrist watch", "watch", "clock"), "water lilly": ("water lily",), "wild cat": ("wild cat", "big cat"),
-    "wrench": ("wrench", "spanner", "tool"),
+    "acordian": ("accordion",), "airplanes": ("airplane", "plane", "passenger jet"),
+    "bagpipes": ("bagpipes", "bagpipe"), "bass": ("bass fish", "fish"), "binocular": ("binoculars",),
+    "bongo drum": ("bongo drums", "bongos"), "car side": ("car", "side of a car"),
+    "casaba": ("cabasa", "percussion instrument"), "clarinet": ("clarinet", "woodwind instrument"),
+    "clavichord": ("clavichord", "old keyboard instrument"), "concertina": ("concertina", "squeezebox"),
+    "cougar body": ("cougar", "puma"), "cougar face": ("cougar", "puma"), "crocodile head": ("crocodile",),
+    "drums": ("drums", "drum kit", "drum set"), "dulcimer": ("dulcimer", "hammered dulcimer"),
+    "emu": ("emu", "bird"), "faces": ("face", "person", "people"), "ferry": ("ferry", "ship"),
+    "flamingo head": ("flamingo",), "guiro": ("guiro", "percussion instrument"),
+    "guitar": ("guitar", "acoustic guitar"), "headphone": ("headphones",),
+    "helicopter": ("helicopter", "chopper"), "ibis": ("ibis", "bird"), "leopards": ("leopard",),
+    "marakas": ("maracas",), "motorbikes": ("motorcycle", "motorbike"),
+    "piano": ("piano", "pianist at the piano", "upright piano"), "pigeon": ("pigeon", "bird"),
+    "rhino": ("rhinoceros",), "rooster": ("rooster", "cock", "chicken"), "saxaphone": ("saxophone",),
+    "sitar": ("sitar", "Indian string instrument"), "tuba": ("tuba", "brass instrument"),
+    "watch": ("wrist watch", "watch", "clock"), "water lilly": ("water lily",),
+    "wild cat": ("wild cat", "big cat"), "wrench": ("wrench", "spanner", "tool"),
 }  # fmt: skip
 # General words for ranges of ImageNet's classes (first, one after the last).
 GENERAL = (
-    (0, 7, "fish"), (7, 25, "bird"), (30, 33, "frog"), (33, 38, "turtle"), (38, 49, "lizard"), (52, 69, "snake"), (69, 78, "spider"), (80, 101, "bird"),
-    (127, 147, "bird"), (147, 149, "whale"), (151, 269, "dog"), (269, 273, "wolf"), (269, 276, "wild dog"), (277, 281, "fox"), (281, 286, "cat"),
-    (286, 294, "big cat"), (294, 298, "bear"), (300, 327, "insect"), (321, 327, "butterfly"), (330, 333, "rabbit"), (339, 341, "horse"),
-    (345, 348, "cattle"), (348, 352, "sheep"), (365, 370, "ape"), (369, 383, "monkey"), (389, 398, "fish"),
+    (0, 7, "fish"), (7, 25, "bird"), (30, 33, "frog"), (33, 38, "turtle"), (38, 49, "lizard"),
+    (52, 69, "snake"), (69, 78, "spider"), (80, 101, "bird"), (127, 147, "bird"), (147, 149, "whale"),
+    (151, 269, "dog"), (269, 273, "wolf"), (269, 276, "wild dog"), (277, 281, "fox"), (281, 286, "cat"),
+    (286, 294, "big cat"), (294, 298, "bear"), (300, 327, "insect"), (321, 327, "butterfly"),
+    (330, 333, "rabbit"), (339, 341, "horse"), (345, 348, "cattle"), (348, 352, "sheep"), (365, 370, "ape"),
+    (369, 383, "monkey"), (389, 398, "fish"),
 )  # fmt: skip
 
 
@@ -135,7 +145,10 @@ def train_head(
     torch.manual_seed(options.seed)
     head = PhotoHead(options.hidden, texts[0].shape[1]).train()
     log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
-    groups = [{"params": head.parameters(), "weight_decay": options.weight_decay}, {"params": [log_scale], "weight_decay": 0.0}]  # fmt: skip
+    groups = [
+        {"params": head.parameters(), "weight_decay": options.weight_decay},
+        {"params": [log_scale], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
     shares = names.bincount(minlength=len(texts)).float()[names].rsqrt()
     padded = nn.utils.rnn.pad_sequence(list(texts), batch_first=True)

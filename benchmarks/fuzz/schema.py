@@ -1,4 +1,4 @@
-"""Send requests that schemathesis derives from the OpenAPI document: valid, invalid, and chained by links."""
+"""Send requests that schemathesis derives from the OpenAPI document, chained by its links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send broken requests over plain sockets: no answer may be 5xx or hang, every rejection is problem+json."""
+"""Send broken requests over sockets: no answer may be 5xx or hang, rejections are problem+json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run one scenario: `python -m benchmarks.load SCENARIO [options]`. `SCENARIO --help` lists its options."""
+"""Run one scenario: `python -m benchmarks.load SCENARIO [options]`; `--help` lists its options."""
 
 from __future__ import annotations
 

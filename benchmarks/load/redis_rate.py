@@ -1,7 +1,7 @@
 """The scenario redis: many simulated workers, no model, on one real Redis.
 
-A worker here is a thread that does to Redis what worker/rq_adapter/worker.py does for a job, through the same code,
-and nothing else. It stands for a worker on another machine.
+A worker here is a thread that does to Redis what worker/rq_adapter/worker.py does for a job, through the
+same code, and nothing else. It stands for a worker on another machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from worker.rq_adapter.claim import JobClaimer
 
 PROCESSES = 4
 LEASE_S = 15
-# Seconds between two looks for cancels, and between two reports of progress, as in worker/rq_adapter/worker.py.
+# Seconds between two looks for cancels, and between two reports of progress, as in the worker.
 WATCH_S, PROGRESS_S = 0.05, 0.25
 # One POST's writes after this many reads.
 POST_EVERY = 4

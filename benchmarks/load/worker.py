@@ -1,4 +1,4 @@
-"""Scenarios of the worker without HTTP: what the queue costs, and whether a replay makes the same sound."""
+"""Measure the worker without HTTP: the cost of the queue, and whether a replay is exact."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def throughput(
     load: list[str] = ("uniform", "mixed"), rows: list[int] = (8, 32), seconds: float = 10.0,
     fsync: list[str] = ("always",),
 ) -> None:  # fmt: skip
-    """Measure what the queue costs: jobs per second through Redis beside the sampler alone, both saturated.
+    """Compare jobs per second through Redis with the sampler alone, both saturated.
 
     `--rows` is how many rows a simulated step takes; `--fsync` Redis' `appendfsync`: always, everysec or no.
     """

@@ -1,4 +1,4 @@
-"""What the benchmarks request, and when. Imports the standard library alone, so other servers can load it."""
+"""Make the benchmarks' requests and their times; imports only the standard library."""
 
 from __future__ import annotations
 

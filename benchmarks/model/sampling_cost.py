@@ -1,4 +1,4 @@
-"""Measure what a sound costs: a bundle beside the shapes of SpecVQGAN and AudioLDM-S with random weights.
+"""Time a bundle beside the shapes of SpecVQGAN and AudioLDM-S with random weights.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.model.sampling_cost checkpoints/demo
 

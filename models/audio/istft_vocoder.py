@@ -1,4 +1,4 @@
-"""A vocoder that predicts spectra at the mel frame rate and inverts them by one STFT (Vocos, Siuzdak 2023).
+"""Predict spectra at the mel frame rate and invert them by one STFT (Vocos, Siuzdak 2023).
 
 The network never upsamples, so nearly all its operations run once per 10 ms frame. Two additions to Vocos:
 
@@ -131,7 +131,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         return self._waveform(spectrum, size)
 
     def _spectrum(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Return the spectrum (B, F, bins) of a waveform (B, F * hop_length), a frame around the middle of each hop."""
+        """Return the spectrum (B, F, bins) of a waveform (B, F * hop_length), one frame a hop."""
         c = self.config
         side = (c.n_fft - c.hop_length) // 2
         padded = F.pad(waveform.float(), (side, side))
@@ -140,7 +140,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         ).transpose(1, 2)
 
     def _waveform(self, spectrum: torch.Tensor, size: int) -> torch.Tensor:
-        """Return the waveform (B, size) of a spectrum (B, F, bins): windowed frames, added, over the windows' own sum."""
+        """Return the waveform (B, size) of a spectrum (B, F, bins) by overlap-add."""
         c, window = self.config, self.window.float()
         side = (c.n_fft - c.hop_length) // 2
         pieces = torch.fft.irfft(spectrum, c.n_fft, dim=-1) * window
@@ -150,7 +150,7 @@ class IstftVocoder(ModelMixin, ConfigMixin):
 
 
 def _overlap_add(pieces: torch.Tensor, hop: int) -> torch.Tensor:
-    """Return pieces (B, F, N), laid `hop` apart and added, (B, (F - 1) * hop + N). N is a multiple of `hop`."""
+    """Add pieces (B, F, N), `hop` apart, to (B, (F - 1) * hop + N). N is a multiple of `hop`."""
     batch, frames, length = pieces.shape
     parts = pieces.view(batch, frames, length // hop, hop)
     total = pieces.new_zeros(batch, frames + length // hop - 1, hop)

@@ -55,11 +55,11 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
 
 
 def vocode(vocoder: Vocoder, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with the corrections that the vocoder needs.
+    """Return float32 waveforms (B, T) of log-mels (B, F, M), corrected as the vocoder needs.
 
-    An `IstftVocoder` has its own noise and tones. HiFi-GAN makes tones at a wrong pitch, so they are replaced. Where a mel
-    stands still, HiFi-GAN repeats itself with every frame: the same noise is added to each log-mel, and the mel
-    correction removes its effect on the levels.
+    An `IstftVocoder` has its own noise and tones. HiFi-GAN makes tones at a wrong pitch, so they are
+    replaced. Where a mel stands still, HiFi-GAN repeats itself with every frame: the same noise is added to
+    each log-mel, and the mel correction removes its effect on the levels.
     """
     target = add_noise_texture(log_mel, mel)
     if isinstance(vocoder, IstftVocoder):

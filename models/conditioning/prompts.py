@@ -53,7 +53,7 @@ def as_set(
 
 
 def check_set(prompts: Sequence[Prompt], composition: Composition, guidance_scale: float, most: int) -> None:
-    """Raise ValueError unless the set has 1 to `most` positive weights, and guidance where one is negative."""
+    """Raise ValueError unless 1 to `most` weights are positive, and none is negative without guidance."""
     if composition not in COMPOSITIONS:
         raise ValueError(f"`composition` must be one of {', '.join(COMPOSITIONS)}, got {composition!r}")
     positive = sum(prompt.weight > 0 for prompt in prompts)

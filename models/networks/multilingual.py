@@ -111,7 +111,7 @@ class MultilingualEncoder(JointEncoder):
 
     @cached_property
     def class_anchors(self) -> torch.Tensor:
-        """Embeddings (1000, D) of ImageNet's class names as they are: nearer to photographs here than "a photo of {class}"."""
+        """Embeddings (1000, D) of ImageNet's bare class names; templates measured worse."""
         return encode_in_batches(self, class_names())
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
@@ -121,7 +121,7 @@ class MultilingualEncoder(JointEncoder):
 
     @torch.inference_mode()
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
-        """Return the head's direction for each image, mixed with its probability-weighted mean of class anchors."""
+        """Return the head's direction for each image, mixed with its mean of class anchors."""
         pixels = torch.stack([photo_pixels(image) for image in images]).to(self.device, self.dtype)
         features = photo_features(self.classifier, pixels)
         probabilities = self.classifier._fc(features).float().softmax(-1)
@@ -132,13 +132,14 @@ class MultilingualEncoder(JointEncoder):
 
 def photo_features(classifier: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """Return EfficientNet's pooled features (N, 1280) of pixels (N, 3, SIDE, SIDE)."""
-    maps = classifier.extract_features(pixels.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    maps = classifier.extract_features(pixels)  # type: ignore[operator]
     features: torch.Tensor = maps.mean((2, 3))
     return features
 
 
 def photo_pixels(image: Image.Image) -> torch.Tensor:
-    """Return (3, SIDE, SIDE) pixels, normalised as the classifier was trained: centre crop, (x - 127) / 128."""
+    """Return centred (3, SIDE, SIDE) pixels, normalised as in the classifier's training."""
     from torchvision.transforms import functional as tvf
 
     side = min(image.size)

@@ -1,4 +1,4 @@
-"""Redis away, a full disk, a folder that cannot be written: typed errors, red readiness, and all is well when it is over."""
+"""Redis away, a full disk, a read-only folder: typed errors, red readiness, and a full recovery."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def queued(state):
     state.announce(api_client.INFO)
     generation_id = new_id()
     payload = JobPayload(
-        model="tiny", prompt="a", image_key=None, negative_prompt=None, seed=0, num_inference_steps=2, guidance_scale=1,
-        duration_s=1, num_outputs=1, output_formats=["wav"],
+        model="tiny", prompt="a", image_key=None, negative_prompt=None, seed=0,
+        num_inference_steps=2, guidance_scale=1, duration_s=1, num_outputs=1, output_formats=["wav"],
     )  # fmt: skip
     state.submit(generation_id, payload)
     return generation_id
 
 
-def test_who_follows_events_hears_of_the_end_though_redis_was_away(own_redis, tmp_path, monkeypatch):
+def test_a_stream_of_events_ends_though_redis_was_away(own_redis, tmp_path, monkeypatch):
     monkeypatch.setattr(notifications, "RECONNECT_S", 0.05)
     settings = Settings(redis_url=own_redis.url, data_dir=tmp_path)
     with Redis.from_url(own_redis.url) as redis:
@@ -138,9 +138,7 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
         assert len(looks) == 2
 
 
-def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
-    redis_url, tmp_path, monkeypatch
-):
+def test_a_waiter_reads_only_what_its_subscription_missed(redis_url, tmp_path, monkeypatch):
     settings = Settings(redis_url=redis_url, data_dir=tmp_path)
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
@@ -170,7 +168,7 @@ def test_who_waits_asks_redis_only_for_what_the_subscription_may_have_missed(
         assert looks == [[missed.id]]
 
 
-def test_who_waits_is_told_what_was_accepted_though_redis_is_away(redis_url, tmp_path, monkeypatch):
+def test_a_waiter_gets_what_was_accepted_though_redis_is_away(redis_url, tmp_path, monkeypatch):
     monkeypatch.setattr(notifications, "RECONNECT_S", 0.01)
     settings = Settings(redis_url=redis_url, data_dir=tmp_path)
     with Redis.from_url(redis_url) as redis:

@@ -1,4 +1,7 @@
-"""Files in an S3-compatible store: s3fs against a real server (moto) on loopback. Needs the extras `s3` and `s3-test`."""
+"""Files in an S3-compatible store: s3fs against a real server (moto) on loopback.
+
+Needs the extras `s3` and `s3-test`.
+"""
 
 from __future__ import annotations
 

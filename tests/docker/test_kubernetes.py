@@ -1,4 +1,7 @@
-"""The manifests: by Kubernetes' schemas, by models of KEDA's kinds, and by each other. Kustomize's kind has no schema here."""
+"""Check manifests by Kubernetes' schemas, by models of KEDA's kinds, and by each other.
+
+Kustomize's kind has no schema here.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,8 @@ def test_wrong_scaling_fails_validation(wrong):
         assert as_keda_has_it(manifest) == manifest
 
 
-# KEDA's own schema leaves a trigger's metadata open: these are the fields that its documentation has (2.16), the required ones first.
+# KEDA's own schema leaves a trigger's metadata open: these are the fields of its documentation (2.16), the
+# required ones first.
 TRIGGERS = {
     "prometheus": (
         {"serverAddress", "query", "threshold"},

@@ -1,4 +1,4 @@
-"""Alert rules: explained to the operator, accepted by promtool where there is one, and firing when they should."""
+"""Alert rules: explained to the operator, accepted by promtool, and firing when they should."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ ALERTS = [
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
 
-# For each alert: series, as promtool writes them (value every minute), of a service that is ill; 45 minutes in, only that alert fires.
+# For each alert: series, as promtool writes them (value every minute), of a service that is ill; 45 minutes
+# in, only that alert fires.
 ILL = {
     "ClipSynthRedisDown": {"clipsynth_redis_up": "0x45"},
     "ClipSynthRedisDoesNotSave": {"clipsynth_redis_saves": "0x45"},
@@ -76,7 +77,7 @@ def promtool(*words):
 
 
 def firing(series, folder):
-    """The names of the alerts that fire 45 minutes in, as promtool's complaint that none was expected has them."""
+    """Return the alerts that fire after 45 minutes, from promtool's complaint that it expected none."""
     tests = [
         {
             "interval": "1m",

@@ -97,7 +97,8 @@ MODULES = {"app": "app.main", "worker": "worker.main, worker.predictor"}
 @pytest.mark.slow
 @pytest.mark.parametrize("role", MODULES)
 def test_a_role_requires_what_it_imports(role):
-    code = f"import sys, {MODULES[role]}; print(*{{getattr(m, '__file__', None) for m in list(sys.modules.values())}})"
+    loaded_files = "{getattr(m, '__file__', None) for m in list(sys.modules.values())}"
+    code = f"import sys, {MODULES[role]}; print(*{loaded_files})"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     ours = [f for f in loaded if f.startswith(str(ROOT)) and "site-packages" not in Path(f).parts]

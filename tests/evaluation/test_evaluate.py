@@ -80,12 +80,13 @@ def options(videos, labelled, queries, out, *systems, **other):
 
 @pytest.fixture(scope="module")
 def finished(videos, labelled, queries, tiny_bundle, tmp_path_factory):
-    """A folder of results, made in two runs of which the first was ended in the middle; and what the second one asked."""
+    """A folder of results of two runs, the first cut off in the middle; and the second one's calls."""
     out = tmp_path_factory.mktemp("results")
     tone = "hum=tests.evaluation.test_evaluate:Tone:x"
     wanted = options(
-        videos, labelled, queries, out, f"ours=bundle:{tiny_bundle}?steps=1", f"vocoder=reconstruction:{tiny_bundle}", tone,
-        rtf_clips=1,
+        videos, labelled, queries, out,
+        f"ours=bundle:{tiny_bundle}?steps=1", f"vocoder=reconstruction:{tiny_bundle}",
+        tone, rtf_clips=1,
     )  # fmt: skip
     import tests.evaluation.test_evaluate as module
 
@@ -140,8 +141,8 @@ def test_results_hold_every_row_and_figure(finished):
     ]  # fmt: skip
     ours = rows["ours", "text"]
     assert set(ours["figures"]) == {
-        "FAD/random-conv", "KAD/random-conv", "FID/efficientnet-lite0", "class_accuracy@1/classifier", "class_accuracy@5/classifier",
-        "relevance/classifier", "copy_distance/mel", "copies/mel", "RTF",
+        "FAD/random-conv", "KAD/random-conv", "FID/efficientnet-lite0", "class_accuracy@1/classifier",
+        "class_accuracy@5/classifier", "relevance/classifier", "copy_distance/mel", "copies/mel", "RTF",
     }  # fmt: skip
     assert ours["sounds"] == 6
     assert rows["vocoder", "–"]["sounds"] == 2
@@ -162,7 +163,8 @@ def test_results_hold_every_row_and_figure(finished):
 def test_the_table_names_the_embedder_of_each_metric(finished):
     table = (finished[0] / "results.md").read_text()
     assert table.startswith(
-        "| Model | Generative | Unlabeled data only | Training query | Test query | FAD/random-conv ↓ | FID/efficientnet-lite0 ↓ |"
+        "| Model | Generative | Unlabeled data only | Training query | Test query "
+        "| FAD/random-conv ↓ | FID/efficientnet-lite0 ↓ |"
     )
     assert re.search(r"\| ours \| ✓ \| ✓ \| image \| text \| [\d.]+", table)
     assert "chance is 50.0 %" in table

@@ -1,4 +1,4 @@
-"""The client against a real service, and against scripted answers where a fault must come at a certain moment."""
+"""The client against a real service, and against scripted answers for faults at a set moment."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_sound_arrives_after_a_process_is_killed(served, client, victim):
     assert wait_until(lambda: service.pid(victim) not in (None, killed), timeout_s=TIMEOUT_S)
 
 
-def test_a_full_queue_is_waited_for_as_long_as_it_says_and_with_the_same_key():
+def test_the_client_waits_for_a_full_queue_with_the_same_key():
     keys = []
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -358,7 +358,7 @@ def test_sliders_ask_for_attributes_and_are_open_until_moved(page):
     assert asked["attributes"] == {"brightness": 0.55}
 
 
-def test_attributes_come_back_with_an_earlier_sound_and_go_into_its_snippets(page, tmp_path, monkeypatch):
+def test_an_earlier_sounds_attributes_return_and_enter_snippets(page, tmp_path, monkeypatch):
     page.get_by_text("Character", exact=True).click()
     page.get_by_role("slider", name="Loudness").press("Home")
     set_slider(page, "Variations", 1)
@@ -385,7 +385,7 @@ def test_attributes_come_back_with_an_earlier_sound_and_go_into_its_snippets(pag
     assert '"attributes":{"loudness":0}' in page.evaluate("window.copied")
 
 
-def test_a_snippet_with_an_image_sends_attributes_as_json_in_a_form(page):
+def test_an_image_snippet_sends_attributes_as_json_in_a_form(page):
     page.get_by_text("Character", exact=True).click()
     page.get_by_role("slider", name="Pitch").press("End")
     page.locator("#file").set_input_files(image("red"))
@@ -427,7 +427,8 @@ def test_the_page_fits_narrow_screens(page, width):
     assert (
         page.evaluate(
             """() => [...document.querySelectorAll("body *")].filter((e) =>
-            e.getBoundingClientRect().right > innerWidth + 1 && getComputedStyle(e).position !== "absolute").length"""
+            e.getBoundingClientRect().right > innerWidth + 1 &&
+            getComputedStyle(e).position !== "absolute").length"""
         )
         == 0
     )
@@ -475,7 +476,8 @@ def test_the_page_asks_for_an_api_key(page):
 
 def test_the_page_is_small(page):
     sizes = page.evaluate(
-        "performance.getEntriesByType('resource').filter((r) => !r.name.includes('/v1/')).map((r) => r.decodedBodySize)"
+        "performance.getEntriesByType('resource').filter((r) => !r.name.includes('/v1/'))"
+        ".map((r) => r.decodedBodySize)"
     )
     assert len(sizes) > 5
     assert sum(sizes) < 300_000

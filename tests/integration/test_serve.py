@@ -75,7 +75,7 @@ def test_the_scripts_of_the_readme_run(served, tiny_bundle, tmp_path, word, made
     assert [(tmp_path / name).read_bytes()[:4] for name in made] == [b"RIFF"] * len(made)
 
 
-def test_two_run_side_by_side_and_a_second_on_the_same_data_is_refused(served, tiny_bundle, tmp_path):
+def test_two_run_side_by_side_but_not_on_the_same_data(served, tiny_bundle, tmp_path):
     _, data_dir = served
     refused = Serve(tiny_bundle, data_dir)
     assert refused.process.wait(TIMEOUT_S) == 1

@@ -1,4 +1,4 @@
-"""Guidance that the denoiser has learned: one pass of the network where it may be told, two where it may not."""
+"""Distilled guidance: one pass of the network within its range, two outside."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class CallPath:
         return {file for file, _ in self.calls}
 
     def changes(self, function: tuple[str, str]) -> int:
-        """Count the calls between start and end of `function` that enter another file than the call before."""
+        """Count the calls inside `function` that enter another file than the call before."""
         calls = self.calls[self.calls.index(function) : self._ended[function]]
         return sum(before[0] != after[0] for before, after in pairwise(calls))
 

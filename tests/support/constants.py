@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Largest difference, of full scale, of a sound alone and batched with others. An untrained network's mels are full of
-# tones, which amplify rounding; a trained one stays within 2e-3.
+# Largest difference, of full scale, of a sound alone and batched with others. An untrained network's mels are
+# full of tones, which amplify rounding; a trained one stays within 2e-3.
 BATCHED_TOLERANCE = 1e-2
 
 

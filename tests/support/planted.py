@@ -1,4 +1,4 @@
-"""A prepared folder in which images and sounds are of a few kinds: each kind a pitch, and a place among the embeddings."""
+"""Write a prepared folder of a few kinds: each a pitch, and a place among the embeddings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def planted_clip(kind: int, image: int, dim: int, rng: np.random.Generator) -> d
 def write_planted(
     folder: Path, *, clips: int = 120, dev: int = 12, matching: bool = True, dim: int = DIM, seed: int = 0
 ) -> Path:
-    """Write the folder; without `matching` what a clip looks like says nothing of its sound. The last `dev` clips are held out."""
+    """Write the folder; the last `dev` clips are the dev set.
+
+    Without `matching` a clip's image is independent of its sound.
+    """
     rng = np.random.default_rng(seed)
     (folder / "shards").mkdir(parents=True)
     (folder / "encoder").mkdir()

@@ -1,4 +1,7 @@
-"""The demo bundle to be looked at and listened to: `make screenshots` writes docs/playground*.png, docs/sounds.png and docs/sounds/*.ogg."""
+"""Draw and play the demo bundle for the docs (`make screenshots`).
+
+Writes docs/playground*.png, docs/sounds.png and docs/sounds/*.ogg.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def main(folder: Path) -> None:
 
 
 def sounds(folder: Path) -> None:
-    """Write what the demo bundle makes of six prompts, and of two with attributes, all with seed 0 and the bundle's defaults: as sounds, and the six as spectrograms."""
+    """Write the sounds of six prompts, and of two with attributes; and spectrograms of the six.
+
+    All have seed 0 and the bundle's defaults.
+    """
     import matplotlib.pyplot as plt
     import soundfile
     import torch

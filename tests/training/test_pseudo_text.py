@@ -15,7 +15,11 @@ D, NAMES = 16, 1000
 
 
 class Words:
-    """An encoder without weights: a name is a fixed random direction, a template a small offset, and all texts share a cone far from the images'."""
+    """An encoder without weights.
+
+    A name is a fixed random direction, a template a small offset, and all texts share a cone far from the
+    images'.
+    """
 
     def __init__(self):
         g = torch.Generator().manual_seed(0)

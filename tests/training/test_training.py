@@ -171,7 +171,7 @@ def test_export_takes_what_there_is_and_refuses_what_is_not(prepared, tmp_path):
     assert states == [(tmp_path / stage / "state.pt").read_bytes() for stage in ("vocoder", "denoiser")]
 
 
-def test_export_writes_the_retrieval_index_and_a_card_of_what_is_known(prepared, tmp_path):
+def test_export_writes_the_retrieval_index_and_a_model_card(prepared, tmp_path):
     made = recipe(prepared, tmp_path / "run", 1, "requests.num_inference_steps=9")
     train(made, stage="vocoder")
     train(made, stage="denoiser")
@@ -235,7 +235,7 @@ def test_a_run_keeps_its_recipe_environment_and_logs(prepared, tmp_path):
     assert (sample.step, sample.sample_rate, sample.length_frames) == (2, 16000, 64000)  # one dev clip
 
 
-def test_the_best_weights_on_dev_are_the_ones_exported_and_training_stops_without_better(prepared, tmp_path):
+def test_the_best_weights_on_dev_are_exported_and_training_stops(prepared, tmp_path):
     made = recipe(
         prepared,
         tmp_path,
@@ -255,7 +255,7 @@ def test_the_best_weights_on_dev_are_the_ones_exported_and_training_stops_withou
     assert load_state(tmp_path / "denoiser" / "state.pt")["step"] == len(losses)
 
 
-def test_sigterm_ends_all_stages_and_the_same_command_makes_the_same_bundle(prepared, tmp_path, monkeypatch):
+def test_sigterm_ends_all_stages_and_the_command_resumes(prepared, tmp_path, monkeypatch):
     def made(name):
         return recipe(prepared, tmp_path / name, 4, "denoiser.evaluate_every=2", "vocoder.finetune_steps=1")
 
@@ -317,7 +317,7 @@ def test_micro_batches_move_the_weights_as_the_whole_batch_does(prepared, tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_processes(prepared, tmp_path):
+def test_an_epoch_has_each_clip_once_for_any_number_of_processes(prepared, tmp_path):
     made = recipe(prepared, tmp_path, 1, "denoiser.batch_size=2")
     clips = load_clips(prepared).train
     whole = Batches(clips, made)
@@ -341,7 +341,7 @@ def test_batches_go_over_every_clip_once_an_epoch_whatever_the_number_of_process
         torch.testing.assert_close(both, full, equal_nan=True, rtol=0, atol=1e-5)
 
 
-def test_crops_are_no_shorter_than_the_recipe_says_and_end_in_silence(prepared, tmp_path):
+def test_crops_have_the_recipes_minimum_and_end_in_silence(prepared, tmp_path):
     clips = load_clips(prepared).train
     made = recipe(prepared, tmp_path, 1, "denoiser.length_step=64", "vocoder.segment_frames=700")
     assert {Batches(clips, made)[n].frames for n in range(30)} == {128}  # of 64 to 160: 100 and more
@@ -350,7 +350,7 @@ def test_crops_are_no_shorter_than_the_recipe_says_and_end_in_silence(prepared, 
     assert (mels[:, 500:] == LOG_FLOOR).all()
 
 
-def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_path):
+def test_batches_mix_clips_and_mask_attributes_by_the_recipe(prepared, tmp_path):
     made = recipe(
         prepared,
         tmp_path,
@@ -382,7 +382,7 @@ def test_batches_mix_clips_and_tell_attributes_as_the_recipe_says(prepared, tmp_
     assert ((batch.scalars[told] >= 0) & (batch.scalars[told] <= 1)).all()
 
 
-def test_clips_that_agree_are_drawn_more_often_where_the_recipe_says_so(prepared, tmp_path, monkeypatch):
+def test_clips_that_correspond_are_drawn_more_often(prepared, tmp_path, monkeypatch):
     made = recipe(prepared, tmp_path, 1, "denoiser.correspondence_weighting=true", "denoiser.batch_size=400")
     clips = load_clips(prepared).train
     with pytest.raises(ValueError, match="clipsynth correspondence"):
@@ -392,7 +392,7 @@ def test_clips_that_agree_are_drawn_more_often_where_the_recipe_says_so(prepared
     assert share == pytest.approx(float(sampling_weights(torch.eye(len(clips))[0])[0]), abs=0.1)
 
 
-def test_phrases_take_the_place_of_frames_in_the_share_that_the_recipe_says(prepared, tmp_path):
+def test_phrases_replace_frames_in_the_recipes_share(prepared, tmp_path):
     made = recipe(prepared, tmp_path, 1, "denoiser.pseudo_text=0.5", "denoiser.batch_size=100")
     clips = load_clips(prepared)
     phrases = torch.nn.functional.normalize(torch.randn(2, 20, len(clips.image_mean)), dim=-1)
@@ -505,7 +505,7 @@ def test_a_state_of_another_shape_or_half_a_state_is_refused(prepared, tmp_path)
 
 
 def test_two_processes_train_as_one(prepared, tmp_path):
-    """Same samples, same loss curve and weights up to rounding, with half of the batch in each of two processes."""
+    """Same samples, loss curve and weights up to rounding, with half the batch in each process."""
     overrides = ("denoiser.batch_size=4", "bf16=false", "threads=1", "denoiser.warmup_steps=1")
     made = recipe(prepared, tmp_path / "one", 4, *overrides)
     train(made, stage="denoiser")

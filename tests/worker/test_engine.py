@@ -33,7 +33,7 @@ def constant(x, _t, c, _m):
 
 
 class Toy:
-    """A model without a network: the velocity is the condition's first value; a sound is its row's latents."""
+    """A model without a network: velocity is the condition's first value, a sound its latents."""
 
     def __init__(self, velocity=None):
         self.calls = []
@@ -292,7 +292,7 @@ def test_a_job_with_a_shortcut_takes_no_step(engines):
     assert shortcut.load() == 0
 
 
-def test_the_limit_is_the_smallest_batch_with_nearly_the_best_throughput():
+def test_the_limit_is_the_smallest_batch_near_best_throughput():
     cost = measure(lambda rows: 0.010 if rows <= 32 else 0.010 * rows / 32, 5)
     assert cost.limit == 32 * 5
     cost = measure(lambda rows: 0.001 + 0.010 * rows, 5)
@@ -310,7 +310,7 @@ def test_the_limit_is_no_more_than_what_fits_in_memory():
     assert measure(step_s, 5).limit == 20
 
 
-# ------------------------------------------------------------------------------------------- with a real pipeline
+# --- with a real pipeline
 
 
 def payload(**fields):
@@ -433,7 +433,7 @@ def predictor(request):
     ],
     ids=lambda wanted: f"{wanted.composition}-{wanted.guidance_scale}",
 )
-def test_a_job_that_is_not_prepared_counts_as_much_as_its_first_step_will(predictor, wanted):
+def test_an_unprepared_job_counts_as_its_first_step(predictor, wanted):
     each = job(predictor, wanted)
     before = each.load()
     each.rows = each.prepare()

@@ -1,4 +1,4 @@
-"""A spectral energy distance: a proper score for sounds that hold noise (Gritsenko et al. 2020, eq. 6).
+"""Score sounds that hold noise by a spectral energy distance (Gritsenko et al. 2020, eq. 6).
 
 A plain spectral distance is smallest at the median of all sounds with one mel, and the median of noise is no
 noise. Here each sound is made twice, with other noise, and the two are rewarded for their distance from each
@@ -34,7 +34,10 @@ def features(waveforms: torch.Tensor, mel: MelSpectrogram) -> tuple[Features, to
 def distance(
     a: tuple[Features, torch.Tensor], b: tuple[Features, torch.Tensor], like: Features
 ) -> torch.Tensor:
-    """Return distances (B,) of `a` and `b`: spectral convergence by the norm of `like`, L1 of log magnitudes, and `MEL_WEIGHT` times L1 of log-mels."""
+    """Return distances (B,) of `a` and `b`.
+
+    Spectral convergence by the norm of `like`, L1 of log magnitudes, and `MEL_WEIGHT` times L1 of log-mels.
+    """
     total = MEL_WEIGHT * (a[1] - b[1]).abs().mean((1, 2))
     for (x, log_x), (y, log_y), (reference, _) in zip(a[0], b[0], like, strict=True):
         norm = torch.linalg.norm(reference.flatten(1), dim=1).clamp(min=MAGNITUDE_FLOOR)

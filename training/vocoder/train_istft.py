@@ -1,4 +1,7 @@
-"""Train the iSTFT vocoder: spectral energy distance, then multi-resolution discriminators as well (hinge and feature matching, as in Vocos)."""
+"""Train the iSTFT vocoder by a spectral energy distance and discriminators.
+
+The multi-resolution discriminators (hinge loss and feature matching) are those of Vocos.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ from training.vocoder.train import SILENT, VocoderClips
 
 @dataclass
 class IstftOptions:
-    """How to train. A step makes `batch_size` segments of `segment_frames` mel frames, each with two noises.
+    """Options of a training.
 
+    A step makes `batch_size` segments of `segment_frames` mel frames, each with two noises.
     From step `adversarial_from` on the discriminators are trained, and from `adversarial_warmup` steps later
     the vocoder is trained by them. The learning rate rises over `warmup_steps`, and falls as a cosine over
     the last `decay_steps` of `steps`.
@@ -66,7 +70,10 @@ Segment = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def segments(sounds: ToneSounds, options: IstftOptions, hop: int, first: int = 0) -> Iterator[Segment]:
-    """Yield log-mels (B, F, M), waveforms (B, T) and tones (B, T) from step `first` on; those of a step depend on the seed and its number alone."""
+    """Yield log-mels (B, F, M), waveforms (B, T) and tones (B, T) from step `first` on.
+
+    A step's segments depend only on the seed and its number.
+    """
     frames = options.segment_frames
     for n in range(first, options.steps):
         rows = []
@@ -195,7 +202,10 @@ def train_istft(
     evaluate: Callable[[IstftVocoder], dict[str, float]] | None = None,
     evaluate_every: int = 500,
 ) -> None:
-    """Train to the last step, or resume from `folder/state.pt`; write the averaged vocoder to `folder/vocoder` and losses to `folder/log.jsonl`."""
+    """Train to the last step, or resume from `folder/state.pt`.
+
+    Writes the averaged vocoder to `folder/vocoder` and losses to `folder/log.jsonl`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "state.pt"
     if path.is_file():

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes of a live API and worker, and that dashboard, alerts and scaling ask for nothing else."""
+"""Scrape a live API and worker; dashboard, alerts and scaling query only what is scraped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attributes from a client's body, or from words of its prompt, to the worker's rows, their recipe, and back."""
+"""Attributes from a body or from words of a prompt to the worker's rows, their recipe, and back."""
 
 from __future__ import annotations
 

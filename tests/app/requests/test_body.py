@@ -45,7 +45,7 @@ def port(request, redis_url, tmp_path):
 
 
 def exchange(port, head, *pieces):
-    """Send pieces until the service closes, and return what it answered, to its end, and how much was sent."""
+    """Send pieces until the service closes; return its whole answer and how much was sent."""
     sent = 0
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         try:

@@ -1,4 +1,4 @@
-"""Images of other hosts: off unless set, and then of the public internet only, at the address that was checked."""
+"""Images of other hosts: off by default; if on, public hosts only, at the checked address."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_form_carries_several_images_by_name(service):
     assert service.wav(service.post({"prompts": prompts, "seed": 1, **SHORT})) == sent
 
 
-def test_a_replayed_set_is_equal_to_the_byte_while_its_images_are_stored(service):
+def test_a_replayed_set_is_equal_to_the_byte(service):
     prompts = [SPEECH, {"image": "part:b"}, PIANO, {"image": "part:a", "weight": 2}]
     done = service.finish(service.post(files=form(prompts, a=image("PNG"), b=image("PNG"))))
     replay = service.client.post("/v1/replay", json={"recipe": done["outputs"][0]["recipe"]})
@@ -256,7 +256,7 @@ def identity(payload):
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(any_set(), st.sampled_from(COMPOSITIONS), st.randoms())
-def test_any_set_is_refused_by_name_or_survives_to_the_recipe_and_back(tiny_info, made, composition, rng):
+def test_any_set_is_rejected_or_survives_the_recipe_and_back(tiny_info, made, composition, rng):
     prompts, bad = made
     try:
         wanted = validate(GenerationRequest, {"prompts": prompts, "composition": composition}, strict=True)

@@ -162,7 +162,7 @@ def test_bad_image_is_a_problem(service, data, status, code):
     check_problem(service.post(files={"image": ("x.png", data)}), status, code)
 
 
-def test_an_image_of_100_megapixels_is_refused_before_it_is_decoded(service):
+def test_a_100_megapixel_image_is_rejected_before_decoding(service):
     file = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(file, "PNG")
     check_problem(service.post(files={"image": ("x.png", file.getvalue())}), 413, "image_too_large")
@@ -239,7 +239,7 @@ def test_audio_before_it_is_ready(service):
     check_problem(service.client.get(response.headers["location"] + "/audio/1"), 404, "not_found")
 
 
-def test_without_a_worker_a_request_is_refused_but_a_starting_one_counts(service):
+def test_a_request_needs_a_worker_and_a_starting_one_counts(service):
     service.redis.delete("clipsynth:alive:tiny")
     check_problem(service.post({"prompt": "a"}), 503, "no_worker")
     service.state.announce_starting(service.info)
@@ -255,7 +255,7 @@ def test_a_starting_worker_counts_for_its_own_model_alone(service):
     assert served == {"other": "starting", "tiny": "absent"}
 
 
-def test_a_request_without_a_model_goes_to_a_worker_that_is_ready(service):
+def test_a_request_without_a_model_goes_to_a_ready_worker(service):
     service.state.announce_starting(service.info.model_copy(update={"name": "a-new-one"}))
     assert service.post({"prompt": "a"}).json()["model"] == "tiny"
 
@@ -269,7 +269,7 @@ def test_rq_and_the_logs_do_not_show_the_prompt(service, caplog):
 
 
 @pytest.mark.parametrize("lost", ["push_job_id", "take_turn"])
-def test_a_generation_and_its_job_are_made_together_or_not_at_all(service, monkeypatch, lost):
+def test_a_generation_and_its_job_are_created_together(service, monkeypatch, lost):
     def broken(*_, **__):
         raise ConnectionError("the wire was cut")
 
@@ -322,7 +322,7 @@ def test_an_error_of_the_model_is_not_shown(service, monkeypatch):
     assert "secret" not in str(done)
 
 
-def test_a_job_whose_worker_is_lost_again_and_again_fails_at_last(service):
+def test_a_job_that_loses_worker_after_worker_fails(service):
     generation_id = service.post({"prompt": "a", **SHORT}).json()["id"]
     for _ in range(3):
         assert service.state.get(generation_id).status == "queued"
@@ -332,7 +332,7 @@ def test_a_job_whose_worker_is_lost_again_and_again_fails_at_last(service):
     assert not service.state.start(generation_id, batched_with_others=False)  # final is final
 
 
-def test_a_job_whose_worker_is_lost_in_company_is_run_again_and_alone(service):
+def test_a_job_that_lost_its_worker_in_a_batch_reruns_alone(service):
     response = service.post({"prompt": "a", **SHORT})
     generation_id = response.json()["id"]
     for _ in range(5):
@@ -440,7 +440,7 @@ def test_a_generation_is_canceled_while_it_is_processed(service, monkeypatch):
     assert [(a.status_code, a.json()["status"]) for a in answers] == [(202, "processing")]
 
 
-def test_a_worker_that_was_taken_for_lost_leaves_the_sound_of_the_one_that_was_first(service, monkeypatch):
+def test_a_worker_presumed_lost_keeps_the_first_sound(service, monkeypatch):
     response = service.post({"prompt": "a", **SHORT})
     generation_id = response.json()["id"]
     output = Output(

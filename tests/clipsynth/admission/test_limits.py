@@ -174,7 +174,7 @@ def test_an_idempotency_key_makes_one_generation_of_many_at_once(serve):
     assert load(service.redis, "tiny")[0] == 1
 
 
-def test_a_refused_request_may_come_again_with_its_idempotency_key(serve):
+def test_a_rejected_request_may_reuse_its_idempotency_key(serve):
     service = serve(max_inflight=1)
     first = service.post()
     refused = service.post(**{"idempotency-key": "k"})

@@ -170,7 +170,7 @@ def test_the_key_is_checked_before_the_body(service, path):
     check_problem(service.client.post(path, **bad), 400, "invalid_body")
 
 
-def test_keys_are_made_on_the_command_line_even_before_a_first_start(service, redis_url, tmp_path):
+def test_the_command_line_makes_keys_before_a_first_start(service, redis_url, tmp_path):
     made = keys(tmp_path / "fresh", "create", "me", "--scope", "read")
     assert (made.returncode, made.stdout[:3]) == (0, "cs_"), made.stderr
     listed = keys(tmp_path / "fresh", "list").stdout

@@ -1,4 +1,4 @@
-"""Requests to addresses that clients name: what is refused, and that the checked address is the one that is asked."""
+"""Requests to addresses that clients name: which are refused, and that no second lookup is made."""
 
 from __future__ import annotations
 

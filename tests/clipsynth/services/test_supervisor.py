@@ -51,9 +51,7 @@ def test_api_and_worker_have_separate_metrics_ports():
     ("error", "told"),
     [(torch.OutOfMemoryError("CUDA out of memory"), ServeError), (RuntimeError("shapes"), ModelUnusable)],
 )
-def test_a_worker_without_memory_may_be_started_again_and_one_without_a_model_not(
-    redis_url, tmp_path, error, told
-):
+def test_a_worker_restarts_without_memory_not_without_a_model(redis_url, tmp_path, error, told):
     def load(_):
         raise error
 

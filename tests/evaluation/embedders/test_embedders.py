@@ -41,11 +41,18 @@ def clap_folder(request, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("clap")
     torch.manual_seed(0)
-    text = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0}  # fmt: skip
+    text = {
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "pad_token_id": 0,
+    }
     audio = {
-        "spec_size": 64, "num_mel_bins": 16, "patch_size": 4, "patch_stride": [4, 4], "window_size": 4, "patch_embeds_hidden_size": 8,
-        "depths": [1, 1], "num_attention_heads": [2, 2], "hidden_size": 16, "enable_fusion": request.param == "fusion", "num_hidden_layers": 2,
-        "fusion_num_hidden_layers": 1,
+        "spec_size": 64, "num_mel_bins": 16, "patch_size": 4, "patch_stride": [4, 4], "window_size": 4,
+        "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2], "hidden_size": 16,
+        "enable_fusion": request.param == "fusion", "num_hidden_layers": 2, "fusion_num_hidden_layers": 1,
     }  # fmt: skip
     config = ClapConfig(text_config=text, audio_config=audio, projection_dim=12)
     ClapModel(config).save_pretrained(folder)

@@ -72,7 +72,7 @@ def answers(tmp_path):
     return RatingStore(tmp_path / "answers.sqlite")
 
 
-# ------------------------------------------------------------------------------------------------- what is heard
+# --- what is heard
 
 
 def test_all_sounds_are_played_at_one_level(items):
@@ -86,7 +86,7 @@ def _as_file(item):
     return io.BytesIO(item.wav())
 
 
-def test_no_sound_clips_and_all_are_lowered_for_the_one_that_would(folder):
+def test_all_sounds_are_lowered_so_that_none_clips(folder):
     click = np.zeros(RATE // 2)
     click[100] = 1.0
     write_sound(folder / "A-0.wav", click)
@@ -106,7 +106,7 @@ def test_pauses_do_not_count_and_silence_stays_silence(folder):
     assert min(gains[1:]) > 0
 
 
-def test_an_items_name_tells_nothing_and_the_order_is_the_raters_own(items):
+def test_item_names_are_blind_and_each_rater_has_an_own_order(items):
     assert not any(word in item.id for item in items for word in ("A", "B", "dog", "rain"))
     names = [item.id for item in items]
     assert [i.id for i in order(items, 0, "anna")] == [i.id for i in order(items[::-1], 0, "anna")]
@@ -173,10 +173,10 @@ def test_what_is_no_test_is_refused(folder, tmp_path_factory):
             make_items(read_folder(folder), seed=0)
 
 
-# ------------------------------------------------------------------------------------------------------- server
+# --- server
 
 
-def test_raters_are_known_by_address_or_cookie_and_nothing_is_said_of_systems(items, answers):
+def test_raters_have_an_address_or_cookie_and_see_no_system(items, answers):
     client = TestClient(create_app(items, answers, seed=0))
     assert client.get("/next").status_code == 401
     assert client.get("/?rater=an%20na").status_code == 422
@@ -217,7 +217,7 @@ def served(items, answers):
     thread.join()
 
 
-def test_a_whole_test_by_keyboard_in_chromium_with_a_reload_in_the_middle(served, items, answers):
+def test_a_whole_test_by_keyboard_in_chromium_with_a_reload(served, items, answers):
     planted = {"A": (4, 5, 1), "B": (2, 1, 5)}
     system = {item.id: item.system for item in items}
     with open_chromium() as browser:
@@ -227,7 +227,10 @@ def test_a_whole_test_by_keyboard_in_chromium_with_a_reload_in_the_middle(served
         complaints, held = [], []
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.goto(f"{served}/?rater=anna")
-        current = lambda: page.locator("#sound").get_attribute("src").removeprefix("items/")[:-4]  # noqa: E731
+
+        def current():
+            return page.locator("#sound").get_attribute("src").removeprefix("items/")[:-4]
+
         for n in range(4):
             page.get_by_text(f"Sound {n + 1} of 4").wait_for()
             item = current()
@@ -280,7 +283,7 @@ def test_answers_are_still_there_when_the_server_comes_back(served, items, answe
     assert again.get("/next").json()["item"]["id"] != first
 
 
-# -------------------------------------------------------------------------------------------------------- score
+# --- score
 
 
 def planted(values):
@@ -294,7 +297,7 @@ def planted(values):
     ]
 
 
-def test_planted_answers_give_their_means_and_an_interval_around_them():
+def test_planted_answers_give_their_means_and_intervals():
     rng = np.random.default_rng(0)
     table = rng.integers(1, 6, (6, 20))
     scores = score(planted({"A": table, "B": np.full((6, 20), 5)}), "quality")
@@ -313,7 +316,8 @@ def test_raters_who_differ_widen_the_interval():
 
 
 def test_alpha_has_the_published_values():
-    # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example C: 4 observers, 12 units; ordinal alpha .815
+    # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example C: 4 observers, 12 units;
+    # ordinal alpha .815.
     _ = np.nan
     reliability = np.array(
         [

@@ -89,7 +89,7 @@ def test_coverage_and_density_count_their_balls():
         inside(reference, reference, k=6)
 
 
-def test_a_system_is_suspect_when_it_comes_nearer_to_training_clips_than_recordings_do():
+def test_a_system_nearer_to_training_than_recordings_is_suspect():
     real, copies, fresh = (np.linspace(low, 1, 100) for low in (0.2, 0.0, 0.3))
     rows = [
         TableRow(name, query, "–", True, True, 100, nearest=nearest, relative=nearest)
@@ -148,7 +148,7 @@ def test_an_interval_has_the_width_that_theory_gives():
     )
 
 
-def test_the_text_gap_of_paired_figures_is_sharper_than_its_parts():
+def test_a_paired_text_gap_is_sharper_than_its_parts():
     rng = np.random.default_rng(0)
     shared = rng.standard_normal(500)
     image, text = (

@@ -1,4 +1,4 @@
-"""Is the measure itself sound? Distances must see what is spoilt, and no headline metric may like what nobody would."""
+"""Check the metrics: distances rank spoilt sounds last, and no headline metric prefers them."""
 
 import numpy as np
 import pytest

@@ -33,7 +33,7 @@ COLOURS = {"low": ("red", "maroon", "orange"), "high": ("blue", "navy", "cyan")}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Six videos, one of each class to train on, held out, and to validate; with labels, phrases and an index."""
+    """Six videos, one of each class per split; with labels, phrases and an index."""
     path = tmp_path_factory.mktemp("study")
     (path / "train").mkdir()
     rows, index = [], []
@@ -127,7 +127,8 @@ def test_the_ceiling_study_has_every_kind_of_query(setting, bundle):
     table = ceiling.ceiling(setting, bundle, 1, variants=ladder.text_variants([], [(1.0, 0.01)]))
     found = results(setting, "ceiling")
     assert list(found) == [
-        "text, raw", "text, the bundle's settings", "text, templates", "text, anchors", "text, mean shift", "text, centred", "text, bank 1, tau 0.01",
+        "text, raw", "text, the bundle's settings", "text, templates", "text, anchors",
+        "text, mean shift", "text, centred", "text, bank 1, tau 0.01",
         "image, validation, raw", "image, validation, centred", "image, dev, raw", "image, dev, centred",
     ]  # fmt: skip
     assert found["text, raw"]["queries"] == 3
@@ -153,7 +154,8 @@ def test_every_rung_changes_the_sounds(kind, setting, request):
     table = ladder.ladder(setting, place, wanted, fit_prior=prior, steps=1)
     found = results(setting, "ladder")
     assert list(found) == [
-        "raw text", "templates", "anchors", "mean shift", "centred", "sigma 1", "bank 1, tau 0.01", "prior", "trained",
+        "raw text", "templates", "anchors", "mean shift", "centred", "sigma 1", "bank 1, tau 0.01", "prior",
+        "trained",
     ]  # fmt: skip
     fads = [row["text"][FAD]["value"] for row in found.values()]
     assert len({round(f, 6) for f in fads}) == len(fads)  # no rung is without effect
@@ -303,8 +305,8 @@ def test_unknown_attributes_are_rejected_by_the_study(setting, bundle):
 
 def test_the_study_commands_write_their_tables(folder, bundle, options):
     common = [
-        "--clips", str(folder), "--queries", str(folder / "queries.json"), "--prepared", str(folder / "prepared"),
-        "--out", str(options.out), "--resamples", "10",
+        "--clips", str(folder), "--queries", str(folder / "queries.json"),
+        "--prepared", str(folder / "prepared"), "--out", str(options.out), "--resamples", "10",
     ]  # fmt: skip
     made = [*common, "--seeds", "1", "--duration", "1"]
     model = ["--model", str(bundle)]

@@ -140,7 +140,17 @@ def test_an_unreachable_service_is_named():
 def served(status="succeeded"):
     """A service that has the sound at the second look, and notes what it was asked."""
     asked, looks = [], []
-    model = {"name": "demo", "version": "v", "sample_rate": 16000, "min_duration_s": 0.5, "max_duration_s": 5, "duration_s": 4, "num_inference_steps": 12, "guidance_scale": 8, "status": "ready"}  # fmt: skip
+    model = {
+        "name": "demo",
+        "version": "v",
+        "sample_rate": 16000,
+        "min_duration_s": 0.5,
+        "max_duration_s": 5,
+        "duration_s": 4,
+        "num_inference_steps": 12,
+        "guidance_scale": 8,
+        "status": "ready",
+    }
     sound = io.BytesIO()
     soundfile.write(sound, np.full(16000, 0.25), 16000, format="WAV")
 
@@ -155,12 +165,39 @@ def served(status="succeeded"):
         else:
             looks.append(path)
         wanted = asked[-1]
-        job = {"model": "demo", "prompt": wanted.prompt, "image_key": None, "negative_prompt": None, "seed": wanted.seed, "num_inference_steps": 12, "guidance_scale": 8, "duration_s": 1, "num_outputs": 1, "output_formats": ["wav"]}  # fmt: skip
-        made = {"id": f"gen_{len(asked)}", "status": "queued", "created_at": 0, "model": "demo", "input": job, "seed": wanted.seed, "links": {}}  # fmt: skip
+        job = {
+            "model": "demo",
+            "prompt": wanted.prompt,
+            "image_key": None,
+            "negative_prompt": None,
+            "seed": wanted.seed,
+            "num_inference_steps": 12,
+            "guidance_scale": 8,
+            "duration_s": 1,
+            "num_outputs": 1,
+            "output_formats": ["wav"],
+        }
+        made = {
+            "id": f"gen_{len(asked)}",
+            "status": "queued",
+            "created_at": 0,
+            "model": "demo",
+            "input": job,
+            "seed": wanted.seed,
+            "links": {},
+        }
         if looks:
             made |= {"status": status, "finished_at": 1}
             if status == "succeeded":
-                output = {"index": 0, "url": "/", "media_type": "audio/wav", "format": "wav", "duration_s": 1, "sample_rate": 16000, "seed": wanted.seed}  # fmt: skip
+                output = {
+                    "index": 0,
+                    "url": "/",
+                    "media_type": "audio/wav",
+                    "format": "wav",
+                    "duration_s": 1,
+                    "sample_rate": 16000,
+                    "seed": wanted.seed,
+                }
                 made["outputs"] = [output]
             else:
                 made["error"] = {"code": "worker_lost", "detail": "three workers died of it"}
@@ -169,7 +206,7 @@ def served(status="succeeded"):
     return httpx.Client(base_url="http://service", transport=httpx.MockTransport(answer)), asked
 
 
-def test_a_service_is_asked_in_words_and_by_images_with_each_seed(monkeypatch):
+def test_a_service_gets_texts_and_images_with_each_seed(monkeypatch):
     monkeypatch.setattr("evaluation.systems.external.POLL_S", 0)
     http, asked = served()
     service = Service("service", http)
@@ -219,7 +256,7 @@ class Tone:
         return [0.5 * np.sin(2 * np.pi * f * t + seed) for f, seed in zip(frequencies, seeds, strict=True)]
 
 
-def test_kept_sounds_that_would_be_others_now_are_not_taken_for_new_ones(tmp_path):
+def test_outdated_cached_sounds_are_not_reused(tmp_path):
     system = Tone()
     store = SoundStore(tmp_path, system)
     samples = [Sample(DOG, seed) for seed in range(3)]

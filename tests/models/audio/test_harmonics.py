@@ -22,7 +22,7 @@ def tone(*frequencies, level=0.2):
 
 
 def strongest(waveform, count=1):
-    """Return the frequencies in Hz of the highest peaks of the middle second's spectrum, which are 1 Hz apart."""
+    """Return the frequencies in Hz of the highest peaks of the middle second's spectrum."""
     spectrum = torch.fft.rfft(waveform[0, RATE // 2 : 3 * RATE // 2] * torch.hann_window(RATE)).abs()
     inner = spectrum[1:-1]
     peaks = (inner > spectrum[:-2]) & (inner > spectrum[2:])
@@ -30,7 +30,7 @@ def strongest(waveform, count=1):
 
 
 def vocoded(target):
-    """Return a tone's waveform, made of its mel and a vocoder that knows no other frequencies than the frames'."""
+    """Return a tone's waveform from its mel and a vocoder that knows only the frames' frequencies."""
     fitted = correct_to_mel(BUZZ, MEL(target), MEL)
     return correct_to_mel(add_harmonics(fitted, MEL(target), MEL), MEL(target), MEL)
 

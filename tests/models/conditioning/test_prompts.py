@@ -198,7 +198,7 @@ def test_class_anchors_move_texts_if_enabled(tiny_pipeline):
     assert torch.equal(embedded(RED, anchor_share=1.0), pipe._embed(RED)[0])
 
 
-def test_a_text_is_brought_among_the_classes_that_training_images_show(tiny_pipeline):
+def test_a_text_moves_among_the_classes_of_training_images(tiny_pipeline):
     pipe = tiny_pipeline
     anchors = pipe.encoder.class_anchors
     encoder = ConditionEncoder(

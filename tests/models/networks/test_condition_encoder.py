@@ -72,7 +72,7 @@ def text(encoder, **settings):
     return encoder.changed(**settings).centre(torch.arange(1.0, 9.0)[None] / 10, "text")
 
 
-def test_a_text_is_centred_by_its_own_mean_or_moved_or_taken_for_an_image(encoder):
+def test_a_text_is_centred_or_moved_or_used_as_an_image(encoder):
     x, (image, own) = torch.arange(1.0, 9.0)[None] / 10, torch.eye(2, 8)
     unit = torch.nn.functional.normalize
     torch.testing.assert_close(text(encoder), unit(x - own))

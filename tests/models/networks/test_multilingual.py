@@ -25,7 +25,14 @@ def test_other_languages_lie_near_english(encoder):
     assert (others @ english.T).argmax(1).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("text", "plain"), [("🐕 in the 🌧️", "dog in the cloud with rain"), ("no_emoji here", "no_emoji here"), ("🎹", "musical keyboard")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("🐕 in the 🌧️", "dog in the cloud with rain"),
+        ("no_emoji here", "no_emoji here"),
+        ("🎹", "musical keyboard"),
+    ],
+)
 def test_emoji_are_read_by_their_names(text, plain, encoder):
     assert without_emoji(text) == plain
     assert torch.equal(encoder.encode_text([text]), encoder.encode_text([plain]))

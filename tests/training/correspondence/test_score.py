@@ -89,7 +89,7 @@ def test_a_clip_is_scored_by_networks_without_its_video(monkeypatch):
 
 
 def test_random_pairs_are_not_memorised():
-    """The epoch is chosen on videos of its own, so a network that could memorise its pairs is stopped before it does."""
+    """The epoch is chosen on other videos, so training stops before a network memorises its pairs."""
     g = torch.Generator().manual_seed(0)
     pairs = Pairs(torch.randn(160, 40, generator=g), torch.randn(160, 40, generator=g), torch.arange(160))
     options = CorrespondenceOptions(epochs=40, hidden=64, batch_size=64, noise=0.0, dropout=0.0)
@@ -170,7 +170,7 @@ def test_wav2clip_scores_only_clips_of_its_space(planted, tmp_path):
 # --------------------------------------------------------------------------------------------- swapped data
 
 
-def test_swapped_clips_have_all_of_anothers_sound_and_their_own_image(planted, exchanged):
+def test_mismatched_clips_keep_their_image_and_swap_all_sound(planted, exchanged):
     folder, sound_of = exchanged
     before, after = load_clips(planted).train, load_clips(folder).train
     places = {line["key"]: i for i, line in enumerate(before.index)}
@@ -189,7 +189,7 @@ def test_swapped_clips_have_all_of_anothers_sound_and_their_own_image(planted, e
     assert load_clips(folder).dev.index == load_clips(planted).dev.index
 
 
-def test_swapping_can_be_repeated_on_what_is_swapped_and_copies_no_shard(planted, exchanged, tmp_path):
+def test_mismatching_can_be_repeated_and_copies_no_shard(planted, exchanged, tmp_path):
     sound_of = exchange_sounds(exchanged[0], tmp_path / "again", share=0.5, seed=3)
     assert sound_of == exchange_sounds(exchanged[0], tmp_path / "same", share=0.5, seed=3)
     before, after = load_clips(exchanged[0]).train, load_clips(tmp_path / "again").train

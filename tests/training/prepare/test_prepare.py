@@ -210,7 +210,7 @@ def test_decoded_sound_and_frames_share_a_clock(videos):
 # --------------------------------------------------------------------------------- lists, prints, shards
 
 
-def test_lists_of_music_and_vggsound_choose_videos_and_name_the_missing(tmp_path):
+def test_lists_of_music_and_vggsound_choose_videos(tmp_path):
     for name in ("abc.mp4", "xyz_000030.mp4", "other.mp4"):
         (tmp_path / name).write_bytes(b"")
     music, vggsound = tmp_path / "MUSIC_solo_videos.json", tmp_path / "vggsound.csv"

@@ -98,7 +98,7 @@ def test_cached_sampling_follows_the_logits_of_the_sequence():
             transformer.sample(conditions, **arguments)
 
 
-def test_a_trained_baseline_takes_texts_and_images_and_repeats_itself_by_seed(pipeline):
+def test_a_trained_baseline_takes_texts_images_and_seeds(pipeline):
     first, second = pipeline("a red thing", duration_s=0.5, generator=[generator(1), generator(2)]).audios
     assert first.shape == (8000,)
     assert abs(first - second).max() > 1e-3

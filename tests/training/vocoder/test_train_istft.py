@@ -51,7 +51,7 @@ def test_noise_scores_better_than_its_mean_only_with_repulsion():
     assert energy_distance(target.repeat(2, 1), target, MEL, 0.0)[0].item() == pytest.approx(0, abs=1e-4)
 
 
-def test_training_brings_sounds_nearer_and_discriminators_play_late():
+def test_training_nears_the_sounds_and_discriminators_start_late():
     ours = trainer(steps=12, warmup_steps=1, adversarial_from=8, adversarial_warmup=2)
     batch = next(segments(Noises(), ours.options, 160))
     values = [ours.step(*batch) for _ in range(12)]

@@ -207,7 +207,7 @@ def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
     assert place.nothing_left()
 
 
-def test_a_job_too_large_for_the_device_fails_alone_and_is_told_why(place):
+def test_a_job_too_large_for_the_device_fails_alone(place):
     huge, good = place.post("huge"), place.post("rain")
     place.work()
     assert place.statuses(huge, good) == ["failed", "succeeded"]
@@ -241,7 +241,7 @@ def test_a_cancel_takes_one_row_out_of_the_batch(place):
     assert Job.fetch(unwanted, place.redis, JSONSerializer).get_status() == "stopped"
 
 
-def test_a_cancel_that_was_accepted_is_kept_though_the_sound_is_made(place):
+def test_an_accepted_cancel_is_kept_though_the_sound_is_made(place):
     unwanted = place.post()
     place.toy.before_step = lambda _: place.state.transition(unwanted, "processing", cancel_requested=1)
     place.work()
@@ -250,7 +250,7 @@ def test_a_cancel_that_was_accepted_is_kept_though_the_sound_is_made(place):
 
 
 @pytest.mark.parametrize("prompt", ["rain", "broken"])
-def test_a_cancel_that_was_accepted_is_kept_though_the_worker_dies_as_it_settles(place, prompt):
+def test_an_accepted_cancel_survives_a_worker_that_dies(place, prompt):
     unwanted = place.post(prompt)
     place.toy.before_step = lambda _: place.state.transition(unwanted, "processing", cancel_requested=1)
     place.worker.runner.clean_up = lambda *_, **__: None  # the transaction is all that it lived to do
@@ -278,7 +278,7 @@ def test_what_is_overdue_expires_at_the_claim_and_between_steps(place):
     assert len(place.toy.batches) < 200
 
 
-def test_a_job_that_was_taken_and_never_claimed_is_put_back_after_the_lease(place):
+def test_a_job_taken_but_not_claimed_is_requeued_after_the_lease(place):
     generation_id = place.post()
     place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key, "LEFT", "RIGHT")
     place.worker.leases.recover()
@@ -349,7 +349,7 @@ def test_a_record_that_cannot_be_read_does_not_stop_the_worker(place, record):
 
 
 def test_a_hostile_record_runs_nothing(place, tmp_path):
-    """Whoever can write to Redis cannot have code run: no function, callback or webhook of a record is looked at."""
+    """A writer to Redis cannot run code: the worker ignores a record's function and callbacks."""
     generation_id = place.post("broken")
     job = Job.fetch(generation_id, place.redis, JSONSerializer)
     job.func_name, job.instance, job.args, job.kwargs = "os.mkdir", None, (str(tmp_path / "made"),), {}
@@ -369,7 +369,7 @@ def test_a_hostile_record_runs_nothing(place, tmp_path):
 @pytest.mark.parametrize("first", [True, False], ids=["first", "claimed among others"])
 @pytest.mark.parametrize("key", ["rq:executions", "rq:job", "clipsynth:gen"])
 def test_a_key_of_another_type_fails_its_own_job_alone(place, key, first):
-    """Here somebody wrote a string where a job's hash or register belongs: those that are claimed with it run."""
+    """A string stands where a job's hash or register belongs: jobs claimed with it still run."""
     others = [] if first else [place.post("rain")]
     hostile = place.post("wind")
     others.append(place.post("hail"))
@@ -388,7 +388,7 @@ def test_a_key_of_another_type_fails_its_own_job_alone(place, key, first):
 
 
 @pytest.mark.parametrize("hostile_write", ["type", "status"])
-def test_a_public_record_that_is_spoilt_while_it_runs_does_not_keep_others(place, hostile_write):
+def test_a_record_spoilt_while_it_runs_does_not_block_others(place, hostile_write):
     hostile, good = place.post("rain", num_inference_steps=200), place.post("wind", num_inference_steps=100)
     key = f"clipsynth:gen:{hostile}"
 
@@ -408,7 +408,7 @@ def test_a_public_record_that_is_spoilt_while_it_runs_does_not_keep_others(place
     assert place.toy.batches[-1] == ["wind"]
 
 
-def test_a_job_that_cannot_be_settled_does_not_keep_others_from_it(place, caplog):
+def test_a_job_that_cannot_be_finished_does_not_block_others(place, caplog):
     """Here RQ's register of a job's executions is made something else while it runs."""
     hostile, good = place.post("rain"), place.post("wind")
 
@@ -423,7 +423,7 @@ def test_a_job_that_cannot_be_settled_does_not_keep_others_from_it(place, caplog
     assert f"job {hostile} is not finished" in caplog.text
 
 
-def test_a_stop_signal_lets_the_running_jobs_end_and_claims_no_more(place):
+def test_a_stop_signal_finishes_running_jobs_and_claims_no_more(place):
     running = place.post(num_inference_steps=50)
     waiting = []
 
