@@ -78,6 +78,12 @@ class ImageGone(ClipSynthError):
     code = "image_gone"
 
 
+class NotAcceptable(ClipSynthError):
+    """No media type that the client accepts can be made."""
+
+    code = "not_acceptable"
+
+
 class RangeNotSatisfiable(ClipSynthError):
     code = "range_not_satisfiable"
 

@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import Request, Response
 
 from app.dependencies import Services
+from app.responses.accept import best_media_type
 from app.responses.problems import problems
 from app.responses.ranges import file_response
 from clipsynth.errors import NotFound, NotReady
-from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Output, Status
+from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Status
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.storage import audio_key, file_name
 
@@ -19,22 +20,10 @@ SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "the sound", "content": SOUND},
     206: {"description": "the asked part", "content": SOUND},
     304: {"description": "the client has it"},
-    **problems("not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"),
+    **problems(
+        "not_acceptable", "not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"
+    ),
 }
-
-
-def accepted(outputs: list[Output], accept: str) -> Output | None:
-    """Return the output with the highest q in an Accept header, or None.
-
-    Of equals the first.
-    """
-    weights: dict[str, float] = {}
-    for part in accept.lower().split(","):
-        media_type, *parameters = (word.strip() for word in part.split(";"))
-        q = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
-        weights[media_type] = float(q) if q.replace(".", "", 1).isdecimal() else 0.0
-    named = [o for o in outputs if weights.get(o.media_type, 0) > 0]
-    return max(named, key=lambda o: weights[o.media_type], default=None)
 
 
 def succeeded(services: Services, generation_id: str, caller: ApiKey, *, n: int | None = None) -> Generation:
@@ -63,10 +52,11 @@ def sound(
     output_format: Format | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """Return output n in the requested format, else in one that Accept names, else in the first.
+    """Return output n in the requested format, else in the one that Accept prefers.
 
     Raises:
         NotFound: it was not made in that format.
+        NotAcceptable: it was made in no format that Accept names.
         RangeNotSatisfiable: as `file_response`.
     """
     outputs = [o for o in generation.outputs if o.index == n]
@@ -75,7 +65,9 @@ def sound(
         if not outputs:
             made = ", ".join(generation.input.output_formats)
             raise NotFound(f"the generation has no file as {output_format}, only as {made}")
-    output = accepted(outputs, request.headers.get("accept", "")) or outputs[0]
+    accept = "" if output_format else request.headers.get("accept", "")
+    media_type = best_media_type([o.media_type for o in outputs], accept)
+    output = next(o for o in outputs if o.media_type == media_type)
     data = services.storage.get(audio_key(generation.id, n, output.format))
     disposition = f'inline; filename="{file_name(generation.id, n, output.format)}"'
     response = file_response(request, data, media_type=output.media_type, disposition=disposition)

@@ -35,6 +35,7 @@ STATUS = {
     "payload_too_large": 413,
     "receive_timeout": 408,
     "image_too_large": 413,
+    "not_acceptable": 406,
     "not_found": 404,
     "gone": 410,
     "not_ready": 409,

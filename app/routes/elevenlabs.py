@@ -124,7 +124,9 @@ async def sound_generation(
         failed = generation.status in (Status.FAILED, Status.CANCELED)
         raise (GenerationFailed if failed else NotInTime)(f"generation {generation.id}: {why}")
     headers = {"Generation-Id": generation.id, "Cache-Control": "no-store"}
-    return await run_in_threadpool(sound, services, generation, 0, request, headers=headers)
+    return await run_in_threadpool(
+        sound, services, generation, 0, request, output_format=file_format, headers=headers
+    )
 
 
 def _accept(

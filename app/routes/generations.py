@@ -7,7 +7,7 @@ import contextlib
 import math
 import re
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -17,14 +17,17 @@ from app.dependencies import Maker, Reader, ServicesDep
 from app.requests.body import read_body, request_body
 from app.requests.images import image_slot
 from app.requests.submit import accept
-from app.responses.audio import SOUND, SOUND_RESPONSES, accepted, sound, succeeded
+from app.responses.accept import best_media_type
+from app.responses.audio import SOUND, SOUND_RESPONSES, sound, succeeded
 from app.responses.problems import problems
 from clipsynth.errors import InvalidRequest, StorageUnavailable
 from clipsynth.jobs.queue import withdraw
-from clipsynth.schemas.generation import Format, Generation, Page, Status
+from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Page, Status
+from clipsynth.schemas.request import GenerationRequest
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 MAX_WAIT_S = 60
+JSON = "application/json"
 KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 FormatQuery = Annotated[Format | None, Query(alias="format")]
 EVENT = {
@@ -64,6 +67,7 @@ PreferHeader = Annotated[
             "receive_timeout",
             "image_too_large",
             "unsupported_media",
+            "not_acceptable",
             "deadline_unreachable",
             "gone",
             "not_ready",
@@ -85,9 +89,12 @@ async def create(
     """Create a generation from JSON, or from a form with the same field names and images as files.
 
     A repeated request with the same `Idempotency-Key` returns the same generation. With `Prefer: wait=10` the
-    response waits up to 10 s for the end and is then 200; with `Accept: audio/wav` it is the sound.
+    response waits up to 10 s for the end and is then 200; with `Accept: audio/wav` it is the sound. Without
+    `output_formats`, the sound is made in the format that `Accept` prefers.
     """
     wanted, files = await read_body(request)
+    accept_header = request.headers.get("accept", "")
+    wanted = _in_accepted_format(wanted, accept_header)
     began = time.monotonic()
     slot = image_slot(services, wanted) if wanted.has_images else contextlib.nullcontext()
     async with slot:
@@ -104,10 +111,26 @@ async def create(
             headers["Preference-Applied"] = f"wait={wait_s}"
             del headers["Retry-After"]
             response.status_code = 200
-            if accepted(generation.outputs, request.headers.get("accept", "")):
+            made = [JSON, *(output.media_type for output in generation.outputs)]
+            if generation.outputs and best_media_type(made, accept_header) != JSON:
                 return await run_in_threadpool(sound, services, generation, 0, request, headers=headers)
     response.headers.update(headers)
     return generation
+
+
+def _in_accepted_format(wanted: GenerationRequest, accept_header: str) -> GenerationRequest:
+    """Return the request with the format that Accept prefers, if the request names none.
+
+    Raises:
+        NotAcceptable: Accept allows neither JSON nor a format of the sound.
+    """
+    is_open = "output_formats" not in wanted.model_fields_set
+    formats = get_args(Format) if is_open else wanted.output_formats
+    media_type = best_media_type([JSON, *(MEDIA_TYPES[f] for f in formats)], accept_header)
+    if not is_open or media_type == JSON:
+        return wanted
+    preferred = next(f for f in formats if MEDIA_TYPES[f] == media_type)
+    return wanted.model_copy(update={"output_formats": [preferred]})
 
 
 def _wait_s(prefer: str) -> int:
@@ -237,7 +260,7 @@ def audio(
 ) -> Response:
     """Return output n, or the part that a Range header requests.
 
-    The format is `format`, else one in Accept, else the first requested one.
+    The format is `format`, else the one that Accept prefers, of equals the first requested one.
     """
     generation = succeeded(services, generation_id, caller, n=n)
     return sound(services, generation, n, request, output_format=output_format)

@@ -53,8 +53,9 @@ def test_prefer_wait_returns_the_finished_generation(working):
     assert response.headers["preference-applied"] == "wait=10"
 
 
-def test_prefer_wait_and_accept_return_the_sound(working):
-    response = working.post(prefer="wait=10", accept="audio/wav")
+@pytest.mark.parametrize("accept", ["audio/wav", "audio/*", "*/*;q=0.1, audio/*", "audio/x-wav"])
+def test_prefer_wait_and_accept_return_the_sound(working, accept):
+    response = working.post(prefer="wait=10", accept=accept)
     assert (response.status_code, response.content) == (200, SOUND)
     assert response.headers["content-type"] == "audio/wav"
     assert working.client.get(response.headers["location"]).json()["status"] == "succeeded"
