@@ -2,6 +2,7 @@
 
 clips.py             Read clips from shards.
 batches.py           Draw and make batches.
+density.py           Weights against the density of images.
 waveforms.py         Waveforms on a device, and mels made from them.
 attribute_labels.py  Labels of attributes and correspondence.
 augment_mel.py       Vary clips on their log-mels.

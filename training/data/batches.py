@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -25,6 +26,7 @@ from training.data.attribute_labels import (
 )
 from training.data.augment_mel import MelVariants
 from training.data.clips import Clips, random_start
+from training.data.density import clip_densities
 from training.data.waveforms import ClipWaveforms, WaveformSources
 from training.loop import check_rows
 from training.recipe import Recipe
@@ -151,7 +153,7 @@ class Batches(Dataset[Draw]):
         self.offsets = LabelOffsets(
             clips, conditioning_scalars(recipe, clips) if scalars is None else scalars
         )
-        self.weights = self._correspondence_weights() if d.correspondence_weighting else None
+        self.cumulative = self._cumulative_weights()
         if d.condition != "image":
             bare = [line["video"] for line in clips.index if "captions" not in line["arrays"]]
             if bare:
@@ -159,6 +161,15 @@ class Batches(Dataset[Draw]):
                     f"condition {d.condition!r} needs captions, {len(bare)} clips have none, e.g. {bare[0]}; "
                     "prepare with --captions"
                 )
+
+    def _cumulative_weights(self) -> torch.Tensor | None:
+        """Return the cumulative weights (N,) of the clips; None if all weigh the same."""
+        d, weights = self.recipe.denoiser, torch.ones(len(self.clips), dtype=torch.float64)
+        if d.correspondence_weighting:
+            weights *= self._correspondence_weights()
+        if d.density_balance:
+            weights /= clip_densities(self.clips, Path(self.recipe.run)).double() ** d.density_balance
+        return weights.cumsum(0) if d.correspondence_weighting or d.density_balance else None
 
     def _correspondence_weights(self) -> torch.Tensor:
         """Return the sampling probability (N,) of each clip by its correspondence.
@@ -174,9 +185,11 @@ class Batches(Dataset[Draw]):
 
     def clip_numbers(self, n: int) -> list[int]:
         """Return the clips of micro-batch n of all processes: shuffled epochs, or drawn by weights."""
-        if self.weights is not None:
+        if self.cumulative is not None:
             g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
-            return self.weights.multinomial(self.size, replacement=True, generator=g).tolist()
+            at = torch.rand(self.size, dtype=torch.float64, generator=g) * self.cumulative[-1]
+            drawn = torch.searchsorted(self.cumulative, at, right=True)
+            return drawn.clamp(max=len(self.clips) - 1).tolist()
         chosen: list[int] = []
         epoch, offset = divmod(n * self.size, len(self.clips))
         while len(chosen) < self.size:

@@ -151,15 +151,17 @@ def _fit(
                 part.transformer.compile(dynamic=True)
     wrapped = accelerator.prepare_model(objective.loss)
     bank = load_bank(Path(recipe.clips), clips) if d.condition == "image" and d.pseudo_text else None
-    batches = Batches(
-        clips.train,
-        recipe,
-        bank,
-        scalars=model.condition_encoder.config.scalars,
-        keep=recipe.in_memory,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+    # The first process computes what all read.
+    with accelerator.main_process_first():
+        batches = Batches(
+            clips.train,
+            recipe,
+            bank,
+            scalars=model.condition_encoder.config.scalars,
+            keep=recipe.in_memory,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
     validation = objective.validation() if accelerator.is_main_process else []
     make = BatchMaker(batches, accelerator.device)
     recorded = None
