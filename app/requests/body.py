@@ -6,15 +6,21 @@ Routes read the body themselves, because FastAPI would read it before it checks 
 from __future__ import annotations
 
 import json
+import re
+import secrets
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
-from app.requests.images import PART
-from clipsynth.errors import InvalidBody, InvalidRequest, UnsupportedMedia
+from app.requests.images import PART, EncodedImage
+from app.responses.problems import refusal
+from clipsynth.errors import InvalidBody, InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from clipsynth.schemas.prompts import MAX_IMAGES
 from clipsynth.schemas.request import GenerationRequest
 
@@ -22,6 +28,13 @@ from clipsynth.schemas.request import GenerationRequest
 LISTS = frozenset({"output_formats", "webhook_events"})
 # Fields that a form has as JSON text.
 JSON_FIELDS = frozenset({"prompts", "attributes", "metadata"})
+# Bytes of a JSON body without its images, and of one field of a form.
+MAX_TEXT_BYTES = 262_144
+# Objects and their names in a body, and errors that an answer reports.
+MAX_NAMES, MAX_ERRORS = 1000, 20
+# An image in base64 of at least this length is cut out of a JSON body before it is parsed.
+MIN_CUT = 1024
+_IMAGE = re.compile(rb'"image"\s*:\s*"')
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -56,13 +69,21 @@ def request_body() -> dict[str, Any]:
 
 
 async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, bytes]]:
-    """Return the request and the uploaded files, by field name."""
+    """Return the request and its images, by name."""
     content_type = _content_type(request)
     if content_type == "application/json":
-        return validate(GenerationRequest, _parse_object(await request.body()), strict=True), {}
+        return await run_in_threadpool(_read_json, await _receive(request.stream(), images=True))
     if content_type == "multipart/form-data":
-        async with request.form(max_files=MAX_IMAGES, max_fields=32) as form:
+        try:
+            form = await request.form(max_files=MAX_IMAGES, max_fields=32, max_part_size=MAX_TEXT_BYTES)
+        except HTTPException as error:
+            if "maximum size" in error.detail:
+                raise PayloadTooLarge(f"a field of the form is larger than {MAX_TEXT_BYTES} bytes") from None
+            raise
+        try:
             return await _read_form(form)
+        finally:
+            await form.close()
     raise UnsupportedMedia(f"send application/json or multipart/form-data, not {content_type or 'nothing'}")
 
 
@@ -70,7 +91,51 @@ async def read_json(request: Request, model: type[Body]) -> Body:
     """Return the JSON body, validated."""
     if (content_type := _content_type(request)) != "application/json":
         raise UnsupportedMedia(f"send application/json, not {content_type or 'nothing'}")
-    return validate(model, _parse_object(await request.body()), strict=True)
+    data = await _receive(request.stream(), images=False)
+    return await run_in_threadpool(lambda: validate(model, _parse_object(data), strict=True))
+
+
+async def _receive(chunks: AsyncIterator[bytes], *, images: bool) -> bytes:
+    """Return the body. Refuse one without images after `MAX_TEXT_BYTES`, without waiting for the rest."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_TEXT_BYTES and not (images and b'"image"' in body[:MAX_TEXT_BYTES]):
+            raise refusal(_too_large())
+    return bytes(body)
+
+
+def _too_large() -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body without its images is larger than {MAX_TEXT_BYTES} bytes")
+
+
+def _read_json(data: bytes) -> tuple[GenerationRequest, dict[str, bytes]]:
+    rest, images = cut_images(data)
+    if len(rest) > MAX_TEXT_BYTES:
+        raise _too_large()
+    return validate(GenerationRequest, _parse_object(rest), strict=True), images
+
+
+def cut_images(data: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """Replace long images in a JSON text by references to parts; return the rest, and the images by name.
+
+    Parsing then costs the same with and without images. A string with a quotation mark is no image.
+    """
+    prefix, done, at = secrets.token_hex(8), 0, 0
+    images: dict[str, bytes] = {}
+    rest: list[bytes] = []
+    for _ in range(MAX_NAMES):
+        if len(images) == MAX_IMAGES or (at := data.find(b'"image"', at)) < 0:
+            break
+        match = _IMAGE.match(data, at)
+        start = at = match.end() if match else at + 1
+        end = data.find(b'"', start)
+        if match and end - start >= MIN_CUT and data[end - 1] != ord("\\"):
+            name = f"{prefix}-{len(images)}"
+            images[name] = EncodedImage(data[start:end])
+            rest += [data[done:start], f"{PART}{name}".encode()]
+            done = at = end
+    return b"".join([*rest, data[done:]]), images
 
 
 def _content_type(request: Request) -> str:
@@ -81,7 +146,8 @@ def validate(model: type[Body], fields: dict[str, Any], *, strict: bool) -> Body
     try:
         return model.model_validate(fields, strict=strict)
     except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError(errors[:MAX_ERRORS]) from None
 
 
 def _parse_object(data: bytes) -> dict[str, Any]:
@@ -92,20 +158,25 @@ def _parse_object(data: bytes) -> dict[str, Any]:
 
 
 def _parse_json(data: str | bytes, what: str) -> Any:
+    names = 0
+
+    def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal names
+        names += 1 + len(pairs)  # an empty object counts too
+        if names > MAX_NAMES:
+            raise ValueError(f"it has more than {MAX_NAMES} names and objects")
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice in an object")
+        return found
+
     try:
-        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=read_object)
     except (ValueError, RecursionError) as error:
         raise InvalidBody(f"{what} is not valid JSON: {error}") from None
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("a name occurs twice in an object")
-    return dict(pairs)
 
 
 async def _read_form(form: FormData) -> tuple[GenerationRequest, dict[str, bytes]]:

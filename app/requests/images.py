@@ -41,7 +41,20 @@ MAX_DECODING = 2
 # Requests at a time whose images are fetched; each occupies a thread.
 MAX_FETCHES = 8
 FETCH_RETRY_S = 10.0
+# Escapes that JSON writers use in base64; line breaks are not part of it.
+_ESCAPES = {rb"\/": b"/", rb"\n": b"\n", rb"\r": b"\r", rb"\u002B": b"+", rb"\u002b": b"+", rb"\u003D": b"="}
 _DECODING = threading.BoundedSemaphore(MAX_DECODING)
+
+
+class EncodedImage(bytes):
+    """Text of an image as it stands in a JSON body: base64, with JSON's escapes."""
+
+    def text(self) -> str:
+        """Return the text without escapes; those of other characters are left, and are not base64."""
+        data: bytes = self
+        for escape, character in _ESCAPES.items():
+            data = data.replace(escape, character)
+        return data.decode("latin-1")
 
 
 @dataclass(frozen=True)
@@ -104,10 +117,15 @@ def read_images(
             if name not in files:
                 raise InvalidRequest(f"{field}: the form has no file {name!r}")
             left.discard(name)
-            images.append(RequestImage(n, field, files[name]))
+            data = files[name]
+            if isinstance(data, EncodedImage):
+                data = _decode(field, data.text())
+            images.append(RequestImage(n, field, data))
         else:
             images.append(RequestImage(n, field, _decode(field, image)))
     if left:
+        if isinstance(files[min(left)], EncodedImage):
+            raise InvalidRequest("a field `image` stands where the request has none")
         raise InvalidRequest(f"/prompts: no item names the file {min(left)!r}")
     return images
 

@@ -18,6 +18,8 @@ from starlette.routing import Match
 from clipsynth.errors import ClipSynthError
 
 logger = logging.getLogger(__name__)
+# Characters of a detail or pointer, which may repeat a part of the request.
+MAX_DETAIL, MAX_POINTER = 2000, 200
 
 STATUS = {
     "invalid_body": 400,
@@ -105,7 +107,7 @@ def problem(
         "title": code.replace("_", " "),
         "status": status,
         "code": code,
-        "detail": _encodable(detail),
+        "detail": _encodable(detail[:MAX_DETAIL]),
     }
     if errors:
         body["errors"] = errors
@@ -125,7 +127,10 @@ def _encodable(text: str) -> str:
 def validation_problem(error: RequestValidationError) -> JSONResponse:
     """Return a 422 that names each field."""
     errors = [
-        {"pointer": _encodable("/" + "/".join(map(str, e["loc"]))), "detail": _encodable(str(e["msg"]))}
+        {
+            "pointer": _encodable("/" + "/".join(str(part)[:MAX_POINTER] for part in e["loc"])),
+            "detail": _encodable(str(e["msg"])[:MAX_POINTER]),
+        }
         for e in error.errors()
     ]
     detail = "; ".join(f"{e['pointer']}: {e['detail']}" for e in errors)
@@ -158,7 +163,8 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
         count(error.code)
         text = str(error)
         pointer, colon, detail = text.partition(": ")
-        errors = [{"pointer": pointer, "detail": detail}] if colon and pointer.startswith("/") else None
+        is_pointer = colon and pointer.startswith("/") and len(text) <= MAX_DETAIL
+        errors = [{"pointer": pointer, "detail": detail}] if is_pointer else None
         return problem(STATUS[error.code], error.code, text, errors, retry_after_s=error.retry_after_s)
 
     @app.exception_handler(RequestValidationError)
