@@ -6,14 +6,18 @@ Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
 from models.audio.mel import MelSpectrogram
+from models.networks.condition_encoder import ConditionEncoder
+from models.networks.denoiser import Denoiser
 from models.pipeline import ClipSynthPipeline
-from training.data.clips import load_clips
+from training.data.clips import ClipSet, load_clips
+from training.denoiser.adapt import adapt_to_encoder
 from training.denoiser.guidance_distillation import distil
 from training.denoiser.train import train_denoiser
 from training.export import export
@@ -70,8 +74,7 @@ def train(
         return train_vocoder(recipe, clips, mel, accelerator, start.vocoder if start else None, generated)
 
     def denoiser(recipe: Recipe):
-        parts = (start.condition_encoder, start.denoiser) if start else None
-        return train_denoiser(recipe, clips, accelerator, parts)
+        return train_denoiser(recipe, clips, accelerator, _parts(start, recipe, clips) if start else None)
 
     def network(recipe: Recipe, *, begin: bool = False):
         """Return the denoiser's parts, distilled if that stage has a state or shall `begin`."""
@@ -106,6 +109,16 @@ def train(
         export(recipe, clips, parts, folder, attribution=attribution, results=results)
     accelerator.wait_for_everyone()
     return folder
+
+
+def _parts(start: ClipSynthPipeline, recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
+    """Return the bundle's parts, adapted if the clips were prepared with another encoder."""
+    parts = start.condition_encoder, start.denoiser
+    saved = json.loads((Path(recipe.clips) / "encoder" / "config.json").read_text())
+    own = {name: value for name, value in start.encoder.config.items() if not name.startswith("_")}
+    if all(saved.get(name) == value for name, value in own.items()):
+        return parts
+    return adapt_to_encoder(*parts, start.index, clips)
 
 
 def _require(recipe: Recipe, *stages: str) -> None:
