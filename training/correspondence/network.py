@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 NUM_CEPSTRA = 20
+VIDEOS_PER_FOLD, MIN_FOLDS = 4, 3
 MODULATION_GROUPS = 16  # groups of neighbouring mel bands
 MODULATION_EDGES_HZ = (0.1, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
 
@@ -25,7 +26,7 @@ MODULATION_EDGES_HZ = (0.1, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
 class CorrespondenceOptions:
     """Sizes and training of the networks; `noise` in standard deviations of a feature."""
 
-    folds: int = 5
+    folds: int = 5  # fewer if a fold would have under `VIDEOS_PER_FOLD` videos
     repeats: int = 2  # cross-fits with different folds and weights; the score is their mean
     hidden: int = 256
     dim: int = 64
@@ -103,9 +104,12 @@ def train_network(
 ) -> tuple[CorrespondenceNetwork, float]:
     """Train on nine tenths of the videos; return the network of the best epoch on the rest, and its loss.
 
+    The rest has at least three videos, because one alone has no wrong pair.
+
     The loss is InfoNCE less its value at chance: 0 means that nothing was learned, negative is better.
     """
-    in_validation = _fold_of(pairs.videos, 10, generator) == 0
+    parts = min(10, len(pairs.videos.unique()) // 3)
+    in_validation = _fold_of(pairs.videos, parts, generator) == 0
     train, validation = (pairs.at(rows.nonzero()[:, 0]) for rows in (~in_validation, in_validation))
     validation = validation.at(torch.arange(min(len(validation), 1024)))
     network = CorrespondenceNetwork(pairs.sounds.shape[1], pairs.images.shape[1], options)
@@ -147,20 +151,21 @@ def cross_fit(
     standardised, because the scales of two networks differ.
 
     Raises:
-        ValueError: fewer than four videos per fold.
+        ValueError: too few videos for `MIN_FOLDS` folds.
     """
-    num_videos = len(pairs.videos.unique())
-    if num_videos < 4 * options.folds:
+    num_videos, least = len(pairs.videos.unique()), VIDEOS_PER_FOLD * MIN_FOLDS
+    if num_videos < least:
         raise ValueError(
-            f"correspondence needs at least {4 * options.folds} videos to learn from, here are {num_videos}; "
-            "use Wav2CLIP instead"
+            f"correspondence needs at least {least} training videos, here are {num_videos}; "
+            "prepare about 20 videos or more, or use --wav2clip"
         )
+    folds_each = min(options.folds, num_videos // VIDEOS_PER_FOLD)
     own, other, losses = torch.zeros(len(pairs)), torch.zeros(len(others)), []
-    networks = options.folds * options.repeats
+    networks = folds_each * options.repeats
     for repeat in range(options.repeats):
         generator = torch.Generator().manual_seed(options.seed * 1009 + repeat)
-        folds = _fold_of(pairs.videos, options.folds, generator)
-        for fold in range(options.folds):
+        folds = _fold_of(pairs.videos, folds_each, generator)
+        for fold in range(folds_each):
             inside, outside = (folds == fold).nonzero()[:, 0], (folds != fold).nonzero()[:, 0]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

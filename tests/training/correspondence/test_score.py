@@ -90,6 +90,7 @@ def test_a_clip_is_scored_by_networks_without_its_video(monkeypatch):
 
 def test_random_pairs_are_not_memorised():
     """The epoch is chosen on other videos, so training stops before a network memorises its pairs."""
+    torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
     pairs = Pairs(torch.randn(160, 40, generator=g), torch.randn(160, 40, generator=g), torch.arange(160))
     options = CorrespondenceOptions(epochs=40, hidden=64, batch_size=64, noise=0.0, dropout=0.0)
@@ -109,10 +110,20 @@ def test_scores_are_repeatable_and_keep_the_random_state(planted):
     torch.testing.assert_close(cross_fit(train, dev, FAST)[0], first[0], rtol=0, atol=0)
 
 
-def test_too_few_videos_are_rejected():
-    pairs = Pairs(torch.randn(40, 4), torch.randn(40, 4), torch.arange(40) % 15)
-    with pytest.raises(ValueError, match="at least 16 videos to learn from, here are 15"):
-        cross_fit(pairs, pairs, FAST)
+def test_twenty_videos_are_enough(tmp_path):
+    folder = write_planted(tmp_path / "clips", clips=17, dev=3)
+    record = json.loads(write_correspondence(folder).read_text())
+    assert len(record["clips"]) == 20
+    assert all(np.isfinite(row).all() for row in record["clips"].values())
+    quantiles = [row[1] for row in record["clips"].values()]
+    assert min(quantiles) < 0.1 < 0.9 < max(quantiles)
+
+
+def test_too_few_videos_are_rejected_in_one_line(tmp_path):
+    folder = write_planted(tmp_path / "clips", clips=11, dev=3)
+    with pytest.raises(ValueError, match="at least 12 training videos, here are 11; prepare") as refused:
+        write_correspondence(folder)
+    assert "\n" not in str(refused.value)
 
 
 def test_sound_features_are_finite_and_time_invariant():
