@@ -30,6 +30,11 @@ def image_key(generation_id: str, n: int = 0) -> str:
     return f"{generation_id}/in/{n}.png"
 
 
+def is_image_key(key: str) -> bool:
+    """Return whether a key from outside is one of `image_key`."""
+    return "/in/" in key and _KEY.fullmatch(key) is not None
+
+
 def audio_key(generation_id: str, n: int, output_format: str) -> str:
     """Return the key of output n."""
     return f"{generation_id}/{n}.{output_format}"

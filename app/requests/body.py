@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from app.requests.images import PART, EncodedImage
+from app.requests.images import PART, ReadImage, decode_base64
 from app.responses.problems import refusal
 from clipsynth.errors import InvalidBody, InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from clipsynth.schemas.prompts import MAX_IMAGES
@@ -34,6 +35,8 @@ MAX_TEXT_BYTES = 262_144
 MAX_NAMES, MAX_ERRORS = 1000, 20
 # An image in base64 of at least this length is cut out of a JSON body before it is parsed.
 MIN_CUT = 1024
+# Escapes that JSON writers use in base64; line breaks are not part of it.
+_ESCAPES = {rb"\/": b"/", rb"\n": b"\n", rb"\r": b"\r", rb"\u002B": b"+", rb"\u002b": b"+", rb"\u003D": b"="}
 _IMAGE = re.compile(rb'"image"\s*:\s*"')
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -68,7 +71,7 @@ def request_body() -> dict[str, Any]:
     return body
 
 
-async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, bytes]]:
+async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, ReadImage]]:
     """Return the request and its images, by name."""
     content_type = _content_type(request)
     if content_type == "application/json":
@@ -109,20 +112,20 @@ def _too_large() -> PayloadTooLarge:
     return PayloadTooLarge(f"the body without its images is larger than {MAX_TEXT_BYTES} bytes")
 
 
-def _read_json(data: bytes) -> tuple[GenerationRequest, dict[str, bytes]]:
+def _read_json(data: bytes) -> tuple[GenerationRequest, dict[str, ReadImage]]:
     rest, images = cut_images(data)
     if len(rest) > MAX_TEXT_BYTES:
         raise _too_large()
     return validate(GenerationRequest, _parse_object(rest), strict=True), images
 
 
-def cut_images(data: bytes) -> tuple[bytes, dict[str, bytes]]:
+def cut_images(data: bytes) -> tuple[bytes, dict[str, ReadImage]]:
     """Replace long images in a JSON text by references to parts; return the rest, and the images by name.
 
     Parsing then costs the same with and without images. A string with a quotation mark is no image.
     """
     prefix, done, at = secrets.token_hex(8), 0, 0
-    images: dict[str, bytes] = {}
+    images: dict[str, ReadImage] = {}
     rest: list[bytes] = []
     for _ in range(MAX_NAMES):
         if len(images) == MAX_IMAGES or (at := data.find(b'"image"', at)) < 0:
@@ -132,10 +135,17 @@ def cut_images(data: bytes) -> tuple[bytes, dict[str, bytes]]:
         end = data.find(b'"', start)
         if match and end - start >= MIN_CUT and data[end - 1] != ord("\\"):
             name = f"{prefix}-{len(images)}"
-            images[name] = EncodedImage(data[start:end])
+            images[name] = partial(_read_escaped, data, start, end)
             rest += [data[done:start], f"{PART}{name}".encode()]
             done = at = end
     return b"".join([*rest, data[done:]]), images
+
+
+def _read_escaped(data: bytes, start: int, end: int) -> bytes:
+    text = data[start:end]
+    for escape, character in _ESCAPES.items():
+        text = text.replace(escape, character)
+    return decode_base64(text.decode("latin-1"))
 
 
 def _content_type(request: Request) -> str:
@@ -179,15 +189,15 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-async def _read_form(form: FormData) -> tuple[GenerationRequest, dict[str, bytes]]:
+async def _read_form(form: FormData) -> tuple[GenerationRequest, dict[str, ReadImage]]:
     """Read a form. Without `prompts`, its only file is the image, whatever its name."""
     fields: dict[str, Any] = {}
-    files: dict[str, bytes] = {}
+    files: dict[str, ReadImage] = {}
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name in files:
                 raise InvalidBody(f"/{name}: two files have this name")
-            files[name] = await value.read()
+            files[name] = partial(bytes, await value.read())
         elif name in LISTS:
             fields.setdefault(name, []).append(value)
         elif name in fields:

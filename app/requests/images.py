@@ -9,9 +9,10 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -41,56 +42,62 @@ MAX_DECODING = 2
 # Requests at a time whose images are fetched; each occupies a thread.
 MAX_FETCHES = 8
 FETCH_RETRY_S = 10.0
-# Escapes that JSON writers use in base64; line breaks are not part of it.
-_ESCAPES = {rb"\/": b"/", rb"\n": b"\n", rb"\r": b"\r", rb"\u002B": b"+", rb"\u002b": b"+", rb"\u003D": b"="}
 _DECODING = threading.BoundedSemaphore(MAX_DECODING)
 
 
-class EncodedImage(bytes):
-    """Text of an image as it stands in a JSON body: base64, with JSON's escapes."""
-
-    def text(self) -> str:
-        """Return the text without escapes; those of other characters are left, and are not base64."""
-        data: bytes = self
-        for escape, character in _ESCAPES.items():
-            data = data.replace(escape, character)
-        return data.decode("latin-1")
+ReadImage = Callable[[], bytes]
 
 
 @dataclass(frozen=True)
 class RequestImage:
-    """One image of a request: of item `n` of prompts, or 0 without prompts. `data` is None until fetched."""
+    """One image of a request: of item `n` of prompts, or 0 without prompts.
+
+    `read` returns its bytes; with a `url` it fetches them, which takes up to `FETCH_S`.
+    """
 
     n: int
     pointer: str
-    data: bytes | None
+    read: ReadImage
     url: str | None = None
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.pointer} {hashlib.sha256(self.data or b'').hexdigest()}"
+        data = b"" if self.url else self._read()
+        return f"{self.pointer} {hashlib.sha256(data).hexdigest()}"
 
     def normalised(self, settings: Settings) -> bytes:
-        """Return the PNG to store. Fetches an image of a URL, which takes up to `FETCH_S`.
+        """Return the PNG to store.
 
         Raises:
-            InvalidRequest, ImageNotFetched, UnsupportedMedia, ImageTooLarge, ImageUndecodable: each names
-                the field.
+            InvalidRequest, ImageGone, ImageNotFetched, UnsupportedMedia, ImageTooLarge, ImageUndecodable:
+                each names the field.
         """
-        try:
-            data = _fetch(self.url or "", settings) if self.data is None else self.data
+        data = self._read()
+        with self._named():
             return normalise_image(data, settings)
+
+    def _read(self) -> bytes:
+        with self._named():
+            return self.read()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except ClipSynthError as error:
             raise type(error)(f"{self.pointer}: {error}") from None
 
 
 @asynccontextmanager
 async def image_slot(services: Services, wanted: GenerationRequest) -> AsyncIterator[None]:
-    """Hold a slot for a request with images: decoding takes memory, fetching a thread.
+    """Hold a slot if the request has images: decoding takes memory, fetching a thread.
 
     Raises:
         RateLimited: all slots for requests whose images are fetched are taken.
     """
+    if not wanted.has_images:
+        yield
+        return
     if wanted.has_urls and services.fetches.locked():
         raise RateLimited("too many images are being fetched", retry_after_s=FETCH_RETRY_S)
     async with services.fetches if wanted.has_urls else services.decoding:
@@ -98,9 +105,9 @@ async def image_slot(services: Services, wanted: GenerationRequest) -> AsyncIter
 
 
 def read_images(
-    wanted: GenerationRequest, files: Mapping[str, bytes], settings: Settings
+    wanted: GenerationRequest, files: Mapping[str, ReadImage], settings: Settings
 ) -> list[RequestImage]:
-    """Find the images of a request, without decoding them.
+    """Find the images of a request, without reading them.
 
     Raises:
         InvalidRequest: an image is missing or may not be fetched, or no field names a file.
@@ -110,22 +117,17 @@ def read_images(
     for n, field, image, url in _fields(wanted):
         if image is None:
             _check(field, url or "", settings)
-            images.append(RequestImage(n, field, None, url))
+            images.append(RequestImage(n, field, partial(_fetch, url or "", settings), url))
             continue
+        read: ReadImage = partial(decode_base64, image)
         if image.startswith(PART):
             name = image.removeprefix(PART)
             if name not in files:
                 raise InvalidRequest(f"{field}: the form has no file {name!r}")
             left.discard(name)
-            data = files[name]
-            if isinstance(data, EncodedImage):
-                data = _decode(field, data.text())
-            images.append(RequestImage(n, field, data))
-        else:
-            images.append(RequestImage(n, field, _decode(field, image)))
+            read = files[name]
+        images.append(RequestImage(n, field, read))
     if left:
-        if isinstance(files[min(left)], EncodedImage):
-            raise InvalidRequest("a field `image` stands where the request has none")
         raise InvalidRequest(f"/prompts: no item names the file {min(left)!r}")
     return images
 
@@ -139,15 +141,20 @@ def _fields(wanted: GenerationRequest) -> Iterator[tuple[int, str, str | None, s
             yield n, f"{parent}/image" if image is not None else f"{parent}/image_url", image, url
 
 
-def _decode(field: str, text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
+    """Return the bytes of base64 or a data URL.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
     if text.startswith("data:"):
         head, _, text = text.partition(",")
         if not head.endswith(";base64"):
-            raise InvalidRequest(f"{field}: a data URL must be `data:image/…;base64,…`")
+            raise InvalidRequest("a data URL must be `data:image/…;base64,…`")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidRequest(f"{field}: not base64") from None
+        raise InvalidRequest("not base64") from None
 
 
 def _check(field: str, url: str, settings: Settings) -> None:

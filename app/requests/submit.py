@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from redis.exceptions import RedisError
 
 from app.dependencies import Services
-from app.requests.images import RequestImage, read_images
+from app.requests.images import ReadImage, RequestImage, read_images
 from clipsynth.admission import Reservation, release_reservation, reserve
 from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady
 from clipsynth.jobs import idempotency
@@ -36,7 +36,7 @@ def accept(
     services: Services,
     caller: ApiKey,
     wanted: GenerationRequest,
-    files: Mapping[str, bytes],
+    files: Mapping[str, ReadImage],
     idempotency_key: str | None,
 ) -> tuple[Generation, bool]:
     """Resolve a request, reserve a place, store its images, and submit its job.

@@ -96,8 +96,7 @@ async def create(
     accept_header = request.headers.get("accept", "")
     wanted = _in_accepted_format(wanted, accept_header)
     began = time.monotonic()
-    slot = image_slot(services, wanted) if wanted.has_images else contextlib.nullcontext()
-    async with slot:
+    async with image_slot(services, wanted):
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
         generation, replayed = await accepting
     location = f"/v1/generations/{generation.id}"

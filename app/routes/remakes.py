@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -10,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.dependencies import Maker, Reader, Services, ServicesDep
 from app.requests.body import json_body, read_json, validate
-from app.requests.images import PART
+from app.requests.images import PART, ReadImage, image_slot
 from app.requests.submit import accept
 from app.responses.audio import succeeded
 from app.responses.problems import problems
 from clipsynth.errors import ImageGone, InvalidRequest, NotFound, RecipeMismatch
 from clipsynth.schemas.generation import Generation, ReplayToken
-from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.prompts import MAX_PROMPTS, StoredPrompt
 from clipsynth.schemas.request import GenerationRequest
-from clipsynth.security.api_keys import ApiKey
+from clipsynth.storage import is_image_key
 
 router = APIRouter(tags=["generations"])
 KEPT = {
@@ -105,34 +106,39 @@ async def replay(request: Request, response: Response, services: ServicesDep, ca
     On the same device it is equal byte for byte if it runs alone, and within 2e-3 of full scale in a batch.
     """
     body = await read_json(request, ReplayRequest)
-    generation = await run_in_threadpool(_replay, services, caller, body.recipe)
+    wanted, files = await run_in_threadpool(_wanted, services, body.recipe)
+    async with image_slot(services, wanted):
+        generation = (await run_in_threadpool(accept, services, caller, wanted, files, None))[0]
     response.headers.update({"Location": f"/v1/generations/{generation.id}", "Retry-After": "1"})
     return generation
 
 
-def _replay(services: Services, caller: ApiKey, token: str) -> Generation:
+def _wanted(services: Services, token: str) -> tuple[GenerationRequest, dict[str, ReadImage]]:
+    """Return the request of a recipe, and its images by name; none is read before admission."""
     recipe = ReplayToken.read(token)
     served = services.state.model(recipe.model)
     if served.version != recipe.version:
         raise RecipeMismatch(
             f"the recipe has version {recipe.version} of {recipe.model}; the service has {served.version}"
         )
-    files: dict[str, bytes] = {}
+    files: dict[str, ReadImage] = {}
     fields = recipe.model_dump(include=KEPT)
     if recipe.prompts is not None:
-        fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts]
+        fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts[: MAX_PROMPTS + 1]]
     if recipe.image_key is not None:
         image = StoredPrompt(image_key=recipe.image_key, image_sha256=recipe.image_sha256)
         fields["image"] = _prompt(services, image, files)["image"]
-    return accept(services, caller, validate(GenerationRequest, fields, strict=True), files, None)[0]
+    return validate(GenerationRequest, fields, strict=True), files
 
 
-def _prompt(services: Services, item: StoredPrompt, files: dict[str, bytes]) -> dict[str, object]:
+def _prompt(services: Services, item: StoredPrompt, files: dict[str, ReadImage]) -> dict[str, object]:
     """Return an item as a client sends it; add its image to `files`."""
     content: dict[str, object] = {"text": item.text}
     if item.image_key is not None:
+        if not is_image_key(item.image_key):
+            raise InvalidRequest("/recipe: image_key is not the key of an image")
         name = str(len(files))
-        files[name] = _image(services, item.image_key, item.image_sha256)
+        files[name] = partial(_image, services, item.image_key, item.image_sha256)
         content["image"] = PART + name
     return content | {"weight": item.weight}
 
@@ -140,8 +146,6 @@ def _prompt(services: Services, item: StoredPrompt, files: dict[str, bytes]) -> 
 def _image(services: Services, key: str, sha256: str | None) -> bytes:
     try:
         image = services.storage.get(key)
-    except ValueError:
-        raise InvalidRequest("/recipe: image_key is not the key of an image") from None
     except NotFound:
         image = b""
     if hashlib.sha256(image).hexdigest() != sha256:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from app.requests import images, submit
 from clipsynth.schemas.generation import ReplayToken
 from clipsynth.schemas.model_info import ModelCost
 from clipsynth.settings import Settings
+from clipsynth.storage import Storage
 from tests.support.api_service import SHORT, check_problem, image, serving
 
 
@@ -106,3 +111,58 @@ def test_a_queued_generation_has_position_and_eta(service):
     assert service.client.get(second.headers["location"]).json()["eta_s"] == pytest.approx(0.45)
     done = service.finish(first)
     assert (done["queue_position"], done["eta_s"]) == (None, None)
+
+
+def test_a_token_with_many_images_reads_none(service, monkeypatch):
+    recipe, _ = made(service, service.post(files={"image": ("x", image("JPEG"))}, data=SHORT))
+    fields = ReplayToken.read(recipe).model_dump()
+    stored = {"image_key": fields["image_key"], "image_sha256": fields["image_sha256"], "weight": 1.0}
+    read = []
+    monkeypatch.setattr(Storage, "get", lambda _, key: read.append(key) or b"")
+    for number in (5, 430):  # one more than a request may have, and as many as fit into a token
+        changes = {"image_key": None, "image_sha256": None, "prompts": [{"text": None, **stored}] * number}
+        token = base64.urlsafe_b64encode(json.dumps(fields | changes).encode()).decode()
+        check_problem(replay(service, token), 422, "invalid_request")
+    assert read == []
+
+
+def test_a_refused_replay_reads_no_image(service, monkeypatch):
+    recipe, _ = made(service, service.post(files={"image": ("x", image("JPEG"))}, data=SHORT))
+    read = []
+    monkeypatch.setattr(Storage, "get", lambda _, key: read.append(key) or b"")
+    monkeypatch.setattr(submit, "reserve", lambda *_: 1 / 0)
+    assert replay(service, recipe).status_code == 500
+    assert read == []
+
+
+def test_replays_with_images_share_their_slots(service, monkeypatch):
+    recipe, _ = made(service, service.post(files={"image": ("x", image("JPEG"))}, data=SHORT))
+    running, most, lock = [], [], threading.Lock()
+    decode = images.normalise_image
+
+    def counted(*args):
+        with lock:
+            running.append(1)
+            most.append(len(running))
+        try:
+            return decode(*args)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(images, "normalise_image", counted)
+    with ThreadPoolExecutor(8) as pool:
+        assert {r.status_code for r in pool.map(lambda _: replay(service, recipe), range(8))} == {202}
+    assert max(most) <= images.MAX_DECODING
+
+
+def test_a_token_names_only_images_of_requests(service):
+    recipe, sound = made(service, service.post({"prompt": "a", **SHORT}))
+    done = service.client.get("/v1/generations").json()["data"][0]
+    changes = {
+        "image_key": f"{done['id']}/0.wav",
+        "image_sha256": hashlib.sha256(sound).hexdigest(),
+        "prompt": None,
+    }
+    fields = ReplayToken.read(recipe).model_dump() | changes
+    token = base64.urlsafe_b64encode(json.dumps(fields).encode()).decode()
+    check_problem(replay(service, token), 422, "invalid_request")
