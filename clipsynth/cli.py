@@ -31,13 +31,13 @@ app = typer.Typer(
 PANELS = {
     "Sounds": (generate, models, inspect),
     "Service": (serve, doctor, api, worker, janitor, webhooks, openapi),
-    "Training and evaluation": (prepare, correspondence, mismatch, train, export, average, evaluate, listen),
+    "Training": (prepare, correspondence, mismatch, train, export, average),
+    "Evaluation": (evaluate, study, listen),
 }
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(keys, name="keys", rich_help_panel="Service")
-app.add_typer(study, name="study", rich_help_panel="Training and evaluation")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 
 # Of `evaluate` and `study`.
 Clips = Annotated[Path, typer.Option(help="Folder of labelled videos.")]
-Queries = Annotated[Path, typer.Option(help='JSON {"classes": {label: [phrase, …]}}.')]
+Queries = Annotated[Path, typer.Option(help='JSON {"classes": {label: phrases}}.')]
 Labels = Annotated[
     Path | None, typer.Option(help="CSV with file, label, split; CLIPS/manifest.csv by default.")
 ]

@@ -315,25 +315,17 @@ def test_the_study_commands_write_their_tables(folder, bundle, options):
         "ceiling": [*common, *model, "--bank", "1,0.01"],
         "ladder": [*made, *model, "--steps", "1", "--only", "centred", "--timed", "0"],
         "attributes": [
-            *made,
-            *model,
-            "--steps",
-            "1",
-            "--attribute",
-            "loudness",
-            "--level",
-            "0.1",
-            "--level",
-            "0.9",
+            *made, *model, "--steps", "1", "--attribute", "loudness", "--level", "0.1", "--level", "0.9",
         ],
         "sets": [*made, *model, "--steps", "1", "--pairs", "1"],
         "steps": [*made, *model, "--count", "1", "--timed", "0"],
         "ablation": [*made, "--timed", "0", f"a={bundle}?steps=2,{bundle}?steps=1"],
-    }.items():
+    }.items():  # fmt: skip
         result = run(app, ["study", name, *arguments], catch_exceptions=False)
         assert result.exit_code == 0, name
         assert (options.out / name / "results.md").read_text().strip() in result.output
-    with pytest.raises(ValueError, match="dev or validation"):
-        run(app, ["study", "steps", *made, *model, "--split", "train"], catch_exceptions=False)
+    assert run(app, ["study", "steps", *made, *model, "--split", "train"]).exit_code == 2
+    with pytest.raises(ValueError, match="the study steps does not have pairs"):
+        run(app, ["study", "steps", *made, *model, "--pairs", "2"], catch_exceptions=False)
     with pytest.raises(ValueError, match="NUMBER,NUMBER"):
         run(app, ["study", "ceiling", *common, *model, "--bank", "1"], catch_exceptions=False)
