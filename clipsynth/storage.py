@@ -9,7 +9,7 @@ import re
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import fsspec
@@ -22,7 +22,10 @@ CHECK_S = 10.0
 CHECK_BYTES = 65_536  # a few bytes may still fit on a full disk
 _LENGTH = struct.Struct(">I")
 _ID = re.compile(r"gen_[0-9a-f]{26}")
-_KEY = re.compile(rf"{_ID.pattern}/(in/)?[0-9]\.({'|'.join(('png', 'json', 'views', *MEDIA_TYPES))})")
+_ATTEMPT = re.compile("[0-9a-f]{8}")
+_KEY = re.compile(
+    rf"{_ID.pattern}/(in/|{_ATTEMPT.pattern}/)?[0-9]\.({'|'.join(('png', 'json', 'views', *MEDIA_TYPES))})"
+)
 
 
 def image_key(generation_id: str, n: int = 0) -> str:
@@ -35,9 +38,14 @@ def is_image_key(key: str) -> bool:
     return "/in/" in key and _KEY.fullmatch(key) is not None
 
 
-def audio_key(generation_id: str, n: int, output_format: str) -> str:
-    """Return the key of output n."""
-    return f"{generation_id}/{n}.{output_format}"
+def new_attempt() -> str:
+    """Return the name of a new attempt to run a job: 8 hex digits."""
+    return secrets.token_hex(4)
+
+
+def audio_key(folder: str, n: int, output_format: str) -> str:
+    """Return the key of output n in a folder of results."""
+    return f"{folder}/{n}.{output_format}"
 
 
 def file_name(generation_id: str, n: int, output_format: Format) -> str:
@@ -104,19 +112,19 @@ class Storage:
             except FileNotFoundError:
                 raise NotFound(f"there is no file {key!r}") from None
 
-    def put_previews(self, generation_id: str, n: int, *, spectrogram: bytes, peaks: bytes) -> None:
+    def put_previews(self, folder: str, n: int, *, spectrogram: bytes, peaks: bytes) -> None:
         """Write spectrogram and peaks of output n as one file: each file costs as much as the sound's.
 
         The file has the length of the spectrogram, the spectrogram, and the peaks. Raises as `put`.
         """
-        self.put(f"{generation_id}/{n}.views", _LENGTH.pack(len(spectrogram)) + spectrogram + peaks)
+        self.put(f"{folder}/{n}.views", _LENGTH.pack(len(spectrogram)) + spectrogram + peaks)
 
-    def get_preview(self, generation_id: str, n: int, kind: Literal["png", "json"]) -> bytes:
+    def get_preview(self, folder: str, n: int, kind: Literal["png", "json"]) -> bytes:
         """Return the spectrogram (PNG) or peaks (JSON) of output n; raises as `get`."""
         try:
-            packed = self.get(f"{generation_id}/{n}.views")
+            packed = self.get(f"{folder}/{n}.views")
         except NotFound:  # older workers wrote two files
-            return self.get(f"{generation_id}/{n}.{kind}")
+            return self.get(f"{folder}/{n}.{kind}")
         end = _LENGTH.size + _LENGTH.unpack_from(packed)[0]
         return packed[_LENGTH.size : end] if kind == "png" else packed[end:]
 
@@ -130,6 +138,22 @@ class Storage:
             raise ValueError(f"not a generation id: {generation_id!r}")
         with _reaching(generation_id), contextlib.suppress(FileNotFoundError):
             self._fs.rm(f"{self._root}/{generation_id}", recursive=True)
+
+    def attempts(self, generation_id: str) -> set[str]:
+        """Return the attempts of a generation that have files; raises as `delete`."""
+        with _reaching(generation_id), contextlib.suppress(FileNotFoundError):
+            paths = self._fs.ls(f"{self._root}/{generation_id}", detail=False)
+            names = {path.rstrip("/").rpartition("/")[2] for path in paths}
+            return {name for name in names if _ATTEMPT.fullmatch(name)}
+        return set()
+
+    def delete_attempts(self, generation_id: str, attempts: Iterable[str]) -> None:
+        """Remove the files of attempts; raises as `delete`."""
+        for attempt in attempts:
+            if not _ID.fullmatch(generation_id) or not _ATTEMPT.fullmatch(attempt):
+                raise ValueError(f"not an attempt: {generation_id!r}, {attempt!r}")
+            with _reaching(generation_id), contextlib.suppress(FileNotFoundError):
+                self._fs.rm(f"{self._root}/{generation_id}/{attempt}", recursive=True)
 
     def check(self) -> None:
         """Write and remove a file, unless this succeeded in the last `CHECK_S`.

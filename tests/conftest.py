@@ -19,7 +19,7 @@ from tests.support.constants import TINY_CLIP
 from tests.support.service import TIMEOUT_S, Serve
 from tests.support.videos import write_video
 
-pytest_plugins = ["tests.support.admission", "tests.support.http_server"]
+pytest_plugins = ["tests.support.admission", "tests.support.http_server", "tests.support.workplace"]
 torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the processes that tests start need it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -28,6 +28,7 @@ from clipsynth.schemas.generation import (
     Status,
     TrainingClip,
     output_seed,
+    result_folder,
 )
 from clipsynth.storage import Storage, audio_key, file_name
 from models.sampler import SamplerRow
@@ -90,12 +91,14 @@ class JobRunner:
             return None
         return payload
 
-    def request(self, generation_id: str, payload: JobPayload) -> SamplingRequest:
-        shortcut = partial(self._retrieve, generation_id, payload)
+    def request(self, generation_id: str, payload: JobPayload, attempt: str) -> SamplingRequest:
+        """Return the request of one attempt; its files are apart from those of other attempts."""
+        deliver = partial(self._deliver, generation_id, attempt, payload)
+        shortcut = partial(self._retrieve, payload, deliver)
         return SamplingRequest(
             shortcut=shortcut if payload.method == "retrieval" else None,
             prepare=partial(self._prepare, payload),
-            deliver=partial(self._deliver, generation_id, payload),
+            deliver=deliver,
             num_rows=payload.num_outputs,
             num_tokens=self.model.num_tokens(payload.duration_s),
             duration_s=payload.duration_s,
@@ -111,7 +114,9 @@ class JobRunner:
         keys = [condition.image_key for condition in payload.conditions if condition.image_key]
         return {key: Image.open(io.BytesIO(self.storage.get(key))) for key in keys}
 
-    def _retrieve(self, generation_id: str, payload: JobPayload) -> Iterator[list[Output]]:
+    def _retrieve(
+        self, payload: JobPayload, deliver: Callable[[int, np.ndarray, TrainingClip], list[Output]]
+    ) -> Iterator[list[Output]]:
         """Find the nearest training clips and write each as an output."""
         with rejecting():
             if not self.model.retrieves:
@@ -119,11 +124,12 @@ class JobRunner:
             clips = self.model.nearest_clips(payload, self._images(payload))
         for n, number in enumerate(clips):
             waveform, clip = self.model.clip(number, payload.duration_s)
-            yield self._deliver(generation_id, payload, n, waveform, clip)
+            yield deliver(n, waveform, clip)
 
     def _deliver(
         self,
         generation_id: str,
+        attempt: str,
         payload: JobPayload,
         n: int,
         waveform: np.ndarray,
@@ -135,8 +141,9 @@ class JobRunner:
             clip: the training clip, if the output was retrieved.
         """
         sample_rate = self.model.manifest.sample_rate
+        folder = result_folder(generation_id, attempt)
         self.storage.put_previews(
-            generation_id,
+            folder,
             n,
             spectrogram=spectrogram_png(self.model.log_mel(waveform)),
             peaks=peaks_json(waveform, sample_rate),
@@ -148,7 +155,7 @@ class JobRunner:
         outputs = []
         for fmt in payload.output_formats:
             data = self.model.encode_response(waveform, fmt, comment=comment)
-            self.storage.put(audio_key(generation_id, n, fmt), data)
+            self.storage.put(audio_key(folder, n, fmt), data)
             outputs.append(
                 Output(
                     index=n,
@@ -183,7 +190,11 @@ class JobRunner:
     # ----------------------------------------------------------------------------------------- the end
 
     def final_state(
-        self, generation_id: str, request: SamplingRequest, stopped_by: Status | Problem | None
+        self,
+        generation_id: str,
+        attempt: str,
+        request: SamplingRequest,
+        stopped_by: Status | Problem | None,
     ) -> End:
         """Return the final state of an ended request; `stopped_by` is why the worker stopped it."""
         if isinstance(stopped_by, Status):
@@ -192,19 +203,35 @@ class JobRunner:
             problem = stopped_by or self._problem(generation_id, cast(Exception, request.error))
             return End(generation_id, Status.FAILED, {"error": problem.model_dump_json()})
         outputs = [o.model_dump() for n in sorted(request.results) for o in request.results[n]]
-        return End(generation_id, Status.SUCCEEDED, {"outputs": outputs})
+        return End(generation_id, Status.SUCCEEDED, {"outputs": outputs, "attempt": attempt})
 
-    def clean_up(self, end: End, *, made: bool) -> None:
-        """Finish a cancel and remove its files.
+    def clean_up(self, end: End, attempt: str, *, made: bool, retried: bool) -> None:
+        """Finish a cancel, and remove the files of attempts that did not succeed.
 
         Args:
             made: whether the final state was written. It was not if a cancel came first, or if another
-                worker took the job over because this one seemed lost.
+                worker took the job over because this one seemed lost, or if an earlier try wrote it and
+                Redis' answer was lost.
+            retried: whether a worker that seemed lost had claimed the job before.
         """
         if not made or end.status is Status.CANCELED:
             self._cancel(end.generation_id)
+        won = end.status is Status.SUCCEEDED
+        if won and not made:
+            status_view = self.state.status_views([end.generation_id])[0]
+            won = status_view is not None and status_view.attempt == attempt
+        if retried or not won:
+            self._delete_attempts(end.generation_id, attempt, keep=won)
         if made:
             logger.info("job %s: %s", end.status, end.generation_id)
+
+    def _delete_attempts(self, generation_id: str, attempt: str, *, keep: bool) -> None:
+        """Remove the files of `attempt`, or with `keep` those of all others."""
+        try:
+            others = self.storage.attempts(generation_id) - {attempt} if keep else {attempt}
+            self.storage.delete_attempts(generation_id, others)
+        except StorageUnavailable:
+            logger.warning("files of %s are left to the janitor", generation_id, exc_info=True)
 
     def _problem(self, generation_id: str, error: Exception) -> Problem:
         """Return the part of an error that the client may see, and log the rest."""

@@ -68,7 +68,7 @@ def sound(
     accept = "" if output_format else request.headers.get("accept", "")
     media_type = best_media_type([o.media_type for o in outputs], accept)
     output = next(o for o in outputs if o.media_type == media_type)
-    data = services.storage.get(audio_key(generation.id, n, output.format))
+    data = services.storage.get(audio_key(generation.folder, n, output.format))
     disposition = f'inline; filename="{file_name(generation.id, n, output.format)}"'
     response = file_response(request, data, media_type=output.media_type, disposition=disposition)
     response.headers.update({"Vary": "Accept", **(headers or {})})

@@ -60,7 +60,7 @@ def spectrogram(
     10 ms per pixel, 0 to 8 kHz from the bottom, 80 dB from black to bright.
     """
     generation = succeeded(services, generation_id, caller, n=n)
-    data = services.storage.get_preview(generation.id, n, "png")
+    data = services.storage.get_preview(generation.folder, n, "png")
     name = f'inline; filename="{generation.id}-{n}.png"'
     return file_response(request, data, media_type="image/png", disposition=name)
 
@@ -69,6 +69,6 @@ def spectrogram(
 def peaks(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
     """Return the waveform peaks of output n, in up to 1,000 stretches, for a player."""
     generation = succeeded(services, generation_id, caller, n=n)
-    data = services.storage.get_preview(generation.id, n, "json")
+    data = services.storage.get_preview(generation.folder, n, "json")
     name = f'inline; filename="{generation.id}-{n}.json"'
     return file_response(request, data, media_type="application/json", disposition=name)

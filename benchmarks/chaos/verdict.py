@@ -28,7 +28,7 @@ def has_all_outputs(storage: Storage, generation: Generation, expected: Status) 
     numbers = list(range(generation.input.num_outputs if expected is Status.SUCCEEDED else 0))
     try:
         for n in numbers:
-            storage.get(audio_key(generation.id, n, "wav"))
+            storage.get(audio_key(generation.folder, n, "wav"))
     except NotFound:
         return False
     return [output.index for output in generation.outputs] == numbers

@@ -32,7 +32,7 @@ PAGE = 100
 # Generations that are read for one page of a list.
 MAX_SEEN = 5000
 # The fields that JobStatusView.read takes. `solo` is run_alone.
-STATUS_FIELDS = ("status", "cancel_requested", "solo", "lost", "deadline_at")
+STATUS_FIELDS = ("status", "cancel_requested", "solo", "lost", "deadline_at", "attempt")
 
 
 def is_wrong_type(error: Exception) -> bool:
@@ -55,25 +55,32 @@ def results(pipeline: Pipeline) -> list[Any]:
 
 @dataclass(frozen=True)
 class JobStatusView:
-    """A generation as a worker needs it. `lost`: workers lost while they ran only this job."""
+    """A generation as a worker needs it.
+
+    Attributes:
+        lost: workers lost while they ran only this job.
+        attempt: the attempt that has succeeded.
+    """
 
     status: Status
     cancel_requested: bool
     run_alone: bool
     lost: int
     deadline_at: float | None
+    attempt: str | None = None
 
     @classmethod
     def read(cls, values: Any) -> JobStatusView | None:
         """Return the view for the values of STATUS_FIELDS; None without a readable record."""
         try:
-            status, cancel_requested, run_alone, lost, deadline_at = values
+            status, cancel_requested, run_alone, lost, deadline_at, attempt = values
             return cls(
                 Status(status.decode()),
                 cancel_requested is not None,
                 run_alone is not None,
                 int(lost or 0),
                 float(deadline_at) if deadline_at else None,
+                attempt.decode() if attempt else None,
             )
         except (AttributeError, TypeError, ValueError):
             return None
@@ -101,7 +108,7 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
             events=fields["webhook_events"].split(","),
             deliveries=[Delivery.model_validate_json(v) for v in deliveries],
         )
-    return Generation(
+    generation = Generation(
         id=generation_id,
         status=status,
         created_at=float(fields["created_at"]),
@@ -115,6 +122,8 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
         webhook=webhook,
         metadata=json.loads(fields.get("metadata", "{}")),
     )
+    generation._attempt = fields.get("attempt")
+    return generation
 
 
 class RecordReader:
@@ -135,7 +144,7 @@ class RecordReader:
             return [JobStatusView.read(values) for values in results(pipeline)]
 
     def unwanted(self, ids: Sequence[str]) -> set[str]:
-        """Return which of these were removed or canceled, or have a requested cancel."""
+        """Return which of these were removed or have ended, or have a requested cancel."""
         found = cast(list[bytes], self.redis.register_script(UNWANTED)(args=list(ids)))
         return {i.decode() for i in found}
 

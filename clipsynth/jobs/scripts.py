@@ -79,11 +79,12 @@ if job[3] and (job[4] == 'queued' or job[4] == 'processing') then release(job[1]
 UNWANTED = (
     lua_names("RECORD")
     + """
--- ARGV: ids. Returns the ids that were removed or canceled, or for which a cancel was requested.
+-- ARGV: ids. Returns the ids that were removed or have ended, or for which a cancel was requested.
 local unwanted = {}
 for _, id in ipairs(ARGV) do
   local job = redis.pcall('HMGET', RECORD .. id, 'status', 'cancel_requested')
-  if not job[1] or job[1] == 'canceled' or job[2] then table.insert(unwanted, id) end
+  local runs = job[1] == 'queued' or job[1] == 'processing'
+  if not runs or job[2] then table.insert(unwanted, id) end
 end
 return unwanted
 """

@@ -17,6 +17,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     computed_field,
     field_validator,
@@ -41,6 +42,11 @@ MEDIA_TYPES: dict[Format, str] = {
 def output_seed(seed: int, n: int) -> int:
     """Return the seed of output n of a request."""
     return (seed + n) % 2**32
+
+
+def result_folder(generation_id: str, attempt: str | None) -> str:
+    """Return the folder of the results of one attempt; older workers had one folder for all attempts."""
+    return f"{generation_id}/{attempt}" if attempt else generation_id
 
 
 class Status(StrEnum):
@@ -305,6 +311,8 @@ class Generation(BaseModel):
     error: Problem | None = None
     webhook: Webhook | None = None
     metadata: dict[str, str] = {}
+    # The attempt whose results it has. Older workers had one folder for all attempts.
+    _attempt: str | None = PrivateAttr(default=None)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -312,6 +320,11 @@ class Generation(BaseModel):
         """Paths of related routes."""
         path = f"/v1/generations/{self.id}"
         return {"self": path} | {name: f"{path}/{name}" for name in ("events", "cancel", "recipe")}
+
+    @property
+    def folder(self) -> str:
+        """Folder of its results in storage."""
+        return result_folder(self.id, self._attempt)
 
 
 class Page(BaseModel):

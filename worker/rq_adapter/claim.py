@@ -143,7 +143,7 @@ def _pairs(record: Any) -> Any:
 
 @dataclass(eq=False)
 class ClaimedJob:
-    """A job with a lease, and its request in the engine."""
+    """A job with a lease, and its request in the engine. `retried`: an earlier worker seemed lost."""
 
     job: Job
     execution: Execution
@@ -151,6 +151,8 @@ class ClaimedJob:
     num_steps: int
     batched_with_others: bool
     deadline_at: float | None
+    attempt: str
+    retried: bool
     claimed_at: float = field(default_factory=time.monotonic)
     stopped_by: Status | Problem | None = None
     stopped_at: float = 0.0

@@ -89,7 +89,10 @@ class Finalizer:
         ends = []
         for claimed in batch:
             with about(claimed.job.id, claimed.job.meta):
-                ends.append(self.runner.final_state(claimed.job.id, claimed.request, claimed.stopped_by))
+                end = self.runner.final_state(
+                    claimed.job.id, claimed.attempt, claimed.request, claimed.stopped_by
+                )
+                ends.append(end)
         with self.redis.pipeline() as pipeline:
             for end in ends:
                 self.runner.state.queue_end(pipeline, end)
@@ -99,7 +102,7 @@ class Finalizer:
         for claimed, end, result in zip(batch, ends, results, strict=False):
             made = JobStore.was_made(result)
             with about(claimed.job.id, claimed.job.meta):
-                self.runner.clean_up(end, made=made)
+                self.runner.clean_up(end, claimed.attempt, made=made, retried=claimed.retried)
             seconds = time.monotonic() - claimed.claimed_at
             model = self.runner.model.manifest.name
             count_finished(model, claimed.job, claimed.request, end.status if made else None, seconds)

@@ -25,6 +25,7 @@ from rq.worker.base import WorkerStatus
 
 from clipsynth.jobs.record import JobStatusView, results
 from clipsynth.schemas.generation import JobPayload, Problem, Progress, Status
+from clipsynth.storage import new_attempt
 from worker.engine import Engine
 from worker.job_runner import JobRunner
 from worker.metrics import JOB_SECONDS
@@ -194,7 +195,7 @@ class BatchWorker(SimpleWorker):
 
     def _begin(self, jobs: list[tuple[Job, JobStatusView | None]]) -> None:
         """Start claimed jobs. One that must run alone waits for the others, and later ones for it."""
-        chosen: list[tuple[Job, JobPayload, float | None]] = []
+        chosen: list[tuple[Job, JobPayload, JobStatusView]] = []
         for n, (job, status_view) in enumerate(jobs):
             run_alone = status_view is not None and status_view.run_alone
             if self._closed or (run_alone and (self.claimed or chosen)):
@@ -202,10 +203,10 @@ class BatchWorker(SimpleWorker):
                 self.leases.requeue([job.id for job, _ in jobs[n:]])
                 break
             payload = self._read(job, status_view)
-            if payload is None:
+            if payload is None or status_view is None:
                 self.claimer.drop(job)
                 continue
-            chosen.append((job, payload, status_view.deadline_at if status_view else None))
+            chosen.append((job, payload, status_view))
             self._closed = run_alone
         if chosen:
             self._start(chosen)
@@ -217,7 +218,7 @@ class BatchWorker(SimpleWorker):
             args = None
         return self.runner.read_payload(job.id, args, status_view)
 
-    def _start(self, chosen: list[tuple[Job, JobPayload, float | None]]) -> None:
+    def _start(self, chosen: list[tuple[Job, JobPayload, JobStatusView]]) -> None:
         """Lease jobs and submit them to the engine.
 
         One transaction for all, because each costs Redis a write to disk. A job with a key of another type
@@ -243,16 +244,28 @@ class BatchWorker(SimpleWorker):
             done = results(pipeline)
         for claimed in alone:
             claimed.batched_with_others = True
-        for (job, payload, deadline_at), execution, own in zip(chosen, executions, commands, strict=True):
+        for (job, payload, status_view), execution, own in zip(chosen, executions, commands, strict=True):
             if any(isinstance(result, ResponseError) for result in done[own]):
                 self._try(partial(self._fail_claim, job, execution))
                 continue
-            request = self.runner.request(job.id, payload)
+            attempt = new_attempt()
+            request = self.runner.request(job.id, payload, attempt)
             num_steps = payload.num_outputs * payload.num_inference_steps
             self.executions[execution.id] = execution
             if job.enqueued_at:
                 JOB_SECONDS.labels("queue").observe((rq_now() - job.enqueued_at).total_seconds())
-            self.claimed.add(ClaimedJob(job, execution, request, num_steps, batched_with_others, deadline_at))
+            self.claimed.add(
+                ClaimedJob(
+                    job,
+                    execution,
+                    request,
+                    num_steps,
+                    batched_with_others,
+                    status_view.deadline_at,
+                    attempt,
+                    retried=status_view.run_alone,
+                )
+            )
             self.engine.submit(request)
 
     def _fail_claim(self, job: Job, execution: Execution) -> None:

@@ -27,6 +27,7 @@ from clipsynth.jobs import store
 from clipsynth.schemas.generation import Output
 from clipsynth.services.janitor import expire, sweep
 from clipsynth.settings import Settings
+from clipsynth.storage import audio_key
 from tests.support.api_service import SHORT, check_problem, image, samples, serving
 from tests.support.constants import BATCHED_TOLERANCE
 from worker.predictor import Predictor
@@ -452,14 +453,16 @@ def test_a_worker_presumed_lost_keeps_the_first_sound(service, monkeypatch):
         sample_rate=16000,
         seed=0,
     )
-    during(
-        service,
-        monkeypatch,
-        lambda: service.state.transition(generation_id, "succeeded", outputs=[output.model_dump()]),
-    )
+
+    def succeed():
+        service.storage.put(audio_key(f"{generation_id}/0123abcd", 0, "wav"), b"first")
+        fields = {"outputs": [output.model_dump()], "attempt": "0123abcd"}
+        service.state.transition(generation_id, "succeeded", **fields)
+
+    during(service, monkeypatch, succeed)
     done = service.finish(response)
     assert done["status"] == "succeeded"
-    assert service.client.get(done["outputs"][0]["url"]).status_code == 200
+    assert service.client.get(done["outputs"][0]["url"]).content == b"first"
 
 
 def test_a_lost_generation_that_was_canceled_is_not_run_again(service):

@@ -58,15 +58,18 @@ def test_previews_are_served_like_the_sound(service, kind):
 
 def test_previews_expire_with_the_sound(service):
     done = service.finish(service.post({"prompt": "rain", **SHORT}))
+    views = f"{service.state.get(done['id']).folder}/0.views"
+    assert service.storage.get(views)
     service.redis.zadd("clipsynth:expiry", {done["id"]: 1})
     assert sweep(service.state, service.storage) == 1
     with pytest.raises(NotFound):
-        service.storage.get(f"{done['id']}/0.views")
+        service.storage.get(views)
 
 
 def test_previews_of_an_older_worker_are_two_files(service):
     done = service.finish(service.post({"prompt": "rain", **SHORT}))
     service.storage.delete(done["id"])
+    service.redis.hdel(f"clipsynth:gen:{done['id']}", "attempt")
     service.storage.put(f"{done['id']}/0.png", b"PNG")
     service.storage.put(f"{done['id']}/0.json", b"{}")
     assert service.client.get(done["outputs"][0]["spectrogram_url"]).content == b"PNG"

@@ -8,181 +8,18 @@ import threading
 import time
 
 import pytest
-import torch
-from redis import Redis
 from rq.command import send_stop_execution_command, send_stop_job_command
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from clipsynth.errors import NotFound
-from clipsynth.jobs.queue import connect, get_queue
-from clipsynth.jobs.store import JobStore
 from clipsynth.redis_keys import EXPIRY
-from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.janitor import sweep
 from clipsynth.services.processes import wait_until
-from clipsynth.settings import Settings
-from clipsynth.storage import Storage, audio_key
-from models.bundle import Manifest
-from models.networks.condition_encoder import ConditionTokens
-from models.sampler import SamplerRow
-from worker.calibration import StepCost
-from worker.engine import Engine, SamplingRequest
-from worker.job_runner import JobRunner
+from clipsynth.storage import audio_key
+from tests.support.workplace import TIMEOUT_S, Toy
+from worker.engine import SamplingRequest
 from worker.main import HEARTBEAT_TIMEOUT_S, ServedBundle, is_alive, model_info
-from worker.model_protocol import ServingModel
 from worker.rq_adapter.claim import ClaimedJob, ClaimedJobs
-from worker.rq_adapter.worker import BatchWorker
-
-TIMEOUT_S = 30
-NONE = ConditionTokens(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool))
-
-
-class Toy(ServingModel):
-    """A model without a network. `before_step` is called with the prompts of the batch."""
-
-    dtype = "float32"
-
-    def __init__(self, **fields):
-        self.manifest = Manifest(**{"name": "tiny", "min_duration_s": 0.5, "max_duration_s": 5.0} | fields)
-        self.prompts = {}
-        self.batches = []
-        self.before_step = lambda _: None
-
-    def measure(self):
-        return StepCost(0.0, 1e-6, 1000)
-
-    def num_tokens(self, duration_s):
-        return round(10 * duration_s)
-
-    def rows(self, payload, image):
-        if payload.prompt == "refused":
-            raise ValueError("not this one")
-        value = self.prompts.setdefault(payload.prompt, float(len(self.prompts) + 1))
-        cond = ConditionTokens(torch.full((1, 1, 1), value), torch.ones(1, 1, dtype=torch.bool))
-        shape = (1, self.num_tokens(payload.duration_s), 1)
-        return [
-            SamplerRow(torch.zeros(shape), [cond], NONE, payload.num_inference_steps, payload.guidance_scale)
-            for _ in range(payload.num_outputs)
-        ]
-
-    def velocity(self, tokens, _, conditions, __):
-        names = {value: name for name, value in self.prompts.items()}
-        batch = [names[float(value)] for value in conditions.tokens[:, 0, 0]]
-        self.batches.append(batch)
-        self.before_step(batch)
-        if "broken" in batch:
-            raise RuntimeError("secret")
-        if "huge" in batch:
-            raise torch.OutOfMemoryError("secret")
-        return conditions.tokens[:, :1].expand_as(tokens)
-
-    def decode(self, rows, _):
-        return [row.latents.flatten().numpy() for row in rows]
-
-    def log_mel(self, waveform):
-        return waveform[:, None]
-
-    def encode_response(self, waveform, *_, **__):
-        return waveform.tobytes()
-
-
-class Workplace:
-    """A queue, and workers on it that share a toy model."""
-
-    def __init__(self, settings):
-        self.settings = settings
-        self.redis = Redis.from_url(settings.redis_url)
-        self.redis.flushall()
-        self.state = JobStore.from_settings(self.redis, settings)
-        self.storage = Storage(settings.results_url)
-        self.toy = Toy()
-        self.queue = get_queue("tiny", connect(settings.redis_url))
-        self.engines = []
-        self.worker = self.new_worker()
-
-    def new_worker(self, lease_s=1):
-        engine = Engine(self.toy, limit=1000)
-        engine.start()
-        self.engines.append(engine)
-        runner = JobRunner(self.toy, self.state, self.storage, max_attempts=self.settings.max_attempts)
-        url = self.settings.redis_url
-        queue = get_queue("tiny", connect(url))
-        return BatchWorker(
-            queue, redis_url=url, lease_s=lease_s, heartbeat_s=0.2, runner=runner, engine=engine
-        )
-
-    def post(self, prompt="rain", **fields):
-        generation_id = f"gen_{self.redis.incr('count'):026x}"
-        defaults = {"num_inference_steps": 2, "guidance_scale": 1.0, "duration_s": 1.0, "num_outputs": 1}
-        payload = JobPayload(
-            model="tiny",
-            prompt=prompt,
-            image_key=None,
-            negative_prompt=None,
-            seed=0,
-            output_formats=["wav"],
-            **(defaults | fields),
-        )
-        self.state.submit(generation_id, payload)
-        return generation_id
-
-    def work(self):
-        self.worker.work(burst=True, logging_level="ERROR")
-
-    def hold_first_step(self, jobs):
-        """Have the first step wait until so many jobs are claimed and prepared: they share the second one."""
-
-        def before_step(_):
-            if len(self.toy.batches) == 1:
-                claimed = self.worker.claimed
-                assert wait_until(
-                    lambda: sum(bool(c.request.rows) for c in claimed.snapshot()) >= jobs, timeout_s=TIMEOUT_S
-                )
-
-        self.toy.before_step = before_step
-
-    def come_round(self):
-        """Wait until the worker has looked at all that it looks at, once more from the start."""
-        for _ in range(2):
-            seen = self.worker._due.get("watch")
-            assert wait_until(lambda seen=seen: self.worker._due.get("watch") != seen, timeout_s=TIMEOUT_S)
-
-    def statuses(self, *ids):
-        return [self.state.get(generation_id).status for generation_id in ids]
-
-    def lose(self):
-        """Claim the next job as a worker does that dies right then; return when its lease is over."""
-        worker = self.new_worker()
-        self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key, "LEFT", "RIGHT")
-        job_id = self.redis.lindex(self.queue.intermediate_queue_key, -1).decode()
-        job = worker.job_class.fetch(job_id, self.redis, JSONSerializer)
-        job.connection = worker.connection
-        worker.prepare_execution(job)
-        worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        self.state.start(job_id, batched_with_others=False)
-        worker.leases.stop()
-        assert wait_until(
-            lambda: worker.leases.recover() or self.state.get(job_id).status != "processing",
-            timeout_s=TIMEOUT_S,
-        )
-
-    def nothing_left(self):
-        keys = ("rq:wip:clipsynth-tiny", self.queue.key, self.queue.intermediate_queue_key)
-        return not self.redis.exists(*keys)
-
-    def close(self):
-        for engine in self.engines:
-            engine.stop()
-        self.worker.leases.stop()
-        self.redis.close()
-
-
-@pytest.fixture
-def place(redis_url, tmp_path):
-    place = Workplace(Settings(redis_url=redis_url, data_dir=tmp_path))
-    yield place
-    place.close()
 
 
 def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
@@ -201,7 +38,7 @@ def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
     assert place.state.get(broken).error.code == "generation_failed"
     assert place.state.get(refused).error.code == "invalid_request"
     assert [o.index for o in place.state.get(other).outputs] == [0, 1]
-    assert place.storage.get(audio_key(other, 1, "wav"))
+    assert place.storage.get(audio_key(place.state.get(other).folder, 1, "wav"))
     # Two threads prepare jobs: which is first into the batch is left open, that all share the step is not.
     assert sorted(place.toy.batches[1]) == sorted(["rain", "wind", "wind", "broken", "hail"])
     assert place.nothing_left()
@@ -264,8 +101,7 @@ def test_an_accepted_cancel_survives_a_worker_that_dies(place, prompt):
     assert place.state.ended() == {"canceled": 1}
     assert place.redis.zadd(EXPIRY, {unwanted: 1}) == 0  # it is to go by itself; now
     assert sweep(place.state, place.storage) == 1
-    with pytest.raises(NotFound):
-        place.storage.get(audio_key(unwanted, 0, "wav"))
+    assert not (place.settings.data_dir / "results" / unwanted).exists()
 
 
 def test_what_is_overdue_expires_at_the_claim_and_between_steps(place):
@@ -540,7 +376,8 @@ def test_claimed_jobs_can_change_while_another_thread_reads_them():
     def change():
         while not stop.is_set():
             jobs = [
-                ClaimedJob(None, None, SamplingRequest(None, None, 1, 1, 1.0), 1, False, None) for _ in "abc"
+                ClaimedJob(None, None, SamplingRequest(None, None, 1, 1, 1.0), 1, False, None, "", False)
+                for _ in "abc"
             ]
             for job in jobs:
                 claimed.add(job)
