@@ -117,6 +117,12 @@ def model_card(
     if v.adversarial_from < vocoder_steps:
         last = " on" if v.finetune_adversarial else f" to {v.steps}"
         discriminators = f"with discriminators from step {v.adversarial_from}{last}"
+    vocoder = (
+        f"{vocoder_steps} steps of batch {v.batch_size}, {discriminators};\n"
+        f"  the last {max(0, vocoder_steps - v.steps)} on mels of the denoiser"
+        if vocoder_steps
+        else f"{type(pipe.vocoder).__name__}, that of the bundle {recipe.vocoder_run}"
+    )
     licences = Counter((line["source"], line["licence"]) for line in lines)
     table = "\n".join(f"| {source} | {licence} | {n} |" for (source, licence), n in sorted(licences.items()))
     hours = sum(line["duration_s"] for line in lines) / 3600
@@ -145,8 +151,7 @@ A bundle of CLIPSynth, a diffusers pipeline folder. Defaults: {m.num_inference_s
   at git commit {environment["git_commit"] or "unknown"}.
 - Denoiser: {best.get("step", "?")} steps of batch {d.batch_size}; flow loss on `dev` clips: {dev},
   at a fixed grid of times and noises.{distillation}
-- Vocoder: {vocoder_steps} steps of batch {v.batch_size}, {discriminators};
-  the last {max(0, vocoder_steps - v.steps)} on mels of the denoiser.
+- Vocoder: {vocoder}.
 - Parts: {type(pipe.encoder).__name__}, not trained; {sizes}.
 - Device: {environment["device"]}; {packages}.
 

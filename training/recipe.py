@@ -202,7 +202,7 @@ class Recipe(RunRecipe):
     """CLIPSynth: vocoder, denoiser and the bundle's defaults."""
 
     model: Literal["clipsynth"] = "clipsynth"
-    vocoder_run: str | None = None  # folder of another run whose vocoder this run uses
+    vocoder_run: str | None = None  # another run, or a bundle, whose vocoder this run uses
     requests: RequestDefaults = RequestDefaults()
     vocoder: VocoderRecipe
     denoiser: DenoiserRecipe
@@ -222,6 +222,12 @@ class Recipe(RunRecipe):
     def vocoder_folder(self) -> Path:
         """Folder of the vocoder's state."""
         return Path(self.vocoder_run or self.run) / "vocoder"
+
+    @property
+    def vocoder_is_trained(self) -> bool:
+        """Whether the vocoder is a part of a bundle or has a state, finished or not."""
+        folder = self.vocoder_folder
+        return any((folder / name).is_file() for name in ("state.pt", "config.json"))
 
 
 class SpecVqganRecipe(RunRecipe):

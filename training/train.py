@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 
 from models.audio.mel import MelSpectrogram
+from models.audio.vocoder import load_vocoder
 from models.networks.condition_encoder import ConditionEncoder
 from models.networks.denoiser import Denoiser
 from models.pipeline import ClipSynthPipeline
@@ -71,6 +72,8 @@ def train(
     accelerator = build_accelerator()
 
     def vocoder(recipe: Recipe, generated: GeneratedClips | None = None):
+        if (recipe.vocoder_folder / "config.json").is_file():
+            return load_vocoder(recipe.vocoder_folder)
         return train_vocoder(recipe, clips, mel, accelerator, start.vocoder if start else None, generated)
 
     def denoiser(recipe: Recipe):
@@ -135,6 +138,8 @@ def _folder(recipe: Recipe, stage: str) -> Path:
 
 def _has(recipe: Recipe, stage: str) -> bool:
     """Return whether a stage has a state, finished or not."""
+    if stage == "vocoder":
+        return recipe.vocoder_is_trained
     return (_folder(recipe, stage) / "state.pt").is_file()
 
 

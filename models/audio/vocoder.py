@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -52,6 +54,17 @@ def build_vocoder(mel: MelSpectrogram, *, upsample_initial_channel: int = 192) -
             normalize_before=True,
         )
     )
+
+
+def load_vocoder(folder: Path) -> Vocoder:
+    """Return the vocoder in a folder of a bundle, in float32.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    own = json.loads((folder / "config.json").read_text()).get("_class_name") == IstftVocoder.__name__
+    vocoder = (IstftVocoder if own else SpeechT5HifiGan).from_pretrained(folder)
+    return vocoder.float().eval().requires_grad_(False)
 
 
 def vocode(vocoder: Vocoder, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:

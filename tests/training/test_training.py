@@ -206,12 +206,15 @@ def test_export_writes_the_retrieval_index_and_a_model_card(prepared, tmp_path):
         train(made, stage="export", attribution=tmp_path / "sources.csv")
 
 
-def test_variants_share_the_vocoder_of_another_run(prepared, tmp_path):
+def test_variants_share_the_vocoder_of_a_run_or_bundle(prepared, tmp_path):
     first = train(recipe(prepared, tmp_path / "first", 1))
-    second = train(recipe(prepared, tmp_path / "second", 1, f"vocoder_run={tmp_path / 'first'}", "seed=5"))
-    assert not (tmp_path / "second" / "vocoder").exists()
-    one, two = (load_file(folder / "vocoder" / "model.safetensors") for folder in (first, second))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    one = load_file(first / "vocoder" / "model.safetensors")
+    for shared in (tmp_path / "first", first):
+        second = train(recipe(prepared, tmp_path / "second", 1, f"vocoder_run={shared}", "seed=5"))
+        assert not (tmp_path / "second" / "vocoder").exists()
+        two = load_file(second / "vocoder" / "model.safetensors")
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert f"that of the bundle {first}" in (second / "README.md").read_text()
 
 
 def test_a_machine_without_git_trains_too(monkeypatch):

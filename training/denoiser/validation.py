@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from models.audio.mel import LOG_FLOOR, MelSpectrogram
-from models.audio.vocoder import build_vocoder
+from models.audio.vocoder import build_vocoder, load_vocoder
 from models.audio.vocoder import vocode as to_sound
 from models.networks.condition_encoder import GUIDANCE, Condition, Kind, guidance_as_scalar
 from models.sampler import SamplerRow, advance
@@ -102,10 +102,13 @@ def spectrograms(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def vocode(recipe: Recipe, mels: torch.Tensor) -> torch.Tensor | None:
     """Return log-mels (rows, F, M) as one waveform (T,); None if the recipe's vocoder has no state yet."""
-    state = load_state(recipe.vocoder_folder / "state.pt")
-    if state is None:
+    if not recipe.vocoder_is_trained:
         return None
     mel = MelSpectrogram()
-    vocoder = build_vocoder(mel, upsample_initial_channel=recipe.vocoder.upsample_initial_channel)
-    load_weights("vocoder", vocoder, state["weights"]["vocoder"])
+    state = load_state(recipe.vocoder_folder / "state.pt")
+    if state is None:
+        vocoder = load_vocoder(recipe.vocoder_folder)
+    else:
+        vocoder = build_vocoder(mel, upsample_initial_channel=recipe.vocoder.upsample_initial_channel)
+        load_weights("vocoder", vocoder, state["weights"]["vocoder"])
     return to_sound(vocoder.eval(), mels, mel).flatten().clamp(-1, 1)
