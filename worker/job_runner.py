@@ -95,14 +95,16 @@ class JobRunner:
         """Return the request of one attempt; its files are apart from those of other attempts."""
         deliver = partial(self._deliver, generation_id, attempt, payload)
         shortcut = partial(self._retrieve, payload, deliver)
+        model = self.model
+        rows = payload.rows(model.manifest.max_duration_s, model.distilled_guidance_range)
         return SamplingRequest(
             shortcut=shortcut if payload.method == "retrieval" else None,
             prepare=partial(self._prepare, payload),
             deliver=deliver,
             num_rows=payload.num_outputs,
-            num_tokens=self.model.num_tokens(payload.duration_s),
+            num_tokens=max((model.num_tokens(seconds) for seconds, _, _ in rows), default=0),
             duration_s=payload.duration_s,
-            passes=sum(payload.branches(self.model.distilled_guidance_range)),
+            passes=sum(conditional + added for _, conditional, added in rows),
             kind=kind(payload),
         )
 

@@ -124,11 +124,12 @@ def model_info(
     manifest: Manifest, scalars: Sequence[str] = (), methods: Sequence[Method] = ("diffusion",)
 ) -> ModelInfo:
     """Describe a bundle for the API before it is loaded; `scalars` as `read_scalars` returns them."""
-    fields = ModelInfo.model_fields.keys() - {"attributes", "cost", "methods"}
+    fields = ModelInfo.model_fields.keys() - {"attributes", "cost", "methods", "window_s"}
     return ModelInfo(
         **{name: getattr(manifest, name) for name in fields},
         attributes=list(taken(manifest.attributes, scalars)),
         methods=list(methods),
+        window_s=manifest.max_duration_s,
     )
 
 

@@ -58,7 +58,7 @@ def accept(
             return state.get(generation_id, owner=caller.id), True
     model = state.model(wanted.model)
     payload = resolve(wanted, model, generation_id)
-    reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model.cost))
+    reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model))
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
     steps, deadline_s = payload.num_inference_steps, payload.deadline_s
     if not reserve(services.redis, reservation, settings, model.cost, steps, deadline_s):

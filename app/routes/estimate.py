@@ -42,7 +42,7 @@ async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Es
 def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:
     model = services.state.model(wanted.model)
     payload = resolve(wanted, model, new_id())
-    request = Reservation("", caller.id, model.name, payload.work(model.cost))
+    request = Reservation("", caller.id, model.name, payload.work(model))
     expected = forecast(services.redis, request, model.cost, payload.num_inference_steps)
     return Estimate(
         model=model.name, unfinished=expected.unfinished, p50_s=expected.p50_s, p90_s=expected.p90_s

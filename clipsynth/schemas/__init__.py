@@ -5,6 +5,7 @@ Knows no HTTP, no Redis and no model.
 request.py        Body of POST /v1/generations.
 prompts.py        Weighted prompts, attributes, and their limits.
 prompt_parser.py  Words of a prompt that set attributes.
-generation.py     Job payload, replay token, and the resource.
+payload.py        Job payload, and the windows of its sounds.
+generation.py     Replay token, and the resource.
 model_info.py     Models as their workers describe them.
 """

@@ -1,6 +1,6 @@
-"""Job payload, replay token, and the resource that clients read.
+"""Replay token, and the resource that clients read.
 
-Fields of payload, token and record are stored: renaming one would make stored data unreadable.
+Fields of token and record are stored: renaming one would make stored data unreadable.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -24,11 +23,11 @@ from pydantic import (
 )
 
 from clipsynth.errors import InvalidRequest
-from clipsynth.schemas.model_info import Method, ModelCost
+from clipsynth.schemas.model_info import Method
+from clipsynth.schemas.payload import Format as Format
+from clipsynth.schemas.payload import JobPayload as JobPayload
 from clipsynth.schemas.prompts import Composition, StoredPrompt
 
-# wav has 16 bits, as flac.
-Format = Literal["wav", "wav_24", "wav_float", "flac", "ogg", "mp3"]
 MEDIA_TYPES: dict[Format, str] = {
     "wav": "audio/wav",
     "wav_24": "audio/wav",
@@ -61,85 +60,6 @@ class Status(StrEnum):
 
 
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED})
-
-
-class JobPayload(BaseModel):
-    """A request as the worker runs it: defaults and seed filled in, images in storage.
-
-    `attributes` also has those in words of the prompt; the prompt no longer contains these words.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    v: Literal[1] = 1
-    model: str
-    prompt: str | None
-    prompts: list[StoredPrompt] | None = None
-    composition: Composition = "set"
-    image_key: str | None
-    image_sha256: str | None = None
-    negative_prompt: str | None
-    attributes: dict[str, float] = {}
-    method: Method = "diffusion"
-    rank: int = Field(default=0, ge=0)
-    seed: int = Field(ge=0, lt=2**32)
-    num_inference_steps: int = Field(ge=1, le=200)
-    guidance_scale: float
-    duration_s: float
-    num_outputs: int = Field(ge=1, le=8)
-    deadline_s: float | None = None
-    output_formats: list[Format] = Field(min_length=1)
-
-    @classmethod
-    def known(cls, stored: str | bytes) -> Self:
-        """Read the fields of a record's payload that this version knows.
-
-        Use it to show a job that a newer version has accepted, never to run one.
-        """
-        return cls.model_validate_json(stored, extra="ignore")
-
-    @property
-    def conditions(self) -> list[StoredPrompt]:
-        """All prompts as one weighted set: prompt and image have weight 1, the negative prompt -1."""
-        items = list(self.prompts or [])
-        if self.prompt is not None:
-            items.append(StoredPrompt(text=self.prompt))
-        if self.image_key is not None:
-            items.append(StoredPrompt(image_key=self.image_key, image_sha256=self.image_sha256))
-        if self.negative_prompt is not None:
-            items.append(StoredPrompt(text=self.negative_prompt, weight=-1.0))
-        return items
-
-    def branches(self, distilled_guidance_range: Sequence[float] = ()) -> tuple[int, int]:
-        """Return the network rows of one step of one output: conditional ones, and those added by guidance.
-
-        Args:
-            distilled_guidance_range: lowest and highest guidance scale that needs no added rows; empty if
-                the model was not distilled. Never applies to negative prompts, to `mix`, or to `compose` of
-                several or weighted prompts.
-        """
-        weights = [condition.weight for condition in self.conditions]
-        wanted = [weight for weight in weights if weight > 0]
-        conditional = 1 if self.composition == "set" else len(wanted)
-        alone = wanted == weights and (self.composition != "compose" or wanted == [1.0])
-        learned = (
-            bool(distilled_guidance_range)
-            and distilled_guidance_range[0] <= self.guidance_scale <= distilled_guidance_range[1]
-        )
-        if self.guidance_scale <= 1 or (alone and learned):
-            return conditional, 0
-        return conditional, len(wanted) if self.composition == "mix" else 1
-
-    def work(self, cost: ModelCost | None) -> float:
-        """Return the work: network passes times seconds of sound, over all outputs; 0 for retrieval.
-
-        Without a measured cost, guidance is counted in every step.
-        """
-        if self.method == "retrieval":
-            return 0.0
-        conditional, unconditional = self.branches(cost.distilled_guidance_range if cost else ())
-        passes = conditional + unconditional * (cost.guided_share if cost else 1.0)
-        return self.num_outputs * self.num_inference_steps * self.duration_s * passes
 
 
 class ReplayToken(BaseModel):

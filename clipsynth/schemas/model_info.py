@@ -28,6 +28,9 @@ class ModelInfo(BaseModel):
     sample_rate: int = Field(description="Samples per second of its sounds.")
     min_duration_s: float = Field(description="Shortest duration_s of a request.")
     max_duration_s: float = Field(description="Longest duration_s of a request.")
+    window_s: float | None = Field(
+        default=None, description="Seconds made at a time, as long as the training clips; more costs more."
+    )
     duration_s: float = Field(description="Default duration_s.")
     num_inference_steps: int = Field(description="Default number of denoising steps.")
     guidance_scale: float = Field(description="Default guidance_scale.")

@@ -105,3 +105,12 @@ class StoredPrompt(BaseModel):
     image_key: str | None = None
     image_sha256: str | None = None
     weight: float = 1.0
+
+
+class StoredItem(StoredPrompt):
+    """One item of a timeline in a job payload or replay token."""
+
+    start_s: float
+    end_s: float
+    attributes: dict[str, float] = {}
+    fade_s: float = 0.25
