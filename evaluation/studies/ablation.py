@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from evaluation.interfaces import Sources
+from evaluation.interfaces import QueryKind, Sources
 from evaluation.metrics.bootstrap import Figure, difference
 from evaluation.report.table import cell, markdown_table, plain
 from evaluation.run.rows import Entry, score
 from evaluation.studies.context import CLASS_ACCURACY, FAD, SECONDS, TEXT_AND_IMAGE, StudyContext
-from evaluation.studies.study import COPIES, COVERAGE, METRICS, Study, metric_title, run
+from evaluation.studies.study import COPIES, COVERAGE, METRICS, metric_title, save, sweep
 from evaluation.systems.bundle import Bundle
 
 SHOWN = (CLASS_ACCURACY, FAD, COVERAGE, COPIES)
@@ -76,32 +76,26 @@ def ablation(context: StudyContext, remedies: Sequence[Remedy]) -> str:
         row = score(entry, context.reference_with_copies, context.plan, rtf_clips=0)
         return row.figures | context.seconds(entry)
 
-    def summarise(measured: Mapping[tuple[str, str], dict[str, Figure]]) -> dict[str, Any]:
-        return {r.name: _compare(*_by_kind(measured, r)) for r in remedies}
-
-    bundles = {r.name: dict(zip(SIDES, r.bundles, strict=True)) for r in remedies}
-    table = lambda results: _table(context, results)  # noqa: E731
-    return run(context, Study("ablation", points(), measure, summarise, table, {"bundles": bundles}))
-
-
-def _by_kind(
-    measured: Mapping[tuple[str, str], dict[str, Figure]], remedy: Remedy
-) -> list[dict[str, dict[str, Figure]]]:
-    return [{kind: measured[place, kind] for kind in TEXT_AND_IMAGE} for place in remedy.bundles]
-
-
-def _compare(
-    with_it: Mapping[str, Mapping[str, Figure]], without: Mapping[str, Mapping[str, Figure]]
-) -> dict[str, Any]:
-    changes = {
-        kind: {
-            name: difference(with_it[kind][name], without[kind][name])
-            for name in with_it[kind]
-            if name in SHOWN and name in without[kind]
+    measured = sweep(context, points(), measure)
+    results: dict[str, Any] = {}
+    for remedy in remedies:
+        row = {
+            side: {kind: measured[place, kind] for kind in TEXT_AND_IMAGE}
+            for side, place in zip(SIDES, remedy.bundles, strict=True)
         }
-        for kind in TEXT_AND_IMAGE
+        results[remedy.name] = row | {"difference": _differences(row["with"], row["without"])}
+    bundles = {r.name: dict(zip(SIDES, r.bundles, strict=True)) for r in remedies}
+    return save(context, "ablation", results, _table(context, results), bundles=bundles)
+
+
+def _differences(
+    with_it: Mapping[QueryKind, Mapping[str, Figure]], without: Mapping[QueryKind, Mapping[str, Figure]]
+) -> dict[str, dict[str, Figure]]:
+    """Return {kind: {metric: with - without}} of the metrics that both sides have."""
+    return {
+        kind: {m: difference(a[m], b[m]) for m in SHOWN if m in a and m in b}
+        for kind, a, b in ((kind, with_it[kind], without[kind]) for kind in TEXT_AND_IMAGE)
     }
-    return {"with": with_it, "without": without, "difference": changes}
 
 
 def _table(context: StudyContext, results: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ quantile among the query's own neighbours, so a high-pitched drum may be lower t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -21,7 +21,7 @@ from evaluation.plan import Sample
 from evaluation.report.table import cell, markdown_table, percent
 from evaluation.run.rows import Entry
 from evaluation.studies.context import TEXT_AND_IMAGE, StudyContext
-from evaluation.studies.study import Study, run
+from evaluation.studies.study import save, sweep
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.audio.attributes import by_name, measure
@@ -101,16 +101,13 @@ def attributes(
                 system = Bundle(f"{name} {level:g}", pipe, attributes={name: level}, steps=steps)
                 yield (name, level), context.entry_for(system, samples)
 
-    def summarise(measured: Mapping[Any, list[AttributeRow]]) -> dict[str, Any]:
-        rows = [row for found in measured.values() for row in found]
-        found = findings(rows, resamples=context.options.resamples)
-        return {"findings": [vars(one) for one in found], "rows": [vars(row) for row in rows]}
-
-    settings: dict[str, Any] = {"bundle": str(bundle), "version": pipe.manifest.version}
-    settings |= {"levels": levels, "clips_per_class": clips_per_class}
-    table = lambda results: _table(context, results["findings"], clips_per_class)  # noqa: E731
-    measure_rows = lambda entry: _rows(context, entry)  # noqa: E731
-    return run(context, Study("attributes", points(), measure_rows, summarise, table, settings))
+    measured = sweep(context, points(), partial(_rows, context))
+    rows = [row for found in measured.values() for row in found]
+    found = findings(rows, resamples=context.options.resamples)
+    results = {"findings": [vars(one) for one in found], "rows": [vars(row) for row in rows]}
+    settings = {"bundle": bundle, "version": pipe.manifest.version, "levels": levels}
+    table = _table(context, found, clips_per_class)
+    return save(context, "attributes", results, table, **settings, clips_per_class=clips_per_class)
 
 
 def _samples(context: StudyContext, clips_per_class: int) -> list[Sample]:
@@ -184,16 +181,10 @@ def _leakage(groups: Sequence[Sequence[AttributeRow]], picks: np.ndarray) -> Fig
     return difference(class_accuracy({min(levels), max(levels)}), class_accuracy({MIDDLE}))
 
 
-def _table(context: StudyContext, found: Sequence[Mapping[str, Any]], clips_per_class: int) -> str:
+def _table(context: StudyContext, found: Sequence[AttributeFinding], clips_per_class: int) -> str:
     rows = [
-        [
-            one["attribute"],
-            str(one["sounds"]),
-            cell(one["rho"]),
-            f"{100 * one['missing']:.0f} %",
-            cell(one["leakage"], percent),
-        ]
-        for one in found
+        [f.attribute, str(f.sounds), cell(f.rho), f"{100 * f.missing:.0f} %", cell(f.leakage, percent)]
+        for f in found
     ]
     o = context.options
     notes = [

@@ -20,7 +20,7 @@ from evaluation.metrics.class_accuracy import per_class, read_phrases
 from evaluation.report.table import cell, markdown_table, percent
 from evaluation.studies.context import Split, StudyContext, suffixes
 from evaluation.studies.ladder import RAW, FitPrior, TextVariant, build
-from evaluation.studies.study import Study, run
+from evaluation.studies.study import save, sweep
 from evaluation.systems.bundle import load_pipeline
 from models.conditioning.prompts import Prompt
 from models.networks.condition_encoder import ConditionEncoder
@@ -132,8 +132,8 @@ def ceiling(
             "queries": len(point.labels),
         }
 
-    table = lambda results: _table(results, k)  # noqa: E731
-    return run(context, Study("ceiling", points(), measure, dict, table, {"bundle": str(bundle), "k": k}))
+    results = sweep(context, points(), measure)
+    return save(context, "ceiling", results, _table(results, k), bundle=bundle, k=k)
 
 
 def _centred_texts(

@@ -19,7 +19,7 @@ from evaluation.metrics.text_gap import gap_closed, text_gap
 from evaluation.report.table import markdown_table
 from evaluation.run.rows import Entry
 from evaluation.studies.context import CLASS_ACCURACY, FAD, SECONDS, TEXT_AND_IMAGE, StudyContext
-from evaluation.studies.study import Study, metric_cell, metric_title, run
+from evaluation.studies.study import metric_cell, metric_title, save, sweep
 from evaluation.studies.variants import with_condition_encoder, with_settings
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.networks.condition_encoder import ConditionEncoder
@@ -158,18 +158,15 @@ def ladder(
             if variant.bundle is not None:
                 yield (variant.name, "image"), context.entry(system, "image")
 
-    def summarise(measured: Mapping[tuple[str, str], dict[str, Figure]]) -> dict[str, dict[str, Any]]:
-        images = measured[IMAGES, "image"]
-        rows: dict[str, dict[str, Any]] = {}
-        for variant in variants:
-            text, image = measured[variant.name, "text"], measured.get((variant.name, "image"), images)
-            rows[variant.name] = {"settings": dict(variant.settings), "text": text, "image": image}
-            rows[variant.name] |= _gaps(rows[variant.name], rows[names[0]])
-        return rows
-
-    settings = {"bundle": str(bundle), "version": pipe.manifest.version, "steps": steps}
-    table = lambda rows: _table(context, rows)  # noqa: E731
-    return run(context, Study("ladder", points(), context.figures, summarise, table, settings))
+    measured = sweep(context, points(), context.figures)
+    rows: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        image = measured.get((variant.name, "image"), measured[IMAGES, "image"])
+        row = {"settings": variant.settings, "text": measured[variant.name, "text"], "image": image}
+        rows[variant.name] = row
+        row |= _gaps(row, rows[names[0]])
+    table, version = _table(context, rows), pipe.manifest.version
+    return save(context, "ladder", rows, table, bundle=bundle, version=version, steps=steps)
 
 
 def _gaps(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:

@@ -19,7 +19,7 @@ from evaluation.plan import Sample
 from evaluation.report.table import cell, markdown_table, percent
 from evaluation.run.rows import Entry
 from evaluation.studies.context import StudyContext
-from evaluation.studies.study import Study, run
+from evaluation.studies.study import save, sweep
 from evaluation.systems.bundle import load_pipeline
 from models.audio.level import level
 from models.conditioning.prompts import Composition, Prompt
@@ -152,10 +152,8 @@ def sets(context: StudyContext, bundle: Path, *, count: int = 40, steps: int | N
         for mode in (*compositions, NAIVE):
             yield f"{TWO_TEXTS}, {mode}", context.entry_for(PairSystem(mode, pipe, mode, steps), texts)
         for mode in compositions:
-            yield (
-                f"{IMAGE_AND_TEXT}, {mode}",
-                context.entry_for(PairSystem(mode, pipe, mode, steps), with_image),
-            )
+            system = PairSystem(mode, pipe, mode, steps)
+            yield f"{IMAGE_AND_TEXT}, {mode}", context.entry_for(system, with_image)
         yield MixedRecordings.name, context.entry_for(MixedRecordings(), texts)
 
     def measure(entry: Entry) -> dict[str, Figure]:
@@ -167,9 +165,9 @@ def sets(context: StudyContext, bundle: Path, *, count: int = 40, steps: int | N
         picks = np.random.default_rng(0).integers(len(pairs), size=size)
         return {"recall": mean_figure(found, pair_of, picks), "both": mean_figure(found == 1, pair_of, picks)}
 
-    settings = {"bundle": str(bundle), "version": pipe.manifest.version, "pairs": pairs}
-    table = lambda results: _table(context, results, len(pairs))  # noqa: E731
-    return run(context, Study("sets", points(), measure, _with_differences, table, settings))
+    results = _with_differences(sweep(context, points(), measure))
+    table, version = _table(context, results, len(pairs)), pipe.manifest.version
+    return save(context, "sets", results, table, bundle=bundle, version=version, pairs=pairs)
 
 
 def _with_differences(measured: Mapping[str, dict[str, Figure]]) -> dict[str, dict[str, Figure]]:

@@ -12,7 +12,7 @@ from evaluation.metrics.bootstrap import Figure
 from evaluation.report.table import markdown_table
 from evaluation.run.rows import Entry
 from evaluation.studies.context import CLASS_ACCURACY, FAD, KAD, SECONDS, TEXT_AND_IMAGE, StudyContext
-from evaluation.studies.study import Study, metric_cell, metric_title, run
+from evaluation.studies.study import metric_cell, metric_title, save, sweep
 from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.schedule import time_at
@@ -100,16 +100,15 @@ def steps(
         distilled = s.rescale == 0 and pipe.condition_encoder.takes_guidance(s.guidance, s.interval)
         return row_forwards(n, s.guidance, s.interval, s.shift, distilled=distilled)
 
-    def summarise(measured: Mapping[tuple[Schedule, int, str], Any]) -> list[dict[str, Any]]:
-        return [
-            {"steps": n, **vars(s), "row_forwards": forwards(s, n)}
-            | {kind: measured[s, n, kind] for kind in TEXT_AND_IMAGE}
-            for s, n in grid
-        ]
-
-    settings = {"bundle": str(bundle), "version": m.version}
-    table = lambda rows: _table(context, rows)  # noqa: E731
-    return run(context, Study("steps", points(), context.figures, summarise, table, settings, _verdicts))
+    measured = sweep(context, points(), context.figures)
+    rows = [
+        {"steps": n, **vars(s), "row_forwards": forwards(s, n)}
+        | {kind: measured[s, n, kind] for kind in TEXT_AND_IMAGE}
+        for s, n in grid
+    ]
+    verdicts = _verdicts(rows)
+    table = _table(context, rows, verdicts)
+    return save(context, "steps", rows, table, bundle=bundle, version=m.version, verdicts=verdicts)
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -130,7 +129,7 @@ def _schedule(row: Mapping[str, Any]) -> Schedule:
     return Schedule(row["guidance"], row["interval"], row["rescale"], row["shift"])
 
 
-def _table(context: StudyContext, rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(context: StudyContext, rows: Sequence[Mapping[str, Any]], verdicts: list[str]) -> str:
     columns = [(metric, kind) for metric in SHOWN for kind in TEXT_AND_IMAGE]
     titles = [metric_title(metric, kind) for metric, kind in columns]
     lines = []
@@ -141,4 +140,4 @@ def _table(context: StudyContext, rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [metric_cell(row[kind], metric) for metric, kind in columns]
         lines.append([name, *cells, metric_cell(row["image"], SECONDS), str(row["row_forwards"])])
     head = ["Steps, guidance, interval, rescale, shift", *titles, "s per sound", "row-forwards"]
-    return markdown_table(head, lines, notes=[*_verdicts(rows), "", context.note()])
+    return markdown_table(head, lines, notes=[*verdicts, "", context.note()])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,55 +25,39 @@ METRICS: dict[str, tuple[str, str, Callable[[float], str]]] = {
     COPIES: ("copies", "↓", percent),
     SECONDS: ("s per sound", "", plain),
 }
+Key = TypeVar("Key", bound=Hashable)
 Point = TypeVar("Point")
 Measured = TypeVar("Measured")
 
 
-def _no_sentences(results: Any) -> list[str]:
-    del results
-    return []
+def sweep(
+    context: StudyContext,
+    points: Iterable[tuple[Key, Point]],
+    measure: Callable[[Point], Measured],
+) -> dict[Key, Measured]:
+    """Return {key: figures} of (key, point); the sounds of an `Entry` are made before it is measured.
 
-
-@dataclass(frozen=True)
-class Study(Generic[Point, Measured]):
-    """A question to one or several bundles.
-
-    Attributes:
-        name: folder of the results below `StudyOptions.out`.
-        points: what varies, as (key, point). The sounds of an `Entry` are made before it is measured.
-            A generator holds one system in memory at a time.
-        measure: returns the figures of a point.
-        summarise: returns the results, as values that JSON can hold or figures, of {key: figures}.
-        table: returns the Markdown of the results.
-        settings: saved with the results, in addition to the options.
-        verdicts: sentences about the results; saved with the settings.
+    Points of a generator are loaded one at a time.
     """
-
-    name: str
-    points: Iterable[tuple[Hashable, Point]]
-    measure: Callable[[Point], Measured]
-    summarise: Callable[[dict[Any, Measured]], Any]
-    table: Callable[[Any], str]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    verdicts: Callable[[Any], Sequence[str]] = _no_sentences
-
-
-def run(context: StudyContext, study: Study[Point, Measured]) -> str:
-    """Run a study, write `out/NAME/results.json` and `results.md`, and return the table."""
     measured = {}
-    for key, point in study.points:
+    for key, point in points:
         if isinstance(point, Entry):
             make_sounds([point], context.options.batch_size)
-        measured[key] = study.measure(point)
-    results = study.summarise(measured)
-    settings = {**asdict(context.options), **study.settings}
-    if verdicts := study.verdicts(results):
-        settings["verdicts"] = verdicts
-    table = study.table(results)
-    folder = context.options.out / study.name
+        measured[key] = measure(point)
+    return measured
+
+
+def save(context: StudyContext, name: str, results: Any, table: str, **settings: Any) -> str:
+    """Write `out/NAME/results.json` and `results.md`; return the Markdown `table`.
+
+    Args:
+        results: values that JSON can hold, or figures.
+        settings: saved with the results, in addition to the options.
+    """
+    folder = context.options.out / name
     folder.mkdir(parents=True, exist_ok=True)
-    everything = {"settings": _plain(settings), "results": _plain(results)}
-    (folder / "results.json").write_text(json.dumps(everything, indent=1) + "\n")
+    everything = {"settings": asdict(context.options) | settings, "results": results}
+    (folder / "results.json").write_text(json.dumps(_plain(everything), indent=1) + "\n")
     (folder / "results.md").write_text(table + "\n")
     return table
 
