@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer
 from PIL import Image
 
 from models.audio.level import SILENT_PEAK
+from models.media.images import upright_image
+from models.media.tracks import SoundPlacer, audio_streams, downmix, video_stream
 
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
+# Containers of videos that FFmpeg reads.
+# fmt: off
+VIDEO_SUFFIXES = {
+    ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".evo", ".f4v", ".flv", ".gxf", ".ismv", ".lrv",
+    ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mk3d", ".mkv", ".mod", ".mov", ".mp4", ".mpe",
+    ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".nuv", ".ogm", ".ogv", ".ogx", ".qt", ".rm",
+    ".rmvb", ".roq", ".swf", ".tod", ".tp", ".trp", ".ts", ".vob", ".vro", ".webm", ".wmv", ".wtv",
+}
+# fmt: on
+LISTS = {"concat", "dash", "hls", "imf"}  # FFmpeg's formats of files that name other files
 MIN_DURATION_S = 0.5
-SIDE = 512  # larger images are reduced at once, as uploads are
+BACK_S, FORTH_S = 0.5, 600.0  # jumps of a stream's timestamps beyond these start its clock again
+MAX_FAILED_READS = 20
 
 
 class VideoError(ValueError):
     """A video that cannot be used; the message is the reason."""
 
 
+class SilentError(VideoError):
+    """A video whose sound track is silent; another track may not be."""
+
+
 @dataclass(frozen=True)
 class AudioTrack:
-    """A stretch of mono `samples` (T,) float32 in [-1, 1] that starts at `time_s`."""
+    """A stretch of `samples` (2, T), or (T,) if mono, float32 that starts at `time_s`."""
 
     time_s: float
     samples: np.ndarray
@@ -38,6 +58,13 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Damage:
+    """A part of a video that was lost, in words."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class RawClip:
     """`waveform` (T,) float32 as decoded, and `frames` in order of time.
 
@@ -48,35 +75,108 @@ class RawClip:
     frames: list[Frame]
 
 
-def decode(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Iterator[AudioTrack | Frame]:
-    """Yield a video's sound (mono, `sample_rate`) and frames in file order, with times in seconds by PTS.
+def decode(
+    path: Path, *, sample_rate: int, frames_per_s: float = 1.0, track: int = 0
+) -> Iterator[AudioTrack | Frame | Damage]:
+    """Yield a video's sound (stereo, `sample_rate`) and frames in file order, with times in seconds by PTS.
+
+    The sound has no gaps: silence fills them. What cannot be decoded is left out, and counted at the end.
+
+    Args:
+        track: number of the sound track, the default one first.
 
     Raises:
         VideoError: not a video, or a video without image or sound.
     """
+    with ExitStack() as stack:
+        container = _open(path, stack)
+        if container.format.name in LISTS:
+            raise VideoError("a list of other files")
+        video, tracks = video_stream(container), audio_streams(container)
+        if video is None:
+            raise VideoError("no image")
+        if not tracks:
+            raise VideoError("no sound")
+        if track >= len(tracks):
+            raise VideoError("silent")
+        placer = SoundPlacer(sample_rate)
+        next_frame_s, failed = float("-inf"), 0
+        for item in _decoded(container, (video, tracks[track])):
+            if item is None:
+                failed += 1
+            elif isinstance(item, av.AudioFrame):
+                yield from (AudioTrack(*part) for part in placer.place(item))
+            elif (item.time is None or item.time >= next_frame_s) and not item.is_corrupt:
+                shown_s = 0.0 if item.time is None else item.time
+                yield Frame(shown_s, upright_image(item, video.sample_aspect_ratio))
+                next_frame_s = max(next_frame_s, shown_s - 1e-3) + 1 / frames_per_s
+        yield from (AudioTrack(*part) for part in placer.flush())
+        if failed:
+            yield Damage(f"{failed} packet{'s' if failed > 1 else ''} cannot be decoded")
+
+
+def _open(path: Path, stack: ExitStack) -> InputContainer:
+    """Open a file, which may not refer to others."""
+    options = {"protocol_whitelist": "file"}
+    # PyAV takes names in UTF-8 only.
+    utf8 = not any("\udc80" <= letter <= "\udcff" for letter in str(path))
+    source: Any = str(path.absolute()) if utf8 else stack.enter_context(path.open("rb"))
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError("no image")
-            if not container.streams.audio:
-                raise VideoError("no sound")
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-            next_frame_s, sound_s = float("-inf"), 0.0
-            for item in container.decode(video=0, audio=0):
-                if isinstance(item, av.AudioFrame):
-                    for part in resampler.resample(item):
-                        sound_s = part.time if part.time is not None else sound_s
-                        yield AudioTrack(sound_s, part.to_ndarray()[0])
-                elif item.time is None or item.time >= next_frame_s:
-                    shown_s = 0.0 if item.time is None else item.time
-                    image = item.to_image()
-                    image.thumbnail((SIDE, SIDE))
-                    yield Frame(shown_s, image)
-                    next_frame_s = max(next_frame_s, shown_s - 1e-3) + 1 / frames_per_s
-            for part in resampler.resample(None):
-                yield AudioTrack(part.time if part.time is not None else sound_s, part.to_ndarray()[0])
-    except av.FFmpegError as error:
+        return stack.enter_context(av.open(source, options=options, metadata_errors="replace"))
+    except (av.FFmpegError, OSError) as error:
         raise VideoError(f"cannot be decoded: {error.strerror}") from error
+
+
+def _decoded(
+    container: InputContainer, streams: tuple[av.VideoStream, av.AudioStream]
+) -> Iterator[av.VideoFrame | av.AudioFrame | None]:
+    """Yield the frames of the streams; None for a packet that fails."""
+    clocks = Clocks()
+    failed_reads = 0
+    while failed_reads < MAX_FAILED_READS:
+        try:
+            for packet in container.demux(streams):
+                clocks.put_right(packet)
+                try:
+                    yield from packet.decode()
+                except av.FFmpegError:
+                    if packet.size:
+                        yield None
+            return
+        except av.FFmpegError:
+            # Reading goes on after the damage.
+            failed_reads += 1
+            yield None
+
+
+class Clocks:
+    """Shifts the timestamps of streams that start again in the middle, as in files put end to end."""
+
+    def __init__(self) -> None:
+        self._shifts_s = [0.0]
+        # By stream: the number of its shift, and start and end of its last packet.
+        self._number: dict[int, int] = {}
+        self._last_s: dict[int, tuple[float, float]] = {}
+
+    def put_right(self, packet: av.Packet) -> None:
+        """Shift a packet, by a new amount if its timestamps jump."""
+        if packet.dts is None or packet.time_base is None:
+            return
+        stream, time_s = packet.stream_index, float(packet.dts * packet.time_base)
+        number = self._number.get(stream, 0)
+        shifted_s = time_s + self._shifts_s[number]
+        start_s, end_s = self._last_s.get(stream, (shifted_s, shifted_s))
+        if not -BACK_S <= shifted_s - start_s <= FORTH_S:
+            number += 1
+            if number == len(self._shifts_s):
+                self._shifts_s.append(end_s - time_s)
+            shifted_s = time_s + self._shifts_s[number]
+        self._number[stream] = number
+        duration_s = min(1.0, float((packet.duration or 0) * packet.time_base))
+        self._last_s[stream] = shifted_s, shifted_s + duration_s
+        if shift := round(self._shifts_s[number] / packet.time_base):
+            packet.dts += shift
+            packet.pts = None if packet.pts is None else packet.pts + shift
 
 
 def read_video(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> RawClip:
@@ -85,20 +185,17 @@ def read_video(path: Path, *, sample_rate: int, frames_per_s: float = 1.0) -> Ra
     Raises:
         VideoError: not a video, no image, no sound, silent, or shorter than half a second.
     """
-    sounds: list[AudioTrack] = []
-    frames: list[Frame] = []
-    for item in decode(path, sample_rate=sample_rate, frames_per_s=frames_per_s):
-        if isinstance(item, AudioTrack):
-            sounds.append(item)
-        else:
-            frames.append(item)
-    if not frames:
-        raise VideoError("no image")
-    waveform = np.concatenate([s.samples for s in sounds]) if sounds else np.zeros(0, np.float32)
-    if len(waveform) < MIN_DURATION_S * sample_rate:
-        raise VideoError(f"shorter than {MIN_DURATION_S:g} s")
-    if is_silent(waveform):
-        raise VideoError("silent")
+    for track in itertools.count():
+        items = list(decode(path, sample_rate=sample_rate, frames_per_s=frames_per_s, track=track))
+        sounds = [item for item in items if isinstance(item, AudioTrack)]
+        frames = [item for item in items if isinstance(item, Frame)]
+        if not frames:
+            raise VideoError("no image")
+        waveform = downmix(np.concatenate([np.zeros((2, 0), np.float32), *(s.samples for s in sounds)], 1))
+        if len(waveform) < MIN_DURATION_S * sample_rate:
+            raise VideoError(f"shorter than {MIN_DURATION_S:g} s")
+        if not is_silent(waveform):
+            break
     start_s = sounds[0].time_s
     return RawClip(waveform, [Frame(f.time_s - start_s, f.image) for f in frames])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -35,4 +37,74 @@ def write_video(
             frame.sample_rate, frame.pts = 16000, 0
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
+    return path
+
+
+RATE = 48000
+FLASHES_S = (1.0, 2.8)
+
+
+def flashes(seconds: float = 4.0, rate: int = RATE) -> np.ndarray:
+    """Return (T,) quiet noise with a loud click of 20 ms at each of `FLASHES_S`."""
+    sound = 0.01 * np.random.default_rng(0).standard_normal(round(seconds * rate))
+    for time_s in FLASHES_S:
+        sound[round(time_s * rate) : round((time_s + 0.02) * rate)] = 0.8
+    return sound.astype(np.float32)
+
+
+def write_flashes(
+    path: Path,
+    *,
+    video: str = "libx264",
+    audio: str = "aac",
+    format: str | None = None,
+    rate: int = RATE,
+    fps: int = 25,
+    size: tuple[int, int] = (160, 120),
+    channels: np.ndarray | None = None,
+    keep: Callable[[float], bool] = lambda time_s: True,
+    start_s: float = 0.0,
+    seconds: float = 4.0,
+) -> Path:
+    """Write a video with a white image for 40 ms and a click at each of `FLASHES_S`.
+
+    Args:
+        channels: the sound (C, T) at `rate` in place of `flashes`.
+        keep: of a time in seconds, whether the sound is written there.
+        start_s: added to all timestamps.
+    """
+    sound = flashes(seconds, rate)[None] if channels is None else channels
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+    with av.open(str(path), "w", format=format) as container:
+        images = container.add_stream(video, rate=fps)
+        images.width, images.height = size
+        images.codec_context.gop_size = fps
+        images.pix_fmt = "yuvj420p" if video == "mjpeg" else "yuv420p"
+        track = container.add_stream(audio, rate=rate, layout=layout)
+        if not audio.startswith("pcm"):
+            track.bit_rate = 128_000
+        resampler = av.AudioResampler(track.format.name, layout, rate, track.frame_size or 1024)
+        position, shift = 0, round(start_s * fps)
+        for n in range(round(seconds * fps)):
+            white = any(abs(n / fps - time_s) < 0.5 / fps for time_s in FLASHES_S)
+            image = av.VideoFrame.from_image(Image.new("RGB", size, "white" if white else "black"))
+            image.pts, image.time_base = n + shift, Fraction(1, fps)
+            container.mux(images.encode(image))
+            end = round((n + 1) / fps * rate)
+            if keep(n / fps):
+                part = np.ascontiguousarray(sound[:, position:end], np.float32)
+                frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+                frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+                frame.pts = position + round(start_s * rate)
+                for ready in resampler.resample(frame):
+                    container.mux(track.encode(ready))
+            else:
+                for ready in resampler.resample(None):
+                    container.mux(track.encode(ready))
+                resampler = av.AudioResampler(track.format.name, layout, rate, track.frame_size or 1024)
+            position = end
+        for ready in resampler.resample(None):
+            container.mux(track.encode(ready))
+        container.mux(track.encode(None))
+        container.mux(images.encode(None))
     return path
