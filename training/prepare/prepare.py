@@ -30,13 +30,15 @@ from models.audio.level import level
 from models.audio.mel import MelSpectrogram
 from models.bundle import file_sha256
 from models.media.shards import ShardReader, member_offsets, write_shard
-from models.media.video import VideoError, decode
+from models.media.video import VideoError
 from models.networks.encoder import JointEncoder
 from models.networks.load_encoder import load_encoder
 from training.prepare.duplicates import fingerprint, near_duplicates
 from training.prepare.process_pool import make_shards
 from training.prepare.sources import PrepareError, Source, find_sources
-from training.prepare.windows import Window, cut_windows
+from training.prepare.windows import Window, read_windows
+
+MAX_NOTES = 5  # about one damaged video
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,15 @@ def _make_shard(
             continue
         if note:
             note.write_text(source.name)
+        made, notes = len(clips), list[str]()
         try:
-            items = decode(source.path, sample_rate=sample_rate, frames_per_s=options.frames_per_s)
-            for window in cut_windows(items, sample_rate=sample_rate, clip_s=options.clip_s):
+            for window in read_windows(
+                source.path,
+                sample_rate=sample_rate,
+                frames_per_s=options.frames_per_s,
+                clip_s=options.clip_s,
+                notes=notes,
+            ):
                 key = f"{n:06d}{len(clips):06d}"
                 metadata, arrays = _features(window, mel, encoder)
                 metadata |= {"video": source.name, "dev": is_dev(source.origin)}
@@ -157,8 +165,13 @@ def _make_shard(
                 lines.append(
                     {"key": key, "fingerprint": fingerprint(arrays["mel"]).tobytes().hex(), **metadata}
                 )
-        except VideoError as error:
-            lines.append({"video": source.name, "skipped": str(error)})
+            if notes:
+                lines.append({"video": source.name, "damaged": notes[:MAX_NOTES]})
+        except Exception as error:
+            # One video must not end the run.
+            del clips[made:]
+            lines = [line for line in lines if line["video"] != source.name]
+            lines.append({"video": source.name, "skipped": reason(error)})
     shard = _sidecar(out, n).with_suffix(".tar")
     write_shard(shard, clips)
     offsets = member_offsets(shard)
@@ -170,6 +183,12 @@ def _make_shard(
     os.replace(temporary, _sidecar(out, n))
     if note:
         note.unlink()
+
+
+def reason(error: Exception) -> str:
+    """Return why a video is left out, in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, VideoError) else f"{type(error).__name__}: {text}"
 
 
 def _features(
@@ -253,6 +272,7 @@ def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncode
     train, dev = _Statistics(), _Statistics()
     reader = ShardReader(out / "shards")
     skipped: dict[str, str] = {}
+    damaged: dict[str, list[str]] = {}
     dropped: list[str] = []
     clips, seconds = 0, 0.0
     temporary = out / "index.tmp"
@@ -261,6 +281,9 @@ def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncode
         for line in _lines(out, num_shards):
             if "skipped" in line:
                 skipped[line["video"]] = line["skipped"]
+                continue
+            if "damaged" in line:
+                damaged[line["video"]] = line["damaged"]
                 continue
             number += 1
             if number in repeats:
@@ -275,6 +298,7 @@ def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncode
         "clips": clips,
         "hours": round(seconds / 3600, 3),
         "skipped": skipped,
+        "damaged": damaged,
         "near_duplicates": dropped,
         "missing": missing,
     }

@@ -8,15 +8,12 @@ import pytest
 from safetensors.torch import load_file
 
 from models.media.shards import ShardReader, member_offsets, write_shard
-from models.media.video import AudioTrack, Frame, VideoError, decode
 from models.networks.open_clip import OpenClipEncoder
 from tests.support.constants import TINY_CLIP
-from tests.support.videos import write_video
+from tests.support.videos import flashes, write_flashes, write_video
 from training.data.clips import load_clips
 from training.prepare.duplicates import fingerprint, near_duplicates
 from training.prepare.prepare import PrepareError, PrepareOptions, prepare
-from training.prepare.sources import find_sources
-from training.prepare.windows import cut_windows
 
 pytestmark = pytest.mark.slow
 
@@ -141,91 +138,6 @@ def test_a_repeated_sound_is_left_out(encoder, tmp_path):
     assert report["near_duplicates"] == ["c.mp4 at 0 s"]
 
 
-# --------------------------------------------------------------------------------------------- cutting
-
-
-def sounds(waveform, start_s=0.0, step=1000):
-    return [AudioTrack(start_s + i / RATE, waveform[i : i + step]) for i in range(0, len(waveform), step)]
-
-
-def frames(*times):
-    return [Frame(t, f"image {t}") for t in times]
-
-
-def test_windows_cover_the_sound_and_take_the_frames_on_screen():
-    waveform = np.random.default_rng(0).standard_normal(round(2.7 * RATE)).astype(np.float32)
-    items = sorted(sounds(waveform) + frames(0.0, 0.5, 1.5, 2.5), key=lambda item: item.time_s)
-    windows = list(cut_windows(items, sample_rate=RATE, clip_s=1.0))
-    np.testing.assert_array_equal(np.concatenate([w.waveform for w in windows]), waveform)
-    assert [[round(f.time_s, 3) for f in w.frames] for w in windows] == [[0.0, 0.5], [-0.5, 0.5], [-0.5, 0.5]]
-    assert [w.start_s for w in windows] == [0.0, 1.0, 2.0]
-
-
-def test_the_order_of_streams_in_the_file_does_not_matter():
-    waveform = np.random.default_rng(0).standard_normal(3 * RATE).astype(np.float32)
-    orders = [
-        sounds(waveform) + frames(0.2, 1.2, 2.2),
-        frames(0.2, 1.2, 2.2) + sounds(waveform),
-    ]
-    results = [
-        [(w.start_s, [f.image for f in w.frames]) for w in cut_windows(order, sample_rate=RATE, clip_s=1.0)]
-        for order in orders
-    ]
-    assert (
-        results[0]
-        == results[1]
-        == [
-            (0.0, ["image 0.2"]),
-            (1.0, ["image 0.2", "image 1.2"]),
-            (2.0, ["image 1.2", "image 2.2"]),
-        ]
-    )
-
-
-def test_frames_are_timed_by_the_sounds_own_clock():
-    waveform = np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
-    (window,) = cut_windows(sounds(waveform, start_s=10.0) + frames(10.0, 11.0), sample_rate=RATE, clip_s=2.0)
-    assert [f.time_s for f in window.frames] == [0.0, 1.0]
-
-
-def test_silence_and_scraps_are_left_out():
-    loud = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
-    items = sounds(np.concatenate([loud, 0 * loud, loud, loud[: RATE // 4]])) + frames(0.0)
-    assert [w.start_s for w in cut_windows(items, sample_rate=RATE, clip_s=1.0)] == [0.0, 2.0]
-    for bad, reason in ((0 * loud, "silent"), (loud[:1000], "shorter")):
-        with pytest.raises(VideoError, match=reason):
-            list(cut_windows(sounds(bad) + frames(0.0), sample_rate=RATE, clip_s=1.0))
-    with pytest.raises(VideoError, match="no image"):
-        list(cut_windows(sounds(loud), sample_rate=RATE, clip_s=1.0))
-
-
-def test_decoded_sound_and_frames_share_a_clock(videos):
-    items = list(decode(videos / "0.mp4", sample_rate=RATE, frames_per_s=3.0))
-    times = [item.time_s for item in items if isinstance(item, Frame)]
-    np.testing.assert_allclose(times, np.arange(6) / 3, atol=0.02)
-    heard = sum(len(item.samples) for item in items if isinstance(item, AudioTrack))
-    assert heard == pytest.approx(2 * RATE, abs=1100)  # AAC pads to whole frames
-
-
-# --------------------------------------------------------------------------------- lists, prints, shards
-
-
-def test_lists_of_music_and_vggsound_choose_videos(tmp_path):
-    for name in ("abc.mp4", "xyz_000030.mp4", "other.mp4"):
-        (tmp_path / name).write_bytes(b"")
-    music, vggsound = tmp_path / "MUSIC_solo_videos.json", tmp_path / "vggsound.csv"
-    music.write_text(json.dumps({"videos": {"flute": ["abc", "gone"], "flute violin": ["abc"]}}))
-    vggsound.write_text("xyz,30,dog barking,train\nxyz,90,dog barking,test\n")
-    sources, missing = find_sources(tmp_path, music)
-    assert ([s.name for s in sources], missing) == (["abc.mp4"], ["gone"])
-    sources, missing = find_sources(tmp_path, vggsound)
-    assert ([(s.name, s.origin) for s in sources], missing) == ([("xyz_000030.mp4", "xyz")], ["xyz_000090"])
-    for path, text in ((music, "[]"), (music, '{"videos": {}}'), (vggsound, "xyz,soon\n")):
-        path.write_text(text)
-        with pytest.raises(PrepareError, match=path.name):
-            find_sources(tmp_path, path)
-
-
 def test_prints_survive_level_and_differ_between_sounds():
     rng = np.random.default_rng(0)
     mels = [rng.standard_normal((200, 64)).cumsum(0) for _ in range(40)]
@@ -272,3 +184,32 @@ def test_shards_are_read_by_offset(tmp_path):
 def test_the_generic_text_mean_is_kept(prepared, encoder):
     statistics = load_file(prepared / "statistics.safetensors")
     assert statistics["text_mean"].shape == statistics["image_mean"].shape == (encoder.embed_dim,)
+
+
+def test_an_error_at_one_video_is_its_reason(videos, encoder, tmp_path, monkeypatch):
+    # Any exception, even one of our own code.
+    def measure(waveform, sample_rate):
+        raise ZeroDivisionError("odd\nsound")
+
+    write_video(tmp_path / "in.mp4")
+    monkeypatch.setattr("training.prepare.prepare.measure", measure)
+    with pytest.raises(PrepareError, match="ZeroDivisionError: odd sound"):
+        list(prepare(tmp_path, tmp_path / "out", encoder))
+
+
+def test_absurd_samples_reach_no_statistic(encoder, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, value in (("good", 0.3), ("nan", np.nan), ("huge", 1e29)):
+        sound = flashes()
+        sound[5000:5003] = value
+        write_flashes(tmp_path / "in" / f"{name}.mov", audio="pcm_f32le", channels=sound[None])
+    list(prepare(tmp_path / "in", tmp_path / "out", encoder, options=PrepareOptions(clip_s=2.0)))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["skipped"] == {}
+    assert {name: reasons[0][:12] for name, reasons in report["damaged"].items()} == {
+        "nan.mov": "samples that",
+        "huge.mov": "samples up t",
+    }
+    statistics = load_file(tmp_path / "out" / "statistics.safetensors")
+    assert all(bool(value.isfinite().all()) for value in statistics.values())
+    assert 0.1 < float(statistics["gain"]) < 10
