@@ -78,7 +78,7 @@ class RawClip:
 def decode(
     path: Path, *, sample_rate: int, frames_per_s: float = 1.0, track: int = 0
 ) -> Iterator[AudioTrack | Frame | Damage]:
-    """Yield a video's sound (stereo, `sample_rate`) and frames in file order, with times in seconds by PTS.
+    """Yield a video's sound (stereo, `sample_rate`) and frames in file order, timed by PTS in seconds.
 
     The sound has no gaps: silence fills them. What cannot be decoded is left out, and counted at the end.
 
