@@ -14,7 +14,6 @@ from fastapi.responses import PlainTextResponse
 from app.dependencies import Admin, Reader, Services, ServicesDep
 from app.middleware import request_context
 from app.middleware.body_limit import BodyLimit
-from app.middleware.head import HeadAsGet
 from app.middleware.metrics import CountRequests, Metrics
 from app.notifications import Notifications
 from app.requests.images import MAX_DECODING, MAX_FETCHES
@@ -74,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         decoding=asyncio.Semaphore(MAX_DECODING),
         fetches=asyncio.Semaphore(MAX_FETCHES),
     )
-    app.add_middleware(HeadAsGet)
+    app.add_middleware(request_context.HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.receive_timeout_s)
     metrics = Metrics(state)
     app.add_middleware(CountRequests, metrics=metrics)

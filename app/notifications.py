@@ -178,8 +178,7 @@ class Notifications:
         status = None
         try:
             async for generation in self.states(generation_id):
-                progress = generation.progress
-                event_id = f"{generation.status}-{progress.step if progress else 0}"
+                event_id = event_id_of(generation)
                 if generation.status in TERMINAL:
                     event = "completed"
                 elif event_id == last_event_id:
@@ -192,6 +191,11 @@ class Notifications:
         except Gone as error:
             data = json.dumps({"code": error.code, "detail": str(error)})
             yield format_sse_event(event="gone", data_str=data)
+
+
+def event_id_of(generation: Generation) -> str:
+    """Return the id of the event that reports this state."""
+    return f"{generation.status}-{generation.progress.step if generation.progress else 0}"
 
 
 @contextlib.contextmanager

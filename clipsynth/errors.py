@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ClipSynthError(Exception):
     """Base class. `code` is part of the API; the message is for people and safe to show."""
@@ -12,6 +14,7 @@ class ClipSynthError(Exception):
     code = "internal_error"
 
     retry_after_s: float | None = None  # for temporary errors
+    headers: Mapping[str, str] = {}  # of the response
 
 
 class InvalidBody(ClipSynthError):
@@ -87,6 +90,10 @@ class NotAcceptable(ClipSynthError):
 class RangeNotSatisfiable(ClipSynthError):
     code = "range_not_satisfiable"
 
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__(f"the file has {num_bytes} bytes")
+        self.headers = {"Content-Range": f"bytes */{num_bytes}"}
+
 
 class RateLimited(ClipSynthError):
     code = "rate_limited"
@@ -155,6 +162,12 @@ class ImageNotFetched(ClipSynthError):
 
 class UnsupportedMedia(ClipSynthError):
     code = "unsupported_media"
+
+
+class UnsupportedCoding(UnsupportedMedia):
+    """The body is compressed."""
+
+    headers: Mapping[str, str] = {"Accept-Encoding": "identity"}
 
 
 class ServeError(ClipSynthError):

@@ -1,8 +1,7 @@
 """ASGI middleware around every request. It knows no route.
 
 body_limit.py       Size of bodies, and time for them to arrive.
-head.py             HEAD on every route that answers GET.
-request_context.py  Request ids, security headers, the access log, unexpected errors.
+request_context.py  Request ids, security headers, the access log, unexpected errors, HEAD.
 metrics.py          Counts requests for Prometheus.
 redis_metrics.py    Queues and generations for Prometheus, read from Redis.
 """

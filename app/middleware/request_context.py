@@ -1,4 +1,4 @@
-"""The context of every request: an id, headers for browsers, a log line, and a plain 500."""
+"""The context of every request: an id, headers for browsers, a log line, a plain 500, HEAD as GET."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def install(app: FastAPI, settings: Settings) -> None:
                 "xi-api-key",
             ],
             expose_headers=[
+                "Content-Disposition",
                 "Content-Range",
                 "ETag",
                 "Generation-Id",
@@ -99,3 +100,27 @@ class RequestContext:
                     status,
                     extra={"route": route, "status": status, "seconds": seconds},
                 )
+
+
+class HeadAsGet:
+    """ASGI middleware that answers HEAD as GET, without the body.
+
+    `scope["is_head"]` is set for routes whose GET has no end or no fixed length.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        scope.update(method="GET", is_head=True)
+        try:
+            await self.app(scope, receive, without_body)
+        finally:
+            scope["method"] = "HEAD"

@@ -21,7 +21,13 @@ from starlette.exceptions import HTTPException
 
 from app.requests.images import PART, ReadImage, decode_base64
 from app.responses.problems import refusal
-from clipsynth.errors import InvalidBody, InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from clipsynth.errors import (
+    InvalidBody,
+    InvalidRequest,
+    PayloadTooLarge,
+    UnsupportedCoding,
+    UnsupportedMedia,
+)
 from clipsynth.schemas.prompts import MAX_IMAGES
 from clipsynth.schemas.request import GenerationRequest
 
@@ -149,6 +155,14 @@ def _read_escaped(data: bytes, start: int, end: int) -> bytes:
 
 
 def _content_type(request: Request) -> str:
+    """Return the media type of the body.
+
+    Raises:
+        UnsupportedCoding: the body is compressed.
+    """
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise UnsupportedCoding(f"send the body as it is, not in {coding}")
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -175,18 +189,26 @@ def _parse_json(data: str | bytes, what: str) -> Any:
         names += 1 + len(pairs)  # an empty object counts too
         if names > MAX_NAMES:
             raise ValueError(f"it has more than {MAX_NAMES} names and objects")
-        if len(found := dict(pairs)) < len(pairs):
+        if len(dict(pairs)) < len(pairs):
             raise ValueError("a name occurs twice in an object")
-        return found
+        return {name: value for name, value in pairs if value is not None}  # null means absent
 
     try:
-        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=read_object)
+        return json.loads(
+            data, parse_constant=_no_constant, parse_float=_number, object_pairs_hook=read_object
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidBody(f"{what} is not valid JSON: {error}") from None
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _number(text: str) -> float:
+    """Return 7.0 as an integer, as JSON Schema has it."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 async def _read_form(form: FormData) -> tuple[GenerationRequest, dict[str, ReadImage]]:
@@ -204,6 +226,8 @@ async def _read_form(form: FormData) -> tuple[GenerationRequest, dict[str, ReadI
             raise InvalidBody(f"/{name}: is sent twice")
         else:
             fields[name] = _parse_json(value, f"/{name}") if name in JSON_FIELDS else value
+            if fields[name] is None:
+                del fields[name]
     if "prompts" not in fields:
         for name in files:
             if fields.setdefault("image", f"{PART}{name}") != f"{PART}{name}":

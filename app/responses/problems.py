@@ -165,7 +165,9 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
         pointer, colon, detail = text.partition(": ")
         is_pointer = colon and pointer.startswith("/") and len(text) <= MAX_DETAIL
         errors = [{"pointer": pointer, "detail": detail}] if is_pointer else None
-        return problem(STATUS[error.code], error.code, text, errors, retry_after_s=error.retry_after_s)
+        response = problem(STATUS[error.code], error.code, text, errors, retry_after_s=error.retry_after_s)
+        response.headers.update(error.headers)
+        return response
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:

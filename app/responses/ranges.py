@@ -57,5 +57,5 @@ def _parse(header: str, size: int) -> range | None:
     else:
         span = range(int(first), min(int(last) + 1, size) if last else size)
     if not span:
-        raise RangeNotSatisfiable(f"the file has {size} bytes")
+        raise RangeNotSatisfiable(size)
     return span

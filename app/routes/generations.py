@@ -14,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from app.dependencies import Maker, Reader, ServicesDep
+from app.notifications import event_id_of
 from app.requests.body import read_body, request_body
 from app.requests.images import image_slot
 from app.requests.submit import accept
@@ -22,7 +23,7 @@ from app.responses.audio import SOUND, SOUND_RESPONSES, sound, succeeded
 from app.responses.problems import problems
 from clipsynth.errors import InvalidRequest, StorageUnavailable
 from clipsynth.jobs.queue import withdraw
-from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Page, Status
+from clipsynth.schemas.generation import MEDIA_TYPES, TERMINAL, Format, Generation, Page, Status
 from clipsynth.schemas.request import GenerationRequest
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
@@ -93,8 +94,9 @@ async def create(
     `output_formats`, the sound is made in the format that `Accept` prefers.
     """
     wanted, files = await read_body(request)
-    accept_header = request.headers.get("accept", "")
-    wanted = _in_accepted_format(wanted, accept_header)
+    accept_header = request.headers.get("accept", "*/*")
+    if accept_header != "*/*":
+        wanted = _in_accepted_format(wanted, accept_header)
     began = time.monotonic()
     async with image_slot(services, wanted):
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
@@ -146,6 +148,7 @@ def _wait_s(prefer: str) -> int:
             "description": "The `data` of each event is the generation.",
             "content": {"text/event-stream": {"schema": EVENT}},
         },
+        204: {"description": "The client has the final event."},
         **problems("not_found", "gone"),
     },
 )
@@ -155,12 +158,15 @@ async def events(
     services: ServicesDep,
     caller: Reader,
     last_event_id: Annotated[str | None, Header(max_length=100)] = None,
-) -> StreamingResponse:
+) -> Response:
     """Follow a generation as server-sent events: `status`, `progress`, and finally `completed`.
 
-    The data of each event is the generation.
+    The data of each event is the generation. A client whose `Last-Event-ID` is the final event gets 204, so
+    that it does not connect again.
     """
-    await run_in_threadpool(services.state.get, generation_id, owner=caller.id)
+    generation = await run_in_threadpool(services.state.get, generation_id, owner=caller.id)
+    if generation.status in TERMINAL and last_event_id == event_id_of(generation):
+        return Response(status_code=204)
     stream = services.events.stream(generation_id, last_event_id)
     return StreamingResponse(
         iter(()) if "is_head" in request.scope else stream,

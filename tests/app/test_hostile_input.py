@@ -81,7 +81,11 @@ def test_no_file_beside_the_pages_is_served(client, path):
 def test_what_may_be_done_with_a_path_is_told(client):
     answers = {path: client.put(path) for path in ("/v1/generations", "/v1/generations/x", "/healthz")}
     assert {a.status_code for a in answers.values()} == {405}
-    assert [a.headers["allow"] for a in answers.values()] == ["GET, POST", "DELETE, GET", "GET"]
+    assert [a.headers["allow"] for a in answers.values()] == [
+        "GET, HEAD, POST",
+        "DELETE, GET, HEAD",
+        "GET, HEAD",
+    ]
 
 
 def test_event_streams_have_the_documented_format(client):

@@ -61,6 +61,12 @@ def test_cors_allows_the_configured_origins(service):
     assert "access-control-allow-credentials" not in answer.headers
 
 
+def test_cors_exposes_the_headers_of_answers(service):
+    response = service.client.get("/v1/models", headers={"origin": "https://a.example"})
+    exposed = set(response.headers["access-control-expose-headers"].split(", "))
+    assert {"Content-Disposition", "Content-Range", "ETag", "Location", "Retry-After"} <= exposed
+
+
 def test_a_cross_site_form_is_rejected_without_a_key(service):
     form = [("prompt", (None, "a"))]
     for origin, status in (("https://evil.example", 403), ("https://a.example", 202)):

@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 
-from app.middleware.head import HeadAsGet
+from app.middleware.request_context import HeadAsGet
 from app.responses import problems
 from app.responses.ranges import file_response
 
@@ -63,6 +63,7 @@ def test_an_unsupported_range_gets_the_whole_file(client, asked):
 def test_a_range_beyond_the_end_is_rejected(client, asked):
     response = client.get("/file", headers={"range": asked})
     assert (response.status_code, response.json()["code"]) == (416, "range_not_satisfiable")
+    assert response.headers["content-range"] == "bytes */10"
 
 
 def test_a_matching_etag_gets_304(client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import itertools
 import os
@@ -25,6 +26,7 @@ from app.responses.ranges import file_response
 from clipsynth.errors import StorageUnavailable
 from clipsynth.jobs import store
 from clipsynth.schemas.generation import Output
+from clipsynth.schemas.request import GenerationRequest
 from clipsynth.services.janitor import expire, sweep
 from clipsynth.settings import Settings
 from clipsynth.storage import audio_key
@@ -132,7 +134,9 @@ def test_seed_is_drawn_and_returned(service):
         ({"prompt": 3}, 422, "invalid_request"),
         ({"prompt": "a", "num_inference_steps": "12"}, 422, "invalid_request"),
         ({"prompt": "a", "num_inference_steps": True}, 422, "invalid_request"),
-        ({"prompt": "a", "num_inference_steps": 2.0}, 422, "invalid_request"),
+        ({"prompt": "a", "num_inference_steps": 2.5}, 422, "invalid_request"),
+        ({"prompt": None, "image": None}, 422, "invalid_request"),
+        ({"prompt": "a", "output_formats": [None]}, 422, "invalid_request"),
         ({"prompt": "a", "guidance_scale": "4"}, 422, "invalid_request"),
         ({"prompt": "a", "duration_s": True}, 422, "invalid_request"),
         ({"prompt": "a", "deadline_s": 0}, 422, "invalid_request"),
@@ -190,6 +194,38 @@ def test_a_body_that_is_no_json_is_a_problem(service, content):
 def test_half_a_surrogate_is_no_text(service):
     response = service.post(content=b'{"prompt": "\\ud800"}', headers={"content-type": "application/json"})
     check_problem(response, 422, "invalid_request")
+
+
+def test_numbers_without_a_fraction_are_integers(service):
+    content = b'{"prompt": "a", "seed": 7.0, "num_inference_steps": 2e0, "rank": -0.0, "duration_s": 1.0}'
+    made = service.post(content=content, headers={"content-type": "application/json"}).json()
+    assert (made["seed"], made["input"]["num_inference_steps"], made["input"]["duration_s"]) == (7, 2, 1)
+    token = service.finish(service.post({"prompt": "a", **SHORT}))["outputs"][0]["recipe"]
+    shim = {"text": "a", "duration_seconds": 9.0}
+    for path, body in (("/v1/replay", {"recipe": token}), ("/v1/estimate", {"prompt": "a", "seed": 1.0})):
+        assert service.client.post(path, json=body).status_code in (200, 202)
+    check_problem(service.client.post("/v1/sound-generation", json=shim), 422, "invalid_request")
+
+
+def test_null_means_absent(service):
+    names = set(GenerationRequest.model_fields) - {"prompt"}
+    made = service.post({"prompt": "a", **dict.fromkeys(names)})
+    assert made.json()["input"] | {"seed": 0} == service.post({"prompt": "a"}).json()["input"] | {"seed": 0}
+    item = {"text": "a", "image": None, "weight": None}
+    assert service.post({"prompts": [item]}).json()["input"]["prompts"][0]["weight"] == 1
+    fields = form(prompt="a", attributes="null", metadata="null")
+    assert service.post(files=fields).json()["input"]["attributes"] == {}
+
+
+@pytest.mark.parametrize("path", ["/v1/generations", "/v1/estimate", "/v1/replay", "/v1/sound-generation"])
+def test_a_compressed_body_is_refused_by_name(service, path):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    body = gzip.compress(b'{"prompt": "a"}')
+    response = service.client.post(path, content=body, headers=headers)
+    check_problem(response, 415, "unsupported_media")
+    assert response.headers["accept-encoding"] == "identity"
+    plain = service.post(content=b'{"prompt": "a"}', headers=headers | {"content-encoding": "identity"})
+    assert plain.status_code == 202
 
 
 def test_unknown_media(service):

@@ -108,6 +108,14 @@ def test_last_event_id_skips_known_events(service, heard):
     assert [data["status"] for _, data in told] == ["processing", "processing", "succeeded"]
 
 
+def test_a_client_with_the_final_event_gets_204(service):
+    location = service.post().headers["location"] + "/events"
+    service.work()
+    for known, status in (("queued-0", 200), ("succeeded-0", 204)):
+        response = service.client.get(location, headers={"last-event-id": known})
+        assert (response.status_code, bool(response.content)) == (status, status == 200)
+
+
 def test_events_of_a_deleted_generation_end(service, heard, monkeypatch):
     monkeypatch.setattr(notifications, "PING_S", 0.1)
     location = service.post().headers["location"]
