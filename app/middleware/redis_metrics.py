@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from clipsynth.admission import load
+from clipsynth.admission.limits import load
 from clipsynth.jobs.queue import get_queue
 from clipsynth.jobs.reconcile import orphans_found
 from clipsynth.jobs.store import JobStore

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from app.dependencies import Services
 from app.requests.images import ReadImage, RequestImage, read_images
-from clipsynth.admission import Reservation, release_reservation, reserve
+from clipsynth.admission.limits import Reservation, release_reservation, reserve
 from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady
 from clipsynth.jobs import idempotency
 from clipsynth.jobs.store import new_id

@@ -9,7 +9,7 @@ from app.dependencies import Maker, Services, ServicesDep
 from app.requests.body import read_body, request_body
 from app.requests.submit import resolve
 from app.responses.problems import problems
-from clipsynth.admission import Reservation, forecast
+from clipsynth.admission.limits import Reservation, forecast
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Estimate
 from clipsynth.schemas.request import GenerationRequest

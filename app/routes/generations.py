@@ -98,7 +98,8 @@ async def create(
     if accept_header != "*/*":
         wanted = _in_accepted_format(wanted, accept_header)
     began = time.monotonic()
-    async with image_slot(services, wanted):
+    slot = image_slot(services, wanted) if wanted.has_images else contextlib.nullcontext()
+    async with slot:
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
         generation, replayed = await accepting
     location = f"/v1/generations/{generation.id}"

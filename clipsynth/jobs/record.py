@@ -12,7 +12,7 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from clipsynth.admission import place
+from clipsynth.admission.limits import place
 from clipsynth.errors import Gone, NotFound
 from clipsynth.jobs.scripts import UNWANTED
 from clipsynth.redis_keys import ENDED, GONE, OWNER_INDEX, PROGRESS, RECORD, UNFINISHED

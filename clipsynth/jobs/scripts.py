@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipsynth.admission import RELEASE
+from clipsynth.admission.scripts import RELEASE
 from clipsynth.redis_keys import lua_names
 
 # Compare-and-set of the status. A cancel that was accepted before an end wins: the generation is canceled by

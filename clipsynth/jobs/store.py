@@ -17,7 +17,7 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 
-from clipsynth.admission import Reservation
+from clipsynth.admission.limits import Reservation
 from clipsynth.errors import AlreadyEnded
 from clipsynth.jobs.model_registry import ModelRegistry
 from clipsynth.jobs.queue import push_job, take_turn

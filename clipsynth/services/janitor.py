@@ -11,7 +11,7 @@ import time
 
 from redis.exceptions import RedisError
 
-from clipsynth.admission import release_stale_reservations
+from clipsynth.admission.limits import release_stale_reservations
 from clipsynth.errors import ClipSynthError, ServeError, StorageUnavailable
 from clipsynth.jobs.queue import connect, withdraw
 from clipsynth.jobs.reconcile import OrphanReconciler

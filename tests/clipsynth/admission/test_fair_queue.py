@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from redis import Redis
 
-from clipsynth.admission import Reservation, work_before
+from clipsynth.admission.limits import Reservation, work_before
 from clipsynth.jobs.queue import get_queue, withdraw
 from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import JobPayload

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rq import Queue
 
-from clipsynth import admission
-from clipsynth.admission import Reservation, admit, load, release_stale_reservations
+from clipsynth.admission import limits
+from clipsynth.admission.limits import Reservation, admit, load, release_stale_reservations
 from clipsynth.errors import QueueFull, RateLimited
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Status
@@ -140,7 +140,7 @@ def test_a_stale_reservation_is_released(serve, monkeypatch):
     service = serve()
     assert admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 8.0), Settings(), COST)
     assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (0, (1, 8.0))
-    monkeypatch.setattr(admission, "RESERVATION_S", -1)
+    monkeypatch.setattr(limits, "RESERVATION_S", -1)
     assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (1, (0, 0.0))
 
 
