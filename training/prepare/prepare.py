@@ -11,11 +11,13 @@ writes `index.jsonl` (without near-duplicates), `statistics.safetensors` and `re
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +37,7 @@ from models.networks.encoder import JointEncoder
 from models.networks.load_encoder import load_encoder
 from training.prepare.duplicates import fingerprint, near_duplicates
 from training.prepare.process_pool import make_shards
-from training.prepare.sources import PrepareError, Source, find_sources
+from training.prepare.sources import PrepareError, Source, Sources, find_sources
 from training.prepare.windows import Window, read_windows
 
 MAX_NOTES = 5  # about one damaged video
@@ -52,7 +54,7 @@ class PrepareOptions:
 
 def is_dev(origin: str) -> bool:
     """Return whether a video belongs to the tenth for dev, by the hash of its name."""
-    return hashlib.sha256(origin.encode()).digest()[0] < 26
+    return hashlib.sha256(os.fsencode(origin)).digest()[0] < 26
 
 
 def prepare(
@@ -78,8 +80,22 @@ def prepare(
             encoder.
     """
     options = options or PrepareOptions()
-    sources, missing = find_sources(videos, listing)
-    texts = _read_captions(captions) if captions else {}
+    found = find_sources(videos, listing)
+    with locked(out):
+        yield from _prepare(
+            found, out, encoder, options, _read_captions(captions) if captions else {}, workers
+        )
+
+
+def _prepare(
+    found: Sources,
+    out: Path,
+    encoder: JointEncoder,
+    options: PrepareOptions,
+    texts: dict[str, list[str]],
+    workers: int,
+) -> Iterator[tuple[int, int]]:
+    sources = found.videos
     _claim(out, options, sources, texts)
     _keep_encoder(out, encoder)
     size = options.videos_per_shard
@@ -103,7 +119,7 @@ def prepare(
         done += len(todo[n])
         yield done, len(sources)
     yield len(sources), len(sources)
-    _finish(out, len(batches), missing, encoder)
+    _finish(out, len(batches), found, encoder)
 
 
 _encoder: JointEncoder | None = None  # of a worker process
@@ -145,7 +161,7 @@ def _make_shard(
             lines.append({"video": source.name, "skipped": "its decoder crashes"})
             continue
         if note:
-            note.write_text(source.name)
+            note.write_bytes(os.fsencode(source.name))
         made, notes = len(clips), list[str]()
         try:
             for window in read_windows(
@@ -213,10 +229,26 @@ def _features(
     return metadata, arrays
 
 
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the lock of a prepared folder.
+
+    Raises:
+        PrepareError: another process holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PrepareError(f"another process prepares {out}; wait for it or use another folder") from None
+        yield
+
+
 def _claim(out: Path, options: PrepareOptions, sources: list[Source], texts: dict[str, list[str]]) -> None:
     """Record the inputs of `out`, or check that they are the recorded ones."""
     names = "\n".join(f"{source.name} {texts.get(source.name, '')}" for source in sources)
-    wanted = asdict(options) | {"videos": hashlib.sha256(names.encode()).hexdigest()}
+    wanted = asdict(options) | {"videos": hashlib.sha256(os.fsencode(names)).hexdigest()}
     record = out / "prepare.json"
     if record.is_file() and json.loads(record.read_text()) != wanted:
         raise PrepareError(f"{out} was started with other videos or options; use another folder")
@@ -249,7 +281,7 @@ def _contents(encoder_folder: Path) -> dict[str, Any]:
 def _read_captions(path: Path) -> dict[str, list[str]]:
     """Return {file: captions} of a CSV."""
     texts: dict[str, list[str]] = {}
-    with path.open(newline="") as f:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
         for row in csv.DictReader(f):
             if not row.get("file") or not row.get("caption"):
                 raise PrepareError(f"{path} needs the columns file and caption in every row; got {row}")
@@ -263,7 +295,7 @@ def _lines(out: Path, num_shards: int) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, f)
 
 
-def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncoder) -> None:
+def _finish(out: Path, num_shards: int, found: Sources, encoder: JointEncoder) -> None:
     """Write the index, the statistics of the training clips and the report; needs 64 bytes per clip."""
     prints = bytearray()
     for line in _lines(out, num_shards):
@@ -271,7 +303,7 @@ def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncode
     repeats = near_duplicates(np.frombuffer(bytes(prints), np.uint16))
     train, dev = _Statistics(), _Statistics()
     reader = ShardReader(out / "shards")
-    skipped: dict[str, str] = {}
+    skipped = dict(found.skipped)
     damaged: dict[str, list[str]] = {}
     dropped: list[str] = []
     clips, seconds = 0, 0.0
@@ -300,7 +332,8 @@ def _finish(out: Path, num_shards: int, missing: list[str], encoder: JointEncode
         "skipped": skipped,
         "damaged": damaged,
         "near_duplicates": dropped,
-        "missing": missing,
+        "missing": found.missing,
+        "ignored": found.ignored,
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     if not clips:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -57,7 +58,7 @@ def make_shards(
             died = [n for n in waiting if _note(notes, n).is_file()]
             if not died:
                 raise
-            video = _note(notes, died[0]).read_text()
+            video = os.fsdecode(_note(notes, died[0]).read_bytes())
             logger.warning("skipping %s: it kills the process that reads it", video)
             fatal[died[0]].add(video)
             size = workers

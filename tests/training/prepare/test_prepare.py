@@ -186,9 +186,9 @@ def test_the_generic_text_mean_is_kept(prepared, encoder):
     assert statistics["text_mean"].shape == statistics["image_mean"].shape == (encoder.embed_dim,)
 
 
-def test_an_error_at_one_video_is_its_reason(videos, encoder, tmp_path, monkeypatch):
+def test_an_error_at_one_video_is_its_reason(encoder, tmp_path, monkeypatch):
     # Any exception, even one of our own code.
-    def measure(waveform, sample_rate):
+    def measure(*_):
         raise ZeroDivisionError("odd\nsound")
 
     write_video(tmp_path / "in.mp4")
@@ -213,3 +213,20 @@ def test_absurd_samples_reach_no_statistic(encoder, tmp_path):
     statistics = load_file(tmp_path / "out" / "statistics.safetensors")
     assert all(bool(value.isfinite().all()) for value in statistics.values())
     assert 0.1 < float(statistics["gain"]) < 10
+
+
+def test_only_one_process_prepares_a_folder(videos, encoder, tmp_path):
+    run = prepare(videos, tmp_path, encoder, options=SMALL)
+    next(run)
+    with pytest.raises(PrepareError, match="another process prepares"):
+        next(prepare(videos, tmp_path, encoder, options=SMALL))
+    run.close()
+    next(prepare(videos, tmp_path, encoder, options=SMALL))
+
+
+def test_names_that_are_no_utf_8_are_prepared(encoder, tmp_path):
+    (tmp_path / "in").mkdir()
+    odd = os.fsdecode(b"caf\xe9.mp4")
+    write_video(tmp_path / "in" / "x.mp4").rename(tmp_path / "in" / odd)
+    list(prepare(tmp_path / "in", tmp_path / "out", encoder))
+    assert json.loads((tmp_path / "out" / "index.jsonl").read_text())["video"] == odd
