@@ -51,12 +51,27 @@ def build_index(clips: Clips, attribution: Mapping[str, Mapping[str, str]]) -> I
         {name: line[name] for name in INDEX_FIELDS} | dict(attribution.get(line["video"], unknown))
         for line in clips.index
     ]
+    embeds = torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))])
+    if bad := (~embeds.isfinite().all(1)).nonzero().flatten().tolist():
+        raise ValueError(f"not exported: the embedding of {clips.describe(bad[0])}; prepare it again")
     images = None
     if len(clips) <= MAX_CLIPS:
         videos = [frozenset({line["video"]}) for line in clips.index]
         log_mels = [clips.mel(i).numpy() for i in range(len(clips))]
         images = Thumbnails.of(log_mels, videos, frame_rate=MelSpectrogram().frame_rate)
-    return Index(torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))]), lines, images)
+    return Index(embeds, lines, images)
+
+
+def check_finite(part: torch.nn.Module) -> None:
+    """Check the weights and buffers of a part.
+
+    Raises:
+        ValueError: one is not finite; the message names it.
+    """
+    for name, tensor in part.state_dict().items():
+        if not tensor.isfinite().all():
+            kind = type(part).__name__
+            raise ValueError(f"not exported: {name} of {kind} is not finite; train it again from the start")
 
 
 def export(
@@ -75,8 +90,11 @@ def export(
         results: Markdown for the section "Evaluation" of the card.
 
     Raises:
-        ValueError: the attribution cannot be read.
+        ValueError: the attribution cannot be read, or a weight or an embedding is not finite in half
+            precision.
     """
+    for part in parts[:3]:
+        check_finite(part.half())
     known = read_attribution(attribution) if attribution else {}
     pipe = ClipSynthPipeline(load_encoder(Path(recipe.clips) / "encoder"), *parts)
     pipe.manifest = Manifest(
@@ -87,8 +105,6 @@ def export(
         attributes=Scales.of(by_name(line["attributes"]) for line in clips.train.index).to_lists(),
         **recipe.requests.model_dump(),
     )
-    for part in parts[:3]:
-        part.half()
     pipe.index = build_index(clips.train, known)
     pipe.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(recipe, pipe, pipe.index.clips, results))

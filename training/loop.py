@@ -1,4 +1,4 @@
-"""The loop of every training stage: folder, logs, progress, saves and the stop on SIGTERM."""
+"""The loop of every training stage: folder, logs, progress, saves and the stop on signals."""
 
 from __future__ import annotations
 
@@ -31,11 +31,42 @@ T = TypeVar("T")
 AGREE_EVERY = 16  # steps between votes of the processes on whether to stop
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class Terminated(SystemExit):
-    """SIGTERM ended a stage before its last step; its state is saved, and later stages must not run."""
+    """A signal ended a stage before its last step; its state is saved, and later stages must not run."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
+
+
+class StopRequest:
+    """Note the first of `STOP_SIGNALS` within a context; a second SIGINT (Ctrl-C) ends at once.
+
+    Attributes:
+        number: the signal; 0 without one.
+    """
 
     def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+        self.number = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in STOP_SIGNALS:
+            # `nohup` ignores SIGHUP, so that a closed terminal does not end the run.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: object) -> None:
+        if number == signal.SIGINT == self.number:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 def build_accelerator() -> Accelerator:
@@ -61,12 +92,21 @@ def update(
     part: torch.nn.Module,
     loss: torch.Tensor,
     max_norm: float,
-) -> None:
-    """Take one step of `optimizer` on `part`, with gradients clipped to `max_norm`."""
+) -> torch.Tensor:
+    """Take one step of `optimizer` on `part`, with gradients clipped to `max_norm`; return their norm ()."""
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
-    torch.nn.utils.clip_grad_norm_(part.parameters(), max_norm)
+    norm = torch.nn.utils.clip_grad_norm_(part.parameters(), max_norm)
     optimizer.step()
+    return norm
+
+
+def marked(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """Return the loss () without its graph, not finite if the norm () of the gradients is not.
+
+    All processes have the same norm, so they stop at the same step.
+    """
+    return loss.detach().float() + 0 * norm.detach().float()
 
 
 def check_rows(rows: int, processes: int, key: str) -> None:
@@ -165,68 +205,94 @@ class Run:
         evaluate: Callable[[int], bool] | None = None,
         evaluate_every: int = 1,
         clips_per_step: int = 1,
+        clips_of: Callable[[int], Sequence[str]] | None = None,
     ) -> None:
         """Take steps from `state.step` to `last`; save every `save_every_s` seconds and at the end.
 
         Losses are read only every `LOG_EVERY` steps, because the host must wait for the device to read one.
+        A state is saved only if all losses before it are finite.
 
         Args:
-            step: takes step n and returns its loss ().
+            step: takes step n and returns its loss (); see `marked`.
             evaluate: gets the number of steps taken and returns whether to continue; runs on the main
                 process.
+            clips_of: returns descriptions of the clips of step n, for the message about a bad loss.
 
         Raises:
-            Terminated: this process or another of the run got SIGTERM; the step was finished and the state
-                saved.
+            Terminated: this process or another of the run got one of `STOP_SIGNALS`; the step was finished
+                and the state saved.
+            ValueError: a loss is not finite; the message names the clips of that step.
         """
-        terminated = False
-
-        def terminate(*_: object) -> None:
-            nonlocal terminated
-            terminated = True
-
-        previous = signal.signal(signal.SIGTERM, terminate)
         saved_at, first, stop = time.monotonic(), state.step, False
         mean: torch.Tensor | None = None
+        losses: list[torch.Tensor] = []
+
+        def first_bad() -> int | None:
+            """Return the first step whose loss is not finite; forget the others."""
+            if not losses:
+                return None
+            bad = (~torch.stack(losses).isfinite()).nonzero().flatten().tolist()
+            found = state.step - len(losses) + bad[0] if bad else None
+            if not bad:
+                losses.clear()
+            return found
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}, {task.fields[rate]:.1f} clips/s"),
+            TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
         )
-        try:
-            with Progress(*columns, disable=not self.accelerator.is_main_process) as progress:
-                bar = progress.add_task(self.stage, total=last, completed=first, loss=math.nan, rate=math.nan)
-                while state.step < last and not stop:
-                    loss = step(state.step).detach().float()
-                    state.step = n = state.step + 1
-                    mean = loss if mean is None else 0.98 * mean + 0.02 * loss
-                    progress.update(bar, completed=n)
-                    if n % LOG_EVERY == 0 or n == last:
-                        rate = (progress.tasks[bar].speed or math.nan) * clips_per_step
-                        progress.update(bar, loss=float(mean), rate=rate)
-                        self.log("loss", n, float(mean))
-                    stop = terminated
-                    due = evaluate is not None and (n % evaluate_every == 0 or n == last)
-                    if due and evaluate is not None and self.accelerator.is_main_process:
-                        stop = not evaluate(n) or stop
-                    if due or n % AGREE_EVERY == 0 or self.accelerator.num_processes == 1:
-                        stop = self._any(stop)
-                    else:
-                        stop = False
-                    if time.monotonic() - saved_at > self.recipe.save_every_s:
-                        self._save(state)
-                        saved_at = time.monotonic()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        if state.step > first:
-            self._save(state)
+        main = self.accelerator.is_main_process
+        with StopRequest() as request, Progress(*columns, disable=not main) as progress:
+            bar = progress.add_task(self.stage, total=last, completed=first, figures="")
+            while state.step < last and not stop:
+                loss = step(state.step).detach().float()
+                losses.append(loss)
+                state.step = n = state.step + 1
+                mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+                progress.update(bar, completed=n)
+                stop = bool(request.number)
+                due = evaluate is not None and (n % evaluate_every == 0 or n == last)
+                if n % LOG_EVERY == 0 or n == last or due:
+                    if (bad := first_bad()) is not None:
+                        raise ValueError(self._not_finite(bad, clips_of))
+                    rate = (progress.tasks[bar].speed or math.nan) * clips_per_step
+                    progress.update(bar, figures=f"loss {float(mean):.4f}, {rate:.1f} clips/s")
+                    self.log("loss", n, float(mean))
+                if due and evaluate is not None and main:
+                    stop = not evaluate(n) or stop
+                if due or n % AGREE_EVERY == 0 or self.accelerator.num_processes == 1:
+                    stop = self._any(stop)
+                else:
+                    stop = False
+                if main and time.monotonic() - saved_at > self.recipe.save_every_s and first_bad() is None:
+                    self._save(state)
+                    saved_at = time.monotonic()
+            if (bad := first_bad()) is not None:
+                raise ValueError(self._not_finite(bad, clips_of))
+            if state.step > first:
+                self._save(state)
         if self._writer is not None:
             self._writer.close()
         self.accelerator.wait_for_everyone()
-        if self._any(terminated):
-            raise Terminated
+        if self._any(bool(request.number)):
+            raise Terminated(request.number or signal.SIGTERM)
+
+    def _not_finite(self, n: int, clips_of: Callable[[int], Sequence[str]] | None) -> str:
+        """Return the message about step n, whose loss is not finite; all its clips go to `not_finite.txt`."""
+        message = f"{self.stage}: the loss of step {n} is not finite, so training stopped"
+        if clips_of is None:
+            return message
+        clips = sorted(set(clips_of(n)), key=lambda clip: ("not finite" not in clip, clip))
+        if self.accelerator.is_main_process:
+            (self.folder / "not_finite.txt").write_text("".join(f"{clip}\n" for clip in clips))
+        more = f" and {len(clips) - 4} more in {self.folder / 'not_finite.txt'}" if len(clips) > 4 else ""
+        cause = "prepare these videos again or remove them"
+        if "not finite" not in clips[0]:
+            cause = "their values are finite, so try a lower learning rate"
+        return f"{message} at the clips {', '.join(clips[:4])}{more}; the last state is kept; {cause}"
 
     def _save(self, state: TrainingState) -> None:
         if self.accelerator.is_main_process:

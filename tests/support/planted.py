@@ -29,11 +29,18 @@ def planted_clip(kind: int, image: int, dim: int, rng: np.random.Generator) -> d
 
 
 def write_planted(
-    folder: Path, *, clips: int = 120, dev: int = 12, matching: bool = True, dim: int = DIM, seed: int = 0
+    folder: Path,
+    *,
+    clips: int = 120,
+    dev: int = 12,
+    matching: bool = True,
+    dim: int = DIM,
+    seed: int = 0,
+    bad: int | None = None,
 ) -> Path:
     """Write the folder; the last `dev` clips are the dev set.
 
-    Without `matching` a clip's image is independent of its sound.
+    Without `matching` a clip's image is independent of its sound. Clip `bad` has an embedding with a NaN.
     """
     rng = np.random.default_rng(seed)
     (folder / "shards").mkdir(parents=True)
@@ -43,6 +50,8 @@ def write_planted(
     for n in range(clips + dev):
         kind, other = rng.integers(KINDS, size=2)
         arrays = planted_clip(int(kind), int(kind if matching else other), dim, rng)
+        if n == bad:
+            arrays["embeds"][0, 0] = np.nan
         rows.append((f"{n:012d}", {"video": f"{n}.mp4", "kind": int(kind)}, arrays))
     shards = {"000000.tar": rows[::2], "000001.tar": rows[1::2]}
     places = {}
@@ -53,6 +62,7 @@ def write_planted(
     lines = [
         {
             "key": key,
+            "start_s": 0.0,
             "duration_s": 1.0,
             "gain": 1.0 + n,
             "attributes": {"kind": known["kind"]},
@@ -65,7 +75,7 @@ def write_planted(
     (folder / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     mels = torch.cat([torch.from_numpy(arrays["mel"]).float() for _, _, arrays in rows[:clips]])
     embeds = torch.cat([torch.from_numpy(arrays["embeds"]).float() for _, _, arrays in rows[:clips]])
-    statistics = {"mel_mean": mels.mean(0), "mel_std": mels.std(0), "image_mean": embeds.mean(0)}
+    statistics = {"mel_mean": mels.mean(0), "mel_std": mels.std(0), "image_mean": embeds.nanmean(0)}
     save_file(
         statistics | {"text_mean": torch.zeros(dim), "gain": torch.ones(())},
         folder / "statistics.safetensors",

@@ -8,6 +8,7 @@ reads and varies sounds and makes their mels (`BatchMaker`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
@@ -198,6 +199,13 @@ class Batches(Dataset[Draw]):
             chosen += order[offset : offset + self.size - len(chosen)]
             epoch, offset = epoch + 1, 0
         return chosen
+
+    def describe(self, n: int) -> list[str]:
+        """Return descriptions of the clips of micro-batch n of all processes, those of mixes included."""
+        whole = copy(self)
+        whole.keep, whole.rank, whole.world_size = True, 0, 1
+        sources = whole[n].sources
+        return [self.clips.describe(i) for i in torch.cat([sources.clips, sources.others]).unique().tolist()]
 
     def __getitem__(self, n: int) -> Draw:
         d = self.recipe.denoiser

@@ -35,6 +35,13 @@ class Clips:
             return self._kept[i, name]
         return torch.from_numpy(self._reader.array(self.index[i], name))
 
+    def describe(self, i: int) -> str:
+        """Return the video and start of clip i for a message, and which of its arrays are not finite."""
+        line = self.index[i]
+        bad = [name for name in line["arrays"] if not self._read(i, name).isfinite().all()]
+        place = f"{line['video']} at {line.get('start_s', 0):g} s"
+        return f"{place} ({', '.join(bad)} not finite)" if bad else place
+
     def pcm(self, i: int) -> torch.Tensor:
         """Return clip i's sound (T,) as int16."""
         return self._read(i, "waveform")
@@ -87,7 +94,8 @@ def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
     """Open a prepared folder, by default with the scores of `clipsynth correspondence` if there are any.
 
     Raises:
-        ValueError: `folder` is not a prepared folder, or its `agreement.json` belongs to another index.
+        ValueError: `folder` is not a prepared folder, its statistics are not finite, or its `agreement.json`
+            belongs to another index.
     """
     if not (folder / "index.jsonl").is_file():
         raise ValueError(f"{folder} holds no prepared clips; run: clipsynth prepare VIDEOS {folder}")
@@ -98,6 +106,9 @@ def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
     reader = ShardReader(folder / "shards")
     train, dev = ([line for line in index if line["dev"] is split] for split in (False, True))
     statistics = load_file(folder / "statistics.safetensors")
+    for name, value in statistics.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} in {folder / 'statistics.safetensors'} is not finite; prepare again")
     output_gain = 1 / float(statistics.pop("gain"))
     return ClipSet(
         Clips(reader, train or dev), Clips(reader, dev or train), output_gain=output_gain, **statistics

@@ -25,7 +25,7 @@ from training.data.clips import ClipSet
 from training.denoiser.cuda_graphs import CudaGraphs, can_record_graphs
 from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
 from training.denoiser.validation import dev_batches, dev_loss, samples, spectrograms, vocode
-from training.loop import Run, autocast, prefetch
+from training.loop import Run, autocast, marked, prefetch
 from training.prior import load_bank
 from training.recipe import DenoiserRecipe, Recipe, TransformerRecipe, VqganRecipe
 from training.state import TrainingState, load_weights
@@ -186,13 +186,16 @@ def _fit(
                 loss = wrapped(batch) / accumulate
             accelerator.backward(loss)
             total += loss.detach()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in state.optimizers:
             optimizer.step()
         model.zero_grad(set_to_none=True)
         if state.ema is not None:
             state.ema.step(model.parameters())
-        return total
+        return marked(total, norm)
+
+    def clips_of(n: int) -> list[str]:
+        return [clip for micro in range(accumulate) for clip in batches.describe(n * accumulate + micro)]
 
     # Draws in an evaluation must not change the next steps.
     @torch.random.fork_rng(devices=())
@@ -212,5 +215,11 @@ def _fit(
 
     run = Run(objective.stage, state.folder, recipe, accelerator)
     run.steps(
-        state, d.steps, step, evaluate=evaluate, evaluate_every=d.evaluate_every, clips_per_step=d.batch_size
+        state,
+        d.steps,
+        step,
+        evaluate=evaluate,
+        evaluate_every=d.evaluate_every,
+        clips_per_step=d.batch_size,
+        clips_of=clips_of,
     )

@@ -21,7 +21,7 @@ from models.baselines.mel_codec import MelCodec
 from training.data.clips import Clips, ClipSet, crop_mel, random_start
 from training.denoiser.train import learning_rate
 from training.denoiser.validation import spectrograms
-from training.loop import Run, autocast, one_ahead, update
+from training.loop import Run, autocast, marked, one_ahead, update
 from training.recipe import SpecVqganRecipe
 from training.state import TrainingState
 
@@ -161,10 +161,10 @@ class _CodecStep:
         loss = distance + codebook_loss
         if n >= v.adversarial_from:
             loss = loss + v.adversarial_weight * self._adversarial(self._image(made), self._image(patches))
-        update(self.accelerator, self.state.optimizers[0], self.codec, loss, 1.0)
+        norm = update(self.accelerator, self.state.optimizers[0], self.codec, loss, 1.0)
         self._count(latents)
         self._restart(latents, n)
-        return distance.detach()
+        return marked(distance, norm)
 
     def _image(self, patches: torch.Tensor) -> torch.Tensor:
         """Return the standardised mel (B, F, M) of patches."""

@@ -17,7 +17,7 @@ from training.data.batches import CLEAN_SHARE
 from training.data.clips import Clips, ClipSet, crop_mel
 from training.denoiser.flow_matching import build_condition_encoder
 from training.denoiser.train import learning_rate
-from training.loop import Run, autocast, update
+from training.loop import Run, autocast, marked, update
 from training.recipe import SpecVqganRecipe
 from training.state import TrainingState
 
@@ -138,8 +138,7 @@ def train_transformer(
             rows = [x.to(accelerator.device) for x in draw(clips.train, codes, recipe, columns, n)]
             with autocast(recipe, accelerator.device):
                 loss = model(*rows)
-            update(accelerator, state.optimizers[0], model, loss, 1.0)
-            return loss.detach()
+            return marked(loss, update(accelerator, state.optimizers[0], model, loss, 1.0))
 
         def evaluate(n: int) -> bool:
             """Measure the dev loss and keep the best weights."""

@@ -63,3 +63,7 @@ class GeneratedClips:
 
     def waveform(self, i: int) -> torch.Tensor:
         return self.clips.waveform(i)
+
+    def describe(self, i: int) -> str:
+        """Return the video and start of clip i for a message."""
+        return self.clips.describe(i)

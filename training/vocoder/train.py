@@ -21,7 +21,7 @@ from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import build_vocoder
 from training.data.clips import Clips, ClipSet, crop, crop_mel, random_start
 from training.denoiser.validation import DEV_FRAMES
-from training.loop import Run, autocast, check_rows, prefetch, update
+from training.loop import Run, autocast, check_rows, marked, prefetch, update
 from training.recipe import Recipe, VocoderRecipe
 from training.state import TrainingState, load_weights
 from training.vocoder.discriminators import (
@@ -69,6 +69,7 @@ class VocoderClips(Protocol):
     def __len__(self) -> int: ...
     def mel(self, i: int) -> torch.Tensor: ...
     def waveform(self, i: int) -> torch.Tensor: ...
+    def describe(self, i: int) -> str: ...
 
 
 class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -84,20 +85,25 @@ class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-mels (B, segment_frames, M) and waveforms (B, segment_frames * hop) of this process."""
         v = self.recipe.vocoder
-        length = v.segment_frames * self.hop
-        mels, waves = [], []
-        for row in range(self.rank, v.batch_size, self.world_size):
-            g = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + n) * 4096 + row)
-            for _ in range(20):  # ends even if all clips are silent
-                i = int(torch.randint(len(self.sounds), (), generator=g))
-                mel = self.sounds.mel(i)
-                start = random_start(len(mel), v.segment_frames, g)
-                wave = crop(self.sounds.waveform(i), length, start * self.hop)
-                if wave.abs().max() >= SILENT:
-                    break
-            mels.append(crop_mel(mel, v.segment_frames, start))
-            waves.append(wave)
-        return torch.stack(mels), torch.stack(waves)
+        rows = [self._row(n, row) for row in range(self.rank, v.batch_size, self.world_size)]
+        return torch.stack([mel for _, mel, _ in rows]), torch.stack([wave for _, _, wave in rows])
+
+    def describe(self, n: int) -> list[str]:
+        """Return descriptions of the clips of step n of all processes."""
+        return [self.sounds.describe(self._row(n, row)[0]) for row in range(self.recipe.vocoder.batch_size)]
+
+    def _row(self, n: int, row: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Return the clip of a row of step n, its log-mel (segment_frames, M) and its waveform (T,)."""
+        frames = self.recipe.vocoder.segment_frames
+        g = torch.Generator().manual_seed((self.recipe.seed * 1_000_003 + n) * 4096 + row)
+        for _ in range(20):  # ends even if all clips are silent
+            i = int(torch.randint(len(self.sounds), (), generator=g))
+            mel = self.sounds.mel(i)
+            start = random_start(len(mel), frames, g)
+            wave = crop(self.sounds.waveform(i), frames * self.hop, start * self.hop)
+            if wave.abs().max() >= SILENT:
+                break
+        return i, crop_mel(mel, frames, start), wave
 
 
 def learning_rate(v: VocoderRecipe, n: int) -> float:
@@ -187,6 +193,7 @@ def train_vocoder(
                 evaluate=evaluate,
                 evaluate_every=v.evaluate_every,
                 clips_per_step=v.batch_size,
+                clips_of=segments.describe,
             )
     mel.cpu()
     return vocoder.cpu().eval()
@@ -209,11 +216,11 @@ class _VocoderStep:
         with autocast(self.recipe, self.accelerator.device):
             made = self.vocoder(mels)[:, : target.shape[1]]
         loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
-        spectral = loss.detach()
+        spectral = loss
         if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
             loss = v.spectral_weight * loss + self._adversarial(made, target)
-        update(self.accelerator, self.state.optimizers[0], self.vocoder, loss, MAX_NORM)
-        return spectral
+        norm = update(self.accelerator, self.state.optimizers[0], self.vocoder, loss, MAX_NORM)
+        return marked(spectral, norm)
 
     def _adversarial(self, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Take a step of the discriminators; return the adversarial and feature losses of `made`."""
