@@ -1,4 +1,4 @@
-"""Weigh clips against the density of their images, so that rare kinds are drawn more often without labels."""
+"""Weigh clips against the density of their images: rare kinds are drawn more often, without labels."""
 
 from __future__ import annotations
 
