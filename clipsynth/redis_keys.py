@@ -22,6 +22,7 @@ IDEMPOTENCY = "clipsynth:idempotency:"  # then owner:sha256 of the key; "<finger
 MODELS = "clipsynth:models"  # set: names of all models that a worker has announced
 MODEL = "clipsynth:model:"  # JSON of ModelInfo
 ALIVE = "clipsynth:alive:"  # present while a worker serves the model
+SEEN = "clipsynth:seen"  # hash: when a worker last served the model, by name
 STARTING = "clipsynth:starting:"  # present while a worker loads the model
 
 # Admission. The suffix is the model's name, or the API key's id for BUCKET.

@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     tombstone_ttl_s: int = 604_800
     janitor_interval_s: float = 60
     job_timeout_s: int = 600
+    queue_timeout_s: float = Field(default=3600, ge=0)
     lease_s: int = 15
     heartbeat_s: float = 5
     max_attempts: int = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -98,6 +99,7 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     metrics.STEP_AGE.set_function(lambda: worker.step_age_s)
     logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
     worker.work(logging_level="WARNING")
+    served.withdraw()
     worker.leases.stop()
     engine.stop()
 
@@ -199,6 +201,20 @@ class ServedBundle:
             logger.warning("cannot announce the model: Redis does not answer")
 
     def keep_announcing(self) -> None:
-        while True:
-            time.sleep(MODEL_TTL_S / 3)
-            self.announce()
+        """Announce the bundle until the worker is asked to stop, then withdraw it.
+
+        The first time is soon: a worker that ended meanwhile may have withdrawn the model, because RQ did not
+        know this one yet.
+        """
+        announce_at = 0.0
+        while not self.worker.is_stopping:
+            time.sleep(1.0)
+            if time.monotonic() >= announce_at:
+                self.announce()
+                announce_at = time.monotonic() + MODEL_TTL_S / 3
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Announce that this worker no longer serves the bundle."""
+        with contextlib.suppress(RedisError):
+            self.worker.runner.state.withdraw_worker(self.info.name, self.worker.key)

@@ -15,6 +15,7 @@ from redis import Redis
 from clipsynth.admission.scripts import ADMIT, READ_LOAD, RELEASE_RESERVATION
 from clipsynth.errors import DeadlineUnreachable, QueueFull, RateLimited
 from clipsynth.redis_keys import (
+    ALIVE,
     BUCKET,
     ETA_RATIOS,
     INFLIGHT,
@@ -24,6 +25,7 @@ from clipsynth.redis_keys import (
     RECORD,
     RESERVATIONS,
     RUNNING,
+    STARTING,
     WORKERS,
 )
 from clipsynth.schemas.model_info import ModelCost
@@ -135,7 +137,7 @@ def load(redis: Redis, model: str) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Estimated seconds until the end of a new request; None until a worker has measured its cost.
+    """Estimated seconds until the end of a new request; None without a worker that has measured its cost.
 
     `base_s` comes from cost and queue; the quantiles are corrected by the durations of earlier generations.
     """
@@ -162,9 +164,9 @@ def forecast(
         reserved: whether the request has its place; then the load contains its work.
         corrected: whether to read the durations of earlier generations.
     """
-    queue = _Queue(*_read_load(redis, request.model, last_ratio=-1 if corrected else 0)[:4])
+    queue = _Queue(*_read_load(redis, request.model, last_ratio=-1 if corrected else 0)[:5])
     unfinished = int(queue.load.get("n", 0))
-    if cost is None:
+    if cost is None or not queue.is_served:
         return Forecast(unfinished, None)
     own = queue.load.get(f"w:{request.owner}", 0.0) - (request.work if reserved else 0.0)
     base_s = queue.eta_s(request.owner, max(0.0, own), request.work, cost, steps)
@@ -176,7 +178,8 @@ def forecast(
 def place(redis: Redis, generation_id: str, model: str, *, steps: int) -> tuple[int | None, float | None]:
     """Return the number of jobs before a queued one, and the estimated seconds until its end.
 
-    The estimate is None until a worker has measured its cost. Both are None while a worker claims the job.
+    The estimate is None without a worker that has measured its cost. Both are None while a worker claims the
+    job.
     """
     *found, info, position, owner, work, turn, first_turn = _read_load(redis, model, generation_id)
     if position < 0:
@@ -185,6 +188,8 @@ def place(redis: Redis, generation_id: str, model: str, *, steps: int) -> tuple[
     if not cost or not work:
         return position, None
     queue, name, own_work = _Queue(*found), owner.decode(), float(work)
+    if not queue.is_served:
+        return position, None
     # An owner's jobs follow each other in virtual time, so the distance of turns is the queued work before.
     own = queue.running.get(name, 0.0) + max(0.0, float(turn) - float(first_turn))
     own = min(own, max(0.0, queue.load.get(f"w:{name}", 0.0) - own_work))
@@ -192,18 +197,18 @@ def place(redis: Redis, generation_id: str, model: str, *, steps: int) -> tuple[
 
 
 def _read_load(redis: Redis, model: str, generation_id: str = "", *, last_ratio: int = 0) -> Any:
-    keys = [prefix + model for prefix in (LOAD, RUNNING, ETA_RATIOS, WORKERS, MODEL, QUEUE)]
+    keys = [prefix + model for prefix in (LOAD, RUNNING, ETA_RATIOS, WORKERS, MODEL, QUEUE, ALIVE, STARTING)]
     return redis.register_script(READ_LOAD)(keys=keys, args=[MAX_RUNNING, last_ratio, generation_id])
 
 
 class _Queue:
     """Load of a model, for estimates. Running jobs count half."""
 
-    def __init__(self, load: Any, running: Any, ratios: list[bytes], workers: int) -> None:
+    def __init__(self, load: Any, running: Any, ratios: list[bytes], workers: int, served: int) -> None:
         self.load, self.running = (
             {name.decode(): float(value) for name, value in pairs} for pairs in (load, running)
         )
-        self.ratios, self.workers = sorted(map(float, ratios)), max(1, workers)
+        self.ratios, self.workers, self.is_served = sorted(map(float, ratios)), max(1, workers), served > 0
 
     def eta_s(self, owner: str, own: float, work: float, cost: ModelCost, steps: int) -> float:
         """Return the seconds until the end of a job with `own` work of its owner before it."""

@@ -82,12 +82,13 @@ READ_LOAD = (
     lua_names("RECORD")
     + """
 -- KEYS: 1 load of the model, 2 running jobs, 3 ratios of actual by estimated duration, 4 workers, 5 model,
---   6 queue.
+--   6 queue, 7 and 8 whether a worker serves or loads the model.
 -- ARGV: 1 most running jobs to read, 2 index of the last ratio (-1: all, 0: none), 3 id of a queued
 --   generation or ''.
--- Returns the load and the running work by owner, each as a list of pairs, the ratios, the number of workers;
--- and for an id also the description of the model ('' if unknown), the jobs before it (-1 if it is not in the
--- queue), and its owner, work and turn, and the turn of the first job in the queue.
+-- Returns the load and the running work by owner, each as a list of pairs, the ratios, the number of workers,
+-- and 0 if no worker serves or loads the model; and for an id also the description of the model ('' if
+-- unknown), the jobs before it (-1 if it is not in the queue), and its owner, work and turn, and the turn of
+-- the first job in the queue.
 local load, by_owner, running = {}, {}, {}
 local values = redis.call('HGETALL', KEYS[1])
 for n = 1, #values, 2 do table.insert(load, {values[n], values[n + 1]}) end
@@ -97,7 +98,7 @@ for _, execution in ipairs(redis.call('ZRANGE', KEYS[2], 0, ARGV[1] - 1)) do
 end
 for owner, work in pairs(by_owner) do table.insert(running, {owner, string.format('%.6f', work)}) end
 local ratios = ARGV[2] == '0' and {} or redis.call('LRANGE', KEYS[3], 0, ARGV[2])
-local found = {load, running, ratios, redis.call('SCARD', KEYS[4])}
+local found = {load, running, ratios, redis.call('SCARD', KEYS[4]), redis.call('EXISTS', KEYS[7], KEYS[8])}
 if ARGV[3] == '' then return found end
 
 local first = redis.call('LINDEX', KEYS[6], 0)

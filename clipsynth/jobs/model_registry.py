@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import cast
 
 from redis import Redis
 
 from clipsynth.errors import ModelNotFound, NoWorker
-from clipsynth.redis_keys import ALIVE, MODEL, MODELS, STARTING, lua_names
+from clipsynth.redis_keys import ALIVE, MODEL, MODELS, SEEN, STARTING, WORKERS, lua_names
 from clipsynth.schemas.model_info import ModelInfo, ServedModel
 
 MODEL_TTL_S = 30
@@ -16,24 +17,44 @@ STARTING_TTL_S = 120
 
 # Every request reads the models, so this takes one round trip.
 _READ = (
-    lua_names("MODEL", "ALIVE", "STARTING")
+    lua_names("MODEL", "ALIVE", "STARTING", "SEEN")
     + """
 -- KEYS: 1 names of models.
--- Returns for each model, by name: its description, and whether a worker serves or loads it.
+-- Returns for each model, by name: its description, whether a worker serves or loads it, and when one last
+-- served it.
 local names, rows = redis.call('SMEMBERS', KEYS[1]), {}
 table.sort(names)
 for n, name in ipairs(names) do
   rows[n] = redis.call('MGET', MODEL .. name, ALIVE .. name, STARTING .. name)
+  rows[n][4] = redis.call('HGET', SEEN, name)
 end
 return rows
 """
 )
+_WITHDRAW = """
+-- KEYS: 1 whether a worker serves the model, 2 RQ's workers of the model. ARGV: 1 RQ's key of a worker.
+if redis.call('SCARD', KEYS[2]) == redis.call('SISMEMBER', KEYS[2], ARGV[1]) then
+  redis.call('DEL', KEYS[1])
+end
+"""
+# The order of preference for a request that names no model.
+_STATUSES = ("ready", "starting", "absent")
+
+
+def _preference(info: ServedModel) -> tuple[int, float]:
+    lost_at = info.last_seen_at or 0.0 if info.status == "absent" else 0.0
+    return _STATUSES.index(info.status), -lost_at
 
 
 class ModelRegistry:
-    """Reads and announces models."""
+    """Reads and announces models.
+
+    Attributes:
+        queue_timeout_s: a model accepts jobs for this time after its last worker.
+    """
 
     redis: Redis
+    queue_timeout_s: float
 
     def announce_starting(self, info: ModelInfo) -> None:
         """Announce that a worker loads a model: its queue accepts jobs from now on."""
@@ -52,12 +73,21 @@ class ModelRegistry:
             pipeline.sadd(MODELS, info.name)
             pipeline.set(MODEL + info.name, info.model_dump_json())
             pipeline.set(ALIVE + info.name, "1", ex=MODEL_TTL_S)
+            pipeline.hset(SEEN, info.name, repr(time.time()))
             pipeline.delete(STARTING + info.name)
             pipeline.execute()
 
     def announce_stopped(self, name: str) -> None:
         """Announce that a worker no longer loads a model."""
         self.redis.delete(STARTING + name)
+
+    def withdraw_worker(self, name: str, worker: str) -> None:
+        """Announce that a worker stops serving a model, unless RQ knows others of that model.
+
+        Args:
+            worker: RQ's key of the worker.
+        """
+        self.redis.register_script(_WITHDRAW)(keys=[ALIVE + name, WORKERS + name], args=[worker])
 
     def models(self) -> list[ServedModel]:
         """Return every model that a worker has served, by name."""
@@ -66,22 +96,28 @@ class ModelRegistry:
             ServedModel(
                 **json.loads(info),
                 status="ready" if is_alive else "starting" if is_starting else "absent",
+                last_seen_at=float(seen_at) if seen_at else None,
             )
-            for info, is_alive, is_starting in rows
+            for info, is_alive, is_starting, seen_at in rows
             if info
         ]
 
     def model(self, name: str | None) -> ServedModel:
-        """Return the model `name`, or the first one that a worker serves, else the first that one loads.
+        """Return the model `name`, or the first one that a worker serves, else loads, else served last.
 
         Raises:
             ModelNotFound: no model has this name.
-            NoWorker: no worker serves or loads the model.
+            NoWorker: no worker loads the model, or has served it within `queue_timeout_s`.
         """
         known = {info.name: info for info in self.models()}
         if name is not None and known and name not in known:
             raise ModelNotFound(f"there is no model {name!r}; available: {', '.join(known)}")
-        wanted = [info for info in known.values() if name in (None, info.name) and info.status != "absent"]
+        wanted = [info for info in known.values() if name in (None, info.name) and self.accepts(info)]
         if not wanted:
             raise NoWorker(f"no worker is running{f' for model {name!r}' if name else ''}")
-        return min(wanted, key=lambda info: info.status)  # "ready" before "starting"
+        return min(wanted, key=_preference)
+
+    def accepts(self, info: ServedModel) -> bool:
+        """Return whether a model accepts jobs: one that lost its worker a while ago may get it back."""
+        oldest = time.time() - self.queue_timeout_s
+        return info.status != "absent" or (info.last_seen_at or 0.0) > oldest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -142,6 +143,18 @@ class RecordReader:
             for generation_id in ids:
                 pipeline.hmget(RECORD + generation_id, STATUS_FIELDS)
             return [JobStatusView.read(values) for values in results(pipeline)]
+
+    def created_at(self, ids: Sequence[str]) -> dict[str, float]:
+        """Return when these were created, without those that were removed or cannot be read."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for generation_id in ids:
+                pipeline.hget(RECORD + generation_id, "created_at")
+            found = dict(zip(ids, results(pipeline), strict=True))
+        times: dict[str, float] = {}
+        for generation_id, value in found.items():
+            with contextlib.suppress(TypeError, ValueError):
+                times[generation_id] = float(value)
+        return times
 
     def unwanted(self, ids: Sequence[str]) -> set[str]:
         """Return which of these were removed or have ended, or have a requested cancel."""

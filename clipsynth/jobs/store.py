@@ -66,10 +66,16 @@ class JobStore(RecordReader, ModelRegistry):
     """
 
     def __init__(
-        self, redis: Redis, *, result_ttl_s: int, tombstone_ttl_s: int = 604_800, job_timeout_s: int = 600
+        self,
+        redis: Redis,
+        *,
+        result_ttl_s: int,
+        tombstone_ttl_s: int = 604_800,
+        job_timeout_s: int = 600,
+        queue_timeout_s: float = 3600,
     ) -> None:
         self.redis, self.result_ttl_s, self.tombstone_ttl_s = redis, result_ttl_s, tombstone_ttl_s
-        self.job_timeout_s = job_timeout_s
+        self.job_timeout_s, self.queue_timeout_s = job_timeout_s, queue_timeout_s
         self._transition = redis.register_script(TRANSITION)
         self._release = redis.register_script(RELEASE_UNFINISHED)
 
@@ -80,6 +86,7 @@ class JobStore(RecordReader, ModelRegistry):
             result_ttl_s=settings.result_ttl_s,
             tombstone_ttl_s=settings.tombstone_ttl_s,
             job_timeout_s=settings.job_timeout_s,
+            queue_timeout_s=settings.queue_timeout_s,
         )
 
     # ---------------------------------------------------------------------------------------------- creation

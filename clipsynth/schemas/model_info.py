@@ -43,5 +43,9 @@ class ServedModel(ModelInfo):
     """A model and its state."""
 
     status: Literal["ready", "starting", "absent"] = Field(
-        description="starting: a worker loads it, and requests are queued. absent: no worker is running."
+        description="starting: a worker loads it. absent: no worker is running. Requests are queued in both "
+        "cases, if a worker served it within CLIPSYNTH_QUEUE_TIMEOUT_S."
+    )
+    last_seen_at: float | None = Field(
+        default=None, description="When a worker last announced that it serves it; Unix time."
     )

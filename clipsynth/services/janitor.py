@@ -16,7 +16,7 @@ from clipsynth.errors import ClipSynthError, ServeError, StorageUnavailable
 from clipsynth.jobs.queue import connect, withdraw
 from clipsynth.jobs.reconcile import OrphanReconciler
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.generation import Status
+from clipsynth.schemas.generation import Problem, Status
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 
@@ -62,6 +62,22 @@ def expire(state: JobStore) -> int:
     return ended
 
 
+def expire_unserved(state: JobStore) -> int:
+    """Expire jobs that wait for a model without a worker since `queue_timeout_s`; return their number."""
+    served = {info.name for info in state.models() if state.accepts(info)}
+    waiting = {i: model for i, model in state.unfinished().items() if model not in served}
+    oldest, ended = time.time() - state.queue_timeout_s, 0
+    detail = f"no worker served the model for {state.queue_timeout_s:.0f} s"
+    error = Problem(code="no_worker", detail=detail).model_dump_json()
+    for generation_id, created_at in state.created_at(list(waiting)).items():
+        if created_at < oldest and state.transition(
+            generation_id, Status.EXPIRED, of=[Status.QUEUED], error=error
+        ):
+            withdraw(state.redis, generation_id, waiting[generation_id])
+            ended += 1
+    return ended
+
+
 def run(settings: Settings, stop: threading.Event) -> None:
     """Sweep every `janitor_interval_s`, check deadlines every second and orphans every 15 s, until `stop`.
 
@@ -81,6 +97,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + ORPHAN_INTERVAL_S
                 orphans.look()
+                if ended := expire_unserved(state):
+                    logger.warning("%d generations expired: no worker served their model", ended)
             if time.monotonic() >= next_sweep:
                 next_sweep = time.monotonic() + settings.janitor_interval_s
                 if cut_off := release_stale_reservations(state.redis):

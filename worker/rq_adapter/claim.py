@@ -143,16 +143,15 @@ def _pairs(record: Any) -> Any:
 
 @dataclass(eq=False)
 class ClaimedJob:
-    """A job with a lease, and its request in the engine. `retried`: an earlier worker seemed lost."""
+    """A job with a lease, and its request in the engine."""
 
     job: Job
     execution: Execution
     request: SamplingRequest
     num_steps: int
     batched_with_others: bool
-    deadline_at: float | None
+    status_view: JobStatusView
     attempt: str
-    retried: bool
     claimed_at: float = field(default_factory=time.monotonic)
     stopped_by: Status | Problem | None = None
     stopped_at: float = 0.0

@@ -102,7 +102,7 @@ class Finalizer:
         for claimed, end, result in zip(batch, ends, results, strict=False):
             made = JobStore.was_made(result)
             with about(claimed.job.id, claimed.job.meta):
-                self.runner.clean_up(end, claimed.attempt, made=made, retried=claimed.retried)
+                self.runner.clean_up(end, claimed.attempt, made=made, retried=claimed.status_view.run_alone)
             seconds = time.monotonic() - claimed.claimed_at
             model = self.runner.model.manifest.name
             count_finished(model, claimed.job, claimed.request, end.status if made else None, seconds)

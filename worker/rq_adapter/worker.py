@@ -170,6 +170,11 @@ class BatchWorker(SimpleWorker):
     # ------------------------------------------------------------------------------------------- claiming
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether the worker was asked to stop: it claims no more jobs."""
+        return bool(self._stop_requested)
+
+    @property
     def step_age_s(self) -> float:
         """Seconds since the last step, or since the oldest claim if it is later; 0 without jobs."""
         claims = [claimed.claimed_at for claimed in self.claimed.snapshot()]
@@ -255,16 +260,7 @@ class BatchWorker(SimpleWorker):
             if job.enqueued_at:
                 JOB_SECONDS.labels("queue").observe((rq_now() - job.enqueued_at).total_seconds())
             self.claimed.add(
-                ClaimedJob(
-                    job,
-                    execution,
-                    request,
-                    num_steps,
-                    batched_with_others,
-                    status_view.deadline_at,
-                    attempt,
-                    retried=status_view.run_alone,
-                )
+                ClaimedJob(job, execution, request, num_steps, batched_with_others, status_view, attempt)
             )
             self.engine.submit(request)
 
@@ -291,7 +287,7 @@ class BatchWorker(SimpleWorker):
         for claimed in running:
             if claimed.job.id in unwanted:
                 self._stop(claimed, Status.CANCELED)
-            elif claimed.deadline_at is not None and time.time() >= claimed.deadline_at:
+            elif claimed.status_view.overdue:
                 self._stop(claimed, Status.EXPIRED)
             elif claimed.job.timeout and now() - claimed.claimed_at > claimed.job.timeout:
                 self._stop(claimed, Problem(code="timeout", detail="the job ran into its time limit"))

@@ -111,7 +111,7 @@ def test_queue_metrics_have_a_model_label(service):
 
 
 def test_rejected_requests_are_counted(service):
-    service.redis.delete("clipsynth:alive:tiny")
+    service.redis.delete("clipsynth:alive:tiny", "clipsynth:seen")
     assert service.post({"prompt": "rain"}).json()["code"] == "no_worker"
     assert (
         value(service.client.get("/metrics").text, 'clipsynth_admission_rejects_total{code="no_worker"}') == 1

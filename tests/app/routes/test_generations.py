@@ -25,6 +25,7 @@ from app.main import create_app
 from app.responses.ranges import file_response
 from clipsynth.errors import StorageUnavailable
 from clipsynth.jobs import store
+from clipsynth.redis_keys import SEEN
 from clipsynth.schemas.generation import Output
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.services.janitor import expire, sweep
@@ -277,14 +278,14 @@ def test_audio_before_it_is_ready(service):
 
 
 def test_a_request_needs_a_worker_and_a_starting_one_counts(service):
-    service.redis.delete("clipsynth:alive:tiny")
+    service.redis.delete("clipsynth:alive:tiny", SEEN)
     check_problem(service.post({"prompt": "a"}), 503, "no_worker")
     service.state.announce_starting(service.info)
     assert service.post({"prompt": "a"}).status_code == 202
 
 
 def test_a_starting_worker_counts_for_its_own_model_alone(service):
-    service.redis.delete("clipsynth:alive:tiny")
+    service.redis.delete("clipsynth:alive:tiny", SEEN)
     service.state.announce_starting(service.info.model_copy(update={"name": "other"}))
     check_problem(service.post({"prompt": "a", "model": "tiny"}), 503, "no_worker")
     assert service.post({"prompt": "a", "model": "other"}).status_code == 202

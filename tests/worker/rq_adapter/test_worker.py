@@ -376,7 +376,7 @@ def test_claimed_jobs_can_change_while_another_thread_reads_them():
     def change():
         while not stop.is_set():
             jobs = [
-                ClaimedJob(None, None, SamplingRequest(None, None, 1, 1, 1.0), 1, False, None, "", False)
+                ClaimedJob(None, None, SamplingRequest(None, None, 1, 1, 1.0), 1, False, None, "")
                 for _ in "abc"
             ]
             for job in jobs:
