@@ -22,7 +22,7 @@ from evaluation.embedders.mel_images import efficientnet_lite0, inception_v3
 from evaluation.interfaces import QueryKind, Sources, Synthesizer, load_system
 from evaluation.metrics.class_accuracy import read_phrases
 from evaluation.plan import Plan, Sample
-from evaluation.report.html import Players, page, player
+from evaluation.report.html import Player, Players, page, player
 from evaluation.report.memorisation import memorisation, memorisation_table
 from evaluation.report.table import as_json, columns, gap_table, markdown
 from evaluation.run.rows import (
@@ -220,7 +220,7 @@ def players(entry: Entry, row: TableRow) -> Players:
     )
 
 
-def _player(entry: Entry, sample: Sample) -> str:
+def _player(entry: Entry, sample: Sample) -> Player:
     query = sample.query.prompt or sample.query.clip
     [waveform] = entry.store.read([sample])
     return player(waveform, f"{sample.query.label}: {query}, seed {sample.seed}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from transformers import SpeechT5HifiGan
 
@@ -27,6 +27,7 @@ from training.recipe import Recipe
 from training.state import load_state
 
 NOT_STATED = "not stated"
+CARD = Path(__file__).with_name("model_card.md.jinja")
 INDEX_FIELDS = ("video", "start_s", "duration_s", "attributes")
 
 
@@ -114,77 +115,26 @@ def model_card(
     recipe: Recipe, pipe: ClipSynthPipeline, lines: list[dict[str, Any]], results: Path | None
 ) -> str:
     """Return the model card as Markdown."""
-    m, d, v = pipe.manifest, recipe.denoiser, recipe.vocoder
     run = Path(recipe.run)
-    environment = json.loads((run / "denoiser" / "environment.json").read_text())
-    best = load_state(run / "denoiser" / "best.pt") or {}
-    vocoder_steps = (load_state(recipe.vocoder_folder / "state.pt") or {}).get("step", 0)
-    dev = f"{best['dev']:.4f}" if "dev" in best else "not measured"
-    distillation = ""
-    if pipe.distilled_guidance_range:
-        low, high = pipe.distilled_guidance_range
-        distilled = load_state(run / "distil" / "best.pt") or {}
-        distillation = (
-            f"\n- Guidance of weight {low:g} to {high:g} learned by the denoiser itself in"
-            f" {distilled.get('step', '?')} steps more;\n  mean squared distance to guidance in two passes"
-            f" at the default weight: {distilled.get('dev', math.nan):.4f} on the same grid."
-        )
-    discriminators = "without discriminators"
-    if v.adversarial_from < vocoder_steps:
-        last = " on" if v.finetune_adversarial else f" to {v.steps}"
-        discriminators = f"with discriminators from step {v.adversarial_from}{last}"
-    vocoder = (
-        f"{vocoder_steps} steps of batch {v.batch_size}, {discriminators};\n"
-        f"  the last {max(0, vocoder_steps - v.steps)} on mels of the denoiser"
-        if vocoder_steps
-        else f"{type(pipe.vocoder).__name__}, that of the bundle {recipe.vocoder_run}"
+    template = jinja2.Environment(keep_trailing_newline=True).from_string(CARD.read_text())
+    return template.render(
+        g="{:g}".format,
+        m=pipe.manifest,
+        d=recipe.denoiser,
+        v=recipe.vocoder,
+        environment=json.loads((run / "denoiser" / "environment.json").read_text()),
+        best=load_state(run / "denoiser" / "best.pt") or {},
+        guidance=pipe.distilled_guidance_range,
+        distilled=load_state(run / "distil" / "best.pt") or {},
+        vocoder_steps=(load_state(recipe.vocoder_folder / "state.pt") or {}).get("step", 0),
+        vocoder=type(pipe.vocoder).__name__,
+        vocoder_run=recipe.vocoder_run,
+        encoder=type(pipe.encoder).__name__,
+        sizes=[
+            (name, sum(p.numel() for p in getattr(pipe, name).parameters()))
+            for name in ("condition_encoder", "denoiser", "vocoder")
+        ],
+        lines=lines,
+        licences=sorted(Counter((line["source"], line["licence"]) for line in lines).items()),
+        results=results.read_text().strip() if results else "Not measured.",
     )
-    licences = Counter((line["source"], line["licence"]) for line in lines)
-    table = "\n".join(f"| {source} | {licence} | {n} |" for (source, licence), n in sorted(licences.items()))
-    hours = sum(line["duration_s"] for line in lines) / 3600
-    sizes = ", ".join(
-        f"{name} {sum(p.numel() for p in getattr(pipe, name).parameters()) / 1e6:.2f} M parameters"
-        for name in ("condition_encoder", "denoiser", "vocoder")
-    )
-    inputs = {
-        "image": "frames; no label, no text",
-        "text": "captions (the CLIPSynth-Text variant)",
-        "hybrid": "frames and captions (the CLIPSynth-Hybrid variant)",
-    }
-    first, last_t = m.guidance_interval
-    limits = f"{m.min_duration_s:g} to {m.max_duration_s:g} s"
-    packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
-    return f"""# Model card: {m.name}
-
-Text- and image-to-audio, {m.sample_rate / 1000:g} kHz mono, {limits}.
-A bundle of CLIPSynth, a diffusers pipeline folder. Defaults: {m.num_inference_steps} steps, guidance
-{m.guidance_scale:g} on t in [{first:g}, {last_t:g}), time shift {m.time_shift:g}.
-
-## Training
-
-- Conditions: {inputs[d.condition]}.
-- Command: `clipsynth {" ".join(environment["command"])}`,
-  at git commit {environment["git_commit"] or "unknown"}.
-- Denoiser: {best.get("step", "?")} steps of batch {d.batch_size}; flow loss on `dev` clips: {dev},
-  at a fixed grid of times and noises.{distillation}
-- Vocoder: {vocoder}.
-- Parts: {type(pipe.encoder).__name__}, not trained; {sizes}.
-- Device: {environment["device"]}; {packages}.
-
-## Data
-
-{len(lines)} training clips, {hours:.2f} hours, listed in `index.jsonl`; the bundle does not contain them.
-
-| source | licence | clips |
-|---|---|---:|
-{table}
-
-## Evaluation
-
-{results.read_text().strip() if results else "Not measured."}
-
-## Limits
-
-The model knows only the kinds of sound in its training clips. Other prompts give the nearest kind, or noise.
-If a source's licence is not stated, use the weights only for research and development.
-"""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import soundfile
 import torch
@@ -25,15 +25,25 @@ from models.audio.level import level
 from models.audio.mel import MelSpectrogram
 
 STYLE = Path(__file__).with_name("html.css")
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Player:
+    """A sound and its spectrogram as data URIs."""
+
+    sound: str
+    image: str
+    caption: str
 
 
 @dataclass(frozen=True)
 class Players:
     """Players of a row: one per class, the ten of least relevance, the ten nearest to training clips."""
 
-    by_class: list[str]
-    worst: list[str]
-    closest: list[str]
+    by_class: list[Player]
+    worst: list[Player]
+    closest: list[Player]
 
 
 def mp3_uri(waveform: np.ndarray) -> str:
@@ -53,59 +63,26 @@ def spectrogram_uri(waveform: np.ndarray) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def player(waveform: np.ndarray, caption: str) -> str:
-    """Return one sound with its spectrogram."""
-    return (
-        f'<figure><img src="{spectrogram_uri(waveform)}" alt="spectrogram">'
-        f'<audio controls preload="none" src="{mp3_uri(waveform)}"></audio>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+def player(waveform: np.ndarray, caption: str) -> Player:
+    """Return the player of a sound (T,)."""
+    return Player(mp3_uri(waveform), spectrogram_uri(waveform), caption)
 
 
-def bars(per_class: dict[str, float]) -> str:
-    """Return class accuracy by class as bars."""
-    lines = [
-        f'<span>{escape(label)}</span><meter min="0" max="1" value="{share:.3f}"></meter>'
-        f"<span>{100 * share:.0f} %</span>"
-        for label, share in per_class.items()
-    ]
-    return f'<div class="bars">{"".join(lines)}</div>'
-
-
-def intervals(rows: Sequence[TableRow], column: Column) -> str:
-    """Return one figure of all rows as dots with their intervals."""
+def intervals(rows: Sequence[TableRow], column: Column) -> list[dict[str, object]]:
+    """Return one figure of all rows as dots with their intervals, in per cent of the axis."""
     shown = [(row, row.figures[column.figure]) for row in rows if column.figure in row.figures]
     low = min(min(f.low for _, f in shown), 0.0)
-    span = max(max(f.high for _, f in shown) - low, 1e-9)
-    lines = []
-    for row, f in shown:
-        left, dot, width = (100 * v / span for v in (f.low - low, f.value - low, f.high - f.low))
-        lines.append(
-            f"<span>{escape(row.system)} · {row.query}</span>"
-            f"<i><b style='left:{left:.2f}%;width:{width:.2f}%'></b><u style='left:{dot:.2f}%'></u></i>"
-            f"<span>{cell(f, column.write)}</span>"
-        )
-    return f"<h3>{escape(column.title)}</h3><div class='dots'>{''.join(lines)}</div>"
-
-
-def table(rows: Sequence[TableRow], cells: Sequence[Mapping[str, str]]) -> str:
-    """Return a table of {column: cell} for each row; a dash for a missing cell."""
-    names = list(dict.fromkeys(name for one in cells for name in one))
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("system", "query", *names))
-    body = "".join(
-        f"<tr><td>{escape(row.system)}</td><td>{row.query}</td>"
-        + "".join(f"<td>{one.get(name, '–')}</td>" for name in names)
-        + "</tr>"
-        for row, one in zip(rows, cells, strict=True)
-    )
-    return f"<div class='wide'><table><tr>{head}</tr>{body}</table></div>"
-
-
-def _sounds(title: str, players: Sequence[str]) -> str:
-    """Return players in a section that the reader opens; empty without players."""
-    if not players:
-        return ""
-    return f"<details><summary>{title}</summary><div class='sounds'>{''.join(players)}</div></details>"
+    per_cent = 100 / max(max(f.high for _, f in shown) - low, 1e-9)
+    return [
+        {
+            "row": row,
+            "text": cell(f, column.write),
+            "low": round((f.low - low) * per_cent, 2),
+            "value": round((f.value - low) * per_cent, 2),
+            "width": round((f.high - f.low) * per_cent, 2),
+        }
+        for row, f in shown
+    ]
 
 
 def page(
@@ -117,24 +94,15 @@ def page(
     copied: str,
 ) -> str:
     """Return the page; `examples` are the players of each row, `gaps` and `copied` are tables as text."""
-    figures = [{name: cell(figure) for name, figure in row.figures.items()} for row in rows]
-    checks = [{name: f"{value:.3g}" for name, value in row.checks.items()} for row in rows]
-    sections = "".join(
-        f"<section><h2>{escape(row.system)} · {row.query} query</h2>"
-        + (f"<h3>class_accuracy@1/classifier by class</h3>{bars(row.per_class)}" if row.per_class else "")
-        + _sounds("One sound of each class", its.by_class)
-        + _sounds("The ten of least relevance by the judge", its.worst)
-        + _sounds("The ten nearest to a training clip", its.closest)
-        + "</section>"
-        for row, its in zip(rows, examples, strict=True)
-    )
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'>"
-        f"<title>CLIPSynth: evaluation</title><style>{STYLE.read_text()}</style><h1>Evaluation</h1>"
-        + "".join(f"<p>{escape(note)}</p>" for note in notes)
-        + "".join(intervals(rows, column) for column in shown)
-        + f"<h2>All figures</h2>{table(rows, figures)}<h2>Text gap</h2><pre>{escape(gaps)}</pre>"
-        + f"<h2>Nearness to training clips</h2><pre>{escape(copied)}</pre>"
-        + f"<h2>Duration, loudness, silence</h2>{table(rows, checks)}{sections}</html>\n"
+    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    return template.render(
+        style=STYLE.read_text(),
+        notes=notes,
+        intervals=[(column.title, intervals(rows, column)) for column in shown],
+        figures=[{name: cell(figure) for name, figure in row.figures.items()} for row in rows],
+        checks=[{name: f"{value:.3g}" for name, value in row.checks.items()} for row in rows],
+        rows=rows,
+        examples=examples,
+        gaps=gaps,
+        copied=copied,
     )
