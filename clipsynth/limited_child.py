@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 LENGTH = struct.Struct(">Q")
 # The first byte of an answer.
 RESULT, ERROR = b"r", b"e"
+# The whole answer of a generator that ended, after a frame with a result for each item.
+DONE = b"d"
 # An error may be this much longer than a result: the text of an exception.
 _ERROR_BYTES = 8192
 
@@ -31,9 +33,9 @@ class Limits:
 
     Attributes:
         cpu_s: CPU time of all threads of the child, rounded up to whole seconds.
-        wall_s: time from the whole request to the whole result.
+        wall_s: time from the whole request to the whole result; of a stream, without the caller's share.
         memory_bytes: address space that the child may add to what the imported modules have.
-        output_bytes: size of the pickled result.
+        output_bytes: size of the pickled result, or of each item of a stream.
         file_bytes: size of each file that the child writes; 0 allows no file with content.
     """
 
@@ -85,32 +87,33 @@ def serve(control_fd: int, module: str) -> NoReturn:
 def _keep(connection: socket.socket) -> None:
     """Run one call in a child and send its result or the limit that it reached. Runs in the keeper."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    limits = Limits(**json.loads(receive_frame(connection)))
+    header = json.loads(receive_frame(connection))
+    stream, limits = header.pop("stream"), Limits(**header)
     call = receive_frame(connection)
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
         connection.close()
         os.close(ours)
-        _run_child(call, limits, theirs)
+        _run_child(call, limits, theirs, stream)
     os.close(theirs)
     output = bytearray()
     try:
-        reached = _collect(connection, ours, output, limits)
+        reached = _collect(connection, ours, output, limits, stream)
     finally:
         # A child that ended keeps its exit status. Its session, too: nothing that it started stays.
         for kill in (os.kill, os.killpg):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    reached = reached or _reached(status, output[:1] in (RESULT, ERROR), limits)
+    reached = reached or _reached(status, output[:1] in (RESULT, ERROR, DONE), limits)
     connection.sendall(frame(ERROR + json.dumps(reached).encode() if reached else bytes(output)))
 
 
 def _collect(
-    connection: socket.socket, pipe: int, output: bytearray, limits: Limits
+    connection: socket.socket, pipe: int, output: bytearray, limits: Limits, stream: bool
 ) -> tuple[str, str] | None:
-    """Read the child's output to its end. Returns the limit that it reached, or None.
+    """Read the child's output to its end and send the items of a stream. Returns the limit that it reached.
 
     Raises:
         EOFError: the caller has gone.
@@ -129,8 +132,25 @@ def _collect(
             return None
         output += part
         largest = limits.output_bytes + (_ERROR_BYTES if output[:1] == ERROR else 1)
+        if stream:
+            # The caller may take its time.
+            began = time.monotonic()
+            largest += LENGTH.size
+            _send_items(connection, output, largest)
+            deadline += time.monotonic() - began
         if len(output) > largest:
             return "OutputTooLarge", f"the result is larger than {limits.output_bytes} bytes"
+
+
+def _send_items(connection: socket.socket, output: bytearray, largest: int) -> None:
+    """Send the whole frames of allowed size at the start of the output, and remove them from it."""
+    # A length starts with a zero byte, an answer does not.
+    while output[:1] == b"\0" and len(output) >= LENGTH.size:
+        end = LENGTH.size + LENGTH.unpack(output[: LENGTH.size])[0]
+        if end > min(len(output), largest):
+            break
+        connection.sendall(output[:end])
+        del output[:end]
 
 
 def _reached(status: int, is_answer: bool, limits: Limits) -> tuple[str, str] | None:
@@ -146,25 +166,38 @@ def _reached(status: int, is_answer: bool, limits: Limits) -> tuple[str, str] | 
     return "ChildCrashed", f"signal {number} ended it"
 
 
-def _run_child(call: bytes, limits: Limits, pipe: int) -> NoReturn:
+def _run_child(call: bytes, limits: Limits, pipe: int, stream: bool) -> NoReturn:
     try:
         _limit_self(limits)
         module, name, args = pickle.loads(call)
         target: Any = importlib.import_module(module)
         for part in name.split("."):
             target = getattr(target, part)
-        answer = RESULT + pickle.dumps(target(*args), protocol=5)
+        if stream:
+            for item in target(*args):
+                # The keeper may wait for the caller.
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                _write(pipe, frame(RESULT + pickle.dumps(item, protocol=5)))
+                signal.setitimer(signal.ITIMER_REAL, limits.wall_s + 1)
+            answer = DONE
+        else:
+            answer = RESULT + pickle.dumps(target(*args), protocol=5)
     except MemoryError:
         answer = ERROR + b'["MemoryExceeded", "it ran out of memory"]'
     except BaseException as error:
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
         answer = ERROR + json.dumps(["ChildRaised", kind, str(error)[:1000]]).encode()
     try:
-        while answer:
-            answer = answer[os.write(pipe, answer) :]
+        _write(pipe, answer)
     except BaseException:
         os._exit(1)
     os._exit(0)
+
+
+def _write(pipe: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(pipe, view) :]
 
 
 def _limit_self(limits: Limits) -> None:

@@ -23,10 +23,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
-from clipsynth.limited_child import LENGTH, RESULT, Limits, frame, receive_frame
+from clipsynth.limited_child import DONE, LENGTH, RESULT, Limits, frame, receive_frame
 
 T = TypeVar("T")
 _PASSED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "TZ")
@@ -118,14 +118,31 @@ async def run_limited_async(function: Callable[..., T], *args: Any, limits: Limi
             writer.transport.abort()
 
 
+def stream_limited(function: Callable[..., Iterator[T]], *args: Any, limits: Limits) -> Iterator[T]:
+    """Run a generator in a child process and yield its items, as `run_limited` does with a result.
+
+    The child is about one item ahead. Closing the iterator kills it.
+    """
+    helper = _helper(function.__module__)
+    with helper.connect() as connection:
+        try:
+            connection.sendall(_request(function, args, limits, stream=True))
+            while (answer := receive_frame(connection)) != DONE:
+                yield cast(T, _result(function, answer))
+        except (EOFError, ConnectionError):
+            raise ChildCrashed("the keeper of the child ended") from None
+
+
 def warm_up(function: Callable[..., Any]) -> None:
     """Start the helper process of a function now, so that the first call does not wait for its imports."""
     _helper(function.__module__).connect().close()
 
 
-def _request(function: Callable[..., Any], args: tuple[Any, ...], limits: Limits) -> bytes:
+def _request(
+    function: Callable[..., Any], args: tuple[Any, ...], limits: Limits, stream: bool = False
+) -> bytes:
     call = pickle.dumps((function.__module__, function.__qualname__, args))
-    return frame(json.dumps(dataclasses.asdict(limits)).encode()) + frame(call)
+    return frame(json.dumps({**dataclasses.asdict(limits), "stream": stream}).encode()) + frame(call)
 
 
 def _result(function: Callable[..., Any], answer: bytes) -> Any:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,15 @@ def write_and_return() -> int:
     os.write(1, b"x" * 100_000)
     os.write(2, b"y" * 100_000)
     return signal.SIGKILL.value
+
+
+def count(sizes: list[int], announce: str = "") -> Iterator[np.ndarray]:
+    """Yield arrays of these sizes; at a negative one sleep, at zero raise an exception."""
+    if announce:
+        Path(announce).write_text(str(os.getpid()))
+    for size in sizes:
+        if size < 0:
+            time.sleep(3600)
+        if size == 0:
+            raise ValueError("zero")
+        yield np.zeros(size, np.uint8)

@@ -29,6 +29,7 @@ from clipsynth.services.limited_process import (
     WallTimeExceeded,
     run_limited,
     run_limited_async,
+    stream_limited,
     warm_up,
 )
 from clipsynth.services.processes import wait_until
@@ -173,3 +174,37 @@ def _is_gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def test_items_of_a_generator_come_one_by_one():
+    sizes = [1, 300_000, 999_000] * 20
+    items = stream_limited(functions.count, sizes, limits=LIMITS)
+    assert [len(item) for item in items] == sizes
+    assert list(stream_limited(functions.count, [], limits=LIMITS)) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "error"), [(-1, WallTimeExceeded), (0, ChildRaised), (1_000_001, OutputTooLarge)]
+)
+def test_items_before_a_limit_arrive(last, error):
+    items = stream_limited(functions.count, [5, 6, last], limits=replace(LIMITS, wall_s=0.5))
+    assert [len(next(items)), len(next(items))] == [5, 6]
+    with pytest.raises(error):
+        next(items)
+
+
+def test_closing_a_stream_kills_its_child(tmp_path):
+    limits = replace(LIMITS, file_bytes=100)
+    items = stream_limited(functions.count, [5, -1], str(tmp_path / "pid"), limits=limits)
+    next(items)
+    pid = int((tmp_path / "pid").read_text())
+    items.close()
+    assert wait_until(lambda: not psutil.pid_exists(pid), timeout_s=20)
+
+
+def test_a_slow_caller_costs_a_stream_no_time():
+    items = stream_limited(functions.count, [999_000] * 9, limits=replace(LIMITS, wall_s=0.5))
+    next(items)
+    # The child waits until the caller goes on.
+    threading.Event().wait(1.0)
+    assert len(list(items)) == 8
