@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     published_host: str | None = None
     metrics_port: int | None = None
     device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     retrieval_audio: Path | None = None
     log_format: Literal["text", "json"] = "text"
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()

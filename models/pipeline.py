@@ -34,6 +34,7 @@ from models.networks.condition_encoder import (
 )
 from models.networks.denoiser import Denoiser
 from models.networks.encoder import JointEncoder
+from models.networks.precision import fastest_precision as fastest_precision
 from models.retrieval.clip_index import Index
 from models.sampler import SamplerRow, advance
 
@@ -241,9 +242,9 @@ class ClipSynthPipeline(DiffusionPipeline):
         loudness = scales.value("loudness", asked["loudness"]) if "loudness" in asked else None
         components = len(conds) if composition == "mix" else 1
         shape = (self.num_tokens(duration_s), self.denoiser.token_dim)
-        dtype, device = self.denoiser.dtype, self.denoiser.device
+        device = self.denoiser.device
         noise = [
-            torch.stack([torch.randn(shape, generator=g) for _ in range(components)]).to(device, dtype)
+            torch.stack([torch.randn(shape, generator=g) for _ in range(components)]).to(device)
             for g in generators
         ]
         steps = num_inference_steps, guidance_scale, interval, weights

@@ -126,7 +126,7 @@ def model_info(
     manifest: Manifest, scalars: Sequence[str] = (), methods: Sequence[Method] = ("diffusion",)
 ) -> ModelInfo:
     """Describe a bundle for the API before it is loaded; `scalars` as `read_scalars` returns them."""
-    fields = ModelInfo.model_fields.keys() - {"attributes", "cost", "methods", "window_s"}
+    fields = ModelInfo.model_fields.keys() - {"attributes", "cost", "methods", "precision", "window_s"}
     return ModelInfo(
         **{name: getattr(manifest, name) for name in fields},
         attributes=list(taken(manifest.attributes, scalars)),
@@ -139,6 +139,7 @@ def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> Model
     """Add the measured cost to the description of a bundle."""
     return info.model_copy(
         update={
+            "precision": predictor.dtype,
             "cost": ModelCost(
                 audio_step_s=cost.step_s * predictor.num_tokens(1.0) / cost.limit,
                 step_s=cost.step_s,

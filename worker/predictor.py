@@ -14,6 +14,7 @@ from clipsynth.schemas.generation import Format, JobPayload, NearClip, Nearness,
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
 from models.audio.level import level
+from models.networks.precision import choose_precision, set_precision
 from models.retrieval.clip_audio import ClipAudio, open_audio
 from models.retriever import Retrieval
 from models.sampler import SamplerRow
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 NEAREST = 3
 
 
-def choose_device(wanted: str) -> tuple[torch.device, torch.dtype, str]:
-    """Return device, dtype and the reason for this choice.
+def choose_device(wanted: str) -> tuple[torch.device, str]:
+    """Return a device and the reason for this choice.
 
     Args:
         wanted: "auto", "cuda", "mps" or "cpu".
@@ -36,13 +37,11 @@ def choose_device(wanted: str) -> tuple[torch.device, torch.dtype, str]:
         ValueError: the device is not available.
     """
     if wanted in ("auto", "cuda") and torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported():
-            return torch.device("cuda"), torch.bfloat16, "a CUDA device that computes in bf16"
-        return torch.device("cuda"), torch.float32, "a CUDA device without bf16"
+        return torch.device("cuda"), "a CUDA device"
     if wanted in ("auto", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps"), torch.float32, "Apple's GPU, where half precision garbles sound"
+        return torch.device("mps"), "Apple's GPU"
     if wanted in ("auto", "cpu"):
-        return torch.device("cpu"), torch.float32, "asked for" if wanted == "cpu" else "no GPU found"
+        return torch.device("cpu"), "asked for" if wanted == "cpu" else "no GPU found"
     raise ValueError(f"--device {wanted}: not available here; choose auto or cpu")
 
 
@@ -70,11 +69,13 @@ class Predictor(ServingModel):
         """Load the bundle of the settings.
 
         Raises:
-            ValueError: no such device, or the bundle cannot be served (BundleError names the part).
+            ValueError: no such device or precision, or the bundle cannot be served (BundleError names the
+                part).
         """
-        device, dtype, reason = choose_device(settings.device)
-        logger.info("device %s, %s: %s", device, dtype, reason)
-        pipeline = ClipSynthPipeline.from_pretrained(settings.model, dtype=dtype).to(device)
+        device, reason = choose_device(settings.device)
+        dtype, why = choose_precision(device, settings.precision)
+        logger.info("device %s (%s), precision %s (%s)", device, reason, dtype, why)
+        pipeline = set_precision(ClipSynthPipeline.from_pretrained(settings.model).to(device), dtype)
         folder = settings.retrieval_audio
         return cls(pipeline, open_audio(folder, pipeline.manifest.sample_rate) if folder else None)
 

@@ -81,12 +81,13 @@ def _bundle(settings: Settings) -> str:
 def _device(settings: Settings) -> str:
     import torch
 
+    from models.networks.precision import choose_precision
     from worker.predictor import choose_device
 
-    device, dtype, reason = choose_device(settings.device)
-
+    device, reason = choose_device(settings.device)
+    dtype, why = choose_precision(device, settings.precision)
     name = str(dtype).removeprefix("torch.")
-    return f"{device}, {name} ({reason}); torch {torch.__version__}, {os.cpu_count()} cores"
+    return f"{device} ({reason}), {name} ({why}); torch {torch.__version__}, {os.cpu_count()} cores"
 
 
 def _port(settings: Settings) -> str:

@@ -36,6 +36,9 @@ class ModelInfo(BaseModel):
     guidance_scale: float = Field(description="Default guidance_scale.")
     attributes: list[str] = Field(default=[], description="Attributes that a request may have.")
     methods: list[Method] = Field(default=["diffusion"], description="Methods that a request may have.")
+    precision: str = Field(
+        default="float32", description="Of the denoiser. Another one may change a seed's sound slightly."
+    )
     cost: ModelCost | None = Field(default=None, description="Null until its worker has measured it.")
 
 

