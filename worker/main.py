@@ -145,7 +145,7 @@ def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> Model
                 step_s=cost.step_s,
                 guided_share=predictor.manifest.guided_share,
                 distilled_guidance_range=list(predictor.distilled_guidance_range),
-            )
+            ),
         }
     )
 

@@ -19,14 +19,16 @@ def amx(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
 
 
-def test_auto_is_bfloat16_with_matrix_units(amx, monkeypatch):
+@pytest.mark.usefixtures("amx")
+def test_auto_is_bfloat16_with_matrix_units(monkeypatch):
     assert choose_precision(CPU)[0] == torch.bfloat16
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not has_bf16_matrix_units()
     assert choose_precision(CPU) == (torch.float32, "a CPU with bf16 matrix units: no")
 
 
-def test_avx512_bf16_alone_stays_float32(amx, monkeypatch):
+@pytest.mark.usefixtures("amx")
+def test_avx512_bf16_alone_stays_float32(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert choose_precision(CPU)[0] == torch.float32
     assert choose_precision(CPU, "bfloat16") == (torch.bfloat16, "asked for")
