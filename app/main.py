@@ -18,10 +18,10 @@ from app.middleware.metrics import CountRequests, Metrics
 from app.notifications import Notifications
 from app.requests.images import MAX_DECODING, MAX_FETCHES
 from app.responses import problems
-from app.routes import elevenlabs, estimate, generations, outputs, pages, remakes
-from clipsynth.errors import RedisUnavailable, ServeError
+from app.routes import elevenlabs, estimate, generations, health, outputs, pages, remakes
+from clipsynth.errors import ServeError
 from clipsynth.jobs.queue import connect
-from clipsynth.jobs.store import JobStore, is_redis_up
+from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.model_info import ServedModel
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.services.metrics_server import expose
@@ -81,21 +81,8 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app, count=metrics.refused)
     pages.install(app)
     app.include_router(generations.router)
-    for routes in (outputs, remakes, estimate, elevenlabs):
+    for routes in (outputs, remakes, estimate, elevenlabs, health):
         app.include_router(routes.router)
-
-    @app.get("/healthz", tags=["health"])
-    async def healthz() -> dict[str, str]:
-        """Answer 200 while the event loop runs."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", tags=["health"], responses=problems.problems("storage_unavailable", needs_key=False))
-    def readyz(services: ServicesDep) -> Response:
-        """Answer 200 while Redis answers and files can be stored."""
-        if not is_redis_up(services.redis):
-            raise RedisUnavailable("Redis does not answer")
-        services.storage.check()
-        return Response('{"status":"ok"}', media_type="application/json")
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=problems.problems())
     def read_metrics(_: Admin) -> Response:

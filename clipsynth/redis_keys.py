@@ -16,6 +16,7 @@ EXPIRY = "clipsynth:expiry"  # sorted set: id by the time when its record and fi
 UNFINISHED = "clipsynth:unfinished"  # hash: model by id
 ENDED = "clipsynth:ended"  # hash: number of generations by final status
 ORPHANS = "clipsynth:strays"  # number of orphaned jobs found
+WRITE_CHECK = "clipsynth:write_check"  # written to see whether Redis takes writes, expires
 IDEMPOTENCY = "clipsynth:idempotency:"  # then owner:sha256 of the key; "<fingerprint> <id>", expires
 
 # Models. The suffix is the model's name.

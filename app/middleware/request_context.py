@@ -19,7 +19,7 @@ from clipsynth.settings import Settings
 
 logger = logging.getLogger(ACCESS)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # probes are not logged
+QUIET = frozenset({"/livez", "/healthz", "/readyz", "/metrics"})  # probes are not logged
 
 
 def install(app: FastAPI, settings: Settings) -> None:

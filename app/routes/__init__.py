@@ -7,5 +7,6 @@ outputs.py      Spectrogram and waveform peaks of an output.
 remakes.py      Recipes of a generation and /v1/replay.
 estimate.py     /v1/estimate.
 elevenlabs.py   /v1/sound-generation.
+health.py       /livez, /healthz, /readyz.
 pages.py        The playground and /docs.
 """

@@ -23,8 +23,8 @@ from benchmarks.chaos.hosts import Host, network
 from benchmarks.chaos.verdict import verdict
 from benchmarks.load.service import simulated_worker
 from benchmarks.load.workload import MODEL, payload
-from clipsynth.jobs.queue import connect, get_queue
-from clipsynth.jobs.store import JobStore, is_redis_up, new_id
+from clipsynth.jobs.queue import connect, get_queue, is_redis_up
+from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.schemas.generation import Status
 from clipsynth.services.embedded_redis import find_redis_server
 from clipsynth.services.processes import wait_until

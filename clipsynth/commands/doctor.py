@@ -54,8 +54,7 @@ def _packages(_: Settings) -> str:
 
 
 def _redis(settings: Settings) -> str:
-    from clipsynth.jobs.queue import connect
-    from clipsynth.jobs.store import is_redis_up
+    from clipsynth.jobs.queue import connect, is_redis_up
     from clipsynth.services.embedded_redis import find_redis_server, running_url
 
     url = settings.redis_url or running_url(settings.data_dir)

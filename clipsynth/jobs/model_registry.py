@@ -117,6 +117,10 @@ class ModelRegistry:
             raise NoWorker(f"no worker is running{f' for model {name!r}' if name else ''}")
         return min(wanted, key=_preference)
 
+    def had_worker(self) -> bool:
+        """Return whether a worker has ever served a model, or loads one now."""
+        return any(info.last_seen_at or info.status != "absent" for info in self.models())
+
     def accepts(self, info: ServedModel) -> bool:
         """Return whether a model accepts jobs: one that lost its worker a while ago may get it back."""
         oldest = time.time() - self.queue_timeout_s

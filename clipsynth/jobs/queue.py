@@ -13,12 +13,14 @@ from typing import cast
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import RedisError, ResponseError
 from rq import Queue, Retry
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from clipsynth.errors import RedisUnavailable
 from clipsynth.log import REQUEST_ID
-from clipsynth.redis_keys import QUEUE_NAME, RUNNING, TURNS, lua_names
+from clipsynth.redis_keys import QUEUE_NAME, RUNNING, TURNS, WRITE_CHECK, lua_names
 from clipsynth.schemas.generation import JobPayload
 
 # A label; the worker has one function and never looks at it.
@@ -26,6 +28,7 @@ FUNC_NAME = "clipsynth.generate"
 # RQ keeps its record of an ended job for this time. With 0 it would fail on a job that was removed before.
 RQ_TTL_S = 60
 RQ_RETRIES = 1000
+WRITE_CHECK_S = 60
 
 _TAKE_TURN = (
     lua_names("RECORD")
@@ -67,6 +70,26 @@ end
 def connect(redis_url: str) -> Redis:
     """Return a client for requests: it fails within 5 s instead of blocking."""
     return Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
+
+
+def check_writes(redis: Redis) -> None:
+    """Write a key.
+
+    Raises:
+        RedisUnavailable: Redis refuses it, because its memory or disk is full or it is a replica.
+    """
+    try:
+        redis.set(WRITE_CHECK, "1", ex=WRITE_CHECK_S)
+    except ResponseError as error:
+        raise RedisUnavailable(f"Redis refuses writes: {str(error).partition(' ')[0]}") from error
+
+
+def is_redis_up(redis: Redis) -> bool:
+    """Return whether Redis answers a ping."""
+    try:
+        return bool(redis.ping())
+    except RedisError:
+        return False
 
 
 def get_queue(model: str, redis: Redis) -> Queue:

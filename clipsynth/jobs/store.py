@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import RedisError
 
 from clipsynth.admission.limits import Reservation
 from clipsynth.errors import AlreadyEnded
@@ -325,11 +324,3 @@ class JobStore(RecordReader, ModelRegistry):
 
     def files_removed(self, generation_id: str) -> None:
         self.redis.zrem(EXPIRY, generation_id)
-
-
-def is_redis_up(redis: Redis) -> bool:
-    """Return whether Redis answers a ping."""
-    try:
-        return bool(redis.ping())
-    except RedisError:
-        return False

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 from redis import Redis
 
-from clipsynth.jobs.queue import connect
-from clipsynth.jobs.store import is_redis_up
+from clipsynth.jobs.queue import connect, is_redis_up
 from clipsynth.services.embedded_redis import EmbeddedRedis, running_url
 from clipsynth.services.supervisor import lock_data_dir
 from clipsynth.settings import Settings

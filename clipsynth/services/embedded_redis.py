@@ -12,7 +12,7 @@ from typing import IO
 from redis import Redis
 
 from clipsynth.errors import ServeError
-from clipsynth.jobs.store import is_redis_up
+from clipsynth.jobs.queue import is_redis_up
 from clipsynth.services.processes import start_child, wait_until
 
 URL_FILE = "redis.url"  # in the data folder, while a server runs
