@@ -1,4 +1,5 @@
-# make serve | test | check | chaos | fuzz | screenshots | licences. PYTHON chooses the interpreter (3.11 or 3.12), PORT the port.
+# make serve | test | test-fast | check | chaos | fuzz | screenshots | licences
+# PYTHON: the interpreter, 3.11 or 3.12. PORT: the port of the service.
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
@@ -14,8 +15,9 @@ setup: .venv/ready
 serve: setup
 	$(BIN)/clipsynth serve --port $(PORT)
 
+# Each process starts its own service and Redis.
 test: setup
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4  # a service and a Redis each
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4
 
 test-fast: setup
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 -m "not redis and not service and not browser and not slow"

@@ -1,12 +1,13 @@
-# The HTTP API, the janitor and the sender of webhooks: no torch.
+# Build the image of the HTTP API, the janitor and the sender of webhooks, without torch:
 #   docker build -f docker/app.Dockerfile -t clipsynth-app .
-# BASE: an image with Python 3.11 or 3.12 as python3, with its venv module. EXTRAS: "s3" to keep results in an object store.
+# BASE: an image whose python3 is Python 3.11 or 3.12 with the venv module.
+# EXTRAS: "s3" to keep results in an object store.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-# Same path as in the last stage: installed scripts contain their interpreter's path.
+# The same path as in the last stage, because installed scripts contain their interpreter's path.
 RUN python3 -m venv /venv
 COPY . .
 RUN /venv/bin/pip install --no-deps --target /app .

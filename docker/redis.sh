@@ -1,6 +1,7 @@
 #!/bin/sh
-# Redis as CLIPSynth needs it: what was accepted is on disk before it is answered, nothing is thrown out for want of memory, and a password is asked for.
-# The password's file is read here, so that it is in no command line.
+# Run Redis with CLIPSynth's settings: accepted jobs are on disk before the answer, no key is evicted when
+# memory runs out, and clients need a password.
+# Read the password's file here, so that no command line shows the password.
 set -eu
 exec redis-server - <<EOF
 port ${REDIS_PORT:-6379}

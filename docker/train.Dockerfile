@@ -1,4 +1,4 @@
-# prepare, train, export and evaluate. Mount videos and runs; the recipes are in /app/recipes.
+# Build the image of prepare, train, export and evaluate. Mount videos and runs; /app/recipes holds the recipes:
 #   docker build -f docker/train.Dockerfile -t clipsynth-train .
 #   docker run --rm -v VIDEOS:/videos:ro -v RUNS:/runs clipsynth-train prepare /videos data/demo
 # BASE, EXTRAS: as in app.Dockerfile. The layers up to torch's are those of worker.Dockerfile.
@@ -7,7 +7,7 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-# Same path as in the last stage: installed scripts contain their interpreter's path.
+# The same path as in the last stage, because installed scripts contain their interpreter's path.
 RUN python3 -m venv /venv
 COPY . .
 RUN /venv/bin/pip install --no-deps --target /app .

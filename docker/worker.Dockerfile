@@ -1,4 +1,5 @@
-# A worker: one process that serves one bundle. The demo bundle is inside; another is mounted, and CLIPSYNTH_MODEL names its folder.
+# Build the image of a worker, one process that serves one bundle. It contains the demo bundle; mount another and
+# set CLIPSYNTH_MODEL to its folder:
 #   docker build -f docker/worker.Dockerfile -t clipsynth-worker .
 # BASE, EXTRAS: as in app.Dockerfile.
 ARG BASE=python:3.11-slim-bookworm
@@ -6,7 +7,7 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-# Same path as in the last stage: installed scripts contain their interpreter's path.
+# The same path as in the last stage, because installed scripts contain their interpreter's path.
 RUN python3 -m venv /venv
 COPY . .
 RUN /venv/bin/pip install --no-deps --target /app .
