@@ -6,13 +6,15 @@ import contextlib
 import hashlib
 import logging
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from redis.exceptions import RedisError
 
 from app.dependencies import Services
 from app.requests.images import ReadImage, RequestImage, read_images
-from clipsynth.admission.limits import Reservation, release_reservation, reserve
+from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
 from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady
 from clipsynth.jobs import idempotency
 from clipsynth.jobs.store import new_id
@@ -30,6 +32,8 @@ from clipsynth.storage import image_key
 logger = logging.getLogger(__name__)
 # How long to wait for a concurrent request with the same idempotency key.
 CONCURRENT_S = 5.0
+# Requests that wait so at a time; each occupies a thread.
+_WAITING = threading.BoundedSemaphore(4)
 
 
 def accept(
@@ -50,19 +54,20 @@ def accept(
     settings, state = services.settings, services.state
     images = read_images(wanted, files, settings) if files or wanted.has_images else []
     webhook = _webhook(settings, caller, wanted) if wanted.webhook_url is not None else None
-    generation_id = new_id()
+    generation_id, claim = new_id(), None
     if idempotency_key is not None:
-        generation_id = _claim(services, caller, wanted, images, idempotency_key, generation_id)
-        # Not found: the key is new, or its first request was refused or cut off.
-        with contextlib.suppress(NotFound):
-            return state.get(generation_id, owner=caller.id), True
+        claim = _claim(caller, wanted, images, idempotency_key, generation_id)
+        if bound := cast(bytes | None, services.redis.get(claim.key)):
+            return _earlier(services, caller, idempotency.bound_id(bound, claim)), True
     model = state.model(wanted.model)
     payload = resolve(wanted, model, generation_id)
-    reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model))
+    reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
     steps, deadline_s = payload.num_inference_steps, payload.deadline_s
     if not reserve(services.redis, reservation, settings, model.cost, steps, deadline_s):
-        return _wait_for_concurrent(services, caller, generation_id), True
+        if claim and reservation.bound:
+            generation_id = idempotency.bound_id(reservation.bound, claim)
+        return _earlier(services, caller, generation_id), True
     try:
         if images:
             _store(services, generation_id, payload, images)
@@ -101,30 +106,29 @@ def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> W
 
 
 def _claim(
-    services: Services,
-    caller: ApiKey,
-    wanted: GenerationRequest,
-    images: Sequence[RequestImage],
-    key: str,
-    generation_id: str,
-) -> str:
-    """Return the id that is bound to the idempotency key; `generation_id` if the key is new."""
+    caller: ApiKey, wanted: GenerationRequest, images: Sequence[RequestImage], key: str, generation_id: str
+) -> Claim:
     request = wanted.model_dump_json(exclude={"image": True, "prompts": {"__all__": {"image"}}})
     parts = [request, *(image.fingerprint for image in images)]
-    return idempotency.claim(
-        services.redis,
-        owner=caller.id,
-        key=key,
-        fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
-        generation_id=generation_id,
-        ttl_s=services.settings.result_ttl_s,
-    )
+    fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return idempotency.claim(owner=caller.id, key=key, fingerprint=fingerprint, generation_id=generation_id)
 
 
-def _wait_for_concurrent(services: Services, caller: ApiKey, generation_id: str) -> Generation:
-    """Return the generation that a concurrent request with the same idempotency key creates."""
-    if not wait_until(lambda: services.state.exists(generation_id), timeout_s=CONCURRENT_S):
-        raise NotReady("an earlier request with this Idempotency-Key is still running")
+def _earlier(services: Services, caller: ApiKey, generation_id: str) -> Generation:
+    """Return the generation of an earlier request with the same idempotency key, which may still run.
+
+    Raises:
+        NotReady: it has not created its generation within `CONCURRENT_S`.
+    """
+    with contextlib.suppress(NotFound):
+        return services.state.get(generation_id, owner=caller.id)
+    is_free = _WAITING.acquire(blocking=False)
+    try:
+        if not (is_free and wait_until(lambda: services.state.exists(generation_id), timeout_s=CONCURRENT_S)):
+            raise NotReady("an earlier request with this Idempotency-Key is still running")
+    finally:
+        if is_free:
+            _WAITING.release()
     return services.state.get(generation_id, owner=caller.id)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from redis import Redis
 
@@ -42,18 +42,31 @@ MAX_RUNNING = 256
 MIN_RATIOS = 20
 
 
+class Claim(NamedTuple):
+    """An idempotency key in Redis, and the value that binds it to a request."""
+
+    key: str
+    value: str
+
+
 @dataclass
 class Reservation:
     """A place for one generation, until the generation is created or `release_reservation` releases it.
 
-    `reserve` sets `eta_s`, the estimated seconds until its end.
+    Args:
+        claim: the idempotency key to bind with the place.
+
+    `reserve` sets `eta_s`, the estimated seconds until its end, or `bound`, the value that the idempotency
+    key already has.
     """
 
     generation_id: str
     owner: str
     model: str
     work: float
+    claim: Claim | None = None
     eta_s: float | None = None
+    bound: bytes | None = None
 
     @cached_property
     def member(self) -> str:
@@ -69,7 +82,7 @@ def reserve(
     steps: int,
     deadline_s: float | None,
 ) -> bool:
-    """Reserve a place and estimate the end; return False if the generation id already has a place.
+    """Reserve a place and estimate the end; return False if the id or idempotency key has a place.
 
     Raises:
         RateLimited, QueueFull: as `admit`.
@@ -86,7 +99,7 @@ def reserve(
 
 
 def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: ModelCost | None) -> bool:
-    """Reserve a place; return False if another request has one for the same generation id.
+    """Reserve a place; return False if another request has one for this id or idempotency key.
 
     Raises:
         RateLimited: the owner sends too many requests, or has too many unfinished generations.
@@ -98,9 +111,13 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
     rates = (settings.rate_per_s, max(1.0, settings.rate_burst))
     limits = (settings.max_queued, max_work, *rates, settings.max_inflight)
     args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, reservation.member]
+    if reservation.claim:
+        keys.append(reservation.claim.key)
+        args += [reservation.claim.value, int(RESERVATION_S)]
     raw_verdict, number = redis.register_script(ADMIT)(keys=keys, args=args)
     verdict = raw_verdict.decode()
-    if verdict in ("ok", "reserved"):
+    if verdict in ("ok", "reserved", "bound"):
+        reservation.bound = number if verdict == "bound" else None
         return bool(verdict == "ok")
     if verdict == "rate":
         detail = "this API key sends too many requests"
@@ -116,7 +133,11 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
 
 def release_reservation(redis: Redis, reservation: Reservation) -> None:
     """Release the place of a generation that was not created."""
-    redis.register_script(RELEASE_RESERVATION)(keys=[RESERVATIONS], args=[reservation.member])
+    claim = reservation.claim
+    redis.register_script(RELEASE_RESERVATION)(
+        keys=[RESERVATIONS, claim.key] if claim else [RESERVATIONS],
+        args=[reservation.member, claim.value if claim else ""],
+    )
 
 
 def release_stale_reservations(redis: Redis) -> int:

@@ -24,24 +24,30 @@ end
 RELEASE_RESERVATION = (
     RELEASE
     + """
--- KEYS: 1 reservations. ARGV: 1 the reservation, "id owner model work".
+-- KEYS: 1 reservations, 2 idempotency key, if there is one. ARGV: 1 the reservation, "id owner model work",
+--   2 value of the idempotency key.
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
+  if KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[2] then redis.call('DEL', KEYS[2]) end
   local _, owner, model, work = string.match(ARGV[1], '^(%S+) (%S+) (%S+) (%S+)$')
   release(owner, model, work)
 end
 """
 )
 ADMIT = """
--- KEYS: 1 load of the model, 2 unfinished by owner, 3 token bucket, 4 reservations, 5 record.
+-- KEYS: 1 load of the model, 2 unfinished by owner, 3 token bucket, 4 reservations, 5 record,
+--   6 idempotency key, if there is one.
 -- ARGV: 1 owner, 2 work, 3 most jobs, 4 most work (0: no limit), 5 tokens per second (0: no limit),
---   6 most tokens, 7 most unfinished of an owner (0: no limit), 8 reservation.
--- Returns 'ok', 'reserved' if the id already has a place, or the limit that refuses the request;
--- and a number as text: seconds for 'rate', work for the others.
+--   6 most tokens, 7 most unfinished of an owner (0: no limit), 8 reservation, 9 value of the idempotency
+--   key, 10 seconds until it expires.
+-- Returns 'ok', 'reserved' if the id already has a place, 'bound' if the idempotency key already has a value,
+-- or the limit that refuses the request; and a text: that value, seconds for 'rate', work for the others.
 local function number(value) return tonumber(value or '0') end
 local owner, work, max_jobs, max_work = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local rate, burst, max_unfinished = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local is_known = redis.call('ZSCORE', KEYS[4], ARGV[8]) or redis.call('EXISTS', KEYS[5]) == 1
 if is_known then return {'reserved', '0'} end
+local bound = KEYS[6] and redis.call('GET', KEYS[6])
+if bound then return {'bound', bound} end
 
 local load = redis.call('HMGET', KEYS[1], 'n', 'w', 'n:' .. owner, 'w:' .. owner)
 local jobs, total, own_jobs, own_work = number(load[1]), number(load[2]), number(load[3]), number(load[4])
@@ -76,6 +82,7 @@ for _, suffix in ipairs({'', ':' .. owner}) do
 end
 redis.call('HINCRBY', KEYS[2], owner, 1)
 redis.call('ZADD', KEYS[4], string.format('%.6f', now), ARGV[8])
+if KEYS[6] then redis.call('SET', KEYS[6], ARGV[9], 'EX', ARGV[10]) end
 return {'ok', '0'}
 """
 READ_LOAD = (

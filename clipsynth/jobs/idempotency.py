@@ -1,30 +1,30 @@
-"""Idempotency keys: repeating a request with the same key returns the same generation."""
+"""Idempotency keys: repeating a request with the same key returns the same generation.
+
+Admission binds a key together with the place in the queue, so a refused request binds none.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import cast
 
-from redis import Redis
-
+from clipsynth.admission.limits import Claim
 from clipsynth.errors import IdempotencyMismatch
 from clipsynth.redis_keys import IDEMPOTENCY
 
 
-def claim(redis: Redis, *, owner: str, key: str, fingerprint: str, generation_id: str, ttl_s: int) -> str:
-    """Bind an owner's idempotency key to `generation_id`, unless it is bound; return the bound id.
+def claim(*, owner: str, key: str, fingerprint: str, generation_id: str) -> Claim:
+    """Return what binds an owner's idempotency key to a request and its generation."""
+    name = f"{IDEMPOTENCY}{owner}:{hashlib.sha256(key.encode()).hexdigest()}"
+    return Claim(name, f"{fingerprint} {generation_id}")
+
+
+def bound_id(bound: bytes, claim: Claim) -> str:
+    """Return the id of the generation that a key is bound to.
 
     Raises:
         IdempotencyMismatch: the key is bound to another request.
     """
-    name = f"{IDEMPOTENCY}{owner}:{hashlib.sha256(key.encode()).hexdigest()}"
-    value = f"{fingerprint} {generation_id}"
-    # Redis 7 can do both in one command; the embedded Redis is older.
-    with redis.pipeline() as pipeline:
-        pipeline.set(name, value, nx=True, ex=ttl_s)
-        pipeline.get(name)
-        bound = cast(bytes | None, pipeline.execute()[1])
-    known_fingerprint, known_id = (bound.decode() if bound else value).split()
-    if known_fingerprint != fingerprint:
+    known_fingerprint, known_id = bound.decode().split()
+    if known_fingerprint != claim.value.split()[0]:
         raise IdempotencyMismatch("this Idempotency-Key was used for another request")
     return known_id

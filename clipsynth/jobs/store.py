@@ -134,6 +134,8 @@ class JobStore(RecordReader, ModelRegistry):
             queue = push_job(self.redis, pipeline, generation_id, payload, timeout_s=self.job_timeout_s)
             if reservation:
                 pipeline.zrem(RESERVATIONS, reservation.member)
+                if reservation.claim:
+                    pipeline.set(*reservation.claim, ex=self.result_ttl_s)
             if payload.deadline_s is not None:
                 pipeline.zadd(DEADLINES, {generation_id: now + payload.deadline_s})
             pipeline.zadd(OWNER_INDEX + owner, {generation_id: now})
