@@ -13,6 +13,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from redis import Redis
 
 from app.notifications import Notifications
+from clipsynth.budgets import Room
 from clipsynth.errors import Forbidden, Unauthorized
 from clipsynth.jobs.store import JobStore
 from clipsynth.redis_keys import API_KEYS
@@ -29,6 +30,7 @@ class Services:
     redis: Redis
     state: JobStore
     storage: Storage
+    room: Room
     events: Notifications
     decoding: asyncio.Semaphore
     fetches: asyncio.Semaphore

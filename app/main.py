@@ -19,6 +19,7 @@ from app.notifications import Notifications
 from app.requests.images import MAX_DECODING, MAX_FETCHES
 from app.responses import problems
 from app.routes import elevenlabs, estimate, generations, health, outputs, pages, remakes
+from clipsynth.budgets import Room
 from clipsynth.errors import ServeError
 from clipsynth.jobs.queue import connect
 from clipsynth.jobs.store import JobStore
@@ -64,11 +65,13 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
+    storage = Storage(settings.results_url)
     app.state.services = Services(
         settings,
         redis,
         state,
-        Storage(settings.results_url),
+        storage,
+        Room(redis, storage, settings),
         events,
         decoding=asyncio.Semaphore(MAX_DECODING),
         fetches=asyncio.Semaphore(MAX_FETCHES),

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from clipsynth.errors import Gone
+from clipsynth.errors import Gone, NotFound
 from clipsynth.jobs.store import JobStore
 from clipsynth.redis_keys import EVENTS
 from clipsynth.schemas.generation import TERMINAL, Generation
@@ -92,12 +92,18 @@ class Notifications:
         """Return the generation after the last change; concurrent callers share one read."""
         read = self._reads.get(generation_id)
         if read is None:
-            read = asyncio.create_task(run_in_threadpool(self.state.get, generation_id))
+            read = asyncio.create_task(run_in_threadpool(self._get, generation_id))
             self._reads[generation_id] = read
             read.add_done_callback(lambda done: self._forget_read(generation_id, done))
 
         # A caller that is cancelled must not cancel the read of the others.
         return await asyncio.shield(read)
+
+    def _get(self, generation_id: str) -> Generation:
+        try:
+            return self.state.get(generation_id)
+        except NotFound:  # it existed when the request came
+            raise Gone(f"the generation {generation_id!r} and its files were removed") from None
 
     def _forget_read(self, generation_id: str, read: asyncio.Task[Generation]) -> None:
         if self._reads.get(generation_id) is read:

@@ -107,6 +107,12 @@ class QueueFull(RateLimited):
     code = "queue_full"
 
 
+class KeptQuota(RateLimited):
+    """The generations that a key keeps take too much room."""
+
+    code = "kept_quota"
+
+
 class DeadlineUnreachable(ClipSynthError):
     code = "deadline_unreachable"
 
@@ -146,6 +152,12 @@ class StorageUnavailable(ClipSynthError):
     """
 
     code = "storage_unavailable"
+
+
+class StorageFull(ClipSynthError):
+    """Redis or the disk has no room for more jobs."""
+
+    code = "storage_full"
 
 
 class ImageTooLarge(ClipSynthError):

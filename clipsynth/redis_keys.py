@@ -5,10 +5,12 @@ They are constants, because each of them is stored in running services and must 
 
 from __future__ import annotations
 
-# Generations. The suffix is the generation's id, or the API key's id for OWNER_INDEX.
+# Generations. The suffix is the generation's id, or the API key's id for OWNER_INDEX and TOMBSTONES.
 RECORD = "clipsynth:gen:"  # hash: the record
 PROGRESS = "clipsynth:progress:"  # JSON, expires
-GONE = "clipsynth:gone:"  # tombstone: the owner of a removed generation, expires
+GONE = "clipsynth:gone:"  # tombstone of an earlier version: the owner of a removed generation, expires
+TOMBSTONES = "clipsynth:tombstones:"  # sorted set: id of a removed generation by the time it is kept until
+KEPT = "clipsynth:kept"  # hash: bytes of the records of each owner
 EVENTS = "clipsynth:events:"  # channel: new status, `progress` or `gone`
 OWNER_INDEX = "clipsynth:gens:"  # sorted set: id by creation time
 DEADLINES = "clipsynth:deadlines"  # sorted set: id by deadline

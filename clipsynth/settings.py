@@ -49,6 +49,7 @@ class Settings(BaseSettings):
 
     redis_url: str | None = None
     redis_password: str | None = Field(default=None, repr=False)
+    redis_max_bytes: int = Field(default=1_000_000_000, ge=0)
     data_dir: Path = Field(default_factory=default_data_dir)
     storage_url: str | None = None
     model: Path = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     max_inflight: int = Field(default=5000, ge=0)
     max_queued: int = Field(default=10_000, ge=1)
     max_backlog_s: float = Field(default=21_600, gt=0)
+    kept_bytes_per_key: int = Field(default=256_000_000, ge=0)
     receive_timeout_s: float = Field(default=60, gt=0)
     max_image_bytes: int = 10_000_000
     max_image_pixels: int = 24_000_000

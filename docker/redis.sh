@@ -10,6 +10,7 @@ requirepass $(cat "${SECRETS_DIR:-/run/secrets}/clipsynth_redis_password")
 appendonly yes
 appendfsync always
 save ""
+maxmemory ${REDIS_MAXMEMORY:-1gb}
 maxmemory-policy noeviction
 loglevel warning
 EOF

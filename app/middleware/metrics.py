@@ -8,11 +8,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.middleware.redis_metrics import RedisCollector
-from clipsynth.errors import DeadlineUnreachable, NoWorker, QueueFull, RateLimited
+from clipsynth.errors import DeadlineUnreachable, KeptQuota, NoWorker, QueueFull, RateLimited, StorageFull
 from clipsynth.jobs.store import JobStore
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-REJECTS = frozenset(error.code for error in (DeadlineUnreachable, NoWorker, QueueFull, RateLimited))
+_REJECTS = (DeadlineUnreachable, KeptQuota, NoWorker, QueueFull, RateLimited, StorageFull)
+REJECTS = frozenset(error.code for error in _REJECTS)
 
 
 class Metrics:

@@ -101,6 +101,11 @@ class RedisCollector(Collector):
                 "clipsynth_redis_memory_bytes", "Memory that Redis uses.", float(str(info["used_memory"]))
             ),
             GaugeMetricFamily(
+                "clipsynth_redis_max_memory_bytes",
+                "Memory from which on Redis refuses writes; 0 for no limit.",
+                float(str(info["maxmemory"])),
+            ),
+            GaugeMetricFamily(
                 "clipsynth_redis_saves",
                 "1 while Redis writes its append-only file without errors.",
                 float(info["aof_enabled"] == 1 and info["aof_last_write_status"] == "ok"),

@@ -46,12 +46,14 @@ STATUS = {
     "image_gone": 410,
     "range_not_satisfiable": 416,
     "rate_limited": 429,
+    "kept_quota": 429,
     "queue_full": 429,
     "generation_failed": 500,
     "no_worker": 503,
     "redis_unavailable": 503,
     "not_in_time": 504,
     "storage_unavailable": 503,
+    "storage_full": 503,
 }
 
 

@@ -73,9 +73,11 @@ PreferHeader = Annotated[
             "gone",
             "not_ready",
             "rate_limited",
+            "kept_quota",
             "queue_full",
             "no_worker",
             "storage_unavailable",
+            "storage_full",
         ),
     },
 )
@@ -252,6 +254,8 @@ def delete(generation_id: str, services: ServicesDep, caller: Maker) -> Response
     # No client can reach the files any more, and the janitor tries again.
     with contextlib.suppress(StorageUnavailable):
         services.storage.delete(generation_id)
+        if generation.status is not Status.PROCESSING:  # then its worker may still write files
+            services.state.files_removed(generation_id)
     return Response(status_code=202 if generation.status is Status.PROCESSING else 204)
 
 

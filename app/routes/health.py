@@ -19,7 +19,7 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses=problems("storage_unavailable", "no_worker", needs_key=False))
+@router.get("/readyz", responses=problems("storage_unavailable", "storage_full", "no_worker", needs_key=False))
 def readyz(services: ServicesDep) -> Response:
     """Answer 200 while Redis and storage take writes, from the first worker on.
 
@@ -28,5 +28,6 @@ def readyz(services: ServicesDep) -> Response:
     check_writes(services.redis)
     if not services.state.had_worker():
         raise NoWorker("no worker has come yet")
+    services.room.check()
     services.storage.check()
     return Response('{"status":"ok"}', media_type="application/json")

@@ -95,9 +95,11 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
         "recipe_mismatch",
         "image_gone",
         "rate_limited",
+        "kept_quota",
         "queue_full",
         "no_worker",
         "storage_unavailable",
+        "storage_full",
     ),
 )
 async def replay(request: Request, response: Response, services: ServicesDep, caller: Maker) -> Generation:

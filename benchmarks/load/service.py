@@ -23,7 +23,13 @@ from clipsynth.settings import Settings
 
 START_S = 120
 # Settings of an API that refuses nothing.
-UNLIMITED = {"rate_per_s": 0, "max_inflight": 0, "max_queued": 10**9, "max_backlog_s": 1e12}
+UNLIMITED = {
+    "rate_per_s": 0,
+    "max_inflight": 0,
+    "max_queued": 10**9,
+    "max_backlog_s": 1e12,
+    "kept_bytes_per_key": 0,
+}
 
 
 def simulated_worker(step_s: float = 0.001, rows: int = 32) -> tuple[str, ...]:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, cast
 from redis import Redis
 
 from clipsynth.admission.scripts import ADMIT, READ_LOAD, RELEASE_RESERVATION
-from clipsynth.errors import DeadlineUnreachable, QueueFull, RateLimited
+from clipsynth.errors import DeadlineUnreachable, KeptQuota, QueueFull, RateLimited
 from clipsynth.redis_keys import (
     ALIVE,
     BUCKET,
     ETA_RATIOS,
     INFLIGHT,
+    KEPT,
     LOAD,
     MODEL,
     QUEUE,
@@ -36,6 +37,8 @@ RESERVATION_S = 120.0
 # Retry-After until a worker has measured its cost.
 UNKNOWN_S = 5.0
 MAX_RETRY_S = 3600.0
+# Retry-After while a key keeps too much: records expire one by one.
+KEPT_RETRY_S = 60.0
 # Running jobs that an estimate reads.
 MAX_RUNNING = 256
 # Ended generations from which on estimates are corrected by their actual durations.
@@ -103,14 +106,16 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
 
     Raises:
         RateLimited: the owner sends too many requests, or has too many unfinished generations.
+        KeptQuota: the records of the owner's generations take too much room in Redis.
         QueueFull: the queue or the owner's share of it is full.
     """
     owner, model = reservation.owner, reservation.model
     max_work = settings.max_backlog_s / cost.audio_step_s if cost else 0.0
-    keys = [LOAD + model, INFLIGHT, BUCKET + owner, RESERVATIONS, RECORD + reservation.generation_id]
+    record = RECORD + reservation.generation_id
+    keys = [LOAD + model, INFLIGHT, BUCKET + owner, RESERVATIONS, record, KEPT]
     rates = (settings.rate_per_s, max(1.0, settings.rate_burst))
-    limits = (settings.max_queued, max_work, *rates, settings.max_inflight)
-    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, reservation.member]
+    limits = (settings.max_queued, max_work, *rates, settings.max_inflight, reservation.member)
+    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, settings.kept_bytes_per_key]
     if reservation.claim:
         keys.append(reservation.claim.key)
         args += [reservation.claim.value, int(RESERVATION_S)]
@@ -119,6 +124,9 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
     if verdict in ("ok", "reserved", "bound"):
         reservation.bound = number if verdict == "bound" else None
         return bool(verdict == "ok")
+    if verdict == "kept":
+        detail = f"this API key keeps {settings.kept_bytes_per_key} bytes of generations; delete some"
+        raise KeptQuota(detail, retry_after_s=KEPT_RETRY_S)
     if verdict == "rate":
         detail = "this API key sends too many requests"
         raise RateLimited(detail, retry_after_s=min(float(number), MAX_RETRY_S))

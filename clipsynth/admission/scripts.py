@@ -35,10 +35,10 @@ end
 )
 ADMIT = """
 -- KEYS: 1 load of the model, 2 unfinished by owner, 3 token bucket, 4 reservations, 5 record,
---   6 idempotency key, if there is one.
+--   6 bytes kept by owner, 7 idempotency key, if there is one.
 -- ARGV: 1 owner, 2 work, 3 most jobs, 4 most work (0: no limit), 5 tokens per second (0: no limit),
---   6 most tokens, 7 most unfinished of an owner (0: no limit), 8 reservation, 9 value of the idempotency
---   key, 10 seconds until it expires.
+--   6 most tokens, 7 most unfinished of an owner (0: no limit), 8 reservation, 9 most bytes kept of an owner
+--   (0: no limit), 10 value of the idempotency key, 11 seconds until it expires.
 -- Returns 'ok', 'reserved' if the id already has a place, 'bound' if the idempotency key already has a value,
 -- or the limit that refuses the request; and a text: that value, seconds for 'rate', work for the others.
 local function number(value) return tonumber(value or '0') end
@@ -46,8 +46,10 @@ local owner, work, max_jobs, max_work = ARGV[1], tonumber(ARGV[2]), tonumber(ARG
 local rate, burst, max_unfinished = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local is_known = redis.call('ZSCORE', KEYS[4], ARGV[8]) or redis.call('EXISTS', KEYS[5]) == 1
 if is_known then return {'reserved', '0'} end
-local bound = KEYS[6] and redis.call('GET', KEYS[6])
+local bound = KEYS[7] and redis.call('GET', KEYS[7])
 if bound then return {'bound', bound} end
+local max_kept = tonumber(ARGV[9])
+if max_kept > 0 and number(redis.call('HGET', KEYS[6], owner)) >= max_kept then return {'kept', '0'} end
 
 local load = redis.call('HMGET', KEYS[1], 'n', 'w', 'n:' .. owner, 'w:' .. owner)
 local jobs, total, own_jobs, own_work = number(load[1]), number(load[2]), number(load[3]), number(load[4])
@@ -82,7 +84,7 @@ for _, suffix in ipairs({'', ':' .. owner}) do
 end
 redis.call('HINCRBY', KEYS[2], owner, 1)
 redis.call('ZADD', KEYS[4], string.format('%.6f', now), ARGV[8])
-if KEYS[6] then redis.call('SET', KEYS[6], ARGV[9], 'EX', ARGV[10]) end
+if KEYS[7] then redis.call('SET', KEYS[7], ARGV[10], 'EX', ARGV[11]) end
 return {'ok', '0'}
 """
 READ_LOAD = (

@@ -2,7 +2,8 @@
 
 Knows no HTTP and no model. RQ is only the transport; the record of a generation decides its state.
 
-store.py           Creation, transitions and removal of generations.
+store.py           Creation and transitions of generations.
+removal.py         Removal of generations.
 record.py          Reading of generations, as resource or as a worker's view.
 scripts.py         Lua scripts that change records.
 queue.py           RQ queues, their jobs, and fair order between API keys.

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from clipsynth.admission.limits import place
 from clipsynth.errors import Gone, NotFound
 from clipsynth.jobs.scripts import UNWANTED
-from clipsynth.redis_keys import ENDED, GONE, OWNER_INDEX, PROGRESS, RECORD, UNFINISHED
+from clipsynth.redis_keys import ENDED, GONE, OWNER_INDEX, PROGRESS, RECORD, TOMBSTONES, UNFINISHED
 from clipsynth.schemas.generation import (
     Delivery,
     Generation,
@@ -171,7 +171,7 @@ class RecordReader:
 
         Raises:
             NotFound: there is no such generation.
-            Gone: it was removed.
+            Gone: it was removed. Only with `owner` is this known.
         """
         generation, of = self._read([generation_id])[0]
         if generation and owner in (None, of):
@@ -182,7 +182,8 @@ class RecordReader:
                 )
             return generation
         gone = cast(bytes | None, self.redis.get(GONE + generation_id))
-        if gone and owner in (None, gone.decode()):
+        kept_until = self.redis.zscore(TOMBSTONES + owner, generation_id) if owner else None
+        if (gone and owner in (None, gone.decode())) or (kept_until and kept_until > time.time()):
             raise Gone(f"the generation {generation_id!r} and its files were removed")
         raise NotFound(f"there is no generation {generation_id!r}")
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from clipsynth.admission.scripts import RELEASE
 from clipsynth.redis_keys import lua_names
 
+# Bytes in Redis of a generation beside its fields: names, indexes, and its idempotency key.
+RECORD_BYTES = 1500
+
 # Compare-and-set of the status. A cancel that was accepted before an end wins: the generation is canceled by
 # this script, because the worker may die before it can do so, and no other process would.
 TRANSITION = (
     RELEASE
-    + lua_names("UNFINISHED", "WEBHOOKS", "ETA_RATIOS")
+    + lua_names("UNFINISHED", "WEBHOOKS", "ETA_RATIOS", "DEADLINES", "KEPT")
+    + f"local RECORD_BYTES = {RECORD_BYTES}\n"
     + """
 -- KEYS: 1 record, 2 expiry times, 3 channel of events, 4 counts by final status.
 -- ARGV: 1 new status, 2 allowed old statuses (comma-separated), 3 expiry time if the new status is final,
@@ -34,13 +38,24 @@ local function note_duration(model, estimated_s, created_at, finished_at)
   redis.call('LTRIM', ratios, 0, 199)
 end
 
+-- Count the bytes that the record of an ended generation keeps.
+local function weigh(owner)
+  local before = redis.call('HGET', record, 'kept')
+  if not before then return end
+  local size = RECORD_BYTES
+  for _, value in ipairs(redis.call('HVALS', record)) do size = size + #value end
+  redis.call('HINCRBY', KEPT, owner, size - before)
+  redis.call('HSET', record, 'kept', size)
+end
+
 local function finish()
   send_webhook('completed')
   redis.call('ZADD', expiry, expires_at, id)
   redis.call('HINCRBY', counts, status, 1)
-  redis.call('HDEL', UNFINISHED, id)
+  redis.call('ZREM', DEADLINES, id)
   local job = redis.call('HMGET', record, 'owner', 'model', 'work', 'eta_s', 'created_at', 'finished_at')
   if job[3] then release(job[1], job[2], job[3]) end
+  weigh(job[1])
   if job[4] and status == 'succeeded' then note_duration(job[2], job[4], job[5], job[6]) end
 end
 
@@ -58,6 +73,8 @@ for n = 6, #ARGV, 2 do
     table.insert(fields, ARGV[n + 1])
   end
 end
+-- At `maxmemory`, Redis stops only scripts that have written nothing yet; an end makes room later.
+if is_end then redis.call('HDEL', UNFINISHED, id) else redis.call('HDEL', record, '') end
 redis.call('HSET', record, 'status', status, unpack(fields))
 if old == 'queued' and status == 'processing' and redis.call('HSETNX', record, 'told_started', 1) == 1 then
   send_webhook('started')
@@ -68,12 +85,35 @@ local lost = redis.call('HINCRBY', record, 'lost', add_lost)
 return canceled_before and -1 or lost
 """
 )
-RELEASE_UNFINISHED = (
+FORGET = (
     RELEASE
+    + lua_names("UNFINISHED", "OWNER_INDEX", "DEADLINES", "WEBHOOKS", "TOMBSTONES", "KEPT", "IDEMPOTENCY")
     + """
--- KEYS: 1 record of a generation that is removed. Releases its place in the queue if it has not ended.
-local job = redis.call('HMGET', KEYS[1], 'owner', 'model', 'work', 'status')
-if job[3] and (job[4] == 'queued' or job[4] == 'processing') then release(job[1], job[2], job[3]) end
+-- KEYS: 1 record, 2 progress, 3 expiry times, 4 channel of events.
+-- ARGV: 1 id, 2 now, 3 when its files are removed at the latest, 4 seconds of a tombstone,
+--   5 most tombstones of an owner, 6 seconds that its idempotency key stays bound at most.
+-- Frees memory first: at `maxmemory`, Redis stops only scripts that have written nothing yet.
+local id = ARGV[1]
+local job = redis.pcall('HMGET', KEYS[1], 'owner', 'model', 'work', 'status', 'kept', 'claim')
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('HDEL', UNFINISHED, id)
+redis.call('ZREM', DEADLINES, id)
+redis.call('ZREM', WEBHOOKS, id .. ' started', id .. ' completed')
+local owner = job[1]
+if owner then
+  redis.call('ZREM', OWNER_INDEX .. owner, id)
+  if job[3] and (job[4] == 'queued' or job[4] == 'processing') then release(owner, job[2], job[3]) end
+  if job[5] and redis.call('HINCRBY', KEPT, owner, -job[5]) <= 0 then redis.call('HDEL', KEPT, owner) end
+  local tombstones = TOMBSTONES .. owner
+  redis.call('ZADD', tombstones, ARGV[2] + ARGV[4], id)
+  redis.call('ZREMRANGEBYSCORE', tombstones, '-inf', ARGV[2])
+  redis.call('ZREMRANGEBYRANK', tombstones, 0, -1 - ARGV[5])
+  redis.call('EXPIRE', tombstones, ARGV[4])
+  local claim = job[6] and IDEMPOTENCY .. owner .. ':' .. job[6]
+  if claim and redis.call('TTL', claim) > tonumber(ARGV[6]) then redis.call('EXPIRE', claim, ARGV[6]) end
+end
+redis.call('ZADD', KEYS[3], 'NX', ARGV[3], id)
+redis.call('PUBLISH', KEYS[4], 'gone')
 """
 )
 UNWANTED = (

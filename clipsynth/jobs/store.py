@@ -21,13 +21,14 @@ from clipsynth.errors import AlreadyEnded
 from clipsynth.jobs.model_registry import ModelRegistry
 from clipsynth.jobs.queue import push_job, take_turn
 from clipsynth.jobs.record import RecordReader
-from clipsynth.jobs.scripts import RELEASE_UNFINISHED, TRANSITION
+from clipsynth.jobs.removal import UNCREATED_S, RecordRemover
+from clipsynth.jobs.scripts import RECORD_BYTES, TRANSITION
 from clipsynth.redis_keys import (
     DEADLINES,
     ENDED,
     EVENTS,
     EXPIRY,
-    GONE,
+    KEPT,
     OWNER_INDEX,
     PROGRESS,
     RECORD,
@@ -39,8 +40,10 @@ from clipsynth.security.api_keys import ANONYMOUS
 from clipsynth.settings import Settings
 
 PROGRESS_TTL_S = 60
-# Files of a generation that is not created within this time are removed.
-RESERVATION_S = 3600
+# Bytes of a payload from which on `end_queued` shortens it.
+LONG_INPUT = 1000
+# Characters of each text that it keeps; more than a key of an image has.
+BEGINNING = 100
 NOT_ENDED = tuple(s for s in Status if s not in TERMINAL)
 
 
@@ -58,8 +61,8 @@ def new_id() -> str:
     return f"gen_{secrets.token_hex(13)}"
 
 
-class JobStore(RecordReader, ModelRegistry):
-    """Creates, changes and reads generations.
+class JobStore(RecordReader, RecordRemover, ModelRegistry):
+    """Creates, changes, reads and removes generations.
 
     A method `queue_…` adds commands to a pipeline; their result is known when the pipeline is executed.
     """
@@ -76,7 +79,6 @@ class JobStore(RecordReader, ModelRegistry):
         self.redis, self.result_ttl_s, self.tombstone_ttl_s = redis, result_ttl_s, tombstone_ttl_s
         self.job_timeout_s, self.queue_timeout_s = job_timeout_s, queue_timeout_s
         self._transition = redis.register_script(TRANSITION)
-        self._release = redis.register_script(RELEASE_UNFINISHED)
 
     @classmethod
     def from_settings(cls, redis: Redis, settings: Settings) -> JobStore:
@@ -92,7 +94,7 @@ class JobStore(RecordReader, ModelRegistry):
 
     def expect_files(self, generation_id: str) -> None:
         """Have the files of a generation removed if it is not created."""
-        self.redis.zadd(EXPIRY, {generation_id: time.time() + RESERVATION_S})
+        self.redis.zadd(EXPIRY, {generation_id: time.time() + UNCREATED_S})
 
     def submit(
         self,
@@ -130,6 +132,11 @@ class JobStore(RecordReader, ModelRegistry):
             fields["metadata"] = json.dumps(metadata)
         if webhook is not None:
             fields |= {"webhook_url": webhook.url, "webhook_events": ",".join(webhook.events)}
+        if reservation and reservation.claim:
+            fields["claim"] = reservation.claim.key.rpartition(":")[2]
+        # RQ's job has the payload too. The end of the generation counts its record again.
+        size = RECORD_BYTES + sum(len(str(value).encode()) for value in (*fields.values(), fields["input"]))
+        fields["kept"] = size
         with self.redis.pipeline() as pipeline:
             queue = push_job(self.redis, pipeline, generation_id, payload, timeout_s=self.job_timeout_s)
             if reservation:
@@ -139,6 +146,7 @@ class JobStore(RecordReader, ModelRegistry):
             if payload.deadline_s is not None:
                 pipeline.zadd(DEADLINES, {generation_id: now + payload.deadline_s})
             pipeline.zadd(OWNER_INDEX + owner, {generation_id: now})
+            pipeline.hincrby(KEPT, owner, size)
             pipeline.hset(RECORD + generation_id, mapping=cast(Any, fields))
             pipeline.hset(UNFINISHED, generation_id, payload.model)
             pipeline.zrem(EXPIRY, generation_id)
@@ -275,12 +283,23 @@ class JobStore(RecordReader, ModelRegistry):
         """
         status = self.get(generation_id, owner=owner).status
         while status not in TERMINAL:
-            if self.transition(generation_id, Status.CANCELED, of=[Status.QUEUED]):
+            if self.end_queued(generation_id, Status.CANCELED):
                 return Status.CANCELED
             if self.transition(generation_id, Status.PROCESSING, of=[Status.PROCESSING], cancel_requested=1):
                 return Status.PROCESSING
-            status = self.get(generation_id).status
+            status = self.get(generation_id, owner=owner).status
         raise AlreadyEnded(f"the generation has ended: {status}")
+
+    def end_queued(self, generation_id: str, status: Status, **fields: object) -> bool:
+        """Give a queued generation a final status; return as `transition`.
+
+        It took no time of a worker, so a client can make many: its record keeps only the beginning of texts.
+        """
+        stored = cast(bytes | None, self.redis.hget(RECORD + generation_id, "input")) or b""
+        if len(stored) <= LONG_INPUT:
+            return self.transition(generation_id, status, of=[Status.QUEUED], **fields)
+        fields["input"] = json.dumps(_shortened(json.loads(stored)), ensure_ascii=False)
+        return self.transition(generation_id, status, of=[Status.QUEUED], **fields)
 
     def set_progress(self, progress: Mapping[str, Progress]) -> None:
         """Store and publish the progress of each generation."""
@@ -291,38 +310,11 @@ class JobStore(RecordReader, ModelRegistry):
                 pipeline.publish(EVENTS + generation_id, "progress")
             pipeline.execute()
 
-    # ----------------------------------------------------------------------------------------------- removal
 
-    def expired(self, *, limit: int = 100) -> list[str]:
-        """Return the ids of generations that must be removed, the oldest first."""
-        ids = self.redis.zrangebyscore(EXPIRY, 0, time.time(), start=0, num=limit)
-        return [i.decode() for i in cast(list[bytes], ids)]
-
-    def postpone(self, generation_id: str, seconds: float) -> None:
-        """Have `expired` return a generation again later, because its files could not be removed."""
-        self.redis.zadd(EXPIRY, {generation_id: time.time() + seconds}, xx=True)
-
-    def overdue(self) -> list[str]:
-        """Return the ids of generations whose deadline has passed, until `drop_deadline` removes them."""
-        ids = self.redis.zrange(DEADLINES, "-inf", repr(time.time()), byscore=True)
-        return [i.decode() for i in cast(list[bytes], ids)]
-
-    def drop_deadline(self, generation_id: str) -> None:
-        self.redis.zrem(DEADLINES, generation_id)
-
-    def forget(self, generation_id: str) -> None:
-        """Replace the record with a tombstone. Call `files_removed` when the files are removed."""
-        owner = cast(bytes | None, self.redis.hget(RECORD + generation_id, "owner"))
-        with self.redis.pipeline() as pipeline:
-            self._release(keys=[RECORD + generation_id], client=pipeline)
-            pipeline.delete(RECORD + generation_id, PROGRESS + generation_id)
-            pipeline.hdel(UNFINISHED, generation_id)
-            if owner is not None:
-                pipeline.zrem(OWNER_INDEX + owner.decode(), generation_id)
-                pipeline.set(GONE + generation_id, owner, ex=self.tombstone_ttl_s)
-            pipeline.zadd(EXPIRY, {generation_id: time.time() + RESERVATION_S}, nx=True)
-            pipeline.publish(EVENTS + generation_id, "gone")
-            pipeline.execute()
-
-    def files_removed(self, generation_id: str) -> None:
-        self.redis.zrem(EXPIRY, generation_id)
+def _shortened(value: Any) -> Any:
+    """Return a JSON value with only the beginning of its long texts."""
+    if isinstance(value, dict):
+        return {name: _shortened(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    return f"{value[:BEGINNING]}…" if isinstance(value, str) and len(value) > BEGINNING else value

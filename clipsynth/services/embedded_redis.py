@@ -48,8 +48,12 @@ class EmbeddedRedis:
 
     process: subprocess.Popen[bytes]
 
-    def __init__(self, data_dir: Path, *, lock: IO[str] | None = None) -> None:
-        """Start a server on `data_dir`. It shares the folder's `lock`: it may outlive its parent briefly."""
+    def __init__(self, data_dir: Path, *, lock: IO[str] | None = None, max_bytes: int = 0) -> None:
+        """Start a server on `data_dir`. It shares the folder's `lock`: it may outlive its parent briefly.
+
+        Args:
+            max_bytes: memory from which on it refuses writes (0: no limit).
+        """
         self._keep_open = [lock.fileno()] if lock else []
         folder = (data_dir / "redis").absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,7 @@ class EmbeddedRedis:
             "dir": str(folder),
             "appendonly": "yes",
             "appendfsync": "always",
+            "maxmemory": str(max_bytes),
             "maxmemory-policy": "noeviction",
             "save": "",
             "loglevel": "warning",

@@ -8,6 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from redis.exceptions import RedisError
 
@@ -55,7 +58,7 @@ def expire(state: JobStore) -> int:
     for generation_id, status_view in zip(ids, state.status_views(ids), strict=True):
         if status_view and status_view.status is Status.PROCESSING:
             continue  # its worker expires it, or loses it, and then it is queued again
-        if status_view and state.transition(generation_id, Status.EXPIRED, of=[Status.QUEUED]):
+        if status_view and state.end_queued(generation_id, Status.EXPIRED):
             withdraw(state.redis, generation_id, state.get(generation_id).model)
             ended += 1
         state.drop_deadline(generation_id)
@@ -70,16 +73,34 @@ def expire_unserved(state: JobStore) -> int:
     detail = f"no worker served the model for {state.queue_timeout_s:.0f} s"
     error = Problem(code="no_worker", detail=detail).model_dump_json()
     for generation_id, created_at in state.created_at(list(waiting)).items():
-        if created_at < oldest and state.transition(
-            generation_id, Status.EXPIRED, of=[Status.QUEUED], error=error
-        ):
+        if created_at < oldest and state.end_queued(generation_id, Status.EXPIRED, error=error):
             withdraw(state.redis, generation_id, waiting[generation_id])
             ended += 1
     return ended
 
 
+@dataclass
+class _Step:
+    """What a janitor does again and again. A step that fails holds up no other one."""
+
+    says: str
+    interval_s: float
+    run: Callable[[], int]
+    due_at: float = 0.0
+
+    def look(self) -> None:
+        if time.monotonic() < self.due_at:
+            return
+        self.due_at = time.monotonic() + self.interval_s
+        try:
+            if found := self.run():
+                logger.info("%s: %d", self.says, found)
+        except (RedisError, OSError, ClipSynthError):
+            logger.warning("%s: not finished; the next look continues", self.says, exc_info=True)
+
+
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Sweep every `janitor_interval_s`, check deadlines every second and orphans every 15 s, until `stop`.
+    """Remove what expired, check deadlines and look for orphans, each at its interval, until `stop`.
 
     Raises:
         ServeError: no Redis URL.
@@ -89,22 +110,19 @@ def run(settings: Settings, stop: threading.Event) -> None:
     state = JobStore.from_settings(connect(settings.redis_url), settings)
     storage = Storage(settings.results_url)
     orphans = OrphanReconciler(state)
-    next_sweep = next_look = time.monotonic()
+    steps = [
+        # Removal comes first: while Redis is full, it makes room for the others.
+        _Step("removed generations", settings.janitor_interval_s, partial(sweep, state, storage)),
+        _Step("expired generations", DEADLINE_INTERVAL_S, partial(expire, state)),
+        _Step(
+            "released reservations of interrupted requests",
+            settings.janitor_interval_s,
+            partial(release_stale_reservations, state.redis),
+        ),
+        _Step("orphaned generations", ORPHAN_INTERVAL_S, orphans.look),
+        _Step("generations without a worker", ORPHAN_INTERVAL_S, partial(expire_unserved, state)),
+    ]
     while not stop.is_set():
-        try:
-            if ended := expire(state):
-                logger.info("%d queued generations expired", ended)
-            if time.monotonic() >= next_look:
-                next_look = time.monotonic() + ORPHAN_INTERVAL_S
-                orphans.look()
-                if ended := expire_unserved(state):
-                    logger.warning("%d generations expired: no worker served their model", ended)
-            if time.monotonic() >= next_sweep:
-                next_sweep = time.monotonic() + settings.janitor_interval_s
-                if cut_off := release_stale_reservations(state.redis):
-                    logger.info("released the reservations of %d interrupted requests", cut_off)
-                if swept := sweep(state, storage):
-                    logger.info("removed %d generations", swept)
-        except (RedisError, OSError, ClipSynthError):
-            logger.warning("sweep not finished; the next one continues", exc_info=True)
+        for step in steps:
+            step.look()
         stop.wait(min(DEADLINE_INTERVAL_S, settings.janitor_interval_s))

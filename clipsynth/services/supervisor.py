@@ -72,7 +72,11 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with lock_data_dir(settings.data_dir) as lock:
-        redis = None if settings.redis_url else EmbeddedRedis(settings.data_dir, lock=lock)
+        redis = (
+            None
+            if settings.redis_url
+            else EmbeddedRedis(settings.data_dir, lock=lock, max_bytes=settings.redis_max_bytes)
+        )
         environment = {
             "CLIPSYNTH_REDIS_URL": settings.redis_url or (redis.url if redis else ""),
             "CLIPSYNTH_DATA_DIR": str(settings.data_dir),

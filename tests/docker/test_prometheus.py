@@ -26,6 +26,10 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not in
 ILL = {
     "ClipSynthRedisDown": {"clipsynth_redis_up": "0x45"},
     "ClipSynthRedisDoesNotSave": {"clipsynth_redis_saves": "0x45"},
+    "ClipSynthRedisFillsUp": {
+        "clipsynth_redis_memory_bytes": "76x45",
+        "clipsynth_redis_max_memory_bytes": "100x45",
+    },
     "ClipSynthNoWorker": {
         'clipsynth_model_ready{model="m"}': "0x45",
         'clipsynth_unfinished{model="m"}': "3x45",
@@ -51,6 +55,8 @@ ILL = {
     "ClipSynthWebhooksWait": {"clipsynth_webhooks_waiting": "1001x45"},
 }
 WELL = {
+    "clipsynth_redis_memory_bytes": "74x45",
+    "clipsynth_redis_max_memory_bytes": "100x45",
     "clipsynth_redis_up": "1x45",
     "clipsynth_redis_saves": "1x45",
     'clipsynth_model_ready{model="m"}': "1x45",
