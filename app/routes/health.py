@@ -19,7 +19,9 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses=problems("storage_unavailable", "storage_full", "no_worker", needs_key=False))
+@router.get(
+    "/readyz", responses=problems("storage_unavailable", "storage_full", "no_worker", needs_key=False)
+)
 def readyz(services: ServicesDep) -> Response:
     """Answer 200 while Redis and storage take writes, from the first worker on.
 
