@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     published_host: str | None = None
+    root_path: str = Field(default="", pattern=r"^(/[\w.~-]+)*$")
     metrics_port: int | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

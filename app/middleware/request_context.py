@@ -14,11 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.responses.problems import unexpected
 from clipsynth.log import ACCESS, REQUEST_ID
+from clipsynth.schemas.paths import PATH_PREFIX
 from clipsynth.security.headers import HEADERS
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(ACCESS)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SANE_PREFIX = re.compile(r"(?=.{1,200}$)(?:/(?!\.\.?(?:/|$))[\w.~-]+)+", re.ASCII)
 QUIET = frozenset({"/livez", "/healthz", "/readyz", "/metrics"})  # probes are not logged
 
 
@@ -51,17 +53,18 @@ def install(app: FastAPI, settings: Settings) -> None:
                 "X-Request-Id",
             ],
         )
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, root_path=settings.root_path)
 
 
 class RequestContext:
     """ASGI middleware that gives each request an id and sends it back.
 
-    A client's `X-Request-Id` is used if it is a short word.
+    A client's `X-Request-Id` is used if it is a short word. Paths in answers start with the prefix that a
+    proxy has stripped: `X-Forwarded-Prefix`, else `root_path`.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
+        self.app, self.root_path = app, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,6 +74,11 @@ class RequestContext:
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _SANE_ID.fullmatch(sent) else f"req_{secrets.token_hex(8)}"
         REQUEST_ID.set(request_id)
+        forwarded = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
+        prefix = forwarded if _SANE_PREFIX.fullmatch(forwarded) else self.root_path
+        PATH_PREFIX.set(prefix)
+        if prefix:
+            scope.update(root_path=prefix, path=prefix + scope["path"])
         status = 0
 
         async def add_headers(message: Message) -> None:

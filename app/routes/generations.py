@@ -104,8 +104,7 @@ async def create(
     async with slot:
         accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
         generation, replayed = await accepting
-    location = f"/v1/generations/{generation.id}"
-    headers = {"Location": location, "Retry-After": "1"}
+    headers = {"Location": generation.links["self"], "Retry-After": "1"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
     if prefer and (wait_s := _wait_s(prefer)):

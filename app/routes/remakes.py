@@ -111,7 +111,7 @@ async def replay(request: Request, response: Response, services: ServicesDep, ca
     wanted, files = await run_in_threadpool(_wanted, services, body.recipe)
     async with image_slot(services, wanted):
         generation = (await run_in_threadpool(accept, services, caller, wanted, files, None))[0]
-    response.headers.update({"Location": f"/v1/generations/{generation.id}", "Retry-After": "1"})
+    response.headers.update({"Location": generation.links["self"], "Retry-After": "1"})
     return generation
 
 

@@ -48,8 +48,9 @@ export const replay = (recipe) => json("v1/replay", { method: "POST", body: { re
 export const get = (id) => json(resource(id));
 export const cancel = (id) => json(`${resource(id)}/cancel`, { method: "POST" });
 export const forget = (id) => send(resource(id), { method: "DELETE" });
-export const file = async (url) => (await send(url.replace(/^\//, ""))).blob();
-export const fileJson = (url) => json(url.replace(/^\//, ""));
+const relative = (url) => url.slice(url.indexOf("/v1/") + 1); // the page knows its own prefix
+export const file = async (url) => (await send(relative(url))).blob();
+export const fileJson = (url) => json(relative(url));
 
 /** Yield the generation at each of its changes until it has ended; an interrupted stream is taken up again. */
 export async function* follow(id) {

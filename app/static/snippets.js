@@ -19,7 +19,7 @@ function withParts(body) {
 /** Return a curl command that saves the first sound. */
 export function curl(body) {
   const { named, parts } = withParts(body);
-  const start = `curl ${location.origin}/v1/generations -H 'prefer: wait=60' -H 'accept: audio/wav' -o sound.wav`;
+  const start = `curl ${new URL("v1/generations", document.baseURI)} -H 'prefer: wait=60' -H 'accept: audio/wav' -o sound.wav`;
   if (!parts.length) return `${start} \\\n  -H 'content-type: application/json' -d ${quote(JSON.stringify(named))}`;
   const fields = Object.entries(named).map(formText).map(([name, text]) => `-F ${quote(`${name}=${text}`)}`);
   return [start, ...fields, ...parts.map((name) => `-F ${name}=@${name}.jpg`)].join(" \\\n  ");
@@ -36,7 +36,7 @@ export function python(body) {
 import httpx
 
 response = httpx.post(
-    "${location.origin}/v1/generations",
+    "${new URL("v1/generations", document.baseURI)}",
     ${sent},
     headers={"Prefer": "wait=60", "Accept": "audio/wav"},
     timeout=70,

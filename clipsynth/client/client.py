@@ -181,7 +181,10 @@ class AsyncClient:
             )
         wanted = output_format or generation.input.output_formats[0]
         outputs = [output for output in generation.outputs if output.format == wanted]
-        found = [Sound((await self._send("GET", output.url)).content, output) for output in outputs]
+        found = [
+            Sound((await self._send("GET", output.url[output.url.index("/v1/") :])).content, output)
+            for output in outputs
+        ]
         return Sounds(generation, found)
 
     async def get(self, generation_id: str) -> Generation:

@@ -7,5 +7,6 @@ prompts.py        Weighted prompts, attributes, and their limits.
 prompt_parser.py  Words of a prompt that set attributes.
 payload.py        Job payload, and the windows of its sounds.
 generation.py     Replay token, and the resource.
+paths.py          Paths of routes, behind a proxy.
 model_info.py     Models as their workers describe them.
 """

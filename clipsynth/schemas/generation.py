@@ -26,6 +26,7 @@ from clipsynth.errors import InvalidRequest
 from clipsynth.schemas.model_info import Method
 from clipsynth.schemas.payload import Format as Format
 from clipsynth.schemas.payload import JobPayload as JobPayload
+from clipsynth.schemas.paths import PATH_PREFIX, RoutePath
 from clipsynth.schemas.prompts import Composition, StoredPrompt
 
 MEDIA_TYPES: dict[Format, str] = {
@@ -169,7 +170,7 @@ class Output(Nearness):
     """
 
     index: int = Field(description="Number of the sound, from 0; each of its formats has the same index.")
-    url: str
+    url: RoutePath
     media_type: str
     format: Format
     filename: str | None = Field(default=None, description="Suggested file name.")
@@ -180,8 +181,10 @@ class Output(Nearness):
     recipe: str | None = Field(
         default=None, description="Token for POST /v1/replay, which repeats the sound."
     )
-    spectrogram_url: str | None = Field(default=None, description="PNG of the mel spectrogram.")
-    peaks_url: str | None = Field(default=None, description="Waveform peaks in audiowaveform's JSON format.")
+    spectrogram_url: RoutePath | None = Field(default=None, description="PNG of the mel spectrogram.")
+    peaks_url: RoutePath | None = Field(
+        default=None, description="Waveform peaks in audiowaveform's JSON format."
+    )
 
 
 class Delivery(BaseModel):
@@ -238,7 +241,7 @@ class Generation(BaseModel):
     @property
     def links(self) -> dict[str, str]:
         """Paths of related routes."""
-        path = f"/v1/generations/{self.id}"
+        path = f"{PATH_PREFIX.get()}/v1/generations/{self.id}"
         return {"self": path} | {name: f"{path}/{name}" for name in ("events", "cancel", "recipe")}
 
     @property

@@ -28,6 +28,7 @@ from clipsynth.jobs.queue import connect
 from clipsynth.jobs.store import JobStore
 from clipsynth.redis_keys import RECORD, WEBHOOKS, WEBHOOKS_ENDED
 from clipsynth.schemas.generation import Delivery
+from clipsynth.schemas.paths import PATH_PREFIX
 from clipsynth.security.api_keys import webhook_secret
 from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask
 from clipsynth.settings import Settings
@@ -228,6 +229,7 @@ def run(settings: Settings) -> None:
     if not settings.redis_url:
         raise ServeError("the sender needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     signature(settings.webhook_secret or "", message_id="", timestamp=0, body=b"")
+    PATH_PREFIX.set(settings.root_path)
     asyncio.run(_run(connect(settings.redis_url), settings))
 
 

@@ -132,3 +132,43 @@ def test_access_logs_hold_no_prompt(service, caplog):
     told = [(r.route, r.status) for r in caplog.records if r.name == "clipsynth.access"]
     assert told == [("/v1/generations", 202), ("/v1/generations", 422)]
     assert "secret" not in caplog.text
+
+
+PREFIXED = {"x-forwarded-prefix": "/apps/sounds/"}
+
+
+def test_paths_have_the_prefix_that_a_proxy_strips(service):
+    posted = service.post(**PREFIXED)
+    resource = f"/v1/generations/{posted.json()['id']}"
+    assert posted.headers["location"] == posted.json()["links"]["self"] == f"/apps/sounds{resource}"
+    service.work()
+    got = service.client.get(resource, headers=PREFIXED).json()
+    events = service.client.get(f"{resource}/events", headers=PREFIXED).text
+    listed = service.client.get("/v1/generations", headers=PREFIXED).json()["data"][0]
+    assert got["outputs"][0]["url"] == listed["outputs"][0]["url"] == f"/apps/sounds{resource}/audio/0"
+    assert f'"/apps/sounds{resource}/audio/0"' in events
+    assert service.client.get("/openapi.json", headers=PREFIXED).json()["servers"] == [
+        {"url": "/apps/sounds"}
+    ]
+    assert service.client.get("/static/style.css", headers=PREFIXED).status_code == 200
+    # Nothing of it is stored.
+    assert service.client.get(resource).json()["outputs"][0]["url"] == f"{resource}/audio/0"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["//evil.example", "/a/../b", "evil", "/a b", "/" + "a" * 300, "/a\\b", "/."]
+)
+def test_an_odd_prefix_is_ignored(service, prefix):
+    location = service.post(**{"x-forwarded-prefix": prefix}).headers["location"]
+    assert location.startswith("/v1/generations/")
+
+
+def test_a_prefix_may_equal_the_start_of_a_route(service):
+    location = service.post(**{"x-forwarded-prefix": "/v1"}).headers["location"]
+    assert location.startswith("/v1/v1/generations/")
+
+
+def test_the_setting_names_the_prefix(serve):
+    service = serve(root_path="/sounds")
+    assert service.post().headers["location"].startswith("/sounds/v1/")
+    assert service.post(**PREFIXED).headers["location"].startswith("/apps/sounds/v1/")
