@@ -8,7 +8,6 @@ bundle.py      clipsynth.json: name, limits, defaults and hashes of a bundle.
 parts.py       The module path that saved bundles record.
 part.py        Base of parts without weights.
 specvqgan.py   The module path that saved SpecVQGAN pipelines record.
-tiny.py        A toy pipeline for tests.
 
 The exported names load on first use, so reading a manifest does not load torch.
 """

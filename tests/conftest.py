@@ -14,9 +14,9 @@ from models.media.video import read_video
 from models.networks.open_clip import OpenClipEncoder
 from models.retrieval.clip_index import Index
 from models.retrieval.thumbnails import Thumbnails
-from models.tiny import build_tiny_pipeline
 from tests.support.constants import TINY_CLIP
 from tests.support.service import TIMEOUT_S, Serve
+from tests.support.tiny import build_tiny_pipeline
 from tests.support.videos import write_video
 
 pytest_plugins = ["tests.support.admission", "tests.support.http_server", "tests.support.workplace"]

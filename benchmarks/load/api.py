@@ -57,7 +57,7 @@ def idle(model: Path | None = None, requests: int = 100, steps: int = 4, idle_se
     One client requests one sound after the other with `Prefer: wait`, in turn with the pipeline in this
     process, WAV included. `--model` is a bundle's folder; without it a tiny untrained one is built.
     """
-    from models.tiny import build_tiny_pipeline
+    from tests.support.tiny import build_tiny_pipeline
     from worker.main import load
 
     with ExitStack() as stack:

@@ -24,7 +24,7 @@ from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 from models.conditioning.prompts import COMPOSITIONS
 from models.sampler import SamplerRow, advance
-from models.tiny import build_tiny_pipeline
+from tests.support.tiny import build_tiny_pipeline
 from worker.engine import Engine, SamplingRequest, weight
 from worker.job_runner import JobRunner
 from worker.predictor import Predictor

@@ -73,7 +73,7 @@ def ablation(context: StudyContext, remedies: Sequence[Remedy]) -> str:
                 yield (place, kind), context.entry(system, kind)
 
     def measure(entry: Entry) -> dict[str, Figure]:
-        row = score(entry, context.reference_with_copies, context.plan, rtf_clips=0)
+        row = score(entry, context.reference(search_copies=True), context.plan, rtf_clips=0)
         return row.figures | context.seconds(entry)
 
     measured = sweep(context, points(), measure)

@@ -22,12 +22,8 @@ from evaluation.run.scores import Reference, fad_figure, judged_figures, kad_fig
 Split = Literal["dev", "validation"]
 DEV_SEED = 1_000_000  # first seed of sounds for choices; the report's seeds count from 0
 TEXT_AND_IMAGE: tuple[QueryKind, ...] = ("text", "image")
-FAD, KAD, CLASS_ACCURACY, SECONDS = (
-    "FAD/classifier",
-    "KAD/classifier",
-    "class_accuracy@1/classifier",
-    "seconds",
-)
+FAD, KAD, CLASS_ACCURACY = "FAD/classifier", "KAD/classifier", "class_accuracy@1/classifier"
+SECONDS = "seconds"
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,7 @@ class StudyContext:
             ValueError: the labels cannot be used, or `out` holds results of other clips.
         """
         self.options = options
+        self._references: dict[bool, Reference] = {}
         claim(options.out, options.clips, options.label_file)
 
     def labels(self, split: Split) -> dict[str, str]:
@@ -113,27 +110,19 @@ class StudyContext:
     def evaluation(self) -> EvaluationContext:
         return EvaluationContext(self.options.out, self.plan, self.options.clips)
 
-    @cached_property
-    def reference(self) -> Reference:
-        """The recordings of the split; without training clips to search for copies."""
-        return self._reference(search_copies=False)
-
-    @cached_property
-    def reference_with_copies(self) -> Reference:
-        """The recordings of the split, and the training clips to search for copies."""
-        return self._reference(search_copies=True)
-
-    def _reference(self, *, search_copies: bool) -> Reference:
-        train = self.training_labels() if search_copies else None
-        return make_reference(
-            self.evaluation,
-            self.judge,
-            [Classifier(self.judge)],
-            batch_size=self.options.batch_size,
-            resamples=self.options.resamples,
-            train=train,
-            sources=read_sources(self.options.label_file),
-        )
+    def reference(self, *, search_copies: bool = False) -> Reference:
+        """Return the recordings of the split, if asked with the training clips to search for copies."""
+        if search_copies not in self._references:
+            self._references[search_copies] = make_reference(
+                self.evaluation,
+                self.judge,
+                [Classifier(self.judge)],
+                batch_size=self.options.batch_size,
+                resamples=self.options.resamples,
+                train=self.training_labels() if search_copies else None,
+                sources=read_sources(self.options.label_file),
+            )
+        return self._references[search_copies]
 
     def entry(self, system: Synthesizer, kind: QueryKind) -> Entry:
         """Return the entry of a system with the plan's queries of one kind."""
@@ -145,7 +134,7 @@ class StudyContext:
 
     def figures(self, entry: Entry) -> dict[str, Figure]:
         """Return FAD, KAD, class accuracy, relevance and seconds per sound of an entry of the plan."""
-        reference = self.reference
+        reference = self.reference()
         [embedder] = reference.embedders
         sets, real = entry.split(entry.set_features.embeds(embedder)), reference.embeds[embedder.name]
         clip_at = {clip.file: i for i, clip in enumerate(self.plan.clips)}

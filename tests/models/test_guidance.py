@@ -11,7 +11,7 @@ import torch
 from models import ClipSynthPipeline, Prompt
 from models.networks.condition_encoder import ConditionTokens
 from models.sampler import SamplerRow, advance
-from models.tiny import build_tiny_pipeline
+from tests.support.tiny import build_tiny_pipeline
 
 EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool))
 STEPS = 4  # of them 3 with guidance: t < 0.65

@@ -10,7 +10,7 @@ from PIL import Image
 from models import BundleError, ClipSynthPipeline
 from models.networks.condition_encoder import Condition
 from models.networks.open_clip import OpenClipEncoder
-from models.tiny import build_tiny_pipeline
+from tests.support.tiny import build_tiny_pipeline
 
 
 def generator(seed):

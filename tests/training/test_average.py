@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 
 from clipsynth.cli import app
 from models.pipeline import ClipSynthPipeline
-from models.tiny import build_tiny_pipeline
+from tests.support.tiny import build_tiny_pipeline
 from training.average import LEARNED, average
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 
 from models.networks.multilingual import FEATURES, PhotoHead
 from training.photo_head import (
-    HeadOptions,
     crops,
     read_photos,
     texts_of,
@@ -29,7 +28,7 @@ def test_the_head_learns_names_from_features(tmp_path):
     centres = torch.randn(3, FEATURES, generator=g)
     names = torch.arange(3).repeat(10)
     features = centres[names][:, None] + 0.1 * torch.randn(30, 2, FEATURES, generator=g)
-    head = train_head(features, names, texts, HeadOptions(steps=60, batch_size=16, hidden=32))
+    head = train_head(features, names, texts, steps=60, batch_size=16, hidden=32)
     means = torch.stack([t.mean(0) for t in texts])
     assert (head(features[:, 0]) @ means.T).argmax(1).tolist() == names.tolist()
     write_head(head, tmp_path / "head.safetensors")

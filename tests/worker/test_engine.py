@@ -17,8 +17,8 @@ from models import Prompt
 from models.conditioning.prompts import COMPOSITIONS
 from models.networks.condition_encoder import ConditionTokens
 from models.sampler import SamplerRow
-from models.tiny import build_tiny_pipeline
 from tests.support.constants import BATCHED_TOLERANCE
+from tests.support.tiny import build_tiny_pipeline
 from worker.calibration import measure
 from worker.engine import Engine, SamplingRequest, weight
 from worker.job_runner import JobRunner

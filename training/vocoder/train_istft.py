@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -49,7 +49,6 @@ class IstftOptions:
     feature_weight: float = 0.2
     discriminator_width: int = 4
     discriminator_rate: float = 5e-4
-    mel_noise: float = 0.0
     seed: int = 0
 
     def rate(self, n: int) -> float:
@@ -67,6 +66,7 @@ class ToneSounds(VocoderClips, Protocol):
 
 
 Segment = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+PARTS = ("vocoder", "average", "discriminators", "optimizer", "referee")  # of a saved state
 
 
 def segments(sounds: ToneSounds, options: IstftOptions, hop: int, first: int = 0) -> Iterator[Segment]:
@@ -85,15 +85,10 @@ def segments(sounds: ToneSounds, options: IstftOptions, hop: int, first: int = 0
                 wave = crop(sounds.waveform(i), frames * hop, start * hop)
                 if wave.abs().max() >= SILENT:
                     break
-            rows.append(
-                (
-                    crop_mel(sounds.mel(i), frames, start),
-                    wave,
-                    crop(sounds.tones(i), frames * hop, start * hop),
-                )
-            )
-        mels, waves, tones = (torch.stack(x) for x in zip(*rows, strict=True))
-        yield mels, waves, tones
+            tones = crop(sounds.tones(i), frames * hop, start * hop)
+            rows.append((crop_mel(sounds.mel(i), frames, start), wave, tones))
+        mels, waves, sinusoids = (torch.stack(x) for x in zip(*rows, strict=True))
+        yield mels, waves, sinusoids
 
 
 class ResolutionDiscriminators(nn.Module):
@@ -136,8 +131,6 @@ class IstftTrainer:
         o, n = self.options, self.done
         for optimizer, rate in ((self.optimizer, o.learning_rate), (self.referee, o.discriminator_rate)):
             optimizer.param_groups[0]["lr"] = rate * o.rate(n)
-        if o.mel_noise:
-            mels = mels + o.mel_noise * torch.rand(len(mels), 1, 1) * torch.randn_like(mels)
         noise = torch.randn(2 * len(waves), waves.shape[1])
         made = self.vocoder(mels.repeat(2, 1, 1), noise, tones.repeat(2, 1))
         loss, near = energy_distance(made, waves, self.mel, o.repulsion)
@@ -177,19 +170,13 @@ class IstftTrainer:
         optimizer.step()
 
     def state(self) -> dict[str, object]:
-        """Return what `load` needs to go on."""
-        parts = ("vocoder", "average", "discriminators", "optimizer", "referee")
-        return {"done": self.done, "options": asdict(self.options)} | {
-            name: getattr(self, name).state_dict() for name in parts
-        }
+        """Return the state that `load` reads."""
+        return {"done": self.done} | {name: getattr(self, name).state_dict() for name in PARTS}
 
     def load(self, state: dict[str, object]) -> None:
-        """Go on from `state`; discriminators of another width start over."""
+        """Continue from `state`."""
         self.done = int(state["done"])  # type: ignore[call-overload]
-        names = ["vocoder", "average", "optimizer"]
-        if state["options"]["discriminator_width"] == self.options.discriminator_width:  # type: ignore[index]
-            names += ["discriminators", "referee"]
-        for name in names:
+        for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
 
 

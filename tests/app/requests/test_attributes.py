@@ -14,8 +14,8 @@ from clipsynth.schemas.generation import ReplayToken
 from clipsynth.schemas.prompts import NAMES
 from clipsynth.settings import Settings
 from models.audio import attributes as measured
-from models.tiny import RANGES
 from tests.support.api_service import SHORT, check_problem, image, serving
+from tests.support.tiny import RANGES
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from models.networks.condition_encoder import ConditionEncoder
 from models.networks.open_clip import OpenClipEncoder
 from models.pipeline import ClipSynthPipeline
 from models.retrieval.clip_index import Index
-from models.tiny import build_tiny_pipeline
 from tests.support.constants import TINY_CLIP
+from tests.support.tiny import build_tiny_pipeline
 from tests.support.videos import write_video
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from evaluation.systems.specvqgan import SpecVqgan
 from models.baselines.code_transformer import CodeTransformer
 from models.baselines.mel_codec import MelCodec
 from models.baselines.specvqgan import SpecVqganPipeline
-from models.tiny import build_tiny_pipeline
+from tests.support.tiny import build_tiny_pipeline
 
 pytestmark = pytest.mark.slow
 

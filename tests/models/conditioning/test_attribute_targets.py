@@ -10,7 +10,7 @@ from models.conditioning.attribute_targets import FEWEST, NEIGHBOURS, at_loudnes
 from models.conditioning.prompts import as_set
 from models.networks.condition_encoder import Condition, ConditionEncoder
 from models.retrieval.clip_index import Index
-from models.tiny import build_tiny_pipeline
+from tests.support.tiny import build_tiny_pipeline
 
 SIZE = 16
 SCALES = Scales({name: np.linspace(0.0, 10.0, 101).tolist() for name in NAMES})

@@ -6,7 +6,7 @@ import torch
 from models.conditioning.prompts import as_set
 from models.networks.precision import choose_precision, has_bf16_matrix_units, set_precision
 from models.sampler import SamplerRow, advance
-from models.tiny import build_tiny_pipeline
+from tests.support.tiny import build_tiny_pipeline
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import torch
 
 from models import ClipSynthPipeline
 from models.networks.condition_encoder import GUIDANCE
-from models.tiny import build_tiny_pipeline
+from tests.support.tiny import build_tiny_pipeline
 from training.data.batches import Batches, BatchMaker
 from training.data.clips import load_clips
 from training.denoiser.flow_matching import FlowMatching
