@@ -24,9 +24,9 @@ from pydantic import (
 
 from clipsynth.errors import InvalidRequest
 from clipsynth.schemas.model_info import Method
+from clipsynth.schemas.paths import PATH_PREFIX, RoutePath
 from clipsynth.schemas.payload import Format as Format
 from clipsynth.schemas.payload import JobPayload as JobPayload
-from clipsynth.schemas.paths import PATH_PREFIX, RoutePath
 from clipsynth.schemas.prompts import Composition, StoredPrompt
 
 MEDIA_TYPES: dict[Format, str] = {
