@@ -113,7 +113,7 @@ def _keep(connection: socket.socket) -> None:
 def _collect(
     connection: socket.socket, pipe: int, output: bytearray, limits: Limits, stream: bool
 ) -> tuple[str, str] | None:
-    """Read the child's output to its end and send the items of a stream. Returns the limit that it reached.
+    """Read the child's output to its end, send a stream's items, return the limit that it reached.
 
     Raises:
         EOFError: the caller has gone.
