@@ -9,8 +9,9 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
-from scipy.signal import find_peaks
+
+# It imports its modules when they are used: scipy.signal takes a worker 1.5 s to import.
+import scipy
 
 WINDOW = 1024  # samples
 FRAMES_PER_S = 100
@@ -43,7 +44,7 @@ def measure(waveform: np.ndarray, sample_rate: int) -> dict[str, float]:
     flatness, sounding = _flatness(power), _sounding(power)
     track = _track(frames, flatness, sounding, sample_rate)
     voiced = track > 0
-    centroid = rfftfreq(WINDOW, 1 / sample_rate) @ power.sum(0) / power.sum()
+    centroid = scipy.fft.rfftfreq(WINDOW, 1 / sample_rate) @ power.sum(0) / power.sum()
     return {
         "loudness_dbfs": round(20 * float(np.log10(max(rms, 1e-6))), 2),
         "centroid_hz": round(float(centroid), 1),
@@ -79,7 +80,7 @@ def _framed(waveform: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndar
     y = waveform.astype(np.float32)
     padded = np.pad(y, (0, max(0, WINDOW - len(y))))
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: sample_rate // FRAMES_PER_S]
-    return frames, np.abs(rfft(frames * np.hanning(WINDOW).astype(np.float32))) ** 2 + 1e-10
+    return frames, np.abs(scipy.fft.rfft(frames * np.hanning(WINDOW).astype(np.float32))) ** 2 + 1e-10
 
 
 def _flatness(power: np.ndarray) -> np.ndarray:
@@ -108,9 +109,10 @@ def fundamentals(frames: np.ndarray, sample_rate: int) -> np.ndarray:
     """
     half = frames.shape[1] // 2
     shortest, longest = int(sample_rate / FMAX_HZ), min(int(sample_rate / FMIN_HZ), half - 1)
-    size = next_fast_len(frames.shape[1] + half, real=True)
+    size = scipy.fft.next_fast_len(frames.shape[1] + half, real=True)
     energy = np.pad(np.cumsum(frames.astype(np.float64) ** 2, axis=1), ((0, 0), (1, 0)))
-    correlation = irfft(rfft(frames, size) * rfft(frames[:, :half], size).conj(), size)[:, : longest + 2]
+    spectrum = scipy.fft.rfft(frames, size) * scipy.fft.rfft(frames[:, :half], size).conj()
+    correlation = scipy.fft.irfft(spectrum, size)[:, : longest + 2]
     lags = np.arange(longest + 2)
     difference = energy[:, half : half + 1] + energy[:, lags + half] - energy[:, lags] - 2 * correlation
     mean = np.cumsum(difference[:, 1:], axis=1) / lags[1:]
@@ -133,7 +135,8 @@ def _onsets(power: np.ndarray) -> int:
     bands = np.stack([part.mean(1) for part in np.array_split(power, ONSET_BANDS, axis=1)], axis=1)
     decibels = 10 * np.log10(np.maximum(bands, 1e-6 * bands.max()))
     rise = np.maximum(decibels[3:] - decibels[:-3], 0).mean(1)
-    return len(find_peaks(np.pad(rise, 1), height=ONSET_DB, prominence=ONSET_DB, distance=ONSET_GAP)[0])
+    least = {"height": ONSET_DB, "prominence": ONSET_DB, "distance": ONSET_GAP}
+    return len(scipy.signal.find_peaks(np.pad(rise, 1), **least)[0])
 
 
 def by_name(measured: Mapping[str, float]) -> dict[str, float]:

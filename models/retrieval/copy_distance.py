@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
+import scipy
 
 POOL = 5  # mel frames per step of the search
 SLACK = 0.25  # share of a sound's length over which it is moved
@@ -54,8 +54,8 @@ class Search:
 
     def _transform(self, length: int) -> tuple[int, np.ndarray]:
         """Return the FFT size and the clips' spectra (K, T, M) for sounds of up to `length` frames."""
-        size = next_fast_len(length, real=True)
-        return size, np.ascontiguousarray(rfft(self._clips, size, axis=1).swapaxes(0, 1))
+        size = scipy.fft.next_fast_len(length, real=True)
+        return size, np.ascontiguousarray(scipy.fft.rfft(self._clips, size, axis=1).swapaxes(0, 1))
 
     def distances(self, sounds: Sequence[np.ndarray], among: np.ndarray | None = None) -> np.ndarray:
         """Return (N, T): 1 minus the highest correlation of each sound's middle with each clip; 0 is a copy.
@@ -105,8 +105,9 @@ def _correlate(
     shapes = middles - middles.mean((1, 2), keepdims=True)
     norm = np.linalg.norm(shapes, axis=(1, 2), keepdims=True)
     shapes = np.where(norm > CONSTANT, shapes / np.maximum(norm, CONSTANT), 0).astype(np.float32)
-    wanted = rfft(shapes, fft_size, axis=1).conj().transpose(1, 2, 0)  # (K, M, N)
-    correlation = irfft(spectra @ wanted, fft_size, axis=0)[shifts]  # (S, T, N); one below 0 is at the end
+    wanted = scipy.fft.rfft(shapes, fft_size, axis=1).conj().transpose(1, 2, 0)  # (K, M, N)
+    # (S, T, N); one below 0 is at the end
+    correlation = scipy.fft.irfft(spectra @ wanted, fft_size, axis=0)[shifts]
     return np.asarray(1 - (correlation / norms[..., None]).max(0).clip(0, 1).T, np.float32)
 
 
