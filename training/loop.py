@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import signal
 import subprocess
@@ -13,21 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from models.bundle import Manifest
+from training.progress import ProgressView
 from training.recipe import RunRecipe
 from training.state import TrainingState
 
 LOG_EVERY = 25  # steps
 T = TypeVar("T")
+R = TypeVar("R", bound=RunRecipe)
 AGREE_EVERY = 16  # steps between votes of the processes on whether to stop
 
 
@@ -164,14 +164,31 @@ def prefetch(items: Dataset[T], numbers: Sequence[int], workers: int) -> Iterato
     return iter(loader)
 
 
-class Run:
+class Run(Generic[R]):
     """Run one stage; write `recipe.yaml`, `environment.json`, TensorBoard logs, `loss.tsv`, `state.pt`.
 
     Only the main process writes and evaluates, because all processes have the same weights.
     """
 
-    def __init__(self, stage: str, folder: Path, recipe: RunRecipe, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        stage: str,
+        folder: Path,
+        recipe: R,
+        accelerator: Accelerator,
+        view: ProgressView | None = None,
+        title: str | None = None,
+    ) -> None:
+        """Open the folder.
+
+        Args:
+            view: shows all stages; default: this one alone.
+            title: name of the stage in the view.
+        """
         self.stage, self.folder, self.recipe, self.accelerator = stage, folder, recipe, accelerator
+        self.view = view or ProgressView(show=accelerator.is_main_process)
+        self.title = title or stage
+        self._waited_s = 0.0
         self._writer: SummaryWriter | None = None
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
@@ -196,12 +213,24 @@ class Run:
         if self._writer is not None:
             self._writer.add_audio(f"{self.stage}/samples", waveform[None], n, Manifest.sample_rate)
 
+    def timed(self, items: Iterator[T]) -> Iterator[T]:
+        """Yield the items, and count the time that the loop waits for them."""
+        while True:
+            began = time.monotonic()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self._waited_s += time.monotonic() - began
+            yield item
+
     def steps(
         self,
         state: TrainingState,
         last: int,
         step: Callable[[int], torch.Tensor],
         *,
+        total: int | None = None,
         evaluate: Callable[[int], bool] | None = None,
         evaluate_every: int = 1,
         clips_per_step: int = 1,
@@ -214,6 +243,7 @@ class Run:
 
         Args:
             step: takes step n and returns its loss (); see `marked`.
+            total: steps of the stage, to show; default: `last`.
             evaluate: gets the number of steps taken and returns whether to continue; runs on the main
                 process.
             clips_of: returns descriptions of the clips of step n, for the message about a bad loss.
@@ -237,30 +267,35 @@ class Run:
                 losses.clear()
             return found
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-        )
-        main = self.accelerator.is_main_process
-        with StopRequest() as request, Progress(*columns, disable=not main) as progress:
-            bar = progress.add_task(self.stage, total=last, completed=first, figures="")
+        main, shown = self.accelerator.is_main_process, self.view.stage(self.title, first, total or last)
+        since, counted = time.monotonic(), first
+        with StopRequest() as request, self.view.shown():
             while state.step < last and not stop:
                 loss = step(state.step).detach().float()
                 losses.append(loss)
                 state.step = n = state.step + 1
                 mean = loss if mean is None else 0.98 * mean + 0.02 * loss
-                progress.update(bar, completed=n)
+                shown.done = n
+                # The first step warms up; it says nothing about the speed.
+                if n == first + 1:
+                    since, counted, self._waited_s = time.monotonic(), n, 0.0
                 stop = bool(request.number)
                 due = evaluate is not None and (n % evaluate_every == 0 or n == last)
                 if n % LOG_EVERY == 0 or n == last or due:
                     if (bad := first_bad()) is not None:
                         raise ValueError(self._not_finite(bad, clips_of))
-                    rate = (progress.tasks[bar].speed or math.nan) * clips_per_step
-                    progress.update(bar, figures=f"loss {float(mean):.4f}, {rate:.1f} clips/s")
                     self.log("loss", n, float(mean))
+                    shown.figures = f"loss {float(mean):.4f}"
+                    if n > counted:
+                        took = time.monotonic() - since
+                        step_s, waited = took / (n - counted), self._waited_s / took
+                        shown.step_s = step_s if shown.step_s is None else 0.7 * shown.step_s + 0.3 * step_s
+                        rate = clips_per_step / step_s
+                        shown.figures += f", {rate:.1f} clips/s, data wait {waited:.0%}"
+                        self.log("clips_per_s", n, rate)
+                        self.log("data_wait", n, waited)
+                        since, counted, self._waited_s = time.monotonic(), n, 0.0
+                    self.view.update(self.title)
                 if due and evaluate is not None and main:
                     stop = not evaluate(n) or stop
                 if due or n % AGREE_EVERY == 0 or self.accelerator.num_processes == 1:

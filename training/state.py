@@ -39,6 +39,14 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
+def steps_taken(path: Path) -> int:
+    """Return the step of a saved state, without its tensors; 0 if the file does not exist or is damaged."""
+    try:
+        return int(torch.load(path, weights_only=True, map_location="cpu", mmap=True)["step"])
+    except (RuntimeError, EOFError, OSError, KeyError):
+        return 0
+
+
 def load_weights(name: str, part: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Copy weights into `part`.
 

@@ -23,11 +23,14 @@ from training.denoiser.guidance_distillation import distil
 from training.denoiser.train import train_denoiser
 from training.export import export
 from training.loop import build_accelerator
+from training.progress import ProgressView, StageProgress
 from training.recipe import Recipe, SpecVqganRecipe
 from training.specvqgan.train import train_specvqgan
+from training.state import steps_taken
 from training.vocoder.generated_mels import GeneratedClips
 from training.vocoder.train import train_vocoder
 
+TIMED_STEPS = 6
 Stage = Literal["all", "vocoder", "denoiser", "distil", "finetune", "export"]
 
 
@@ -70,39 +73,46 @@ def train(
         clips.train.keep()
         clips.dev.keep()
     accelerator = build_accelerator()
+    view = ProgressView(_planned(recipe, stage), show=accelerator.is_main_process)
 
     def vocoder(recipe: Recipe, generated: GeneratedClips | None = None):
         if (recipe.vocoder_folder / "config.json").is_file():
             return load_vocoder(recipe.vocoder_folder)
-        return train_vocoder(recipe, clips, mel, accelerator, start.vocoder if start else None, generated)
+        begin = start.vocoder if start else None
+        return train_vocoder(recipe, clips, mel, accelerator, begin, generated, view)
 
-    def denoiser(recipe: Recipe):
-        return train_denoiser(recipe, clips, accelerator, _parts(start, recipe, clips) if start else None)
+    def denoiser(recipe: Recipe, until: int | None = None):
+        parts = _parts(start, recipe, clips) if start else None
+        return train_denoiser(recipe, clips, accelerator, parts, view=view, until=until)
 
     def network(recipe: Recipe, *, begin: bool = False):
         """Return the denoiser's parts, distilled if that stage has a state or shall `begin`."""
         parts = denoiser(_without_training(recipe))
         started = begin or _has(recipe, "distil")
-        return distil(recipe, clips, parts, accelerator) if recipe.distil and started else parts
+        return distil(recipe, clips, parts, accelerator, view) if recipe.distil and started else parts
 
     own_vocoder = recipe.vocoder_run is None
-    if stage in ("vocoder", "all") and own_vocoder:
-        vocoder(recipe)
-    if stage in ("denoiser", "all"):
-        denoiser(recipe)
-    if stage == "distil" and recipe.distil is None:
-        raise ValueError("the recipe has no section distil")
-    if stage in ("distil", "all") and recipe.distil:
-        if start is None:
-            _require(recipe, "denoiser")
-        network(recipe, begin=True)
-    done = _without_training(recipe)
-    if stage in ("finetune", "all") and own_vocoder and recipe.vocoder.finetune_steps:
-        _require(recipe, "vocoder", "denoiser")
-        limit = recipe.vocoder.finetune_clips
-        condition_encoder, trained = (part.to(accelerator.device) for part in network(done))
-        made = GeneratedClips(clips.train, condition_encoder, trained, limit=limit, seed=recipe.seed)
-        vocoder(recipe, made)
+    with view.shown():
+        if stage == "all" and all(_waiting(view, name) for name in ("vocoder", "denoiser")):
+            # A few steps of the denoiser before the vocoder, so that its time is known from the start.
+            denoiser(recipe, until=view.stages["denoiser"].done + TIMED_STEPS)
+        if stage in ("vocoder", "all") and own_vocoder:
+            vocoder(recipe)
+        if stage in ("denoiser", "all"):
+            denoiser(recipe)
+        if stage == "distil" and recipe.distil is None:
+            raise ValueError("the recipe has no section distil")
+        if stage in ("distil", "all") and recipe.distil:
+            if start is None:
+                _require(recipe, "denoiser")
+            network(recipe, begin=True)
+        done = _without_training(recipe)
+        if stage in ("finetune", "all") and own_vocoder and recipe.vocoder.finetune_steps:
+            _require(recipe, "vocoder", "denoiser")
+            limit = recipe.vocoder.finetune_clips
+            condition_encoder, trained = (part.to(accelerator.device) for part in network(done))
+            made = GeneratedClips(clips.train, condition_encoder, trained, limit=limit, seed=recipe.seed)
+            vocoder(recipe, made)
     if stage not in ("export", "all"):
         return None
     _require(recipe, "vocoder", "denoiser")
@@ -122,6 +132,33 @@ def _parts(start: ClipSynthPipeline, recipe: Recipe, clips: ClipSet) -> tuple[Co
     if all(saved.get(name) == value for name, value in own.items()):
         return parts
     return adapt_to_encoder(*parts, start.index, clips)
+
+
+def _planned(recipe: Recipe, stage: str) -> dict[str, StageProgress]:
+    """Return the stages that train in this call, in order, with the steps taken."""
+    steps = {"vocoder": recipe.vocoder.steps, "denoiser": recipe.denoiser.steps}
+    if recipe.distil:
+        steps["distil"] = recipe.distil.steps
+    if recipe.vocoder.finetune_steps:
+        steps["finetune"] = recipe.vocoder.steps + recipe.vocoder.finetune_steps
+    if recipe.vocoder_run:
+        steps = {name: n for name, n in steps.items() if name not in ("vocoder", "finetune")}
+    planned = {}
+    for name, total in steps.items():
+        if stage in (name, "all"):
+            taken = steps_taken(_folder(recipe, "vocoder" if name == "finetune" else name) / "state.pt")
+            planned[name] = StageProgress(min(taken, total), total)
+    # Until they run: two passes of the teacher beside those of the student, and the vocoder's own steps.
+    for name, kin, factor in (("distil", "denoiser", 1.7), ("finetune", "vocoder", 1.0)):
+        if name in planned and kin in planned:
+            planned[name].like = planned[kin], factor
+    return planned
+
+
+def _waiting(view: ProgressView, name: str) -> bool:
+    """Return whether a stage has many steps to take."""
+    stage = view.stages.get(name)
+    return stage is not None and stage.total - stage.done > 10 * TIMED_STEPS
 
 
 def _require(recipe: Recipe, *stages: str) -> None:

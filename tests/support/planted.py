@@ -11,6 +11,9 @@ from safetensors.torch import save_file
 
 from models.audio.mel import MelSpectrogram
 from models.media.shards import member_offsets, write_shard
+from training.recipe import Recipe, SpecVqganRecipe, load_recipe
+
+DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 
 RATE, KINDS, DIM = 16000, 6, 16
 
@@ -81,3 +84,24 @@ def write_planted(
         folder / "statistics.safetensors",
     )
     return folder
+
+
+def planted_recipe(folder: Path, run: Path, *overrides: str) -> Recipe | SpecVqganRecipe:
+    """Return a recipe of tiny networks for a planted folder; it needs no text encoder."""
+    tiny = ("dim=32", "depth=1", "heads=2", "batch_size=4", "max_frames=100", "scalars=[]", "steps=9")
+    return load_recipe(
+        DEMO,
+        [
+            f"clips={folder}",
+            f"run={run}",
+            "in_memory=false",
+            "text_templates=false",
+            "anchor_share=0",
+            "bank_share=0",
+            "vocoder.batch_size=2",
+            "vocoder.segment_frames=20",
+            "vocoder.upsample_initial_channel=32",
+            *(f"denoiser.{setting}" for setting in tiny),
+            *overrides,
+        ],
+    )

@@ -2,28 +2,16 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.planted import write_planted
+from tests.support.planted import planted_recipe, write_planted
 from training.data.clips import load_clips
 from training.denoiser.train import train_denoiser
-from training.loop import LOG_EVERY, Run, StopRequest, Terminated, build_accelerator, marked
-from training.recipe import load_recipe
-from training.state import TrainingState, load_state
-
-DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
-
-
-@pytest.fixture
-def stage(tmp_path):
-    """A run of a stage and its state."""
-    part = torch.nn.Linear(1, 1)
-    state = TrainingState(tmp_path, {"part": part}, [torch.optim.SGD(part.parameters())])
-    return Run("stage", tmp_path, load_recipe(DEMO), build_accelerator()), state
+from training.loop import LOG_EVERY, StopRequest, Terminated, build_accelerator, marked
+from training.state import load_state
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -105,23 +93,7 @@ def test_no_figure_is_shown_before_it_is_known(stage, capsys):
 @pytest.mark.slow
 def test_a_clip_with_a_nan_is_named(tmp_path):
     folder = write_planted(tmp_path / "clips", clips=6, dev=2, bad=4)
-    made = load_recipe(
-        DEMO,
-        [
-            f"clips={folder}",
-            f"run={tmp_path}",
-            "denoiser.steps=9",
-            "denoiser.batch_size=4",
-            "denoiser.dim=32",
-            "denoiser.depth=1",
-            "denoiser.heads=2",
-            "denoiser.scalars=[]",
-            "denoiser.max_frames=100",
-            "text_templates=false",
-            "anchor_share=0",
-            "bank_share=0",
-        ],
-    )
+    made = planted_recipe(folder, tmp_path)
     with pytest.raises(
         ValueError, match=r"step \d is not finite.* clips 4\.mp4 at 0 s \(embeds not finite\), "
     ):

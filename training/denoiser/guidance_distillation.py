@@ -28,6 +28,7 @@ from training.data.clips import ClipSet
 from training.denoiser.flow_matching import FlowMatching
 from training.denoiser.train import Objective, train_parts
 from training.denoiser.validation import dev_batches
+from training.progress import ProgressView
 from training.recipe import DistilRecipe, Recipe
 
 UNGUIDED_SHARE = 0.25  # of the rows with a condition; they learn the velocity without guidance
@@ -123,7 +124,11 @@ def build_student(
 
 
 def distil(
-    recipe: Recipe, clips: ClipSet, teacher: tuple[ConditionEncoder, Denoiser], accelerator: Accelerator
+    recipe: Recipe,
+    clips: ClipSet,
+    teacher: tuple[ConditionEncoder, Denoiser],
+    accelerator: Accelerator,
+    view: ProgressView | None = None,
 ) -> tuple[ConditionEncoder, Denoiser]:
     """Train the student or resume; return its parts with the best averaged weights (EMA).
 
@@ -149,4 +154,4 @@ def distil(
     def dev(batch: Batch) -> torch.Tensor:
         return model.distance(batch, torch.full_like(batch.t, asked))
 
-    return train_parts(recipe, clips, student, Objective("distil", model, dev, validation), accelerator)
+    return train_parts(recipe, clips, student, Objective("distil", model, dev, validation), accelerator, view)

@@ -27,6 +27,7 @@ from training.denoiser.flow_matching import FlowMatching, build_condition_encode
 from training.denoiser.validation import dev_batches, dev_loss, samples, spectrograms, vocode
 from training.loop import Run, autocast, marked, prefetch
 from training.prior import load_bank
+from training.progress import ProgressView
 from training.recipe import DenoiserRecipe, Recipe, TransformerRecipe, VqganRecipe
 from training.state import TrainingState, load_weights
 
@@ -73,6 +74,9 @@ def train_denoiser(
     clips: ClipSet,
     accelerator: Accelerator,
     init: tuple[ConditionEncoder, Denoiser] | None = None,
+    *,
+    view: ProgressView | None = None,
+    until: int | None = None,
 ) -> tuple[ConditionEncoder, Denoiser]:
     """Train or resume; return the parts with the averaged weights (EMA) of the lowest dev loss.
 
@@ -80,6 +84,7 @@ def train_denoiser(
         init: trained parts to start from without a state to resume. They keep their scalars and the
             statistics of mels and embeddings, because the denoiser learned in that space. The bank comes from
             the new clips.
+        view, until: see `train_parts`.
 
     Raises:
         ValueError: `init` has another shape than the recipe, or the clips lack the captions that it needs.
@@ -99,7 +104,8 @@ def train_denoiser(
     def validation() -> list[Batch]:
         return dev_batches(clips.dev, recipe, len(scalars))
 
-    return train_parts(recipe, clips, model, Objective("denoiser", model, model, validation), accelerator)
+    objective = Objective("denoiser", model, model, validation)
+    return train_parts(recipe, clips, model, objective, accelerator, view, until)
 
 
 def _without_guidance(encoder: ConditionEncoder) -> ConditionEncoder:
@@ -111,11 +117,21 @@ def _without_guidance(encoder: ConditionEncoder) -> ConditionEncoder:
 
 
 def train_parts(
-    recipe: Recipe, clips: ClipSet, model: FlowMatching, objective: Objective, accelerator: Accelerator
+    recipe: Recipe,
+    clips: ClipSet,
+    model: FlowMatching,
+    objective: Objective,
+    accelerator: Accelerator,
+    view: ProgressView | None = None,
+    until: int | None = None,
 ) -> tuple[ConditionEncoder, Denoiser]:
     """Train a stage with the settings of `recipe.denoiser` or resume it; return its parts.
 
     They have the averaged weights (EMA) of the lowest dev loss.
+
+    Args:
+        view: shows the progress of all stages.
+        until: stop at this step, without an evaluation; a later call continues.
 
     Raises:
         ValueError: the saved state has another shape than `model`.
@@ -129,22 +145,25 @@ def train_parts(
     state.resume()
     ema.to(accelerator.device)
     if state.step < d.steps and (d.patience is None or state.stale < d.patience):
-        _fit(recipe, clips, model, objective, state, accelerator)
+        run = Run(objective.stage, folder, recipe, accelerator, view)
+        _fit(clips, model, objective, state, run, until)
     state.load_best()
     model.cpu().eval()
     return model.condition_encoder, model.denoiser
 
 
 def _fit(
-    recipe: Recipe,
     clips: ClipSet,
     model: FlowMatching,
     objective: Objective,
     state: TrainingState,
-    accelerator: Accelerator,
+    run: Run[Recipe],
+    until: int | None,
 ) -> None:
-    """Train from `state.step` on, in place."""
+    """Train from `state.step` on, in place; stop at `until` if it is given."""
+    recipe, accelerator = run.recipe, run.accelerator
     d, accumulate = recipe.denoiser, recipe.denoiser.gradient_accumulation_steps
+    last = d.steps if until is None else min(until, d.steps)
     if d.compile:
         for part in objective.loss.modules():
             if isinstance(part, Denoiser):
@@ -168,7 +187,8 @@ def _fit(
     if can_record_graphs(recipe, accelerator):
         recorded = CudaGraphs(objective.loss, lambda: autocast(recipe, accelerator.device))
     model.train()
-    upcoming = prefetch(batches, range(state.step * accumulate, d.steps * accumulate), recipe.workers)
+    numbers = range(state.step * accumulate, last * accumulate)
+    upcoming = run.timed(prefetch(batches, numbers, recipe.workers))
 
     def step(n: int) -> torch.Tensor:
         state.set_learning_rate(learning_rate(d, n))
@@ -213,12 +233,12 @@ def _fit(
         model.train()
         return d.patience is None or state.stale < d.patience
 
-    run = Run(objective.stage, state.folder, recipe, accelerator)
     run.steps(
         state,
-        d.steps,
+        last,
         step,
-        evaluate=evaluate,
+        total=d.steps,
+        evaluate=evaluate if last == d.steps else None,
         evaluate_every=d.evaluate_every,
         clips_per_step=d.batch_size,
         clips_of=clips_of,

@@ -22,6 +22,7 @@ from models.audio.vocoder import build_vocoder
 from training.data.clips import Clips, ClipSet, crop, crop_mel, random_start
 from training.denoiser.validation import DEV_FRAMES
 from training.loop import Run, autocast, check_rows, marked, prefetch, update
+from training.progress import ProgressView
 from training.recipe import Recipe, VocoderRecipe
 from training.state import TrainingState, load_weights
 from training.vocoder.discriminators import (
@@ -145,12 +146,14 @@ def train_vocoder(
     accelerator: Accelerator,
     init: SpeechT5HifiGan | None = None,
     generated: VocoderClips | None = None,
+    view: ProgressView | None = None,
 ) -> SpeechT5HifiGan:
     """Train or resume; return the vocoder.
 
     Args:
         init: a trained vocoder to start from without a state to resume.
         generated: mels of the denoiser; if given, `finetune_steps` further steps train on them.
+        view: shows the progress of all stages.
 
     Raises:
         ValueError: `init` or the saved state is of another shape than the recipe's.
@@ -168,7 +171,8 @@ def train_vocoder(
         load_weights("vocoder", vocoder, init.state_dict())
     last = v.steps + (v.finetune_steps if generated is not None else 0)
     if state.step < last:
-        run = Run("vocoder", folder, recipe, accelerator)
+        title = "vocoder" if generated is None else "finetune"
+        run = Run("vocoder", folder, recipe, accelerator, view, title)
         step = _VocoderStep(recipe, mel, accelerator, state)
         segments = Segments(
             generated or clips.train,
@@ -177,7 +181,7 @@ def train_vocoder(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        upcoming = prefetch(segments, range(state.step, last), recipe.workers)
+        upcoming = run.timed(prefetch(segments, range(state.step, last), recipe.workers))
 
         def evaluate(n: int) -> bool:
             vocoder.eval()

@@ -1,0 +1,82 @@
+"""One view of all stages."""
+
+import logging
+
+import pytest
+import torch
+from rich.console import Console
+
+from tests.support.planted import planted_recipe, write_planted
+from training import progress
+from training import train as stages
+from training.progress import ProgressView, StageProgress, span
+from training.state import steps_taken
+
+
+def view():
+    vocoder, denoiser = StageProgress(10, 110, 1.0, "loss 1.0"), StageProgress(0, 100, 2.0)
+    finetune = StageProgress(110, 120, like=(vocoder, 1.0))
+    return ProgressView({"vocoder": vocoder, "denoiser": denoiser, "finetune": finetune})
+
+
+def test_the_time_left_is_that_of_all_stages():
+    made = view()
+    assert made.all_left() == span(100 * 1 + 100 * 2 + 10 * 1)
+    assert made.line("vocoder") == "vocoder 10/110, loss 1.0, left 0:01:40, all stages 0:05:10"
+    made.stages["denoiser"].step_s = None
+    assert made.all_left() == "over 0:01:50"
+
+
+def test_the_table_has_a_line_per_stage():
+    console = Console(width=120, force_terminal=True)
+    with console.capture() as capture:
+        console.print(view().table())
+    lines = capture.get().splitlines()
+    assert [line.split()[0] for line in lines] == ["vocoder", "denoiser", "finetune", "all"]
+    assert "0:05:10" in lines[3]
+
+
+def test_a_run_counts_throughput_and_the_wait_for_data(stage, monkeypatch, caplog):
+    run, state = stage
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    items = run.timed(iter(range(60)))
+    with caplog.at_level(logging.INFO):
+        run.steps(state, 60, lambda n: torch.ones(()) * next(items), clips_per_step=4)
+    shown = run.view.stages["stage"]
+    assert shown.done == shown.total == 60
+    assert "clips/s, data wait" in shown.figures
+    assert shown.left_s == 0
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "stage 25/60",
+        "stage 50/60",
+        "stage 60/60",
+    ]
+    for name in ("clips_per_s", "data_wait"):
+        assert len((run.folder / f"{name}.tsv").read_text().splitlines()) == 3
+
+
+def test_an_unknown_time_is_a_question_mark():
+    assert StageProgress(0, 5).left_s is None
+    assert ProgressView({"a": StageProgress(0, 5)}).line("a") == "a 0/5, left ?"
+    assert span(3661) == "1:01:01"
+
+
+@pytest.mark.slow
+def test_the_time_of_all_stages_is_known_before_the_first(tmp_path, monkeypatch):
+    folder = write_planted(tmp_path / "clips", clips=6, dev=2)
+    steps = ("vocoder.steps=30", "denoiser.steps=30", "vocoder.finetune_steps=5")
+    monkeypatch.setattr(stages, "TIMED_STEPS", 2)
+    seen = {}
+
+    def train_vocoder(*arguments):
+        seen.update(view=arguments[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "train_vocoder", train_vocoder)
+    with pytest.raises(KeyboardInterrupt):
+        stages.train(planted_recipe(folder, tmp_path / "run", *steps))
+    shown = seen["view"].stages
+    assert list(shown) == ["vocoder", "denoiser", "finetune"]
+    assert shown["denoiser"].done == 2
+    assert shown["denoiser"].left_s > 0
+    assert steps_taken(tmp_path / "run" / "denoiser" / "state.pt") == 2
