@@ -17,8 +17,9 @@ from app.requests.images import ReadImage, RequestImage, read_images
 from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
 from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady
 from clipsynth.jobs import idempotency
+from clipsynth.jobs.queue import withdraw
 from clipsynth.jobs.store import new_id
-from clipsynth.schemas.generation import Generation, JobPayload, Webhook
+from clipsynth.schemas.generation import Generation, JobPayload, Status, Webhook
 from clipsynth.schemas.model_info import ModelInfo
 from clipsynth.schemas.prompt_parser import resolve_attributes
 from clipsynth.schemas.prompts import StoredPrompt
@@ -93,6 +94,15 @@ def _store(
         holder = payload.prompts[image.n] if payload.prompts else payload
         holder.image_sha256 = hashlib.sha256(data).hexdigest()
         services.storage.put(image_key(generation_id, image.n), data)
+
+
+def cancel_generation(services: Services, generation_id: str, *, owner: str | None = None) -> Generation:
+    """Cancel a generation if it is queued, else have its worker stop it; raise as `JobStore.cancel`."""
+    services.state.cancel(generation_id, owner=owner)
+    generation = services.state.get(generation_id)
+    if generation.status is Status.CANCELED:
+        withdraw(services.redis, generation_id, generation.model)
+    return generation
 
 
 def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> Webhook:

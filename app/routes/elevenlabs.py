@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -11,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.dependencies import Services, ServicesDep, ShimMaker
 from app.requests.body import json_body, read_json, validate
-from app.requests.submit import accept
+from app.requests.submit import accept, cancel_generation
 from app.responses.audio import SOUND, sound
 from app.responses.problems import problems
-from clipsynth.errors import GenerationFailed, NotInTime
+from clipsynth.errors import ClipSynthError, GenerationFailed, NotInTime
 from clipsynth.schemas.generation import Format, Generation, Status
 from clipsynth.schemas.prompts import MAX_DURATION_S, MAX_GUIDANCE, MAX_TEXT, MIN_DURATION_S
 from clipsynth.schemas.request import GenerationRequest
@@ -22,29 +23,19 @@ from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["compatibility"])
 WAIT_S = 60
+# Status in logs and metrics, as nginx has it.
+CLIENT_LEFT = 499
 NEUTRAL_INFLUENCE = 0.3  # ElevenLabs' default; here it means the bundle's guidance_scale
 FOREIGN_MODELS = "eleven_"
-# Only the codec counts: the model sets the sample rate and libsndfile the bit rate.
-OutputFormat = Literal[
-    "mp3_22050_32",
-    "mp3_44100_32",
-    "mp3_44100_64",
-    "mp3_44100_96",
-    "mp3_44100_128",
-    "mp3_44100_192",
-    "wav",
-    "wav_24",
-    "wav_float",
-    "flac",
-    "ogg",
-    "mp3",
-]
-FORMATS: dict[str, Format] = {
-    "wav": "wav",
-    "wav_24": "wav_24",
-    "wav_float": "wav_float",
-    "flac": "flac",
-    "ogg": "ogg",
+# Formats of the API, and ElevenLabs' names. Only the codec counts: the model sets the sample rate and
+# libsndfile the bit rate.
+OUTPUT_FORMATS = rf"^({'|'.join(get_args(Format))}|wav_\d{{4,5}}|mp3_\d{{4,5}}_\d{{2,3}})$"
+# Fields of a generation, as errors name them, and the fields of this route.
+FIELDS = {
+    "/prompt": "/text",
+    "/duration_s": "/duration_seconds",
+    "/guidance_scale": "/prompt_influence",
+    "/deadline_s: ": "",
 }
 
 
@@ -55,7 +46,7 @@ class SoundGenerationRequest(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"text": "a dog barking", "duration_seconds": 2}]}
     )
 
-    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    text: str = Field(min_length=1, max_length=MAX_TEXT, pattern=r"\S")
     duration_seconds: float | None = Field(
         default=None, ge=MIN_DURATION_S, le=MAX_DURATION_S, allow_inf_nan=False
     )
@@ -113,14 +104,28 @@ async def sound_generation(
     request: Request,
     services: ServicesDep,
     caller: ShimMaker,
-    output_format: Annotated[OutputFormat, Query()] = "mp3_44100_128",
+    output_format: Annotated[str, Query(pattern=OUTPUT_FORMATS)] = "mp3_44100_128",
 ) -> Response:
-    """Generate a sound and return it, within 60 s. The API key may also come as `xi-api-key`."""
+    """Generate a sound and return it, within 60 s. The API key may also come as `xi-api-key`.
+
+    A client that leaves cancels the generation.
+    """
     body = await read_json(request, SoundGenerationRequest)
-    file_format = FORMATS.get(output_format, "mp3")
+    is_own = output_format in get_args(Format)
+    file_format = cast(Format, output_format if is_own else output_format.partition("_")[0])
     began = time.monotonic()
     generation = await run_in_threadpool(_accept, services, caller, body, file_format)
-    generation = await services.events.wait(generation, WAIT_S, made_after=began)
+    waiting = asyncio.ensure_future(services.events.wait(generation, WAIT_S, made_after=began))
+    leaving = asyncio.ensure_future(_has_left(request))
+    try:
+        await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            await run_in_threadpool(cancel_generation, services, generation.id)
+            return Response(status_code=CLIENT_LEFT)
+        generation = await waiting
+    finally:
+        waiting.cancel()
+        leaving.cancel()
     if generation.status is not Status.SUCCEEDED:
         why = generation.error.detail if generation.error else f"it is {generation.status}"
         failed = generation.status in (Status.FAILED, Status.CANCELED)
@@ -131,11 +136,16 @@ async def sound_generation(
     )
 
 
+async def _has_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def _accept(
     services: Services, caller: ApiKey, body: SoundGenerationRequest, file_format: Format
 ) -> Generation:
-    own = body.model_id is None or body.model_id.startswith(FOREIGN_MODELS)
-    model = services.state.model(None if own else body.model_id)
+    is_foreign = body.model_id is None or body.model_id.startswith(FOREIGN_MODELS)
+    model = services.state.model(None if is_foreign else body.model_id)
     fields = {
         "prompt": body.text,
         "model": model.name,
@@ -146,4 +156,10 @@ def _accept(
     if body.prompt_influence is not None:
         fields["guidance_scale"] = guidance_scale(body.prompt_influence, model.guidance_scale)
     wanted = validate(GenerationRequest, fields, strict=True)
-    return accept(services, caller, wanted, {}, None)[0]
+    try:
+        return accept(services, caller, wanted, {}, None)[0]
+    except ClipSynthError as error:
+        for ours, sent in FIELDS.items():
+            if (text := str(error)).startswith(ours):
+                error.args = (sent + text.removeprefix(ours),)
+        raise

@@ -17,7 +17,7 @@ from app.dependencies import Maker, Reader, ServicesDep
 from app.notifications import event_id_of
 from app.requests.body import read_body, request_body
 from app.requests.images import image_slot
-from app.requests.submit import accept
+from app.requests.submit import accept, cancel_generation
 from app.responses.accept import best_media_type
 from app.responses.audio import SOUND, SOUND_RESPONSES, sound, succeeded
 from app.responses.problems import problems
@@ -228,11 +228,9 @@ def get(generation_id: str, response: Response, services: ServicesDep, caller: R
 )
 def cancel(generation_id: str, response: Response, services: ServicesDep, caller: Maker) -> Generation:
     """Cancel a generation: 200 if it was queued, 202 if a worker stops it at its next step."""
-    if services.state.cancel(generation_id, owner=caller.id) is Status.PROCESSING:
+    generation = cancel_generation(services, generation_id, owner=caller.id)
+    if generation.status is Status.PROCESSING:
         response.status_code = 202
-    generation = services.state.get(generation_id)
-    if generation.status is Status.CANCELED:
-        withdraw(services.redis, generation_id, generation.model)
     return generation
 
 

@@ -1,13 +1,18 @@
-"""A server on loopback that records requests, for webhooks and images by URL."""
+"""Servers on loopback: one that records requests, for webhooks and images by URL; and the API in uvicorn."""
 
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 import time
 from contextlib import contextmanager
 
 import pytest
+import uvicorn
+
+from app.server import config
+from clipsynth.services.processes import wait_until
 
 
 class Heard:
@@ -60,3 +65,19 @@ def listening(tls=None):
 def heard():
     with listening() as server:
         yield server
+
+
+@contextmanager
+def api_on_a_socket(settings):
+    """Serve the API in a thread, as `clipsynth api` does; yield its URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(config(settings))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            assert wait_until(lambda: server.started, timeout_s=30, interval_s=0.005)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
