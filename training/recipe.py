@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -275,3 +275,34 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe | Spec
             for e in error.errors(include_url=False)
         ]
         raise ValueError(f"{path}: {'; '.join(wrong)}") from None
+
+
+# Keys of a stage's section that may change when it resumes. Outside of the sections only `seed` may not.
+MAY_CHANGE = frozenset(
+    {"steps", "decay_share", "evaluate_every", "patience", "compile"}
+    | {"finetune_steps", "finetune_clips", "finetune_adversarial"}
+)
+_SECTIONS = {"distil": ("denoiser", "distil")}
+
+
+def differences(recipe: RunRecipe, saved: dict[str, Any], stage: str) -> list[str]:
+    """Return how a recipe differs from the `saved` one of a stage, in the keys that may not change.
+
+    A key that an earlier version did not know has its default there.
+    """
+    found = []
+    for section in _SECTIONS.get(stage, (stage,)):
+        now = getattr(recipe, section)
+        before = saved.get(section) or {}
+        for name, field in type(now).model_fields.items():
+            old, new = (_jsonable(x) for x in (before.get(name, field.default), getattr(now, name)))
+            if old != new and name not in MAY_CHANGE:
+                found.append(f"{section}.{name} was {old}, now {new}")
+    if saved.get("seed", 0) != recipe.seed:
+        found.append(f"seed was {saved.get('seed', 0)}, now {recipe.seed}")
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    """Return tuples as lists, as YAML has them."""
+    return list(value) if isinstance(value, tuple) else value

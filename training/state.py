@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers.training_utils import EMAModel
 from torch import nn
+
+from training.recipe import RunRecipe, differences
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
@@ -37,6 +42,61 @@ def load_state(path: Path) -> dict[str, Any] | None:
             f"{path} cannot be read ({error}); delete it to train this stage from the start"
         ) from error
     return state
+
+
+def changes(folder: Path, recipe: RunRecipe, clips: Mapping[str, str]) -> list[str]:
+    """Return how recipe and clips differ from those that a stage's state was trained with.
+
+    Args:
+        clips: hashes of the files that describe the clips, by name.
+    """
+    saved, known = folder / "recipe.yaml", folder / "clips.json"
+    found = differences(recipe, yaml.safe_load(saved.read_text()), folder.name) if saved.is_file() else []
+    before: dict[str, str] = json.loads(known.read_text()) if known.is_file() else dict(clips)
+    names = sorted(before.keys() | clips.keys())
+    return found + [
+        f"{name} of the clips has changed" for name in names if clips.get(name) != before.get(name)
+    ]
+
+
+def claim_stage(folder: Path, recipe: RunRecipe, clips: Mapping[str, str], *, write: bool = True) -> None:
+    """Check that a stage with a state resumes with its recipe and clips, and record the clips.
+
+    Args:
+        write: whether this process records.
+
+    Raises:
+        ValueError: they differ; the message says how, and what to do.
+    """
+    if (folder / "state.pt").is_file() and (found := changes(folder, recipe, clips)):
+        raise ValueError(
+            f"{folder} was trained otherwise: {'; '.join(found)}; set it back, or continue in a new run with "
+            "--fork NEW_RUN"
+        )
+    if write:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "clips.json").write_text(json.dumps(dict(clips), indent=2) + "\n")
+
+
+def fork(run: Path, new: Path, recipe: RunRecipe, clips: Mapping[str, str]) -> None:
+    """Copy the states of a run into a new one, with the best weights of stages that do not change.
+
+    Raises:
+        ValueError: `new` is not empty, or `run` has no state.
+    """
+    states = sorted(run.glob("*/state.pt"))
+    if not states:
+        raise ValueError(f"{run} has no state to fork; train it first")
+    if new.exists() and any(new.iterdir()):
+        raise ValueError(f"{new} is not empty; to continue that run: --set run={new} without --fork")
+    for state in states:
+        target = new / state.parent.name
+        target.mkdir(parents=True)
+        shutil.copyfile(state, target / state.name)
+        best = state.with_name("best.pt")
+        # Dev losses of another recipe or of other clips do not compare.
+        if best.is_file() and not changes(state.parent, recipe, clips):
+            shutil.copyfile(best, target / best.name)
 
 
 def steps_taken(path: Path) -> int:
@@ -114,7 +174,9 @@ class TrainingState:
             tensor.copy_(saved[name])
         if "rng" in saved:
             torch.set_rng_state(saved["rng"])
-        self.step, self.best, self.stale = saved["step"], saved.get("best", math.inf), saved.get("stale", 0)
+        self.step = saved["step"]
+        if (self.folder / "best.pt").is_file():
+            self.best, self.stale = saved.get("best", math.inf), saved.get("stale", 0)
         return True
 
     def save(self) -> None:

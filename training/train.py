@@ -26,7 +26,7 @@ from training.loop import build_accelerator
 from training.progress import ProgressView, StageProgress
 from training.recipe import Recipe, SpecVqganRecipe
 from training.specvqgan.train import train_specvqgan
-from training.state import steps_taken
+from training.state import claim_stage, fork, steps_taken
 from training.vocoder.generated_mels import GeneratedClips
 from training.vocoder.train import train_vocoder
 
@@ -42,6 +42,7 @@ def train(
     out: Path | None = None,
     attribution: Path | None = None,
     results: Path | None = None,
+    fork_to: Path | None = None,
 ) -> Path | None:
     """Run one stage of a recipe, or all; return the bundle's folder if one was written.
 
@@ -51,6 +52,7 @@ def train(
     Args:
         init: bundle whose weights a stage without a state starts from.
         out: folder of the bundle; default: in the run's folder.
+        fork_to: folder of a new run that starts with the states of `recipe.run`.
         attribution, results: sources and figures for the model card; see `export`.
 
     Raises:
@@ -59,8 +61,8 @@ def train(
         Terminated: SIGTERM ended a stage; the same call continues.
     """
     if isinstance(recipe, SpecVqganRecipe):
-        if init or attribution or results:
-            raise ValueError("recipes of SpecVQGAN have no --init, --attribution or --results")
+        if init or attribution or results or fork_to:
+            raise ValueError("recipes of SpecVQGAN have no --init, --attribution, --results or --fork")
         return train_specvqgan(recipe, stage=stage, out=out)
     if stage not in get_args(Stage):
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(get_args(Stage))}")
@@ -73,7 +75,16 @@ def train(
         clips.train.keep()
         clips.dev.keep()
     accelerator = build_accelerator()
+    if fork_to:
+        if accelerator.is_main_process:
+            fork(Path(recipe.run), fork_to, recipe, clips.hashes)
+        accelerator.wait_for_everyone()
+        recipe = recipe.model_copy(update={"run": str(fork_to)})
     view = ProgressView(_planned(recipe, stage), show=accelerator.is_main_process)
+
+    for name, planned in view.stages.items():
+        if planned.done < planned.total:
+            claim_stage(_folder(recipe, name), recipe, clips.hashes, write=accelerator.is_main_process)
 
     def vocoder(recipe: Recipe, generated: GeneratedClips | None = None):
         if (recipe.vocoder_folder / "config.json").is_file():
@@ -146,7 +157,7 @@ def _planned(recipe: Recipe, stage: str) -> dict[str, StageProgress]:
     planned = {}
     for name, total in steps.items():
         if stage in (name, "all"):
-            taken = steps_taken(_folder(recipe, "vocoder" if name == "finetune" else name) / "state.pt")
+            taken = steps_taken(_folder(recipe, name) / "state.pt")
             planned[name] = StageProgress(min(taken, total), total)
     # Until they run: two passes of the teacher beside those of the student, and the vocoder's own steps.
     for name, kin, factor in (("distil", "denoiser", 1.7), ("finetune", "vocoder", 1.0)):
@@ -170,7 +181,7 @@ def _require(recipe: Recipe, *stages: str) -> None:
 
 
 def _folder(recipe: Recipe, stage: str) -> Path:
-    return recipe.vocoder_folder if stage == "vocoder" else Path(recipe.run) / stage
+    return recipe.vocoder_folder if stage in ("vocoder", "finetune") else Path(recipe.run) / stage
 
 
 def _has(recipe: Recipe, stage: str) -> bool:

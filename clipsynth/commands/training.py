@@ -92,12 +92,16 @@ def train(
         ),
     ] = "all",
     init: Annotated[Path | None, typer.Option(help="Bundle whose weights to start from.")] = None,
+    fork: Annotated[
+        Path | None,
+        typer.Option(help="Continue in this new folder, with another recipe or other clips."),
+    ] = None,
 ) -> None:
     """Train the parts of a recipe or resume, then write the bundle (for SpecVQGAN: the pipeline folder)."""
     from training.recipe import load_recipe
     from training.train import train as run
 
-    folder = run(load_recipe(recipe, set_), stage=stage, init=init)
+    folder = run(load_recipe(recipe, set_), stage=stage, init=init, fork_to=fork)
     if folder:
         print(folder)
 

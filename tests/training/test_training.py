@@ -500,7 +500,7 @@ def test_the_vocoders_last_part_is_on_mels_of_the_denoiser(prepared, tmp_path):
 def test_a_state_of_another_shape_or_half_a_state_is_refused(prepared, tmp_path):
     train(recipe(prepared, tmp_path, 1), stage="denoiser")
     with pytest.raises(ValueError, match=r"denoiser: .* another shape"):
-        train(recipe(prepared, tmp_path, 2, "denoiser.dim=64"), stage="denoiser")
+        train(recipe(prepared, tmp_path, 2, "denoiser.dim=64"), stage="denoiser", fork_to=tmp_path / "fork")
     state = tmp_path / "denoiser" / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state\.pt cannot be read"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class ClipSet:
     image_mean: torch.Tensor
     text_mean: torch.Tensor
     output_gain: float
+    hashes: Mapping[str, str] = field(default_factory=dict)  # of the files that describe the clips
 
     @property
     def max_duration_s(self) -> float:
@@ -110,8 +112,13 @@ def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
         if not value.isfinite().all():
             raise ValueError(f"{name} in {folder / 'statistics.safetensors'} is not finite; prepare again")
     output_gain = 1 / float(statistics.pop("gain"))
+    files = ["index.jsonl"] + ["agreement.json"] * (correspondence and (folder / "agreement.json").is_file())
     return ClipSet(
-        Clips(reader, train or dev), Clips(reader, dev or train), output_gain=output_gain, **statistics
+        Clips(reader, train or dev),
+        Clips(reader, dev or train),
+        output_gain=output_gain,
+        hashes={name: file_sha256(folder / name) for name in files},
+        **statistics,
     )
 
 

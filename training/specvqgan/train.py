@@ -14,7 +14,7 @@ from training.loop import build_accelerator
 from training.recipe import SpecVqganRecipe
 from training.specvqgan.codec import train_vqgan
 from training.specvqgan.transformer import train_transformer
-from training.state import load_state
+from training.state import claim_stage, steps_taken
 
 SpecVqganStage = Literal["all", "vqgan", "transformer", "export"]
 
@@ -41,6 +41,10 @@ def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | 
                 f"{recipe.run} has no trained {needed} yet; run: clipsynth train … --stage {needed}"
             )
 
+    for name in ("vqgan", "transformer"):
+        if stage in (name, "all") and _steps_done(recipe, name) < getattr(recipe, name).steps:
+            claim_stage(Path(recipe.run) / name, recipe, clips.hashes)
+
     done = _without_training(recipe)
     codec = train_vqgan(recipe if stage in ("vqgan", "all") else done, clips, accelerator)
     if stage == "vqgan":
@@ -58,8 +62,7 @@ def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | 
 
 def _steps_done(recipe: SpecVqganRecipe, stage: str) -> int:
     """Return the number of steps taken of a stage."""
-    state = load_state(Path(recipe.run) / stage / "state.pt")
-    return 0 if state is None else int(state["step"])
+    return steps_taken(Path(recipe.run) / stage / "state.pt")
 
 
 def _without_training(recipe: SpecVqganRecipe) -> SpecVqganRecipe:
