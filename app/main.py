@@ -77,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         fetches=asyncio.Semaphore(MAX_FETCHES),
     )
     app.add_middleware(request_context.HeadAsGet)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.receive_timeout_s)
+    app.add_middleware(BodyLimit, settings=settings)
     metrics = Metrics(state)
     app.add_middleware(CountRequests, metrics=metrics)
     request_context.install(app, settings)

@@ -11,6 +11,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.main import create_app
+from app.requests.decode_image import decode_image
+from clipsynth.services.limited_process import warm_up
 from clipsynth.settings import Settings
 
 ARENAS = 2
@@ -78,4 +80,5 @@ def bound_arenas(arenas: int = ARENAS) -> bool:
 def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM."""
     bound_arenas()
+    warm_up(decode_image)
     uvicorn.Server(config(settings)).run()

@@ -75,7 +75,8 @@ class Settings(BaseSettings):
     kept_bytes_per_key: int = Field(default=256_000_000, ge=0)
     receive_timeout_s: float = Field(default=60, gt=0)
     max_image_bytes: int = 10_000_000
-    max_image_pixels: int = 24_000_000
+    max_form_image_bytes: int = 25_000_000
+    max_image_pixels: int = 50_000_000
     result_ttl_s: int = 86_400
     tombstone_ttl_s: int = 604_800
     janitor_interval_s: float = 60
@@ -110,8 +111,13 @@ class Settings(BaseSettings):
 
     @property
     def max_body_bytes(self) -> int:
-        """Largest body: images in base64 (4/3) and their JSON."""
+        """Largest JSON body: images in base64 (4/3) and their JSON."""
         return MAX_IMAGES * self.max_image_bytes * 4 // 3 + 65_536
+
+    @property
+    def max_form_bytes(self) -> int:
+        """Largest form."""
+        return MAX_IMAGES * self.max_form_image_bytes + 65_536
 
     @property
     def results_url(self) -> str:

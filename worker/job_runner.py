@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from clipsynth.schemas.generation import (
     output_seed,
     result_folder,
 )
+from clipsynth.schemas.prompts import StoredPrompt
 from clipsynth.storage import Storage, audio_key, file_name
 from models.sampler import SamplerRow
 from worker.calibration import is_out_of_memory
@@ -46,6 +48,10 @@ class JobRejected(Exception):
     """The bundle cannot do this job; the message is safe for the client."""
 
     code = "invalid_request"
+
+
+class StoredImageChanged(JobRejected):
+    code = "image_gone"
 
 
 class Unavailable(JobRejected):
@@ -113,8 +119,14 @@ class JobRunner:
             return self.model.rows(payload, self._images(payload))
 
     def _images(self, payload: JobPayload) -> dict[str, Image.Image]:
-        keys = [condition.image_key for condition in payload.conditions if condition.image_key]
-        return {key: Image.open(io.BytesIO(self.storage.get(key))) for key in keys}
+        return {item.image_key: self._image(item) for item in payload.conditions if item.image_key}
+
+    def _image(self, item: StoredPrompt) -> Image.Image:
+        data = self.storage.get(item.image_key or "")
+        if item.image_sha256 is not None and hashlib.sha256(data).hexdigest() != item.image_sha256:
+            raise StoredImageChanged("the stored image is not the one that was sent")
+        # The API stores PNG only; another format would reach decoders that it keeps away.
+        return Image.open(io.BytesIO(data), formats=["PNG"])
 
     def _retrieve(
         self, payload: JobPayload, deliver: Callable[[int, np.ndarray, TrainingClip], list[Output]]

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.responses.problems import refusal
 from clipsynth.errors import PayloadTooLarge, ReceiveTimeout
+from clipsynth.settings import Settings
 
 
 class BodyLimit:
@@ -18,14 +19,16 @@ class BodyLimit:
     client may continue to send.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
-        self.app, self.max_bytes, self.timeout_s = app, max_bytes, timeout_s
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.settings, self.timeout_s = app, settings, settings.receive_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        max_bytes = self.settings.max_form_bytes if is_form else self.settings.max_body_bytes
         length = headers.get("content-length", "0")
         declared = int(length) if length.isdecimal() else 0
         whole = not declared and "transfer-encoding" not in headers
@@ -36,15 +39,15 @@ class BodyLimit:
             nonlocal size, whole
             if whole:  # the only message left is the disconnect
                 return await receive()
-            if max(size, declared) > self.max_bytes:
-                raise refusal(PayloadTooLarge(f"the body is larger than {self.max_bytes} bytes"))
+            if max(size, declared) > max_bytes:
+                raise refusal(PayloadTooLarge(f"the body is larger than {max_bytes} bytes"))
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 raise refusal(ReceiveTimeout(f"the body was not whole after {self.timeout_s:g} s")) from None
             size += len(message.get("body", b""))
-            if size > self.max_bytes:
+            if size > max_bytes:
                 return await counted()
             whole = not message.get("more_body", False)
             return message

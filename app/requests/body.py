@@ -19,17 +19,20 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from app.requests.images import PART, ReadImage, decode_base64
+from app.requests.decode_image import NAMES
+from app.requests.images import PART, FormFile, ReadImage, decode_base64
 from app.responses.problems import refusal
 from clipsynth.errors import (
+    ImageTooLarge,
     InvalidBody,
     InvalidRequest,
     PayloadTooLarge,
     UnsupportedCoding,
     UnsupportedMedia,
 )
-from clipsynth.schemas.prompts import MAX_IMAGES
+from clipsynth.schemas.prompts import MAX_IMAGES, NO_DATA_URL
 from clipsynth.schemas.request import GenerationRequest
+from clipsynth.settings import Settings
 
 # Fields that a form repeats.
 LISTS = frozenset({"output_formats", "webhook_events"})
@@ -44,6 +47,7 @@ MIN_CUT = 1024
 # Escapes that JSON writers use in base64; line breaks are not part of it.
 _ESCAPES = {rb"\/": b"/", rb"\n": b"\n", rb"\r": b"\r", rb"\u002B": b"+", rb"\u002b": b"+", rb"\u003D": b"="}
 _IMAGE = re.compile(rb'"image"\s*:\s*"')
+_DATA_URL = re.compile(rb'"image_url"\s*:\s*"data:', re.IGNORECASE)
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -60,7 +64,7 @@ def request_body() -> dict[str, Any]:
     form.pop("$defs", None)
     form.pop("examples")
     fields = form["properties"]
-    fields["image"] = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
+    fields["image"] = {"type": "string", "format": "binary", "description": f"{NAMES}."}
     examples = {
         "prompts": [{"image": "part:beach"}, {"text": "piano", "weight": 0.5}],
         "attributes": {"pitch": 0.85},
@@ -78,7 +82,7 @@ def request_body() -> dict[str, Any]:
 
 
 async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, ReadImage]]:
-    """Return the request and its images, by name."""
+    """Return the request and its images, by name. The caller closes the request, and so a form's files."""
     content_type = _content_type(request)
     if content_type == "application/json":
         return await run_in_threadpool(_read_json, await _receive(request.stream(), images=True))
@@ -89,10 +93,7 @@ async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, Read
             if "maximum size" in error.detail:
                 raise PayloadTooLarge(f"a field of the form is larger than {MAX_TEXT_BYTES} bytes") from None
             raise
-        try:
-            return await _read_form(form)
-        finally:
-            await form.close()
+        return _read_form(form, request.app.state.services.settings)
     raise UnsupportedMedia(f"send application/json or multipart/form-data, not {content_type or 'nothing'}")
 
 
@@ -110,6 +111,8 @@ async def _receive(chunks: AsyncIterator[bytes], *, images: bool) -> bytes:
     async for chunk in chunks:
         body += chunk
         if len(body) > MAX_TEXT_BYTES and not (images and b'"image"' in body[:MAX_TEXT_BYTES]):
+            if _DATA_URL.search(body):
+                raise InvalidRequest(f"/image_url: {NO_DATA_URL}")
             raise refusal(_too_large())
     return bytes(body)
 
@@ -211,23 +214,29 @@ def _number(text: str) -> float:
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-async def _read_form(form: FormData) -> tuple[GenerationRequest, dict[str, ReadImage]]:
-    """Read a form. Without `prompts`, its only file is the image, whatever its name."""
+def _read_form(form: FormData, settings: Settings) -> tuple[GenerationRequest, dict[str, ReadImage]]:
+    """Read a form. Without `prompts`, its only file is the image, whatever its name.
+
+    Browsers send a field that was left empty as an empty text or a file without name and content.
+    """
     fields: dict[str, Any] = {}
     files: dict[str, ReadImage] = {}
     for name, value in form.multi_items():
+        if value == "" or (isinstance(value, UploadFile) and not (value.size or value.filename)):
+            continue
         if isinstance(value, UploadFile):
             if name in files:
                 raise InvalidBody(f"/{name}: two files have this name")
-            files[name] = partial(bytes, await value.read())
+            if (value.size or 0) > settings.max_form_image_bytes:
+                limit = settings.max_form_image_bytes
+                raise ImageTooLarge(f"/{name}: a file may have {limit} bytes, this one has {value.size}")
+            files[name] = FormFile(value.file)
         elif name in LISTS:
             fields.setdefault(name, []).append(value)
         elif name in fields:
             raise InvalidBody(f"/{name}: is sent twice")
         else:
             fields[name] = _parse_json(value, f"/{name}") if name in JSON_FIELDS else value
-            if fields[name] is None:
-                del fields[name]
     if "prompts" not in fields:
         for name in files:
             if fields.setdefault("image", f"{PART}{name}") != f"{PART}{name}":

@@ -6,17 +6,18 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import io
 import logging
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-
-from PIL import Image, ImageOps, UnidentifiedImageError
+from typing import BinaryIO
+from urllib.parse import unquote
 
 from app.dependencies import Services
+from app.requests.decode_image import decode_image
 from clipsynth.errors import (
     ClipSynthError,
     ImageNotFetched,
@@ -26,26 +27,43 @@ from clipsynth.errors import (
     RateLimited,
     UnsupportedMedia,
 )
+from clipsynth.limited_child import Limits
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask, check_url
+from clipsynth.services.limited_process import ChildError, ChildRaised, run_limited
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
 # Time limit for one image of another host.
 FETCH_S = 10.0
 PART = "part:"
-FORMATS = ("PNG", "JPEG", "WEBP")
-# Longest side of a stored image, in pixels.
-SIDE = 512
-# Images decoded at a time; each takes up to 480 MB.
+# Images decoded at a time, and how long a request waits for its turn.
 MAX_DECODING = 2
+DECODING_WAIT_S = 10.0
+# For 50 MP the CPU time is at most 2 s, and the memory 900 MB (WebP) or less.
+DECODING_LIMITS = Limits(cpu_s=5, wall_s=30, memory_bytes=900_000_000, output_bytes=2_000_000)
 # Requests at a time whose images are fetched; each occupies a thread.
 MAX_FETCHES = 8
 FETCH_RETRY_S = 10.0
+_BASE64 = str.maketrans("-_", "+/", " \t\n\f\r")
 _DECODING = threading.BoundedSemaphore(MAX_DECODING)
-
+_DECODING_ERRORS = {
+    f"{error.__module__}.{error.__name__}": error
+    for error in (UnsupportedMedia, ImageTooLarge, ImageUndecodable)
+}
 
 ReadImage = Callable[[], bytes]
+
+
+class FormFile:
+    """A file of a form, on disk if it is large. Each call reads it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __call__(self) -> bytes:
+        self._file.seek(0)
+        return self._file.read()
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,11 @@ class RequestImage:
         """
         data = self._read()
         with self._named():
+            if not isinstance(self.read, FormFile) and len(data) > settings.max_image_bytes:
+                raise ImageTooLarge(
+                    f"an image may have {settings.max_image_bytes} bytes, this one has {len(data)}; a form "
+                    "may have larger ones"
+                )
             return normalise_image(data, settings)
 
     def _read(self) -> bytes:
@@ -85,7 +108,8 @@ class RequestImage:
         try:
             yield
         except ClipSynthError as error:
-            raise type(error)(f"{self.pointer}: {error}") from None
+            error.args = (f"{self.pointer}: {error}",)
+            raise
 
 
 @asynccontextmanager
@@ -93,15 +117,24 @@ async def image_slot(services: Services, wanted: GenerationRequest) -> AsyncIter
     """Hold a slot if the request has images: decoding takes memory, fetching a thread.
 
     Raises:
-        RateLimited: all slots for requests whose images are fetched are taken.
+        RateLimited: all slots for requests whose images are fetched are taken, or no other one is free in
+            `DECODING_WAIT_S`.
     """
     if not wanted.has_images:
         yield
         return
     if wanted.has_urls and services.fetches.locked():
         raise RateLimited("too many images are being fetched", retry_after_s=FETCH_RETRY_S)
-    async with services.fetches if wanted.has_urls else services.decoding:
+    slots = services.fetches if wanted.has_urls else services.decoding
+    try:
+        async with asyncio.timeout(DECODING_WAIT_S):
+            await slots.acquire()
+    except TimeoutError:
+        raise busy_decoding() from None
+    try:
         yield
+    finally:
+        slots.release()
 
 
 def read_images(
@@ -142,17 +175,21 @@ def _fields(wanted: GenerationRequest) -> Iterator[tuple[int, str, str | None, s
 
 
 def decode_base64(text: str) -> bytes:
-    """Return the bytes of base64 or a data URL.
+    """Return the bytes of base64 or a data URL: with or without white space, padding and URL-safe digits.
 
     Raises:
         InvalidRequest: it is neither.
     """
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
-        if not head.endswith(";base64"):
+        if not head.lower().replace(" ", "").endswith(";base64"):
             raise InvalidRequest("a data URL must be `data:image/…;base64,…`")
+        text = unquote(text)
+    elif re.match(r"https?://", text, re.IGNORECASE):
+        raise InvalidRequest("this is a URL; send it as `image_url`")
+    digits = text.translate(_BASE64).rstrip("=")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest("not base64") from None
 
@@ -188,44 +225,27 @@ def _fetch(url: str, settings: Settings) -> bytes:
 
 
 def normalise_image(data: bytes, settings: Settings) -> bytes:
-    """Return the image as an RGB PNG of at most 512 px: upright, transparency on white, without metadata.
+    """Decode an image in a limited child process, as `decode_image`.
 
     Raises:
         UnsupportedMedia, ImageTooLarge, ImageUndecodable: the message says which limit or format.
+        RateLimited: other images are being decoded.
     """
-    if len(data) > settings.max_image_bytes:
-        raise ImageTooLarge(f"an image may have {settings.max_image_bytes} bytes, this one has {len(data)}")
+    if not _DECODING.acquire(timeout=DECODING_WAIT_S):
+        raise busy_decoding()
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise UnsupportedMedia(f"not an image in one of the formats {', '.join(FORMATS)}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageTooLarge(f"an image may have {settings.max_image_pixels} pixels") from None
-    except Exception:  # on hostile bytes Pillow raises many kinds of errors
+        return run_limited(decode_image, data, settings.max_image_pixels, limits=DECODING_LIMITS)
+    except ChildRaised as error:
+        kind = _DECODING_ERRORS.get(error.kind)
+        if kind is not None:
+            raise kind(error.detail) from None
         raise ImageUndecodable("the image cannot be decoded") from None
-    width, height = image.size
-    if width * height > settings.max_image_pixels:
-        raise ImageTooLarge(
-            f"an image may have {settings.max_image_pixels} pixels, this one has {width} x {height}"
-        )
-    if getattr(image, "is_animated", False):
-        raise UnsupportedMedia("the image is animated; send a single frame")
-    try:
-        with _DECODING:
-            image.draft("RGB", (SIDE, SIDE))
-            return _reencode(ImageOps.exif_transpose(image))
-    except Exception:
-        raise ImageUndecodable("the image cannot be decoded; is it cut off?") from None
+    except ChildError as error:
+        logger.warning("image not decoded: %r", error)
+        raise ImageUndecodable("the image takes too much time or memory to decode") from None
+    finally:
+        _DECODING.release()
 
 
-def _reencode(image: Image.Image) -> bytes:
-    """Copy only the pixels into a new, small image."""
-    if image.mode.startswith("I"):  # 16 bits: a plain conversion would clip to white
-        image = image.convert("I").point(lambda value: value / 256, "L")
-    image.thumbnail((SIDE, SIDE))
-    layers = image.convert("RGBA")
-    flat = Image.new("RGB", layers.size, "white")
-    flat.paste(layers, mask=layers.getchannel("A"))
-    file = io.BytesIO()
-    flat.save(file, "PNG")
-    return file.getvalue()
+def busy_decoding() -> RateLimited:
+    return RateLimited("too many images are being decoded", retry_after_s=DECODING_WAIT_S)

@@ -35,7 +35,10 @@ router = APIRouter(tags=["generations"])
 )
 async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Estimate:
     """Estimate the time until the end of a generation with this body. Creates nothing and reads no images."""
-    wanted, _files = await read_body(request)
+    try:
+        wanted, _files = await read_body(request)
+    finally:
+        await request.close()
     return await run_in_threadpool(_estimate, services, caller, wanted)
 
 

@@ -95,15 +95,17 @@ async def create(
     response waits up to 10 s for the end and is then 200; with `Accept: audio/wav` it is the sound. Without
     `output_formats`, the sound is made in the format that `Accept` prefers.
     """
-    wanted, files = await read_body(request)
     accept_header = request.headers.get("accept", "*/*")
-    if accept_header != "*/*":
-        wanted = _in_accepted_format(wanted, accept_header)
-    began = time.monotonic()
-    slot = image_slot(services, wanted) if wanted.has_images else contextlib.nullcontext()
-    async with slot:
-        accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
-        generation, replayed = await accepting
+    try:
+        wanted, files = await read_body(request)
+        if accept_header != "*/*":
+            wanted = _in_accepted_format(wanted, accept_header)
+        began = time.monotonic()
+        async with image_slot(services, wanted) if wanted.has_images else contextlib.nullcontext():
+            accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
+            generation, replayed = await accepting
+    finally:
+        await request.close()
     headers = {"Location": generation.links["self"], "Retry-After": "1"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"

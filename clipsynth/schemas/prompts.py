@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 MAX_PROMPTS = 8
 MAX_IMAGES = 4
@@ -15,6 +15,14 @@ MAX_URL = 2000
 MAX_GUIDANCE = 20.0
 # Limits of a request; those of a bundle are narrower.
 MIN_DURATION_S, MAX_DURATION_S = 0.5, 10.0
+
+
+def _no_data_url(value: object) -> object:
+    if isinstance(value, str) and value[:5].lower() == "data:":
+        raise ValueError(NO_DATA_URL)
+    return value
+
+
 Composition = Annotated[
     Literal["set", "compose", "mix"],
     Field(
@@ -34,9 +42,15 @@ Weight = Annotated[
         f"away from this prompt. The magnitude is at least {MIN_WEIGHT}.",
     ),
 ]
-ImageUrl = Annotated[str, Field(max_length=MAX_URL, description="https URL, if the service fetches images.")]
+NO_DATA_URL = "a data URL belongs in `image`"
+ImageUrl = Annotated[
+    str,
+    BeforeValidator(_no_data_url),
+    Field(max_length=MAX_URL, description="https URL, if the service fetches images."),
+]
 IMAGE = (
-    "PNG, JPEG or WebP in base64 or as a data URL; in a form `part:<name>`, the name of a file in the form"
+    "PNG, JPEG, WebP or AVIF in base64 or as a data URL; in a form `part:<name>`, the name of a file in the "
+    "form"
 )
 Quantile = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 

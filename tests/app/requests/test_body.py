@@ -30,6 +30,7 @@ def port(request, redis_url, tmp_path):
         data_dir=tmp_path,
         receive_timeout_s=getattr(request, "param", 0.1),
         max_image_bytes=100_000,
+        max_form_image_bytes=100_000,
     )
     with Redis.from_url(redis_url) as redis, socket.socket() as listener:
         redis.flushall()
