@@ -31,14 +31,12 @@ MAX_WAIT_S = 60
 JSON = "application/json"
 KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 FormatQuery = Annotated[Format | None, Query(alias="format")]
-EVENT = {
-    "type": "object",
-    "required": ["event", "data"],
-    "properties": {
-        "id": {"type": "string"},
-        "event": {"enum": ["status", "progress", "completed", "gone"]},
-        "data": {"type": "string"},
-    },
+# A text: generated clients read the stream as a whole.
+EVENTS = {
+    "type": "string",
+    "description": "Server-sent events `status`, `progress` and `completed` with the generation as data, or "
+    "`gone`; the id is the state.",
+    "examples": ['event: completed\ndata: {"id": "gen_…", …}\nid: succeeded-0\n\n'],
 }
 PreferHeader = Annotated[
     str | None, Header(description="wait=N: wait for the end for up to N seconds, at most 60.")
@@ -150,7 +148,7 @@ def _wait_s(prefer: str) -> int:
     responses={
         200: {
             "description": "The `data` of each event is the generation.",
-            "content": {"text/event-stream": {"schema": EVENT}},
+            "content": {"text/event-stream": {"schema": EVENTS}},
         },
         204: {"description": "The client has the final event."},
         **problems("not_found", "gone"),

@@ -34,12 +34,16 @@ Image = bytes | str | Path  # its bytes, or the path of its file
 Progress = Callable[[Generation], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sound:
     """One sound: the bytes of its file, and its record."""
 
     data: bytes
     output: Output
+
+    def __repr__(self) -> str:
+        o = self.output
+        return f"<Sound {o.index}: {o.format}, {o.duration_s:g} s, seed {o.seed}, {len(self.data)} bytes>"
 
     def save(self, path: str | Path) -> Path:
         """Write the file unchanged; its format is `output.format`, whatever the name's suffix."""
@@ -48,12 +52,15 @@ class Sound:
         return path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sounds(Sequence[Sound]):
     """The sounds of a generation, in the order of their seeds."""
 
     generation: Generation
     sounds: list[Sound]
+
+    def __repr__(self) -> str:
+        return f"<Sounds of {self.generation.id}: {self.sounds}>"
 
     def __getitem__(self, n: Any) -> Any:
         return self.sounds[n]

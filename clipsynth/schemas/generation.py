@@ -179,7 +179,7 @@ class Output(Nearness):
     seed: int
     clip: TrainingClip | None = Field(default=None, description="With retrieval: the clip that is played.")
     recipe: str | None = Field(
-        default=None, description="Token for POST /v1/replay, which repeats the sound."
+        default=None, repr=False, description="Token for POST /v1/replay, which repeats the sound."
     )
     spectrogram_url: RoutePath | None = Field(default=None, description="PNG of the mel spectrogram.")
     peaks_url: RoutePath | None = Field(

@@ -33,6 +33,9 @@ def test_a_prompt_becomes_files(client, tmp_path):
     assert [path.name for path in paths] == ["dog.wav", "dog-1.wav"]
     assert all(path.read_bytes()[:4] == b"RIFF" for path in paths)
     assert [sound.output.seed for sound in sounds] == [7, 8]
+    # A shell shows the result.
+    assert repr(sounds[0]) == f"<Sound 0: wav, 0.5 s, seed 7, {len(sounds[0].data)} bytes>"
+    assert len(repr(sounds)) < 300
     assert seen[-1].status is Status.SUCCEEDED
 
 
