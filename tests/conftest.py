@@ -1,37 +1,38 @@
-"""Fixtures: a real Redis, a tiny real bundle, tiny real videos."""
+"""Fixtures: a real Redis, a tiny real bundle, tiny real videos.
+
+Large libraries are imported in the fixtures that need them, so that light tests start at once.
+"""
 
 from __future__ import annotations
 
 import os
 
 import pytest
-import torch
 
-from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.processes import wait_until
-from models.audio.level import level
-from models.media.video import read_video
-from models.networks.open_clip import OpenClipEncoder
-from models.retrieval.clip_index import Index
-from models.retrieval.thumbnails import Thumbnails
-from tests.support.constants import TINY_CLIP
-from tests.support.service import TIMEOUT_S, Serve
-from tests.support.tiny import build_tiny_pipeline
-from tests.support.videos import write_video
 
-pytest_plugins = ["tests.support.admission", "tests.support.http_server", "tests.support.workplace"]
-torch.set_num_threads(1)  # the networks are tiny, and a busy second core would only be waited for
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do the processes that tests start need it
+# The networks are tiny, and a busy second core would only be waited for; so also in processes of tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline():
+    from tests.support.tiny import build_tiny_pipeline
+
     return build_tiny_pipeline()
 
 
 @pytest.fixture(scope="session")
 def indexed_pipeline(videos):
     """A pipeline whose index has the clips of `videos`, with images of their sounds."""
+    import torch
+
+    from models.audio.level import level
+    from models.media.video import read_video
+    from models.retrieval.clip_index import Index
+    from models.retrieval.thumbnails import Thumbnails
+    from tests.support.tiny import build_tiny_pipeline
+
     pipe = build_tiny_pipeline()
     files = [f"{n}.mp4" for n in range(4)]
     raw = [read_video(videos / file, sample_rate=16000) for file in files]
@@ -60,6 +61,12 @@ def tiny_bundle(indexed_pipeline, tmp_path_factory):
 @pytest.fixture(scope="session")
 def open_clip_bundle(tmp_path_factory):
     """A bundle whose encoder is a tiny CLIP of open_clip, its weights in a local file."""
+    import torch
+
+    from models.networks.open_clip import OpenClipEncoder
+    from tests.support.constants import TINY_CLIP
+    from tests.support.tiny import build_tiny_pipeline
+
     folder = tmp_path_factory.mktemp("open_clip")
     torch.manual_seed(0)
     weights = folder / "weights.pt"
@@ -71,6 +78,8 @@ def open_clip_bundle(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory):
+    from clipsynth.services.embedded_redis import EmbeddedRedis
+
     server = EmbeddedRedis(tmp_path_factory.mktemp("data"))
     yield server.url
     server.stop()
@@ -78,6 +87,8 @@ def redis_url(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
+    from tests.support.videos import write_video
+
     folder = tmp_path_factory.mktemp("videos")
     for n, colour in enumerate(("red", "green", "blue", "white")):
         write_video(folder / f"{n}.mp4", hz=220.0 * 2**n, colour=colour)
@@ -89,12 +100,54 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="session")
 def served(tiny_bundle, tmp_path_factory):
     """A whole service with the tiny bundle, and its data folder. `serve` replaces killed children."""
+    from tests.support.service import TIMEOUT_S, Serve
+
     data_dir = tmp_path_factory.mktemp("serve")
     service = Serve(tiny_bundle, data_dir)
     assert wait_until(lambda: service.answers("/readyz"), timeout_s=TIMEOUT_S)
     service.wait_for_worker()
     yield service, data_dir
     service.stop()
+
+
+@pytest.fixture
+def place(redis_url, tmp_path):
+    """A worker's parts around a real Redis."""
+    from clipsynth.settings import Settings
+    from tests.support.workplace import Workplace
+
+    place = Workplace(Settings(redis_url=redis_url, data_dir=tmp_path))
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def heard():
+    """A server that keeps the requests it gets."""
+    from tests.support.http_server import listening
+
+    with listening() as server:
+        yield server
+
+
+@pytest.fixture
+def serve(redis_url, tmp_path):
+    """Return a function that starts a service with these settings."""
+    from clipsynth.settings import Settings
+    from tests.support.api_client import Service
+
+    services = []
+
+    def start(**settings):
+        service = Service(Settings(redis_url=redis_url, data_dir=tmp_path, **settings))
+        service.client.__enter__()
+        services.append(service)
+        return service
+
+    yield start
+    for service in services:
+        service.client.__exit__(None, None, None)
+        service.redis.close()
 
 
 MARKERS = {

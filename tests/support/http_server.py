@@ -1,4 +1,4 @@
-"""Servers on loopback: one that records requests, for webhooks and images by URL; and the API in uvicorn."""
+"""Servers for tests: one that keeps its requests, and the API on a socket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 import time
 from contextlib import contextmanager
 
-import pytest
 import uvicorn
 
 from app.server import config
@@ -59,12 +58,6 @@ def listening(tls=None):
         yield heard
     finally:
         heard.close()
-
-
-@pytest.fixture
-def heard():
-    with listening() as server:
-        yield server
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from redis import Redis
 from rq.serializers import JSONSerializer
@@ -11,7 +10,6 @@ from clipsynth.jobs.queue import connect, get_queue
 from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.processes import wait_until
-from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 from models.bundle import Manifest
 from models.networks.condition_encoder import ConditionTokens
@@ -164,10 +162,3 @@ class Workplace:
             engine.stop()
         self.worker.leases.stop()
         self.redis.close()
-
-
-@pytest.fixture
-def place(redis_url, tmp_path):
-    place = Workplace(Settings(redis_url=redis_url, data_dir=tmp_path))
-    yield place
-    place.close()
