@@ -17,7 +17,7 @@ from clipsynth.commands.inspect import inspect, models
 from clipsynth.commands.keys import keys
 from clipsynth.commands.services import api, janitor, openapi, serve, webhooks, worker
 from clipsynth.commands.study import study
-from clipsynth.commands.training import average, correspondence, export, mismatch, prepare, train
+from clipsynth.commands.training import average, correspondence, export, merge, mismatch, prepare, train
 from clipsynth.errors import ClipSynthError, ModelUnusable
 from clipsynth.log import set_up
 from clipsynth.settings import Settings, unknown_variables
@@ -31,7 +31,7 @@ app = typer.Typer(
 PANELS = {
     "Sounds": (generate, models, inspect),
     "Service": (serve, doctor, api, worker, janitor, webhooks, openapi),
-    "Training": (prepare, correspondence, mismatch, train, export, average),
+    "Training": (prepare, merge, correspondence, mismatch, train, export, average),
     "Evaluation": (evaluate, study, listen),
 }
 for panel, commands in PANELS.items():

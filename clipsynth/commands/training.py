@@ -1,12 +1,19 @@
-"""`clipsynth prepare`, `correspondence`, `mismatch`, `train`, `export` and `average`."""
+"""`clipsynth prepare`, `merge`, `correspondence`, `mismatch`, `train`, `export` and `average`."""
 
 from __future__ import annotations
 
 import os
+import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from clipsynth.limited_child import Limits
+
+VIDEO_MEMORY = 4 << 30  # bytes that decoding a video may take
+WINDOW_BYTES = 1 << 30  # of a window's sound and frames
 
 
 def prepare(
@@ -30,15 +37,28 @@ def prepare(
     workers: Annotated[
         int, typer.Option(min=0, help="Number of processes; 0 uses this one.")
     ] = os.cpu_count() or 1,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only one of N parts, for several machines and `merge`.")
+    ] = None,
+    video_timeout_s: Annotated[
+        float, typer.Option(min=1, help="Skip a video that takes longer to decode.")
+    ] = 600.0,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Drop known videos even if most of them are gone.")
+    ] = False,
 ) -> None:
-    """Turn a folder of videos into shards of features to train on. Continues an interrupted run."""
+    """Turn a folder of videos into shards of features to train on, or add what is new in it."""
     from rich.progress import Progress
 
+    from clipsynth.services.limited_process import stream_limited
     from models.networks.open_clip import OpenClipEncoder
     from models.networks.packaged import PackagedEncoder
-    from training.prepare.prepare import PrepareOptions
+    from training.prepare.folder import Options
     from training.prepare.prepare import prepare as run
 
+    limits = Limits(
+        cpu_s=video_timeout_s, wall_s=video_timeout_s, memory_bytes=VIDEO_MEMORY, output_bytes=WINDOW_BYTES
+    )
     encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else PackagedEncoder()
     with Progress() as progress:
         bar = progress.add_task("prepare", total=None)
@@ -46,12 +66,31 @@ def prepare(
             videos,
             out,
             encoder,
-            options=PrepareOptions(clip_s=clip_seconds, frames_per_s=frames_per_s),
+            options=Options(clip_s=clip_seconds, frames_per_s=frames_per_s),
             listing=listing,
             captions=captions,
             workers=workers,
+            part=_read_part(part) if part else None,
+            stream=partial(stream_limited, limits=limits),
+            remove=remove,
         ):
             progress.update(bar, completed=done, total=total)
+    print((out / "report.json").read_text())
+
+
+def _read_part(text: str) -> tuple[int, int]:
+    """Return (I, N) of "I/N"."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise typer.BadParameter(f"--part {text}: expected I/N with 1 <= I <= N, such as 2/8")
+    return int(match[1]), int(match[2])
+
+
+def merge(out: Path, parts: list[Path]) -> None:
+    """Join the folders of `prepare --part` into OUT, with the bytes of a folder made in one go."""
+    from training.prepare.prepare import merge as run
+
+    run(out, parts)
     print((out / "report.json").read_text())
 
 

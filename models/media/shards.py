@@ -13,28 +13,43 @@ import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+
+END = bytes(1024)  # of a tar file
 
 
 def write_shard(path: Path, clips: Sequence[tuple[str, dict[str, Any], Mapping[str, np.ndarray]]]) -> None:
     """Write (key, metadata, arrays) of each clip, atomically; the same clips give the same bytes."""
     temporary = path.with_suffix(".tmp")
-    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, metadata, arrays in clips:
-            _add(tar, f"{key}.json", json.dumps(metadata, sort_keys=True).encode())
-            for name, array in arrays.items():
-                file = io.BytesIO()
-                np.save(file, array, allow_pickle=False)
-                _add(tar, f"{key}.{name}.npy", file.getvalue())
+    with temporary.open("wb") as file:
+        for clip in clips:
+            write_members(file, *clip)
+        file.write(END)
     os.replace(temporary, path)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def write_members(
+    file: BinaryIO, key: str, metadata: dict[str, Any], arrays: Mapping[str, np.ndarray]
+) -> dict[str, tuple[int, int]]:
+    """Append the members of a clip to a tar file; return {array name: (offset, size) in bytes}."""
+    _add(file, f"{key}.json", json.dumps(metadata, sort_keys=True).encode())
+    places = {}
+    for name, array in arrays.items():
+        data = io.BytesIO()
+        np.save(data, array, allow_pickle=False)
+        places[name] = _add(file, f"{key}.{name}.npy", data.getvalue())
+    return places
+
+
+def _add(file: BinaryIO, name: str, data: bytes) -> tuple[int, int]:
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(data), 0o644
-    tar.addfile(member, io.BytesIO(data))
+    file.write(member.tobuf(tarfile.USTAR_FORMAT))
+    offset = file.tell()
+    file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+    return offset, len(data)
 
 
 def member_offsets(path: Path) -> dict[str, dict[str, tuple[int, int]]]:

@@ -1,21 +1,22 @@
-"""What `test_pool` has other processes do; they import it by its name."""
+"""Functions for other processes, which import them by name."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
-def make(n: int, videos: list[str], fatal: Collection[str], note: Path, *, deadly: Collection[str]) -> None:
-    """Make a "shard" of videos; die at a deadly one."""
-    for video in videos:
-        if video in fatal:
-            continue
-        note.write_text(video)
-        if video in deadly:
+def make_dying(deadly: Sequence[str], folder: str) -> Callable[[str], str]:
+    """Return a function that dies at the first deadly input always, at the others once."""
+
+    def work(item: str) -> str:
+        mark = Path(folder) / item
+        if item in deadly and (item == deadly[0] or not mark.exists()):
+            mark.touch()
             os._exit(11)
-    note.with_name(f"{n}.done").write_text(" ".join(sorted(fatal)))
-    note.unlink()
+        return f"done {item}"
+
+    return work
 
 
-def die(*_: object) -> None:
+def make_nothing() -> Callable[[str], str]:
     os._exit(11)

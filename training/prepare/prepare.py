@@ -1,55 +1,49 @@
 """Turn a folder of videos into shards of features, from frames and audio; texts only by `--captions`.
 
 Run: clipsynth prepare VIDEOS OUT [--list MUSIC_solo_videos.json | --list vggsound.csv] [--captions CSV]
-    [--workers N]
+    [--workers N] [--part I/N]
 
-Writes `OUT/shards/NNNNNN.tar`, each with a `.jsonl` about its videos that marks the shard as complete. A
-killed run continues after the complete shards and ends with the same bytes. One pass over the shards then
-writes `index.jsonl` (without near-duplicates), `statistics.safetensors` and `report.json`.
+A video is the unit of work: a killed run continues with the videos that are not prepared. The shard of a
+video follows from the hash of its content, so a folder that grew has the same bytes as one made in one go.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from models.audio.attributes import measure
-from models.audio.level import level
-from models.audio.mel import MelSpectrogram
-from models.bundle import file_sha256
-from models.media.shards import ShardReader, member_offsets, write_shard
-from models.media.video import VideoError
 from models.networks.encoder import JointEncoder
 from models.networks.load_encoder import load_encoder
-from training.prepare.duplicates import fingerprint, near_duplicates
-from training.prepare.process_pool import make_shards
-from training.prepare.sources import PrepareError, Source, Sources, find_sources
-from training.prepare.windows import Window, read_windows
+from training.prepare.features import Stream, Task, VideoPreparer, file_state
+from training.prepare.finish import Finisher
+from training.prepare.folder import (
+    Options,
+    Record,
+    append_record,
+    claim,
+    encoder_contents,
+    journal,
+    keep_encoder,
+    locked,
+    prepared_ids,
+    read_options,
+    read_records,
+    video_id,
+)
+from training.prepare.process_pool import Died, run_in_processes
+from training.prepare.sources import PrepareError, Source, find_sources
 
-MAX_NOTES = 5  # about one damaged video
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """How to cut videos into clips; `clip_s` in seconds."""
-
-    clip_s: float = 5.0
-    frames_per_s: float = 1.0
-    videos_per_shard: int = 64
+FEW = 10  # videos that may go without a question
 
 
 def is_dev(origin: str) -> bool:
@@ -62,316 +56,179 @@ def prepare(
     out: Path,
     encoder: JointEncoder,
     *,
-    options: PrepareOptions | None = None,
+    options: Options | None = None,
     listing: Path | None = None,
     captions: Path | None = None,
     workers: int = 0,
+    part: tuple[int, int] | None = None,
+    stream: Stream | None = None,
+    remove: bool = False,
 ) -> Iterator[tuple[int, int]]:
-    """Prepare `videos` into `out` or continue; yield (videos done, total) after each shard.
+    """Prepare `videos` into `out`, or what changed of them; yield (videos done, total) after each video.
 
     Args:
         listing: the list of MUSIC or VGGSound; the report names the videos that the folder lacks.
         captions: CSV with columns file, caption (several rows per file allowed), for models that train on
             text.
         workers: number of processes; 0 uses this one.
+        part: (I, N), only every Nth video by the hash of its name, to merge later.
+        stream: runs a generator in a child process with limits; None decodes without limits.
+        remove: allow that most of the known videos are gone.
 
     Raises:
-        PrepareError: no videos, none usable, or `out` was started with other videos, options or another
-            encoder.
+        PrepareError: no videos, none usable, or `out` was started with other options or another encoder.
     """
-    options = options or PrepareOptions()
+    options = options or Options()
     found = find_sources(videos, listing)
-    with locked(out):
-        yield from _prepare(
-            found, out, encoder, options, _read_captions(captions) if captions else {}, workers
-        )
-
-
-def _prepare(
-    found: Sources,
-    out: Path,
-    encoder: JointEncoder,
-    options: PrepareOptions,
-    texts: dict[str, list[str]],
-    workers: int,
-) -> Iterator[tuple[int, int]]:
-    sources = found.videos
-    _claim(out, options, sources, texts)
-    _keep_encoder(out, encoder)
-    size = options.videos_per_shard
-    batches = [(n, sources[i : i + size]) for n, i in enumerate(range(0, len(sources), size))]
-    todo = {n: batch for n, batch in batches if not _sidecar(out, n).is_file()}
-    done = len(sources) - sum(len(batch) for batch in todo.values())
-    make = partial(_make_shard, out=out, options=options, texts=texts)
-    made: Iterator[int]
-    if workers == 0:
-        made = (n for n, batch in todo.items() if make(n, batch, encoder=encoder) is None)
-    else:
-        made = make_shards(
-            make,
-            todo,
-            workers=workers,
-            notes=out / "shards",
-            initializer=_start_worker,
-            initargs=(out / "encoder",),
-        )
-    for n in made:
-        done += len(todo[n])
+    texts = _read_captions(captions) if captions else {}
+    sources = [source for source in found.videos if part is None or _in_part(source.name, part)]
+    with locked(out), _one_thread():
+        claim(out, options, f"{part[0]}/{part[1]}" if part else None)
+        keep_encoder(out, encoder)
+        finished = read_records(out / "videos.jsonl")
+        gone = finished.keys() - {source.name for source in sources}
+        if len(gone) > max(FEW, len(finished) / 2) and not remove:
+            raise PrepareError(
+                f"{len(gone)} of the {len(finished)} videos of {out} are gone from {videos}; "
+                "use another folder, or --remove to drop them"
+            )
+        records = finished | read_records(journal(out))
+        tasks = _tasks(sources, records, texts, prepared_ids(out))
+        done = len(sources) - len(tasks)
         yield done, len(sources)
-    yield len(sources), len(sources)
-    _finish(out, len(batches), found, encoder)
+        for record in _run(tasks, workers, out, options, encoder, stream):
+            records[record.video] = record
+            append_record(out, record)
+            done += 1
+            yield done, len(sources)
+        dev = {record.sha256: record.dev for record in finished.values()}
+        current = {
+            source.name: replace(
+                records[source.name], dev=dev.get(records[source.name].sha256, is_dev(source.origin))
+            )
+            for source in sources
+        }
+        known = {"skipped": found.skipped, "missing": found.missing, "ignored": found.ignored}
+        known |= {"removed": sorted(gone)}
+        finisher = Finisher(out, [out], current, options.shards)
+        finisher.finish(encoder.class_anchors.mean(0).cpu(), known, may_be_empty=part is not None)
 
 
-_encoder: JointEncoder | None = None  # of a worker process
+def merge(out: Path, parts: Sequence[Path]) -> None:
+    """Join the folders of `prepare --part`; the result has the bytes of a folder made in one go.
 
-
-def _start_worker(encoder_folder: Path) -> None:
-    global _encoder
-    torch.set_num_threads(1)
-    _encoder = load_encoder(encoder_folder)
-
-
-def _sidecar(out: Path, n: int) -> Path:
-    return out / "shards" / f"{n:06d}.jsonl"
-
-
-def _make_shard(
-    n: int,
-    sources: list[Source],
-    fatal: Collection[str] = (),
-    note: Path | None = None,
-    *,
-    out: Path,
-    options: PrepareOptions,
-    texts: dict[str, list[str]],
-    encoder: JointEncoder | None = None,
-) -> None:
-    """Write shard n, then its `.jsonl`: a line per clip, and one per video that failed, even in part.
-
-    The file `note` names the present video; videos in `fatal` are skipped.
+    Raises:
+        PrepareError: a part is missing, unfinished, or made with other options or another encoder.
     """
-    encoder = encoder or _encoder
-    assert encoder is not None
-    mel = MelSpectrogram()
-    sample_rate = mel.config.sample_rate
-    clips: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
-    lines: list[dict[str, Any]] = []
-    for source in sources:
-        if source.name in fatal:
-            lines.append({"video": source.name, "skipped": "its decoder crashes"})
-            continue
-        if note:
-            note.write_bytes(os.fsencode(source.name))
-        made, notes = len(clips), list[str]()
-        try:
-            for window in read_windows(
-                source.path,
-                sample_rate=sample_rate,
-                frames_per_s=options.frames_per_s,
-                clip_s=options.clip_s,
-                notes=notes,
-            ):
-                key = f"{n:06d}{len(clips):06d}"
-                metadata, arrays = _features(window, mel, encoder)
-                metadata |= {"video": source.name, "dev": is_dev(source.origin)}
-                if source.name in texts:
-                    metadata["captions"] = texts[source.name]
-                    arrays["captions"] = encoder.encode_text(texts[source.name]).half().cpu().numpy()
-                clips.append((key, metadata, arrays))
-                lines.append(
-                    {"key": key, "fingerprint": fingerprint(arrays["mel"]).tobytes().hex(), **metadata}
-                )
-            if notes:
-                lines.append({"video": source.name, "damaged": notes[:MAX_NOTES]})
-        except Exception as error:
-            # One video must not end the run.
-            del clips[made:]
-            lines = [line for line in lines if line["video"] != source.name]
-            lines.append({"video": source.name, "skipped": reason(error)})
-    shard = _sidecar(out, n).with_suffix(".tar")
-    write_shard(shard, clips)
-    offsets = member_offsets(shard)
-    for line in lines:
-        if "key" in line:
-            line |= {"shard": shard.name, "arrays": offsets[line["key"]]}
-    temporary = _sidecar(out, n).with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(temporary, _sidecar(out, n))
-    if note:
-        note.unlink()
+    options = _options_of(parts)
+    records: dict[str, Record] = {}
+    known: dict[str, Any] = {"skipped": {}, "missing": [], "ignored": {}, "removed": []}
+    for part in parts:
+        if not (part / "videos.jsonl").is_file() or journal(part).is_file():
+            raise PrepareError(f"{part} is not prepared to its end; run its command again")
+        if encoder_contents(part / "encoder") != encoder_contents(parts[0] / "encoder"):
+            raise PrepareError(f"{part} was made with another encoder than {parts[0]}")
+        for name, record in read_records(part / "videos.jsonl").items():
+            if records.setdefault(name, record).sha256 != record.sha256:
+                raise PrepareError(f"{name} of {part} is another video than in the parts before")
+        report = json.loads((part / "report.json").read_text())
+        known["skipped"] |= {k: v for k, v in report["skipped"].items() if k not in records}
+        known |= {name: report[name] for name in ("missing", "ignored")}
+    with locked(out), _one_thread():
+        claim(out, options, None)
+        encoder = load_encoder(parts[0] / "encoder")
+        keep_encoder(out, encoder)
+        finisher = Finisher(out, [out, *parts], records, options.shards)
+        finisher.finish(encoder.class_anchors.mean(0).cpu(), known)
 
 
-def reason(error: Exception) -> str:
-    """Return why a video is left out, in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, VideoError) else f"{type(error).__name__}: {text}"
+def _options_of(parts: Sequence[Path]) -> Options:
+    """Return the options that all parts have.
+
+    Raises:
+        PrepareError: no prepared folder, other options, or a part I/N without its siblings.
+    """
+    found = [read_options(part) for part in parts]
+    for part, (options, _) in zip(parts, found, strict=True):
+        if options != found[0][0]:
+            raise PrepareError(f"{part} was made with other options than {parts[0]}")
+    names = {name for _, name in found if name}
+    for number in {name.partition("/")[2] for name in names}:
+        missing = [f"{i}/{number}" for i in range(1, int(number) + 1) if f"{i}/{number}" not in names]
+        if missing:
+            raise PrepareError(f"part {', '.join(missing)} is missing")
+    return found[0][0]
 
 
-def _features(
-    window: Window, mel: MelSpectrogram, encoder: JointEncoder
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the metadata and arrays of a window."""
-    sample_rate = mel.config.sample_rate
-    waveform, gain = level(window.waveform)
-    metadata = {
-        "start_s": round(window.start_s, 6),
-        "duration_s": len(waveform) / sample_rate,
-        "gain": gain,
-        "frames_s": [round(frame.time_s, 3) for frame in window.frames],
-        "attributes": measure(window.waveform, sample_rate),
-    }
-    embeds = encoder.encode_image([frame.image for frame in window.frames])
-    arrays = {
-        "waveform": (waveform * 32767).round().astype(np.int16),
-        "mel": mel(torch.from_numpy(waveform)[None])[0].half().numpy(),
-        "embeds": embeds.half().cpu().numpy(),
-    }
-    return metadata, arrays
+def _run(
+    tasks: list[Task], workers: int, out: Path, options: Options, encoder: JointEncoder, stream: Stream | None
+) -> Iterator[Record]:
+    """Yield the record of each task as it ends."""
+    if workers == 0:
+        yield from map(VideoPreparer(out, options, encoder, stream), tasks)
+        return
+    for task, result in run_in_processes(_make_preparer, (out, options, stream), tasks, workers):
+        if isinstance(result, Died):
+            result = Record(task.name, (), "", skipped=result.reason, retry=True)
+        yield result
+
+
+def _make_preparer(out: Path, options: Options, stream: Stream | None) -> VideoPreparer:
+    torch.set_num_threads(1)
+    return VideoPreparer(out, options, load_encoder(out / "encoder"), stream)
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a prepared folder.
-
-    Raises:
-        PrepareError: another process holds it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PrepareError(f"another process prepares {out}; wait for it or use another folder") from None
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread, as each of several processes does: the bits depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _claim(out: Path, options: PrepareOptions, sources: list[Source], texts: dict[str, list[str]]) -> None:
-    """Record the inputs of `out`, or check that they are the recorded ones."""
-    names = "\n".join(f"{source.name} {texts.get(source.name, '')}" for source in sources)
-    wanted = asdict(options) | {"videos": hashlib.sha256(os.fsencode(names)).hexdigest()}
-    record = out / "prepare.json"
-    if record.is_file() and json.loads(record.read_text()) != wanted:
-        raise PrepareError(f"{out} was started with other videos or options; use another folder")
-    (out / "shards").mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(wanted, indent=2) + "\n")
+def _in_part(name: str, part: tuple[int, int]) -> bool:
+    """Return whether a video belongs to part I of N, by the hash of its name."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[-4:], "big") % part[1] == part[0] - 1
 
 
-def _keep_encoder(out: Path, encoder: JointEncoder) -> None:
-    """Save the encoder in `out`, or check that it equals the saved one."""
-    kept, temporary = out / "encoder", out / "encoder.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    encoder.save_pretrained(temporary)
-    if not kept.is_dir():
-        os.replace(temporary, kept)
-        return
-    same = _contents(temporary) == _contents(kept)
-    shutil.rmtree(temporary)
-    if not same:
-        raise PrepareError(f"{out} was started with another encoder; use another folder")
+def _tasks(
+    sources: list[Source],
+    records: Mapping[str, Record],
+    texts: Mapping[str, tuple[str, ...]],
+    ids: set[str],
+) -> list[Task]:
+    """Return the videos to prepare: new ones, changed ones, and those whose clips are not there."""
+    by_size: dict[int, set[str]] = defaultdict(set)
+    for record in records.values():
+        if record.sha256 and record.skipped is None:
+            by_size[record.state[0]].add(record.sha256)
+    tasks = []
+    state: tuple[int, ...]
+    for source in sources:
+        captions, old = texts.get(source.name, ()), records.get(source.name)
+        try:
+            state = file_state(source.path)
+        except OSError:
+            state = (-1,)
+        if old and old.state == state and not old.retry:
+            has_clips = old.id in ids and old.id == video_id(old.sha256, captions)
+            if old.skipped or has_clips:
+                continue
+        alike = sorted(by_size.get(state[0], ()))
+        known = tuple(digest for digest in alike if video_id(digest, captions) in ids)
+        tasks.append(Task(source.name, str(source.path), captions, known))
+    return tasks
 
 
-def _contents(encoder_folder: Path) -> dict[str, Any]:
-    """Return the settings of an encoder without library versions, and {file: hash} of its weights."""
-    config = encoder_folder / JointEncoder.config_name
-    settings = json.loads(config.read_text()) if config.is_file() else {}
-    known: dict[str, Any] = {k: v for k, v in settings.items() if k == "_class_name" or not k.startswith("_")}
-    return known | {p.name: file_sha256(p) for p in encoder_folder.iterdir() if p != config}
-
-
-def _read_captions(path: Path) -> dict[str, list[str]]:
+def _read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     """Return {file: captions} of a CSV."""
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, tuple[str, ...]] = {}
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
         for row in csv.DictReader(f):
             if not row.get("file") or not row.get("caption"):
                 raise PrepareError(f"{path} needs the columns file and caption in every row; got {row}")
-            texts.setdefault(row["file"], []).append(row["caption"])
+            texts[row["file"]] = (*texts.get(row["file"], ()), row["caption"])
     return texts
-
-
-def _lines(out: Path, num_shards: int) -> Iterator[dict[str, Any]]:
-    for n in range(num_shards):
-        with _sidecar(out, n).open() as f:
-            yield from map(json.loads, f)
-
-
-def _finish(out: Path, num_shards: int, found: Sources, encoder: JointEncoder) -> None:
-    """Write the index, the statistics of the training clips and the report; needs 64 bytes per clip."""
-    prints = bytearray()
-    for line in _lines(out, num_shards):
-        prints += bytes.fromhex(line.get("fingerprint", ""))
-    repeats = near_duplicates(np.frombuffer(bytes(prints), np.uint16))
-    train, dev = _Statistics(), _Statistics()
-    reader = ShardReader(out / "shards")
-    skipped = dict(found.skipped)
-    damaged: dict[str, list[str]] = {}
-    dropped: list[str] = []
-    clips, seconds = 0, 0.0
-    temporary = out / "index.tmp"
-    with temporary.open("w") as index:
-        number = -1
-        for line in _lines(out, num_shards):
-            if "skipped" in line:
-                skipped[line["video"]] = line["skipped"]
-                continue
-            if "damaged" in line:
-                damaged[line["video"]] = line["damaged"]
-                continue
-            number += 1
-            if number in repeats:
-                dropped.append(f"{line['video']} at {line['start_s']:g} s")
-                continue
-            clips, seconds = clips + 1, seconds + line["duration_s"]
-            mel, embeds = (reader.read(line["shard"], *line["arrays"][name]) for name in ("mel", "embeds"))
-            (dev if line["dev"] else train).add(mel, embeds, line["gain"])
-            del line["fingerprint"]
-            index.write(json.dumps(line) + "\n")
-    report = {
-        "clips": clips,
-        "hours": round(seconds / 3600, 3),
-        "skipped": skipped,
-        "damaged": damaged,
-        "near_duplicates": dropped,
-        "missing": found.missing,
-        "ignored": found.ignored,
-    }
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    if not clips:
-        temporary.unlink()
-        reason = next(iter(skipped.values()), "every clip repeats another")
-        raise PrepareError(
-            f"none of the videos is usable; first reason: {reason}; all: {out / 'report.json'}"
-        )
-    statistics = (train if train.clips else dev).tensors()
-    text_mean = encoder.class_anchors.mean(0).cpu()  # centres texts at request time
-    save_file(statistics | {"text_mean": text_mean}, out / "statistics.safetensors")
-    os.replace(temporary, out / "index.jsonl")
-
-
-class _Statistics:
-    """Accumulate mean and deviation of mels per band, mean of embeddings, and mean log gain."""
-
-    def __init__(self) -> None:
-        self.frames, self.rows, self.clips = 0, 0, 0
-        self.mel: Any = 0.0
-        self.mel_squared: Any = 0.0
-        self.embeds: Any = 0.0
-        self.log_gain = 0.0
-
-    def add(self, mel: np.ndarray, embeds: np.ndarray, gain: float) -> None:
-        x = mel.astype(np.float64)
-        self.frames, self.rows, self.clips = self.frames + len(x), self.rows + len(embeds), self.clips + 1
-        self.mel, self.mel_squared = self.mel + x.sum(0), self.mel_squared + (x**2).sum(0)
-        self.embeds = self.embeds + embeds.astype(np.float64).sum(0)
-        self.log_gain += float(np.log(gain))
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return float32 `mel_mean`, `mel_std` (M,), `image_mean` (D,) and `gain` ()."""
-        mean = self.mel / max(self.frames, 1)
-        values = {
-            "mel_mean": mean,
-            "mel_std": np.sqrt(np.maximum(self.mel_squared / max(self.frames, 1) - mean**2, 1e-6)),
-            "image_mean": self.embeds / max(self.rows, 1),
-            "gain": np.exp(self.log_gain / max(self.clips, 1)),
-        }
-        return {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}

@@ -1,68 +1,97 @@
-"""Make shards in several processes; a video that kills its process (decoder crash, memory) is skipped."""
+"""Run a function on many inputs in several processes; an input that kills its process is named."""
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import multiprocessing
-import os
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import Any
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, cast
 
-logger = logging.getLogger(__name__)
+ATTEMPTS = 2  # the system may kill a process for the memory of another
 
-# make(shard number, its videos, names of videos to skip, file that names the present video)
-Make = Callable[[int, list[Any], Collection[str], Path], None]
+# make(*arguments): the function that a process calls with each input.
+Make = Callable[..., Callable[[Any], Any]]
 
 
-def make_shards(
-    make: Make,
-    shards: Mapping[int, list[Any]],
-    *,
-    workers: int,
-    notes: Path,
-    initializer: Callable[..., None] | None = None,
-    initargs: tuple[Any, ...] = (),
-) -> Iterator[int]:
-    """Call `make` for each shard in `workers` processes; yield the numbers of finished shards.
+@dataclass(frozen=True)
+class Died:
+    """The process of an input ended; `reason` in words."""
 
-    When a process dies, its video is unknown, so the remaining shards run in one process. If that one dies,
-    the video in its file in `notes` is skipped from then on, and all workers start again.
+    reason: str
+
+
+def run_in_processes(
+    make: Make, arguments: tuple[Any, ...], inputs: Sequence[Any], workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (input, result) as they end, of the function `make(*arguments)` that each process makes.
 
     Raises:
-        BrokenProcessPool: a process died before it opened a video.
+        RuntimeError: a process ended before it took an input.
     """
+    waiting = [(item, 1) for item in reversed(inputs)]
+    processes: dict[Connection, SpawnProcess] = {}
+    # What each process works on; None while it starts.
+    running: dict[Connection, tuple[Any, int] | None] = {}
+    try:
+        while waiting or running:
+            while len(running) < workers and len(running) < len(waiting) + len(running):
+                connection = _start(make, arguments, processes)
+                running[connection] = None
+            for ready in wait(list(running)):
+                connection = cast(Connection, ready)
+                task = running.pop(connection)
+                try:
+                    result = connection.recv()
+                except (EOFError, ConnectionError):
+                    code = _end(connection, processes)
+                    if task is None:
+                        raise RuntimeError(f"a process ended at its start, exit code {code}") from None
+                    if task[1] < ATTEMPTS:
+                        waiting.append((task[0], task[1] + 1))
+                        continue
+                    result = Died(f"it ends the process that prepares it, exit code {code}")
+                else:
+                    if waiting:
+                        running[connection] = following = waiting.pop()
+                        connection.send(following[0])
+                    else:
+                        _end(connection, processes)
+                if task is not None:
+                    yield task[0], result
+    finally:
+        for connection in list(processes):
+            processes[connection].terminate()
+            _end(connection, processes)
+
+
+def _start(make: Make, arguments: tuple[Any, ...], processes: dict[Connection, SpawnProcess]) -> Connection:
     context = multiprocessing.get_context("spawn")
-    waiting, fatal = list(shards), defaultdict[int, set[str]](set)
-    size = workers
-    while waiting:
-        for note in notes.glob("*.video"):
-            note.unlink()
-        try:
-            with ProcessPoolExecutor(size, context, initializer, initargs) as pool:
-                running = {
-                    pool.submit(make, n, shards[n], frozenset(fatal[n]), _note(notes, n)): n for n in waiting
-                }
-                for future in as_completed(running):
-                    future.result()
-                    waiting.remove(running[future])
-                    yield running[future]
-        except BrokenProcessPool:
-            if size > 1:
-                logger.warning("a process died; searching for its video with one process")
-                size = 1
-                continue
-            died = [n for n in waiting if _note(notes, n).is_file()]
-            if not died:
-                raise
-            video = os.fsdecode(_note(notes, died[0]).read_bytes())
-            logger.warning("skipping %s: it kills the process that reads it", video)
-            fatal[died[0]].add(video)
-            size = workers
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, make, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    processes[ours] = process
+    return ours
 
 
-def _note(notes: Path, n: int) -> Path:
-    return notes / f"{n:06d}.video"
+def _end(connection: Connection, processes: dict[Connection, SpawnProcess]) -> int | None:
+    """Wait for the end of a process, which sees its connection closed."""
+    connection.close()
+    process = processes.pop(connection)
+    process.join()
+    return process.exitcode
+
+
+def _work(connection: Connection, make: Make, arguments: tuple[Any, ...]) -> None:
+    """Send None when ready, then a result for each input, until the connection is closed."""
+    # The terminal's Ctrl-C is for the caller.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    function = make(*arguments)
+    connection.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(function(connection.recv()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from models.bundle import file_sha256
 from models.media.tracks import downmix
 from models.media.video import (
     MIN_DURATION_S,
@@ -31,6 +32,53 @@ class Window:
     start_s: float
     waveform: np.ndarray
     frames: list[Frame]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The SHA-256 of a video file, in hex."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PlainWindow:
+    """A `Window` that passes between processes: `frames_s` (K,), `images` K times (H, W, 3) uint8."""
+
+    start_s: float
+    waveform: np.ndarray
+    frames_s: list[float]
+    images: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a video: why it cannot be used, or what is left out of it."""
+
+    error: str | None
+    notes: list[str]
+
+
+def decode_windows(
+    path: str, known: Collection[str], sample_rate: int, frames_per_s: float, clip_s: float
+) -> Iterator[Opened | PlainWindow | Ending]:
+    """Yield the hash of a video file, its windows unless the hash is `known`, and the end."""
+    digest = file_sha256(Path(path))
+    yield Opened(digest)
+    if digest in known:
+        return
+    notes: list[str] = []
+    try:
+        for window in read_windows(
+            Path(path), sample_rate=sample_rate, frames_per_s=frames_per_s, clip_s=clip_s, notes=notes
+        ):
+            frames = [np.asarray(frame.image) for frame in window.frames]
+            times = [round(frame.time_s, 3) for frame in window.frames]
+            yield PlainWindow(window.start_s, window.waveform, times, frames)
+    except VideoError as error:
+        yield Ending(str(error), [])
+    else:
+        yield Ending(None, notes)
 
 
 def read_windows(
