@@ -53,7 +53,7 @@ def prepare(
     from clipsynth.services.limited_process import stream_limited
     from models.networks.open_clip import OpenClipEncoder
     from models.networks.packaged import PackagedEncoder
-    from training.prepare.folder import Options
+    from training.prepare.folder import PrepareOptions
     from training.prepare.prepare import prepare as run
 
     limits = Limits(
@@ -66,7 +66,7 @@ def prepare(
             videos,
             out,
             encoder,
-            options=Options(clip_s=clip_seconds, frames_per_s=frames_per_s),
+            options=PrepareOptions(clip_s=clip_seconds, frames_per_s=frames_per_s),
             listing=listing,
             captions=captions,
             workers=workers,

@@ -23,7 +23,7 @@ from training.denoiser import train as denoiser_stage
 from training.denoiser.flow_matching import build_denoiser
 from training.denoiser.train import train_denoiser
 from training.loop import Terminated, build_accelerator, describe_environment, git_commit
-from training.prepare.folder import Options
+from training.prepare.folder import PrepareOptions
 from training.prepare.prepare import prepare
 from training.recipe import load_recipe
 from training.state import load_state
@@ -135,7 +135,7 @@ def test_an_unknown_stage_is_refused(prepared, tmp_path):
 
 def test_a_run_starts_from_the_weights_and_the_space_of_a_bundle(videos, encoder, prepared, tmp_path):
     folder = train(recipe(prepared, tmp_path / "first", 2))
-    list(prepare(videos, tmp_path / "fewer", encoder, options=Options(clip_s=1.0)))
+    list(prepare(videos, tmp_path / "fewer", encoder, options=PrepareOptions(clip_s=1.0)))
     again = train(recipe(tmp_path / "fewer", tmp_path / "second", 1), init=folder)
     first, second = (ClipSynthPipeline.from_pretrained(f) for f in (folder, again))
     ours, theirs = first.vocoder.conv_pre.weight, second.vocoder.conv_pre.weight

@@ -19,7 +19,7 @@ from models.audio.mel import MelSpectrogram
 from models.media.shards import write_members
 from models.networks.encoder import JointEncoder
 from training.prepare.duplicates import fingerprint
-from training.prepare.folder import Options, Record, part_path, video_id
+from training.prepare.folder import PrepareOptions, VideoRecord, part_path, video_id
 from training.prepare.windows import Ending, Opened, PlainWindow, decode_windows
 
 MAX_NOTES = 5  # about one damaged video
@@ -47,13 +47,13 @@ class VideoPreparer:
     """Prepares videos one at a time into files below `out`."""
 
     def __init__(
-        self, out: Path, options: Options, encoder: JointEncoder, stream: Stream | None = None
+        self, out: Path, options: PrepareOptions, encoder: JointEncoder, stream: Stream | None = None
     ) -> None:
         """Prepare with `stream`, or decode in this process without limits."""
         self._out, self._options, self._encoder, self._stream = out, options, encoder, stream
         self._mel = MelSpectrogram()
 
-    def __call__(self, task: Task) -> Record:
+    def __call__(self, task: Task) -> VideoRecord:
         """Prepare a video and return its record; any error is its reason."""
         fields: dict[str, Any] = {"video": task.name, "state": (), "sha256": ""}
         try:
@@ -66,7 +66,7 @@ class VideoPreparer:
         except Exception as error:
             # One video must not end the run.
             fields |= {"skipped": " ".join(f"{type(error).__name__}: {error}".split()), "retry": True}
-        return Record(**fields)
+        return VideoRecord(**fields)
 
     def _prepare(self, task: Task) -> Iterator[str]:
         """Yield the hash of the video, and write its file."""

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from models.media.shards import END, ShardReader
 from training.prepare.duplicates import near_duplicates
 from training.prepare.folder import (
-    Record,
+    VideoRecord,
     part_path,
     read_part,
     read_sidecar,
@@ -51,11 +51,11 @@ class Finisher:
     """
 
     def __init__(
-        self, out: Path, folders: Sequence[Path], records: Mapping[str, Record], shards: int
+        self, out: Path, folders: Sequence[Path], records: Mapping[str, VideoRecord], shards: int
     ) -> None:
         self._out, self._folders, self._shards = out, folders, shards
         self.records = dict(sorted(records.items()))
-        self._video: dict[str, Record] = {}
+        self._video: dict[str, VideoRecord] = {}
         self._same: dict[str, str] = {}
         for name, record in self.records.items():
             if record.skipped is None:
@@ -204,7 +204,9 @@ def _sums(out: Path, shard: str, clips: list[tuple[dict[str, Any], int]]) -> Sum
     return sums
 
 
-def _index_line(clip: dict[str, Any], start: int, record: Record, header: dict[str, Any]) -> dict[str, Any]:
+def _index_line(
+    clip: dict[str, Any], start: int, record: VideoRecord, header: dict[str, Any]
+) -> dict[str, Any]:
     """Return the line of a clip that training reads."""
     arrays = {name: (start + offset, size) for name, (offset, size) in clip["arrays"].items()}
     line = {"key": clip["key"], "video": record.video, "dev": record.dev, **clip}
@@ -215,7 +217,7 @@ def _index_line(clip: dict[str, Any], start: int, record: Record, header: dict[s
 @dataclass
 class _Report:
     known: dict[str, Any]
-    records: Mapping[str, Record]
+    records: Mapping[str, VideoRecord]
     same: Mapping[str, str]
     clips: int = 0
     seconds: float = 0.0

@@ -2,7 +2,7 @@
 
 prepare.json            options; the folder keeps to them
 encoder/                the encoder of its embeddings
-videos.jsonl            a `Record` per video: its file's state and hash, and whether it is in dev
+videos.jsonl            a `VideoRecord` per video: its file's state and hash, and whether it is in dev
 work/                   videos prepared since the shards were packed, and their records
 shards/NNNNNN.jsonl     a shard's name, hash and sums, then a line per video with its clips
 shards/NNNNNN-HASH.tar  the arrays of the clips; a new content has a new name
@@ -32,7 +32,7 @@ NEEDED = ("state", "sha256", "dev")  # fields of a record that are always writte
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What a prepared folder keeps to: length of clips in seconds, frames kept, number of shards."""
 
     clip_s: float = 5.0
@@ -41,7 +41,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Record:
+class VideoRecord:
     """A video that was prepared or skipped.
 
     Attributes:
@@ -135,7 +135,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def claim(out: Path, options: Options, part: str | None) -> None:
+def claim(out: Path, options: PrepareOptions, part: str | None) -> None:
     """Record the options of `out`, or check that they are the recorded ones.
 
     Raises:
@@ -158,7 +158,7 @@ def claim(out: Path, options: Options, part: str | None) -> None:
         raise PrepareError(f"{out} was started with another {', '.join(different)}; use another folder")
 
 
-def read_options(out: Path) -> tuple[Options, str | None]:
+def read_options(out: Path) -> tuple[PrepareOptions, str | None]:
     """Return the options of a prepared folder, and which part it is.
 
     Raises:
@@ -169,7 +169,7 @@ def read_options(out: Path) -> tuple[Options, str | None]:
     if found.pop("format", None) != FORMAT:
         raise PrepareError(f"{out} is no folder that this version prepared; prepare its videos again")
     part = found.pop("part", None)
-    return Options(**found), part
+    return PrepareOptions(**found), part
 
 
 def keep_encoder(out: Path, encoder: JointEncoder) -> None:
@@ -199,24 +199,24 @@ def journal(out: Path) -> Path:
     return out / "work" / "records.jsonl"
 
 
-def append_record(out: Path, record: Record) -> None:
+def append_record(out: Path, record: VideoRecord) -> None:
     """Note a video that is done."""
     journal(out).parent.mkdir(exist_ok=True)
     with journal(out).open("a") as file:
         file.write(record_line(record))
 
 
-def read_records(path: Path) -> dict[str, Record]:
+def read_records(path: Path) -> dict[str, VideoRecord]:
     """Return the record of each video in a file, which may be missing."""
     if not path.is_file():
         return {}
     with path.open() as file:
         # A killed run may leave half a line at the end.
         lines = [json.loads(text) for text in file if text.endswith("\n")]
-    return {line["video"]: Record(**line | {"state": tuple(line["state"])}) for line in lines}
+    return {line["video"]: VideoRecord(**line | {"state": tuple(line["state"])}) for line in lines}
 
 
-def record_line(record: Record) -> str:
+def record_line(record: VideoRecord) -> str:
     """Return a record as a line of JSON; fields at their default are left out."""
     return json.dumps({k: v for k, v in vars(record).items() if v or k in NEEDED}) + "\n"
 

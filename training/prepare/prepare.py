@@ -27,8 +27,8 @@ from models.networks.load_encoder import load_encoder
 from training.prepare.features import Stream, Task, VideoPreparer, file_state
 from training.prepare.finish import Finisher
 from training.prepare.folder import (
-    Options,
-    Record,
+    PrepareOptions,
+    VideoRecord,
     append_record,
     claim,
     encoder_contents,
@@ -56,7 +56,7 @@ def prepare(
     out: Path,
     encoder: JointEncoder,
     *,
-    options: Options | None = None,
+    options: PrepareOptions | None = None,
     listing: Path | None = None,
     captions: Path | None = None,
     workers: int = 0,
@@ -78,7 +78,7 @@ def prepare(
     Raises:
         PrepareError: no videos, none usable, or `out` was started with other options or another encoder.
     """
-    options = options or Options()
+    options = options or PrepareOptions()
     found = find_sources(videos, listing)
     texts = _read_captions(captions) if captions else {}
     sources = [source for source in found.videos if part is None or _in_part(source.name, part)]
@@ -121,7 +121,7 @@ def merge(out: Path, parts: Sequence[Path]) -> None:
         PrepareError: a part is missing, unfinished, or made with other options or another encoder.
     """
     options = _options_of(parts)
-    records: dict[str, Record] = {}
+    records: dict[str, VideoRecord] = {}
     known: dict[str, Any] = {"skipped": {}, "missing": [], "ignored": {}, "removed": []}
     for part in parts:
         if not (part / "videos.jsonl").is_file() or journal(part).is_file():
@@ -142,7 +142,7 @@ def merge(out: Path, parts: Sequence[Path]) -> None:
         finisher.finish(encoder.class_anchors.mean(0).cpu(), known)
 
 
-def _options_of(parts: Sequence[Path]) -> Options:
+def _options_of(parts: Sequence[Path]) -> PrepareOptions:
     """Return the options that all parts have.
 
     Raises:
@@ -161,19 +161,24 @@ def _options_of(parts: Sequence[Path]) -> Options:
 
 
 def _run(
-    tasks: list[Task], workers: int, out: Path, options: Options, encoder: JointEncoder, stream: Stream | None
-) -> Iterator[Record]:
+    tasks: list[Task],
+    workers: int,
+    out: Path,
+    options: PrepareOptions,
+    encoder: JointEncoder,
+    stream: Stream | None,
+) -> Iterator[VideoRecord]:
     """Yield the record of each task as it ends."""
     if workers == 0:
         yield from map(VideoPreparer(out, options, encoder, stream), tasks)
         return
     for task, result in run_in_processes(_make_preparer, (out, options, stream), tasks, workers):
         if isinstance(result, Died):
-            result = Record(task.name, (), "", skipped=result.reason, retry=True)
+            result = VideoRecord(task.name, (), "", skipped=result.reason, retry=True)
         yield result
 
 
-def _make_preparer(out: Path, options: Options, stream: Stream | None) -> VideoPreparer:
+def _make_preparer(out: Path, options: PrepareOptions, stream: Stream | None) -> VideoPreparer:
     torch.set_num_threads(1)
     return VideoPreparer(out, options, load_encoder(out / "encoder"), stream)
 
@@ -196,7 +201,7 @@ def _in_part(name: str, part: tuple[int, int]) -> bool:
 
 def _tasks(
     sources: list[Source],
-    records: Mapping[str, Record],
+    records: Mapping[str, VideoRecord],
     texts: Mapping[str, tuple[str, ...]],
     ids: set[str],
 ) -> list[Task]:

@@ -27,7 +27,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Sources:
+class FoundVideos:
     """What a folder holds: videos by name, entries of the list without a video, and other files.
 
     `skipped` is {name: reason} of what is called a video but is no file, `ignored` {suffix: number of files}.
@@ -39,7 +39,7 @@ class Sources:
     ignored: dict[str, int]
 
 
-def find_sources(folder: Path, listing: Path | None = None) -> Sources:
+def find_sources(folder: Path, listing: Path | None = None) -> FoundVideos:
     """Return the videos of `folder`.
 
     Args:
@@ -66,7 +66,7 @@ def find_sources(folder: Path, listing: Path | None = None) -> Sources:
     missing: list[str] = []
     if listing is not None:
         found, missing = _listed(found, folder, listing)
-    return Sources(found, missing, skipped, {suffix: n for suffix, n in sorted(ignored.items()) if n})
+    return FoundVideos(found, missing, skipped, {suffix: n for suffix, n in sorted(ignored.items()) if n})
 
 
 def _listed(found: list[Source], folder: Path, listing: Path) -> tuple[list[Source], list[str]]:

@@ -13,14 +13,14 @@ from tests.support.constants import TINY_CLIP
 from tests.support.videos import flashes, write_flashes, write_video
 from training.data.clips import load_clips
 from training.prepare.duplicates import fingerprint, near_duplicates
-from training.prepare.folder import Options
+from training.prepare.folder import PrepareOptions
 from training.prepare.prepare import PrepareError, prepare
 
 pytestmark = pytest.mark.slow
 
 
 RATE = 16000
-SMALL = Options(shards=3)
+SMALL = PrepareOptions(shards=3)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_processes_make_the_same_bytes(videos, prepared, encoder, tmp_path):
 
 def test_other_options_and_empty_folders_are_rejected(videos, prepared, encoder, tmp_path):
     with pytest.raises(PrepareError, match="use another folder"):
-        list(prepare(videos, prepared, encoder, options=Options(clip_s=1.0)))
+        list(prepare(videos, prepared, encoder, options=PrepareOptions(clip_s=1.0)))
     with pytest.raises(PrepareError, match="no videos"):
         list(prepare(tmp_path, tmp_path / "out", encoder))
     assert not (tmp_path / "out").exists()
@@ -200,7 +200,7 @@ def test_absurd_samples_reach_no_statistic(encoder, tmp_path):
         sound = flashes()
         sound[5000:5003] = value
         write_flashes(tmp_path / "in" / f"{name}.mov", audio="pcm_f32le", channels=sound[None])
-    list(prepare(tmp_path / "in", tmp_path / "out", encoder, options=Options(clip_s=2.0)))
+    list(prepare(tmp_path / "in", tmp_path / "out", encoder, options=PrepareOptions(clip_s=2.0)))
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["skipped"] == {}
     assert {name: reasons[0][:12] for name, reasons in report["damaged"].items()} == {
