@@ -54,7 +54,10 @@ def create_app(settings: Settings) -> FastAPI:
         if exposed:
             exposed.shutdown()
             exposed.server_close()
-        listening.cancel()
+        while not listening.done():
+            # redis-py loses a cancellation that comes while it connects.
+            listening.cancel()
+            await asyncio.wait([listening], timeout=1)
         redis.close()
 
     app = FastAPI(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from models.audio.level import fit
+from models.audio.level import fade_ends, fit
 from models.conditioning.prompts import Prompt
 from models.networks.condition_encoder import KINDS
 from models.pipeline import ClipSynthPipeline
@@ -61,4 +61,5 @@ class Retrieval:
             ValueError: its sound can no longer be read.
         """
         sample_rate = self.pipeline.manifest.sample_rate
-        return fit(self.audio.sound(self.index.clips[number]), duration_s, sample_rate)
+        clip = self.audio.sound(self.index.clips[number])[: round(duration_s * sample_rate)]
+        return fit(fade_ends(clip, sample_rate), duration_s, sample_rate)

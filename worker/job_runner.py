@@ -33,6 +33,7 @@ from clipsynth.schemas.generation import (
 )
 from clipsynth.schemas.prompts import StoredPrompt
 from clipsynth.storage import Storage, audio_key, file_name
+from models.audio.level import fade_ends
 from models.sampler import SamplerRow
 from worker.calibration import is_out_of_memory
 from worker.engine import SamplingRequest
@@ -149,12 +150,13 @@ class JobRunner:
         waveform: np.ndarray,
         clip: TrainingClip | None = None,
     ) -> list[Output]:
-        """Write output n in every requested format, its spectrogram and its peaks.
+        """Write output n, faded at its ends, in every requested format, its spectrogram and its peaks.
 
         Args:
             clip: the training clip, if the output was retrieved.
         """
         sample_rate = self.model.manifest.sample_rate
+        waveform = fade_ends(waveform, sample_rate)
         folder = result_folder(generation_id, attempt)
         self.storage.put_previews(
             folder,

@@ -1,4 +1,4 @@
-"""Level and length of waveforms: the same treatment for every sound."""
+"""Level, length and ends of waveforms: the same treatment for every sound."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 PEAK = 0.5  # of training clips, as in AudioLDM
 MAX_PEAK = 0.99  # louder outputs are scaled down to it
 SILENT_PEAK = 1e-4  # -80 dB of full scale
+FADE_S = 0.005  # at both ends of a sound, so that it does not click
 
 
 def level(waveform: np.ndarray) -> tuple[np.ndarray, float]:
@@ -21,3 +22,13 @@ def fit(waveform: np.ndarray, duration_s: float, sample_rate: int) -> np.ndarray
     """Return the first `duration_s` seconds of (T,), padded with silence."""
     length = round(duration_s * sample_rate)
     return np.pad(waveform[:length], (0, max(0, length - len(waveform))))
+
+
+def fade_ends(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return a waveform (T,) that begins and ends in silence, by a raised cosine of `FADE_S`."""
+    n = min(round(FADE_S * sample_rate), len(waveform) // 2)
+    ramp = np.sin(np.linspace(0, np.pi / 2, n, endpoint=False, dtype=np.float32)) ** 2
+    faded = waveform.copy()
+    faded[:n] *= ramp
+    faded[len(faded) - n :] *= ramp[::-1]
+    return faded

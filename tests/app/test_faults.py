@@ -191,6 +191,17 @@ def test_a_waiter_gets_what_was_accepted_though_redis_is_away(redis_url, tmp_pat
         assert asyncio.run(Notifications(redis_url, state).wait(ended, 20)).status is Status.CANCELED
 
 
+def test_the_api_ends_though_a_cancellation_is_lost(redis_url, tmp_path, monkeypatch):
+    async def listen(_):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Notifications, "listen", listen)
+    with api_client.Service(Settings(redis_url=redis_url, data_dir=tmp_path)).client:
+        pass
+
+
 @contextlib.contextmanager
 def full_disk():
     """No file of this process may grow beyond a few bytes: what is written is cut off, then fails."""

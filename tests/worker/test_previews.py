@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.audio.level import fade_ends
 from models.audio.mel import MelSpectrogram
 from worker.output_files import HEIGHT, MAX_POINTS, peaks_json, spectrogram_png
 
@@ -59,3 +60,15 @@ def test_peaks_hold_every_sample(length):
     assert (pairs[each, 0] <= scaled).all()
     assert (scaled <= pairs[each, 1]).all()
     assert {pairs.min(), pairs.max()} == {scaled.min(), scaled.max()}
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 100, 16000])
+def test_a_sound_begins_and_ends_in_silence(samples):
+    loud = np.full(samples, 0.75, np.float32)
+    faded = fade_ends(loud, 16000)
+    assert (len(faded), loud.min(initial=0.75)) == (samples, 0.75)
+    n = min(80, samples // 2)
+    assert np.all(np.diff(faded[: n + 1]) >= 0)
+    np.testing.assert_array_equal(faded[:n], faded[::-1][:n])
+    np.testing.assert_array_equal(faded[n : samples - n], loud[n : samples - n])
+    assert n == 0 or (faded[0], faded[-1]) == (0, 0)
