@@ -55,7 +55,7 @@ def main() -> None:
     except ModelUnusable as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(os.EX_CONFIG) from None
-    except (ClipSynthError, ValueError, FileNotFoundError) as error:
+    except (ClipSynthError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

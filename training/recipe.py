@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,9 +22,12 @@ from models.audio.attributes import CONDITIONS
 from models.bundle import Manifest
 from models.networks.condition_encoder import MAX_GUIDANCE, TextCentring
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]  # its products with steps and rows are seeds of PyTorch
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class VocoderRecipe(_Section):
@@ -61,19 +64,19 @@ class DenoiserRecipe(_Section):
     heads: PositiveInt = 4
     frames_per_token: PositiveInt = 4
     prediction: Literal["velocity", "data"] = "velocity"
-    dropout: float = 0.0
+    dropout: float = Field(0.0, ge=0, lt=1)
     condition: Literal["image", "text", "hybrid"] = "image"  # CLIPSynth, CLIPSynth-Text, CLIPSynth-Hybrid
-    mix_share: float = 0.0  # of rows that mix in a second clip, with a condition for each
+    mix_share: Share = 0.0  # of rows that mix in a second clip, with a condition for each
     speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)  # a row plays at one
     scalars: tuple[str, ...] = Field((), strict=False)  # of `CONDITIONS`, and "agreement": the correspondence
     correspondence_weighting: bool = False  # draw clips by their correspondence
-    density_balance: float = Field(0.0, ge=0, le=1)  # draw clips with weight 1 / density of images ** this
-    attribute_semitones: float = 0.0  # largest change of pitch either way
-    attribute_tilt_db: float = 0.0  # per octave: largest tilt of the spectrum either way, in brightness
+    density_balance: Share = 0.0  # draw clips with weight 1 / density of images ** this
+    attribute_semitones: NonNegativeFloat = 0.0  # largest change of pitch either way
+    attribute_tilt_db: NonNegativeFloat = 0.0  # per octave: largest tilt of the spectrum, in brightness
     attribute_contrast: PositiveFloat = 1.0  # largest factor on band distances, in noisiness
     attribute_tempo: PositiveFloat = 1.0  # largest factor on the tempo, in density
     attribute_pulse_rate: NonNegativeFloat = 0.0  # most restarts per second, in half of the faster rows
-    pseudo_text: float = 0.0  # share of frames replaced by one of the nearest generic phrases
+    pseudo_text: Share = 0.0  # share of frames replaced by one of the nearest generic phrases
     logit_mean: float = 0.0
     logit_std: PositiveFloat = 1.0
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -81,11 +84,11 @@ class DenoiserRecipe(_Section):
     compile: bool = False
     learning_rate: PositiveFloat = 6e-4
     warmup_steps: PositiveInt = 200
-    decay_share: float = 0.2
-    weight_decay: float = 0.02
-    ema_decay: PositiveFloat = 0.999
-    cond_dropout_prob: float = 0.1
-    max_sigma: float = 1.0  # largest noise on a condition
+    decay_share: Share = 0.2
+    weight_decay: NonNegativeFloat = 0.02
+    ema_decay: float = Field(0.999, gt=0, lt=1)
+    cond_dropout_prob: Share = 0.1
+    max_sigma: NonNegativeFloat = 1.0  # largest noise on a condition
     min_frames: PositiveInt = 100  # mel frames of a crop; all crops of a batch are equally long
     max_frames: PositiveInt = 500
     length_step: NonNegativeInt = 0  # crops are multiples of it, cut to whole tokens; 0: of a token
@@ -94,6 +97,7 @@ class DenoiserRecipe(_Section):
 
     @model_validator(mode="after")
     def _divides(self) -> DenoiserRecipe:
+        check_heads(self.dim, self.heads)
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError("batch_size must be a multiple of gradient_accumulation_steps")
         unit = self.length_step or self.frames_per_token
@@ -109,6 +113,12 @@ class DenoiserRecipe(_Section):
         if unknown := set(self.scalars) - set(known):
             raise ValueError(f"scalars must be among {', '.join(known)}, got {', '.join(sorted(unknown))}")
         return self
+
+
+def check_heads(dim: int, heads: int) -> None:
+    """Check that heads are equally wide, by an even number for the rotary embedding."""
+    if dim % (2 * heads):
+        raise ValueError(f"dim must be a multiple of twice the heads: 2 * {heads}, got {dim}")
 
 
 class DistilRecipe(_Section):
@@ -127,10 +137,10 @@ class RequestDefaults(_Section):
     """Defaults of a request to the bundle."""
 
     num_inference_steps: PositiveInt = Manifest.num_inference_steps
-    guidance_scale: float = Manifest.guidance_scale
-    guidance_interval: tuple[float, float] = Field(Manifest.guidance_interval, strict=False)
+    guidance_scale: float = Field(Manifest.guidance_scale, ge=0, le=MAX_GUIDANCE)
+    guidance_interval: tuple[Share, Share] = Field(Manifest.guidance_interval, strict=False)
     time_shift: PositiveFloat = Manifest.time_shift
-    attribute_reach: float = Field(Manifest.attribute_reach, ge=0, le=1)
+    attribute_reach: Share = Manifest.attribute_reach
 
 
 class VqganRecipe(_Section):
@@ -146,7 +156,7 @@ class VqganRecipe(_Section):
     frames_per_code: PositiveInt = 16
     learning_rate: PositiveFloat = 6e-4
     warmup_steps: PositiveInt = 100
-    decay_share: float = 0.2  # see `DenoiserRecipe`
+    decay_share: Share = 0.2  # see `DenoiserRecipe`
     adversarial_from: NonNegativeInt = 10**9  # first step with the discriminator
     adversarial_weight: PositiveFloat = 0.1
     restart_every: PositiveInt = 50  # an entry without use for so many steps moves to a latent of the batch
@@ -164,14 +174,19 @@ class TransformerRecipe(_Section):
     dim: PositiveInt = 256
     depth: PositiveInt = 6
     heads: PositiveInt = 4
-    dropout: float = 0.1
+    dropout: float = Field(0.1, ge=0, lt=1)
     max_frames: PositiveInt = 400
     learning_rate: PositiveFloat = 1e-3
     warmup_steps: PositiveInt = 100
-    decay_share: float = 0.2
-    weight_decay: float = 0.02
-    max_sigma: float = 1.0
+    decay_share: Share = 0.2
+    weight_decay: NonNegativeFloat = 0.02
+    max_sigma: NonNegativeFloat = 1.0
     evaluate_every: PositiveInt = 50
+
+    @model_validator(mode="after")
+    def _divides(self) -> TransformerRecipe:
+        check_heads(self.dim, self.heads)
+        return self
 
 
 class RunRecipe(_Section):
@@ -180,20 +195,20 @@ class RunRecipe(_Section):
     name: str
     clips: str  # prepared folder
     run: str  # folder of the run
-    seed: int = 0
+    seed: Seed = 0
     save_every_s: PositiveFloat = 120.0
-    threads: int = 0  # of PyTorch per process; 0: PyTorch's choice
-    workers: int = 0  # processes that read clips, per training process
+    threads: NonNegativeInt = 0  # of PyTorch per process; 0: PyTorch's choice
+    workers: NonNegativeInt = 0  # processes that read clips, per training process
     in_memory: bool = False  # read all clips once (0.3 MB per 5 s)
     cuda_graphs: bool = False  # record the denoiser's passes, for small networks on one GPU
     bf16: bool = True  # if the device computes in it
     text_templates: bool = False
     text_centring: TextCentring = "own"
-    anchor_share: float = 0.0
+    anchor_share: Share = 0.0
     anchor_tau: PositiveFloat = 0.01
     anchor_likeness: float = -1.0
-    text_sigma: float = 0.5
-    bank_share: float = 0.0
+    text_sigma: NonNegativeFloat = 0.5
+    bank_share: Share = 0.0
     bank_tau: PositiveFloat = 0.1
     max_bank_size: PositiveInt = 4096
 

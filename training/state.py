@@ -20,11 +20,24 @@ from training.recipe import RunRecipe, differences
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a training state atomically: after a kill the file is the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a training state atomically: after a kill the file is the old one or the new one.
+
+    Raises:
+        ValueError: it cannot be written; the old file is kept.
+    """
     temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    # PyTorch's writer reports a full disk as a RuntimeError.
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError):
+            reason = error.strerror
+        else:
+            temporary.unlink(missing_ok=True)
+            reason = f"{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free"
+        raise ValueError(f"{path} cannot be written ({reason}); its last version is kept") from error
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -37,9 +50,11 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError) as error:
+    # PyTorch's readers fail in many ways.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} cannot be read ({error}); delete it to train this stage from the start"
+            f"{path} cannot be read ({reason}); delete it to train this stage from the start"
         ) from error
     return state
 
@@ -103,7 +118,7 @@ def steps_taken(path: Path) -> int:
     """Return the step of a saved state, without its tensors; 0 if the file does not exist or is damaged."""
     try:
         return int(torch.load(path, weights_only=True, map_location="cpu", mmap=True)["step"])
-    except (RuntimeError, EOFError, OSError, KeyError):
+    except Exception:
         return 0
 
 

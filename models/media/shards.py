@@ -92,7 +92,7 @@ class ShardReader:
         """Return an array by its place.
 
         Raises:
-            ValueError: the shard is missing, or ends before the array; the message says what to do.
+            ValueError: the shard is missing or damaged; the message says what to do.
         """
         path = self.folder / shard
         try:
@@ -104,5 +104,8 @@ class ShardReader:
             raise ValueError(f"{path} is missing; prepare again") from None
         if len(data) < size:
             raise ValueError(f"{path} is cut off at {offset + len(data)} bytes; delete it and prepare again")
-        array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        try:
+            array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{path} is damaged at byte {offset}; delete it and prepare again") from error
         return array

@@ -52,7 +52,15 @@ class OpenClipEncoder(JointEncoder):
             raise ValueError(
                 f"encoder: {pretrained!r} is neither a weight file nor a pretrained tag of {model_name!r}"
             )
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(model_name, pretrained=weights)
+        try:
+            made = open_clip.create_model_and_transforms(model_name, pretrained=weights)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"encoder: {pretrained} cannot be loaded as weights of {model_name} ({reason}); "
+                "it is damaged or of another model"
+            ) from error
+        self.model, _, self.preprocess = made
         self.tokenizer = open_clip.get_tokenizer(model_name)
         self.register_to_config(architecture=open_clip.get_model_config(model_name))
         self._weight_file = source if source.is_file() else None

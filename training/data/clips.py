@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models.audio.mel import LOG_FLOOR
@@ -107,7 +108,12 @@ def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
         _add_correspondence(index, folder)
     reader = ShardReader(folder / "shards")
     train, dev = ([line for line in index if line["dev"] is split] for split in (False, True))
-    statistics = load_file(folder / "statistics.safetensors")
+    try:
+        statistics = load_file(folder / "statistics.safetensors")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / 'statistics.safetensors'} is damaged ({error}); prepare again"
+        ) from error
     for name, value in statistics.items():
         if not value.isfinite().all():
             raise ValueError(f"{name} in {folder / 'statistics.safetensors'} is not finite; prepare again")
