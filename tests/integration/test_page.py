@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 
@@ -10,66 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 from axe_playwright_python.sync_playwright import Axe
-from PIL import Image
 
-from tests.support.browser import open_chromium
-from tests.support.constants import BATCHED_TOLERANCE
-
-WAIT_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser, served):
-    """A fresh page that is ready. It fails the test on a script's error, and on a request to elsewhere."""
-    service, _ = served
-    service.wait_for_worker()
-    context = browser.new_context(base_url=service.url, viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(WAIT_MS)
-    page = context.new_page()
-    wrong = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda m: wrong.append(m.text) if "Content Security Policy" in m.text else None)
-    page.on("request", lambda r: None if r.url.startswith((service.url, "blob:")) else wrong.append(r.url))
-    page.goto("/")
-    page.get_by_text("tiny · ready").wait_for()
-    set_slider(page, "Duration", 0.5)
-    set_slider(page, "Steps", 4)
-    yield page
-    context.close()
-    assert wrong == []
-
-
-def set_slider(page, label, value):
-    page.locator("#settings").evaluate("(settings) => { settings.open = true; }")
-    page.get_by_label(label, exact=True).evaluate(
-        "(e, value) => { e.value = value; e.dispatchEvent(new Event('input')); }", value
-    )
-
-
-def generate(page, prompt):
-    """Type, press Ctrl+Enter and return the card of the sound."""
-    page.get_by_label("What should it sound like?").fill(prompt)
-    page.keyboard.press("Control+Enter")
-    return page.get_by_role("article").first
-
-
-def image(colour):
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(file, "PNG")
-    return {"name": f"{colour}.png", "mimeType": "image/png", "buffer": file.getvalue()}
-
-
-def body_of(page, action):
-    """Return what the page asks the service for when `action` is done."""
-    with page.expect_request(lambda r: r.url.endswith("/v1/generations") and r.method == "POST") as asked:
-        action()
-    return json.loads(asked.value.post_data)
+from tests.support.page import body_of, generate, image, set_slider
 
 
 def test_a_prompt_is_played_and_downloaded(page, tmp_path):
@@ -196,21 +137,6 @@ def test_two_things_can_be_heard_in_three_ways(page):
     assert how.input_value() == "mix"
 
 
-def test_snippets_say_how_things_come_together(page):
-    page.get_by_label("What should it sound like?").fill("piano")
-    page.get_by_role("button", name="Mix in words").click()
-    page.get_by_label("Words").fill("rain")
-    page.get_by_label("How they sound").select_option("guided by each")
-    page.get_by_role("button", name="Generate").click()
-    card = page.get_by_role("article").first
-    card.locator(".player").first.wait_for()
-    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    for language in ("curl", "Python"):
-        card.get_by_role("button", name=f"Copy as {language}").click()
-        page.wait_for_function("window.copied.includes('v1/generations')")
-        assert '"composition":"compose"' in page.evaluate("window.copied")
-
-
 def test_a_dropped_image_becomes_a_sound_by_itself(page):
     transfer = page.evaluate_handle(
         """(bytes) => {
@@ -303,22 +229,6 @@ def test_a_recipe_link_replays_the_sound(page, served):
     page.get_by_role("article").nth(1).locator(".player").first.wait_for()
 
 
-def test_snippets_ask_for_the_same_sound(page, tmp_path, monkeypatch):
-    card = generate(page, 'it\'s a "dog"')
-    card.locator(".player").first.wait_for()
-    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    card.get_by_role("button", name="Copy as Python").click()
-    monkeypatch.chdir(tmp_path)
-    exec(compile(page.evaluate("window.copied"), "snippet", "exec"), {})
-    with page.expect_download() as download:
-        card.get_by_role("button", name="WAV", exact=True).first.click()
-    download.value.save_as(tmp_path / "page.wav")
-    made, shown = (soundfile.read(tmp_path / name)[0] for name in ("sound.wav", "page.wav"))
-    np.testing.assert_allclose(
-        made, shown, atol=BATCHED_TOLERANCE
-    )  # the page's second variation was its company
-
-
 def test_two_sounds_are_compared_in_turn(page):
     card = generate(page, "pair")
     card.locator(".player").nth(1).wait_for()
@@ -330,154 +240,3 @@ def test_two_sounds_are_compared_in_turn(page):
     bar.get_by_role("button", name="Hear A").wait_for()
     bar.get_by_role("button", name="Stop comparing").click()
     bar.wait_for(state="hidden")
-
-
-def test_sliders_ask_for_attributes_and_are_open_until_moved(page):
-    assert page.get_by_role("slider", name="Brightness").count() == 0  # folded away
-    page.get_by_text("Character", exact=True).click()
-    brightness, pitch = (page.get_by_role("slider", name=name) for name in ("Brightness", "Pitch"))
-    assert brightness.get_attribute("aria-valuetext") == "left open"
-    page.get_by_text("dull", exact=False).first.wait_for()
-    page.get_by_label("What should it sound like?").fill("a dog")
-    assert "attributes" not in body_of(page, lambda: page.keyboard.press("Control+Enter"))
-
-    brightness.press("ArrowRight")
-    assert brightness.get_attribute("aria-valuetext") == "55 %, bright"
-    pitch.press("Home")
-    assert pitch.get_attribute("aria-valuetext") == "0 %, low"
-    asked = body_of(page, lambda: page.keyboard.press("Control+Enter"))
-    assert asked["attributes"] == {"brightness": 0.55, "pitch": 0}
-    card = page.get_by_role("article").first
-    card.get_by_text("brightness 55 % · pitch 0 %").wait_for()
-    card.locator(".player").first.wait_for()
-
-    page.get_by_role("button", name="Leave pitch open").click()
-    assert pitch.get_attribute("aria-valuetext") == "left open"
-    assert page.evaluate("document.activeElement.id") == "pitch"
-    asked = body_of(page, lambda: page.keyboard.press("Control+Enter"))
-    assert asked["attributes"] == {"brightness": 0.55}
-
-
-def test_an_earlier_sounds_attributes_return_and_enter_snippets(page, tmp_path, monkeypatch):
-    page.get_by_text("Character", exact=True).click()
-    page.get_by_role("slider", name="Loudness").press("Home")
-    set_slider(page, "Variations", 1)
-    generate(page, "a dog").locator(".player").first.wait_for()
-    page.reload()
-    card = page.get_by_role("article", name="a dog")
-    card.locator(".player").first.wait_for()
-    loudness = page.locator("#loudness")
-    loudness.wait_for(state="attached")
-    assert loudness.get_attribute("aria-valuetext") == "left open"
-    card.get_by_role("button", name="Use these settings").click()
-    page.get_by_role("slider", name="Loudness").wait_for()
-    assert loudness.get_attribute("aria-valuetext") == "0 %, quiet"
-
-    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    card.get_by_role("button", name="Copy as Python").click()
-    monkeypatch.chdir(tmp_path)
-    exec(compile(page.evaluate("window.copied"), "snippet", "exec"), {})
-    made, _ = soundfile.read("sound.wav")
-    assert 20 * np.log10(np.sqrt(np.mean(made**2))) == pytest.approx(-40, abs=0.1)
-    card.get_by_role("button", name="Copied").wait_for()
-    card.get_by_role("button", name="Copy as curl").click()
-    page.wait_for_function("window.copied.startsWith('curl')")
-    assert '"attributes":{"loudness":0}' in page.evaluate("window.copied")
-
-
-def test_an_image_snippet_sends_attributes_as_json_in_a_form(page):
-    page.get_by_text("Character", exact=True).click()
-    page.get_by_role("slider", name="Pitch").press("End")
-    page.locator("#file").set_input_files(image("red"))
-    page.get_by_role("img", name="Image: red.png").wait_for()
-    page.get_by_role("button", name="Generate").click()
-    card = page.get_by_role("article").first
-    card.locator(".player").first.wait_for()
-    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    card.get_by_role("button", name="Copy as curl").click()
-    page.wait_for_function("window.copied")
-    assert """-F 'attributes={"pitch":1}'""" in page.evaluate("window.copied")
-
-
-@pytest.mark.parametrize(("taken", "shown"), [([], []), (["pitch", "timbre"], ["pitch"])])
-def test_only_what_the_model_takes_has_a_slider(page, taken, shown):
-    models = page.evaluate("fetch('v1/models').then((r) => r.json())")
-    page.route("**/v1/models", lambda route: route.fulfill(json=[{**models[0], "attributes": taken}]))
-    page.reload()
-    page.get_by_text("tiny · ready").wait_for()
-    page.wait_for_function("document.getElementById('duration').value === '4'")
-    found = page.locator("#character-rows input").evaluate_all("(sliders) => sliders.map((s) => s.id)")
-    assert found == shown
-    assert page.locator("#character").is_visible() == bool(shown)
-
-
-def test_markup_in_a_prompt_is_shown_as_text(page):
-    card = generate(page, "<img src=x onerror=alert(1)><b>bold</b>")
-    card.get_by_role("heading", name="<img src=x onerror=alert(1)><b>bold</b>").wait_for()
-    assert card.locator("b").count() == 0
-
-
-@pytest.mark.parametrize("width", [360, 390, 768])
-def test_the_page_fits_narrow_screens(page, width):
-    page.set_viewport_size({"width": width, "height": 800})
-    page.get_by_role("button", name="Mix in words").click()
-    page.get_by_text("Character", exact=True).click()
-    generate(page, "a" * 80).locator(".player").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert (
-        page.evaluate(
-            """() => [...document.querySelectorAll("body *")].filter((e) =>
-            e.getBoundingClientRect().right > innerWidth + 1 &&
-            getComputedStyle(e).position !== "absolute").length"""
-        )
-        == 0
-    )
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_no_violations(page, theme):
-    if page.evaluate("document.documentElement.dataset.theme") != theme:
-        page.get_by_role("button", name="Light or dark").click()
-    card = generate(page, "a dog")
-    card.locator(".player").nth(1).wait_for()
-    page.get_by_role("button", name="Mix in words").click()
-    page.get_by_text("Character", exact=True).click()
-    page.get_by_role("slider", name="Pitch").press("End")
-    page.locator("#file").set_input_files(image("red"))
-    page.get_by_role("img", name="Image: red.png").wait_for()
-    card.get_by_role("button", name="Compare as A").first.click()
-    card.get_by_role("button", name="Compare as B").last.click()
-    found = Axe().run(page).response["violations"]
-    assert [(v["id"], v["impact"], [n["target"] for n in v["nodes"]]) for v in found] == []
-
-
-def test_the_page_asks_for_an_api_key(page):
-    told = json.dumps({"code": "unauthorized", "detail": "an API key is needed"})
-    problem = {"status": 401, "headers": {"Content-Type": "application/problem+json"}, "body": told}
-    sent = []
-
-    def answer(route):
-        sent.append(route.request.headers.get("authorization"))
-        route.continue_() if sent[-1] else route.fulfill(**problem)
-
-    page.route("**/v1/models", answer)
-    page.reload()
-    page.get_by_role("textbox", name="API key").fill("cs_x_y")
-    page.unroute("**/v1/models")
-    page.route(
-        "**/v1/models",
-        lambda route: (sent.append(route.request.headers.get("authorization")), route.fulfill(json=[])),
-    )
-    page.get_by_role("button", name="Use it").click()
-    page.get_by_text("No model is ready yet").wait_for()
-    assert sent[0] is None
-    assert sent[-1] == "Bearer cs_x_y"
-
-
-def test_the_page_is_small(page):
-    sizes = page.evaluate(
-        "performance.getEntriesByType('resource').filter((r) => !r.name.includes('/v1/'))"
-        ".map((r) => r.decodedBodySize)"
-    )
-    assert len(sizes) > 5
-    assert sum(sizes) < 300_000

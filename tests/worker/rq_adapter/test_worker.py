@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 
 import pytest
-from rq.command import send_stop_execution_command, send_stop_job_command
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -16,9 +13,9 @@ from clipsynth.redis_keys import EXPIRY
 from clipsynth.services.janitor import sweep
 from clipsynth.services.processes import wait_until
 from clipsynth.storage import audio_key
-from tests.support.workplace import TIMEOUT_S, Toy
+from tests.support.workplace import TIMEOUT_S
 from worker.engine import SamplingRequest
-from worker.main import HEARTBEAT_TIMEOUT_S, ServedBundle, is_alive, model_info
+from worker.main import HEARTBEAT_TIMEOUT_S, is_alive
 from worker.rq_adapter.claim import ClaimedJob, ClaimedJobs
 
 
@@ -173,201 +170,6 @@ def test_a_job_that_was_lost_runs_alone_and_those_behind_it_wait(place):
     place.work()
     assert place.statuses(lost, *others) == ["succeeded"] * 3
     assert all(batch == ["rain"] for batch in place.toy.batches if "rain" in batch)
-
-
-@pytest.mark.parametrize("record", [{"data": b"not compressed"}, {"data": b"[]", "created_at": b"never"}])
-def test_a_record_that_cannot_be_read_does_not_stop_the_worker(place, record):
-    unreadable, good = place.post(), place.post("wind")
-    place.redis.hset(f"rq:job:{unreadable}", mapping=record)
-    place.work()
-    assert place.statuses(unreadable, good) == ["failed", "succeeded"]
-    assert place.state.get(unreadable).error.code == "invalid_request"
-
-
-def test_a_hostile_record_runs_nothing(place, tmp_path):
-    """A writer to Redis cannot run code: the worker ignores a record's function and callbacks."""
-    generation_id = place.post("broken")
-    job = Job.fetch(generation_id, place.redis, JSONSerializer)
-    job.func_name, job.instance, job.args, job.kwargs = "os.mkdir", None, (str(tmp_path / "made"),), {}
-    job.save()
-    hostile = {
-        "success_callback_name": "os.getpid",
-        "failure_callback_name": "os.abort",
-        "origin": "elsewhere",
-    }
-    place.redis.hset(job.key, mapping=hostile)
-    place.work()
-    assert place.statuses(generation_id) == ["failed"]
-    assert not (tmp_path / "made").exists()
-    assert place.toy.batches == []
-
-
-@pytest.mark.parametrize("first", [True, False], ids=["first", "claimed among others"])
-@pytest.mark.parametrize("key", ["rq:executions", "rq:job", "clipsynth:gen"])
-def test_a_key_of_another_type_fails_its_own_job_alone(place, key, first):
-    """A string stands where a job's hash or register belongs: jobs claimed with it still run."""
-    others = [] if first else [place.post("rain")]
-    hostile = place.post("wind")
-    others.append(place.post("hail"))
-    place.redis.delete(f"{key}:{hostile}")
-    place.redis.set(f"{key}:{hostile}", "hostile")
-    place.work()
-    assert place.statuses(*others) == ["succeeded"] * len(others)
-    recover = place.worker.leases.recover
-    assert wait_until(lambda: recover() or place.nothing_left(), timeout_s=TIMEOUT_S)
-    assert not place.redis.exists(f"rq:executions:{hostile}", f"rq:job:{hostile}")
-    assert not place.redis.keys("rq:execution:*")
-    assert all("wind" not in batch for batch in place.toy.batches)
-    if key != "clipsynth:gen":
-        assert place.statuses(hostile) == ["failed"]
-        assert place.state.get(hostile).error.code == "invalid_request"
-
-
-@pytest.mark.parametrize("hostile_write", ["type", "status"])
-def test_a_record_spoilt_while_it_runs_does_not_block_others(place, hostile_write):
-    hostile, good = place.post("rain", num_inference_steps=200), place.post("wind", num_inference_steps=100)
-    key = f"clipsynth:gen:{hostile}"
-
-    def before_step(_):
-        if len(place.toy.batches) == 1:
-            if hostile_write == "type":
-                place.redis.delete(key)
-                place.redis.set(key, "hostile")
-            else:
-                place.redis.hset(key, mapping={"status": "hostile", "cancel_requested": "1"})
-        time.sleep(0.005)
-
-    place.toy.before_step = before_step
-    place.work()
-    assert place.statuses(good) == ["succeeded"]
-    assert place.nothing_left()
-    assert place.toy.batches[-1] == ["wind"]
-
-
-def test_a_job_that_cannot_be_finished_does_not_block_others(place, caplog):
-    """Here RQ's register of a job's executions is made something else while it runs."""
-    hostile, good = place.post("rain"), place.post("wind")
-
-    def before_step(_):
-        if len(place.toy.batches) == 1:
-            place.redis.set(f"rq:executions:{hostile}", "no register")
-
-    place.toy.before_step = before_step
-    place.work()
-    assert place.statuses(hostile, good) == ["succeeded"] * 2
-    assert place.nothing_left()
-    assert f"job {hostile} is not finished" in caplog.text
-
-
-def test_a_stop_signal_finishes_running_jobs_and_claims_no_more(place):
-    running = place.post(num_inference_steps=50)
-    waiting = []
-
-    def before_step(_):
-        if not waiting:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert wait_until(lambda: place.worker._stop_requested, timeout_s=TIMEOUT_S)
-            waiting.append(place.post("wind"))
-
-    place.toy.before_step = before_step
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        place.worker.work(logging_level="ERROR")
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    assert place.statuses(running, *waiting) == ["succeeded", "queued"]
-    assert place.queue.job_ids == waiting
-
-
-def test_a_swap_waits_for_the_running_jobs(place):
-    order = []
-    later = []
-
-    def before_step(batch):
-        order.extend(batch)
-        if not later:
-            place.worker.swap_when_idle(lambda: order.append("swap"))
-            place.come_round()
-            later.append(place.post("wind"))
-
-    place.toy.before_step = before_step
-    first = place.post("rain", num_inference_steps=3)
-    place.work()
-    assert order == ["rain"] * 3 + ["swap"] + ["wind"] * 2
-    assert place.statuses(first, *later) == ["succeeded"] * 2
-
-
-@pytest.mark.parametrize("by", ["job", "execution"])
-def test_rqs_stop_commands_cancel_one_job(place, by):
-    other, stopped = place.post("wind", num_inference_steps=20), place.post("rain", num_inference_steps=200)
-
-    def before_step(batch):
-        if "rain" in batch and not sent:
-            execution = next(e for e in place.worker.executions.values() if e.job_id == stopped)
-            if by == "job":
-                send_stop_job_command(place.redis, stopped, JSONSerializer)
-            else:
-                send_stop_execution_command(place.redis, stopped, execution.id)
-            sent.append(by)
-        time.sleep(0.005)
-
-    sent = []
-    place.toy.before_step = before_step
-    place.work()
-    assert place.statuses(stopped, other) == ["canceled", "succeeded"]
-    assert len(place.toy.batches) < 200
-
-
-def test_rqs_duties_are_done_under_load(place):
-    is_alive = []
-    place.worker._maintain = lambda: is_alive.append(threading.get_ident())
-    place.post()
-    place.work()
-    assert is_alive
-
-
-def test_a_bundle_is_exchanged_without_dropping_jobs(place):
-    new = Toy(num_inference_steps=7)
-    served = ServedBundle(place.settings, lambda _: new, place.worker, model_info(place.toy.manifest))
-    later = []
-
-    def before_step(_):
-        if not later:
-            served.reload()
-            place.come_round()
-            later.append(place.post("wind"))
-
-    place.toy.before_step = before_step
-    first = place.post("rain", num_inference_steps=3)
-    place.work()
-    assert place.statuses(first, *later) == ["succeeded"] * 2
-    assert (place.toy.batches, new.batches) == ([["rain"]] * 3, [["wind"]] * 2)
-    info = place.state.model("tiny")
-    assert (info.version, info.num_inference_steps) == (new.manifest.version, 7)
-    assert info.cost.step_s == pytest.approx(1e-3)
-
-
-@pytest.mark.parametrize("name", ["other", None])
-def test_a_bundle_that_cannot_be_served_leaves_the_old_one(place, name, caplog):
-    def load(_):
-        if name is None:
-            raise OSError("no such folder")
-        return Toy(name=name)
-
-    ServedBundle(place.settings, load, place.worker, model_info(place.toy.manifest)).reload()
-    generation_id = place.post()
-    place.work()
-    assert place.statuses(generation_id) == ["succeeded"]
-    assert place.toy.batches
-    assert f"version {place.toy.manifest.version} stays" in caplog.text
-
-
-def test_each_worker_binds_a_job_class_of_its_own(place):
-    other = place.new_worker()
-    assert other.job_class is not place.worker.job_class
-    assert other.job_class.runner is other.runner
-    assert place.worker.job_class.runner is place.worker.runner
 
 
 def test_claimed_jobs_can_change_while_another_thread_reads_them():
