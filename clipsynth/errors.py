@@ -192,3 +192,17 @@ class ModelUnusable(ServeError):
     """A worker cannot use its bundle, now and after a restart; the message names the part."""
 
     code = "model_unusable"
+
+
+class VideoTooLarge(ClipSynthError):
+    code = "video_too_large"
+
+
+class VideoUndecodable(ClipSynthError):
+    code = "video_undecodable"
+
+
+class TooLong(ClipSynthError):
+    """A sound, or all sounds of a request together, are longer than the service makes."""
+
+    code = "too_long"
