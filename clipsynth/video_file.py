@@ -95,7 +95,8 @@ def open_video(file: BinaryIO) -> InputContainer:
     else:
         raise VideoUndecodable(f"not a video of a known kind; send {KINDS}")
     options = {"codec_whitelist": _DECODERS, "protocol_whitelist": ""}
-    return av.open(file, format=kind, options=options, metadata_errors="replace")
+    container: InputContainer = av.open(file, format=kind, options=options, metadata_errors="replace")
+    return container
 
 
 def video_stream(container: InputContainer) -> av.VideoStream:
@@ -122,7 +123,8 @@ def _create(target: str, extension: str) -> OutputContainer:
     options = {"fflags": "+bitexact"}
     if extension == "mp4":
         options["movflags"] = "+faststart"
-    return av.open(target, "w", format=extension, options=options)
+    output: OutputContainer = av.open(target, "w", format=extension, options=options)
+    return output
 
 
 def _copied(
@@ -153,7 +155,7 @@ def _shifted(
             yield held
         held = packet
     if held is not None:
-        if end is not None and None not in (began, held.dts, held.pts):
+        if end is not None and began is not None and held.dts is not None and held.pts is not None:
             _fit_last(held, began, end - first)
         yield held
 
