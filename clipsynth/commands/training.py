@@ -16,6 +16,16 @@ VIDEO_MEMORY = 4 << 30  # bytes that decoding a video may take
 WINDOW_BYTES = 1 << 30  # of a window's sound and frames
 
 
+MinMotion = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Leave out clips whose frames change less, e.g. 0.001."),
+]
+MaxSpeech = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Measure speech; leave out clips with more of it."),
+]
+
+
 def prepare(
     videos: Path,
     out: Path,
@@ -46,6 +56,8 @@ def prepare(
     remove: Annotated[
         bool, typer.Option("--remove", help="Drop known videos even if most of them are gone.")
     ] = False,
+    min_motion: MinMotion = 0.0,
+    max_speech: MaxSpeech = None,
 ) -> None:
     """Turn a folder of videos into shards of features to train on, or add what is new in it."""
     from rich.progress import Progress
@@ -53,6 +65,7 @@ def prepare(
     from clipsynth.services.limited_process import stream_limited
     from models.networks.open_clip import OpenClipEncoder
     from models.networks.packaged import PackagedEncoder
+    from training.prepare.finish import Filters
     from training.prepare.folder import PrepareOptions
     from training.prepare.prepare import prepare as run
 
@@ -66,13 +79,14 @@ def prepare(
             videos,
             out,
             encoder,
-            options=PrepareOptions(clip_s=clip_seconds, frames_per_s=frames_per_s),
+            options=PrepareOptions(clip_seconds, frames_per_s, speech=max_speech is not None),
             listing=listing,
             captions=captions,
             workers=workers,
             part=_read_part(part) if part else None,
             stream=partial(stream_limited, limits=limits),
             remove=remove,
+            filters=Filters(min_motion, 1.0 if max_speech is None else max_speech),
         ):
             progress.update(bar, completed=done, total=total)
     print((out / "report.json").read_text())
@@ -86,11 +100,12 @@ def _read_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def merge(out: Path, parts: list[Path]) -> None:
+def merge(out: Path, parts: list[Path], min_motion: MinMotion = 0.0, max_speech: MaxSpeech = None) -> None:
     """Join the folders of `prepare --part` into OUT, with the bytes of a folder made in one go."""
+    from training.prepare.finish import Filters
     from training.prepare.prepare import merge as run
 
-    run(out, parts)
+    run(out, parts, Filters(min_motion, 1.0 if max_speech is None else max_speech))
     print((out / "report.json").read_text())
 
 

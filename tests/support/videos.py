@@ -19,14 +19,16 @@ def write_video(
     colour: str = "red",
     sound: bool = True,
     samples: np.ndarray | None = None,
+    images: list[Image.Image] | None = None,
 ) -> Path:
-    """Write an H.264/AAC clip of one colour and one tone, or `samples` (T,) at 16 kHz."""
+    """Write an H.264/AAC clip of one colour and tone, or `images` at 3 Hz and `samples` (T,) at 16 kHz."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=3)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
-        image = av.VideoFrame.from_image(Image.new("RGB", (64, 64), colour))
+        still = Image.new("RGB", (64, 64), colour)
         for n in range(round(3 * seconds)):
+            image = av.VideoFrame.from_image(images[n] if images else still)
             image.pts = n
             container.mux(video.encode(image))
         container.mux(video.encode(None))
@@ -108,3 +110,24 @@ def write_flashes(
         container.mux(track.encode(None))
         container.mux(images.encode(None))
     return path
+
+
+def spoken(seconds: float, rate: int = 16000) -> np.ndarray:
+    """Return (T,) pulses of a voice through the formants of changing vowels, in syllables."""
+    vowels = [(730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410)]
+    rng = np.random.default_rng(0)
+    parts = []
+    while sum(map(len, parts)) < seconds * rate:
+        length = round(rng.uniform(0.12, 0.25) * rate)
+        times = np.arange(length) / rate
+        hz = rng.uniform(105, 145) * (1 + 0.1 * np.sin(2 * np.pi * 3 * times))
+        phase = np.cumsum(hz) / rate
+        sound = np.zeros(length)
+        formants = vowels[rng.integers(len(vowels))]
+        for k in range(1, 40):
+            gain = sum(1 / (1 + ((k * 125 - f) / 90) ** 2) for f in formants) / k**0.5
+            sound += gain * np.sin(2 * np.pi * k * phase)
+        envelope = np.sin(np.pi * np.arange(length) / length) ** 0.5
+        hiss = 0.02 * rng.standard_normal(round(rng.uniform(0.02, 0.06) * rate))
+        parts += [0.1 * sound * envelope, hiss]
+    return np.concatenate(parts)[: round(seconds * rate)].astype(np.float32)

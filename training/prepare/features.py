@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -144,7 +147,10 @@ class VideoPreparer:
             "gain": gain,
             "frames_s": window.frames_s,
             "attributes": measure(window.waveform, sample_rate),
+            "motion": motion(window.images),
         }
+        if self._options.speech:
+            metadata["speech"] = speech_share(waveform, sample_rate)
         embeds = self._encoder.encode_image([Image.fromarray(image) for image in window.images])
         arrays = {
             "waveform": (waveform * 32767).round().astype(np.int16),
@@ -152,6 +158,34 @@ class VideoPreparer:
             "embeds": embeds.half().cpu().numpy(),
         }
         return metadata, arrays
+
+
+def motion(images: Sequence[np.ndarray]) -> float:
+    """Return how much images (H, W, 3) differ from one to the next: mean share of full scale, 0 if still."""
+    small = [
+        np.asarray(Image.fromarray(image).convert("L").resize((32, 32), Image.Resampling.BOX), np.float32)
+        for image in images
+    ]
+    changes = [np.abs(a - b).mean() / 255 for a, b in itertools.pairwise(small)]
+    return round(float(np.mean(changes)), 5) if changes else 0.0
+
+
+def speech_share(waveform: np.ndarray, sample_rate: int) -> float:
+    """Return the share of a sound (T,) in which someone speaks, by Silero VAD."""
+    from silero_vad import get_speech_timestamps
+
+    spoken = get_speech_timestamps(torch.from_numpy(waveform), _voice_detector(), sampling_rate=sample_rate)
+    return round(sum(part["end"] - part["start"] for part in spoken) / len(waveform), 4)
+
+
+@cache
+def _voice_detector() -> Any:
+    from silero_vad import load_silero_vad
+
+    with warnings.catch_warnings():
+        # Its package has the network as TorchScript, which torch calls deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        return load_silero_vad()
 
 
 class VideoSkipped(Exception):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from models.media.shards import END, ShardReader
 from training.prepare.duplicates import near_duplicates
 from training.prepare.folder import (
+    PrepareOptions,
     VideoRecord,
     part_path,
     read_part,
@@ -32,6 +33,21 @@ from training.prepare.sources import PrepareError
 from training.prepare.statistics import Sums
 
 COPIED = 1 << 22  # bytes at a time
+STILL = 0.001  # motion below it is a still image: a quarter of a grey level
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Clips that training leaves out: with less motion, with a larger share of speech."""
+
+    min_motion: float = 0.0
+    max_speech: float = 1.0
+
+    def reason(self, clip: Mapping[str, Any]) -> str | None:
+        """Return the filter that leaves a clip out, or None."""
+        if clip["motion"] < self.min_motion:
+            return "min_motion"
+        return "max_speech" if clip.get("speech", 0.0) > self.max_speech else None
 
 
 @dataclass(frozen=True)
@@ -51,9 +67,14 @@ class Finisher:
     """
 
     def __init__(
-        self, out: Path, folders: Sequence[Path], records: Mapping[str, VideoRecord], shards: int
+        self,
+        out: Path,
+        folders: Sequence[Path],
+        records: Mapping[str, VideoRecord],
+        options: PrepareOptions,
+        filters: Filters,
     ) -> None:
-        self._out, self._folders, self._shards = out, folders, shards
+        self._out, self._folders, self._shards, self._filters = out, folders, options.shards, filters
         self.records = dict(sorted(records.items()))
         self._video: dict[str, VideoRecord] = {}
         self._same: dict[str, str] = {}
@@ -65,7 +86,7 @@ class Finisher:
         self._parts: dict[int, list[str]] = defaultdict(list)
         for path in (out / "work").glob("*/*.part"):
             if path.stem in self._video:
-                self._parts[shard_of(path.stem, shards)].append(path.stem)
+                self._parts[shard_of(path.stem, self._shards)].append(path.stem)
 
     def _places(self, shard: int) -> list[Place]:
         """Return the videos of a shard in order of their ids."""
@@ -90,19 +111,22 @@ class Finisher:
         Raises:
             PrepareError: there are no clips, and there must be; the report names the reasons.
         """
-        prints, dev = bytearray(), bytearray()
+        prints, dev, used_clips = bytearray(), bytearray(), bytearray()
+        report = _Report(known, self.records, self._same)
         for shard in range(self._shards):
             for place in self._places(shard):
                 for clip in place.line["clips"]:
-                    prints += bytes.fromhex(clip["fingerprint"])
+                    used_clips.append(report.filter(clip, self._filters))
                     dev.append(bool(self._video[place.line["id"]].dev))
-        repeats = near_duplicates(np.frombuffer(bytes(prints), np.uint16))
-        kept = np.ones(len(dev), bool)
-        kept[list(repeats)] = False
+                    if used_clips[-1]:
+                        prints += bytes.fromhex(clip["fingerprint"])
+        kept = np.frombuffer(used_clips, bool).copy()
+        repeats = np.flatnonzero(kept)[list(near_duplicates(np.frombuffer(bytes(prints), np.uint16)))]
+        kept[repeats] = False
+        repeated = set(repeats.tolist())
         # Statistics are those of the training clips, if there are any.
         counted = kept & (np.frombuffer(bytes(dev), np.uint8) == 0)
         counted = counted if counted.any() else kept
-        report = _Report(known, self.records, self._same)
         sums, used = Sums(), set[str]()
         with (self._out / "index.tmp").open("w") as index:
             start = 0
@@ -120,15 +144,16 @@ class Finisher:
                         report.damaged[record.video] = line["damaged"]
                     for clip in line["clips"]:
                         start += 1
-                        if not kept[start - 1]:
+                        if start - 1 in repeated:
                             report.near_duplicates.append(f"{record.video} at {clip['start_s']:g} s")
+                        if not kept[start - 1]:
                             continue
-                        report.add(clip)
+                        report.clips, report.seconds = report.clips + 1, report.seconds + clip["duration_s"]
                         index.write(json.dumps(_index_line(clip, line["offset"], record, header)) + "\n")
         report.write(self._out / "report.json")
         if not report.clips and not may_be_empty:
             (self._out / "index.tmp").unlink()
-            reason = next(iter(report.skipped.values()), "every clip repeats another")
+            reason = next(iter(report.skipped.values()), "every clip is filtered or repeats another")
             raise PrepareError(
                 f"none of the videos is usable; first reason: {reason}; all: {self._out / 'report.json'}"
             )
@@ -223,6 +248,11 @@ class _Report:
     seconds: float = 0.0
     damaged: dict[str, list[str]] = field(default_factory=dict)
     near_duplicates: list[str] = field(default_factory=list)
+    filtered: Counter[str] = field(default_factory=Counter)
+    # Of all clips: how many there are, how many are still, and the sum of their shares of speech.
+    found: int = 0
+    still: int = 0
+    speech: float | None = None
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -230,8 +260,15 @@ class _Report:
         own = {name: record.skipped for name, record in self.records.items() if record.skipped}
         return dict(sorted((self.known.get("skipped", {}) | own).items()))
 
-    def add(self, clip: Mapping[str, Any]) -> None:
-        self.clips, self.seconds = self.clips + 1, self.seconds + clip["duration_s"]
+    def filter(self, clip: Mapping[str, Any], filters: Filters) -> bool:
+        """Count a clip, and return whether training uses it."""
+        self.found, self.still = self.found + 1, self.still + (clip["motion"] < STILL)
+        if "speech" in clip:
+            self.speech = (self.speech or 0.0) + clip["speech"]
+        reason = filters.reason(clip)
+        if reason is not None:
+            self.filtered[reason] += 1
+        return reason is None
 
     def write(self, path: Path) -> None:
         values: dict[str, Any] = self.known | {
@@ -241,6 +278,18 @@ class _Report:
             "damaged": dict(sorted(self.damaged.items())),
             "same_file": self.same,
             "near_duplicates": self.near_duplicates,
+            "still_share": round(self.still / max(self.found, 1), 4),
+            "speech_share": None if self.speech is None else round(self.speech / self.found, 4),
+            "filtered": dict(self.filtered),
         }
-        order = ["clips", "hours", "skipped", "damaged", *sorted(values.keys())]
+        order = [
+            "clips",
+            "hours",
+            "still_share",
+            "speech_share",
+            "filtered",
+            "skipped",
+            "damaged",
+            *sorted(values.keys()),
+        ]
         write_atomic(path, json.dumps({name: values[name] for name in order}, indent=2) + "\n")

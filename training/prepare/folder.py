@@ -33,11 +33,18 @@ NEEDED = ("state", "sha256", "dev")  # fields of a record that are always writte
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What a prepared folder keeps to: length of clips in seconds, frames kept, number of shards."""
+    """What a prepared folder keeps to.
+
+    Attributes:
+        clip_s: length of clips in seconds.
+        shards: number of shards; a video's shard follows from it.
+        speech: whether the share of speech is measured.
+    """
 
     clip_s: float = 5.0
     frames_per_s: float = 1.0
     shards: int = 1024
+    speech: bool = False
 
 
 @dataclass(frozen=True)

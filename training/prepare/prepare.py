@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from models.networks.encoder import JointEncoder
 from models.networks.load_encoder import load_encoder
 from training.prepare.features import Stream, Task, VideoPreparer, file_state
-from training.prepare.finish import Finisher
+from training.prepare.finish import Filters, Finisher
 from training.prepare.folder import (
     PrepareOptions,
     VideoRecord,
@@ -63,6 +64,7 @@ def prepare(
     part: tuple[int, int] | None = None,
     stream: Stream | None = None,
     remove: bool = False,
+    filters: Filters | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Prepare `videos` into `out`, or what changed of them; yield (videos done, total) after each video.
 
@@ -74,11 +76,14 @@ def prepare(
         part: (I, N), only every Nth video by the hash of its name, to merge later.
         stream: runs a generator in a child process with limits; None decodes without limits.
         remove: allow that most of the known videos are gone.
+        filters: choose clips for training; all are in the shards, so another run may choose others.
 
     Raises:
         PrepareError: no videos, none usable, or `out` was started with other options or another encoder.
     """
     options = options or PrepareOptions()
+    if options.speech and find_spec("silero_vad") is None:
+        raise PrepareError('to measure speech install silero-vad, the extra "speech"')
     found = find_sources(videos, listing)
     texts = _read_captions(captions) if captions else {}
     sources = [source for source in found.videos if part is None or _in_part(source.name, part)]
@@ -110,17 +115,19 @@ def prepare(
         }
         known = {"skipped": found.skipped, "missing": found.missing, "ignored": found.ignored}
         known |= {"removed": sorted(gone)}
-        finisher = Finisher(out, [out], current, options.shards)
+        finisher = Finisher(out, [out], current, options, filters or Filters())
         finisher.finish(encoder.class_anchors.mean(0).cpu(), known, may_be_empty=part is not None)
 
 
-def merge(out: Path, parts: Sequence[Path]) -> None:
+def merge(out: Path, parts: Sequence[Path], filters: Filters | None = None) -> None:
     """Join the folders of `prepare --part`; the result has the bytes of a folder made in one go.
 
     Raises:
         PrepareError: a part is missing, unfinished, or made with other options or another encoder.
     """
     options = _options_of(parts)
+    if filters and filters.max_speech < 1 and not options.speech:
+        raise PrepareError(f"speech was not measured in {parts[0]}; prepare the parts with --max-speech")
     records: dict[str, VideoRecord] = {}
     known: dict[str, Any] = {"skipped": {}, "missing": [], "ignored": {}, "removed": []}
     for part in parts:
@@ -138,7 +145,7 @@ def merge(out: Path, parts: Sequence[Path]) -> None:
         claim(out, options, None)
         encoder = load_encoder(parts[0] / "encoder")
         keep_encoder(out, encoder)
-        finisher = Finisher(out, [out, *parts], records, options.shards)
+        finisher = Finisher(out, [out, *parts], records, options, filters or Filters())
         finisher.finish(encoder.class_anchors.mean(0).cpu(), known)
 
 

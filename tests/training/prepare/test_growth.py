@@ -3,16 +3,19 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clipsynth.limited_child import Limits
 from clipsynth.services.limited_process import stream_limited
-from tests.support.videos import write_video
+from tests.support.videos import spoken, write_video
 from training.data.clips import load_clips
-from training.prepare.features import VideoPreparer
+from training.prepare.features import VideoPreparer, speech_share
+from training.prepare.finish import Filters
 from training.prepare.folder import PrepareOptions
 from training.prepare.prepare import PrepareError, merge, prepare
 
@@ -189,3 +192,31 @@ def test_a_video_that_hangs_is_skipped_and_tried_again(noises, encoder, tmp_path
     shutil.copy(noises / "b.mp4", tmp_path / "in")
     list(prepare(tmp_path / "in", tmp_path / "out", encoder, options=SMALL, stream=stream))
     assert (report(tmp_path / "out")["skipped"], report(tmp_path / "out")["clips"]) == ({}, 2)
+
+
+def test_still_images_and_speech_are_filtered(encoder, tmp_path):
+    (tmp_path / "in").mkdir()
+    moving = [Image.new("RGB", (64, 64), (40 * n, 0, 0)) for n in range(6)]
+    for n, images in enumerate((moving, None)):
+        sound = 0.2 * np.random.default_rng(n).standard_normal(32000)
+        write_video(tmp_path / "in" / f"{n}.mp4", samples=sound, images=images)
+    options = replace(SMALL, speech=True, frames_per_s=3.0)
+    out = tmp_path / "out"
+    list(prepare(tmp_path / "in", out, encoder, options=options))
+    found = report(out)
+    assert (found["clips"], found["still_share"], found["speech_share"]) == (2, 0.5, 0.0)
+    tars = {path.name for path in (out / "shards").glob("*.tar")}
+    run = prepare(tmp_path / "in", out, encoder, options=options, filters=Filters(min_motion=0.001))
+    first, *_ = run
+    assert first == (2, 2)
+    assert (report(out)["clips"], report(out)["filtered"]) == (1, {"min_motion": 1})
+    assert [line["video"] for line in index(out)] == ["0.mp4"]
+    assert {path.name for path in (out / "shards").glob("*.tar")} == tars
+    assert Filters(max_speech=0.5).reason({"motion": 1.0, "speech": 0.6}) == "max_speech"
+
+
+def test_speech_is_found_in_speech_only():
+    # Pulses through formants at a speaker's rhythm pass for speech; steady noise does not.
+    noise = 0.2 * np.random.default_rng(0).standard_normal(4 * 16000).astype(np.float32)
+    assert speech_share(noise, 16000) == 0
+    assert speech_share(spoken(4.0), 16000) > 0.5
