@@ -18,10 +18,9 @@ import torch
 import yaml
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.tensorboard import SummaryWriter
 
 from models.bundle import Manifest
-from training.progress import ProgressView
+from training.progress import ProgressView, Trackers
 from training.recipe import RunRecipe
 from training.state import TrainingState
 
@@ -165,7 +164,7 @@ def prefetch(items: Dataset[T], numbers: Sequence[int], workers: int) -> Iterato
 
 
 class Run(Generic[R]):
-    """Run one stage; write `recipe.yaml`, `environment.json`, TensorBoard logs, `loss.tsv`, `state.pt`.
+    """Run one stage; write `recipe.yaml`, `environment.json`, figures, `state.pt`.
 
     Only the main process writes and evaluates, because all processes have the same weights.
     """
@@ -189,29 +188,30 @@ class Run(Generic[R]):
         self.view = view or ProgressView(show=accelerator.is_main_process)
         self.title = title or stage
         self._waited_s = 0.0
-        self._writer: SummaryWriter | None = None
+        self._trackers: Trackers | None = None
         if accelerator.is_main_process:
+            values = recipe.model_dump()
+            self._trackers = Trackers(recipe.trackers, recipe.name, stage, folder, values)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False))
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
             (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
-            self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, name: str, n: int, value: float) -> None:
-        """Write a figure of step n to TensorBoard and `name.tsv`."""
-        if self._writer is not None:
-            self._writer.add_scalar(f"{self.stage}/{name}", value, n)
+        """Write a figure of step n to the trackers and `name.tsv`."""
+        if self._trackers is not None:
+            self._trackers.log(name, n, value)
             with (self.folder / f"{name}.tsv").open("a") as f:
                 f.write(f"{n}\t{value:.5f}\t{time.time():.0f}\n")
 
     def show(self, n: int, image: torch.Tensor) -> None:
-        """Write a grey image (H, W) in [0, 1] of step n to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(f"{self.stage}/spectrograms", image[None], n)
+        """Show a grey image (H, W) in [0, 1] of step n in the trackers."""
+        if self._trackers is not None:
+            self._trackers.image("spectrograms", n, image)
 
     def play(self, n: int, waveform: torch.Tensor) -> None:
-        """Write a sound (T,) in [-1, 1] of step n to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_audio(f"{self.stage}/samples", waveform[None], n, Manifest.sample_rate)
+        """Keep a sound (T,) in [-1, 1] of step n in the trackers."""
+        if self._trackers is not None:
+            self._trackers.sound("samples", n, waveform, Manifest.sample_rate)
 
     def timed(self, items: Iterator[T]) -> Iterator[T]:
         """Yield the items, and count the time that the loop waits for them."""
@@ -298,6 +298,8 @@ class Run(Generic[R]):
                     self.view.update(self.title)
                 if due and evaluate is not None and main:
                     stop = not evaluate(n) or stop
+                    state.save()
+                    state.keep(self.recipe.keep_states)
                 if due or n % AGREE_EVERY == 0 or self.accelerator.num_processes == 1:
                     stop = self._any(stop)
                 else:
@@ -309,8 +311,8 @@ class Run(Generic[R]):
                 raise ValueError(self._not_finite(bad, clips_of))
             if state.step > first:
                 self._save(state)
-        if self._writer is not None:
-            self._writer.close()
+        if self._trackers is not None:
+            self._trackers.finish()
         self.accelerator.wait_for_everyone()
         if self._any(bool(request.number)):
             raise Terminated(request.number or signal.SIGTERM)

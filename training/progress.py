@@ -1,17 +1,23 @@
-"""One view of all stages of a training: steps, loss, throughput, share of data wait, time left.
+"""One view of all stages of a training, and the trackers that keep its figures.
 
-A live table on a terminal, otherwise a log line a minute.
+The view shows steps, loss, throughput, share of data wait and time left: a live table on a terminal,
+otherwise a log line a minute.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -108,3 +114,65 @@ class ProgressView:
 def span(seconds: float | None) -> str:
     """Return a duration as h:mm:ss, or "?"."""
     return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+class Trackers:
+    """Send figures of a stage to trackers of accelerate; images and sounds to those that take them."""
+
+    def __init__(
+        self, names: Sequence[str], run: str, stage: str, folder: Path, recipe: dict[str, Any]
+    ) -> None:
+        """Start the trackers.
+
+        Args:
+            run: name of the run, that is of the project or experiment.
+            folder: the stage's folder; TensorBoard writes there, and its path identifies a resumed run.
+
+        Raises:
+            ValueError: a tracker is not installed.
+        """
+        self.stage, self._trackers = stage, {}
+        there = {str(name) for name in get_available_trackers()}
+        if missing := [name for name in names if name not in there]:
+            raise ValueError(
+                f"tracker {missing[0]} is not installed; pip install {missing[0]}, or set trackers"
+            )
+        title = f"{run}/{stage}"
+        same = {"id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16], "resume": "allow"}
+        options = {"wandb": {"name": title, **same}, "mlflow": {"run_name": title}}
+        for name in names:
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            where = ("tensorboard", str(folder)) if kind.requires_logging_directory else (run,)
+            self._trackers[name] = tracker = kind(*where, **options.get(name, {}))
+            tracker.start()
+            # TensorBoard would write them as another run.
+            if name != "tensorboard":
+                tracker.store_init_configuration(recipe)
+
+    def log(self, name: str, n: int, value: float) -> None:
+        """Log a figure of step n."""
+        for tracker in self._trackers.values():
+            tracker.log({f"{self.stage}/{name}": value}, step=n)
+
+    def image(self, name: str, n: int, image: torch.Tensor) -> None:
+        """Log a grey image (H, W) in [0, 1] of step n."""
+        for kind, tracker in self._trackers.items():
+            if hasattr(tracker, "log_images"):
+                images = image[None, None] if kind == "tensorboard" else [image.numpy()]
+                tracker.log_images({f"{self.stage}/{name}": images}, step=n)
+
+    def sound(self, name: str, n: int, waveform: torch.Tensor, sample_rate: int) -> None:
+        """Log a sound (T,) in [-1, 1] of step n."""
+        tag = f"{self.stage}/{name}"
+        for kind, tracker in self._trackers.items():
+            if kind == "tensorboard":
+                tracker.tracker.add_audio(tag, waveform[None], n, sample_rate)
+            elif kind == "wandb":
+                import wandb
+
+                tracker.log({tag: wandb.Audio(waveform.numpy(), sample_rate)}, step=n)
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        for tracker in self._trackers.values():
+            tracker.finish()

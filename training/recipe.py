@@ -197,6 +197,8 @@ class RunRecipe(_Section):
     run: str  # folder of the run
     seed: Seed = 0
     save_every_s: PositiveFloat = 120.0
+    keep_states: NonNegativeInt = 3  # states of the latest evaluations to keep beside the last one
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(("tensorboard",), strict=False)
     threads: NonNegativeInt = 0  # of PyTorch per process; 0: PyTorch's choice
     workers: NonNegativeInt = 0  # processes that read clips, per training process
     in_memory: bool = False  # read all clips once (0.3 MB per 5 s)

@@ -53,9 +53,9 @@ def load_state(path: Path) -> dict[str, Any] | None:
     # PyTorch's readers fail in many ways.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read ({reason}); delete it to train this stage from the start"
-        ) from error
+        kept = sorted(path.parent.glob(f"{path.stem}-*.pt"))
+        what = f"copy {kept[-1].name} over it" if kept else "delete it to train this stage from the start"
+        raise ValueError(f"{path} cannot be read ({reason}); {what}") from error
     return state
 
 
@@ -208,6 +208,20 @@ class TrainingState:
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         save_state(state, self.folder / "state.pt")
+
+    def keep(self, number: int) -> None:
+        """Keep the saved state as `state-STEP.pt`, and of those files the newest `number`."""
+        if not number:
+            return
+        kept = self.folder / f"state-{self.step:09d}.pt"
+        kept.unlink(missing_ok=True)
+        # The next save replaces `state.pt`, so a link costs no copy.
+        try:
+            os.link(self.folder / "state.pt", kept)
+        except OSError:
+            shutil.copyfile(self.folder / "state.pt", kept)
+        for old in sorted(self.folder.glob("state-*.pt"))[:-number]:
+            old.unlink()
 
     def record(self, loss: float) -> None:
         """Note the dev loss of the present weights, and write them to `best.pt` if it is the lowest."""

@@ -107,3 +107,14 @@ def test_statistics_that_are_not_finite_are_refused(tmp_path):
     save_file(statistics | {"gain": torch.tensor(float("inf"))}, folder / "statistics.safetensors")
     with pytest.raises(ValueError, match=r"gain in .*statistics\.safetensors is not finite; prepare"):
         load_clips(folder)
+
+
+def test_the_states_of_the_last_evaluations_are_kept(stage):
+    run, state = stage
+    run.steps(state, 10, lambda n: torch.ones(()), evaluate=lambda n: True, evaluate_every=2)
+    kept = sorted(path.name for path in state.folder.glob("state-*.pt"))
+    assert kept == ["state-000000006.pt", "state-000000008.pt", "state-000000010.pt"]
+    assert load_state(state.folder / kept[0])["step"] == 6
+    (state.folder / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"cannot be read .*; copy state-000000010\.pt over it"):
+        load_state(state.folder / "state.pt")

@@ -1,6 +1,8 @@
 """One view of all stages."""
 
 import logging
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,8 +11,12 @@ from rich.console import Console
 from tests.support.planted import planted_recipe, write_planted
 from training import progress
 from training import train as stages
+from training.loop import Run, build_accelerator
 from training.progress import ProgressView, StageProgress, span
-from training.state import steps_taken
+from training.recipe import load_recipe
+from training.state import TrainingState, steps_taken
+
+DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 
 
 def view():
@@ -80,3 +86,56 @@ def test_the_time_of_all_stages_is_known_before_the_first(tmp_path, monkeypatch)
     assert shown["denoiser"].done == 2
     assert shown["denoiser"].left_s > 0
     assert steps_taken(tmp_path / "run" / "denoiser" / "state.pt") == 2
+
+
+class Tracker:
+    """A tracker of accelerate that keeps what it gets."""
+
+    requires_logging_directory = False
+    made: ClassVar[list] = []
+
+    def __init__(self, project, **options):
+        self.project, self.options, self.figures, self.images, self.ended = project, options, {}, {}, False
+        self.made.append(self)
+
+    def start(self):
+        self.figures["started"] = True
+
+    def store_init_configuration(self, values):
+        self.recipe = values
+
+    def log(self, values, step=None):
+        self.figures |= {(name, step): value for name, value in values.items()}
+
+    def log_images(self, values, step=None):
+        self.images |= values
+
+    def finish(self):
+        self.ended = True
+
+
+def test_figures_go_to_the_trackers_of_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.setitem(progress.LOGGER_TYPE_TO_CLASS, "wandb", Tracker)
+    monkeypatch.setattr(progress, "get_available_trackers", lambda: ["wandb"])
+    part = torch.nn.Linear(1, 1)
+    state = TrainingState(tmp_path, {"part": part}, [torch.optim.SGD(part.parameters())])
+    run = Run("stage", tmp_path, load_recipe(DEMO, ["trackers=[wandb]", "name=mine"]), build_accelerator())
+    run.steps(state, 30, lambda n: torch.ones(()))
+    run.show(30, torch.zeros(4, 4))
+    (tracker,) = Tracker.made
+    assert tracker.project == "mine"
+    assert tracker.options["name"] == "mine/stage"
+    assert tracker.options["resume"] == "allow"
+    assert tracker.recipe["denoiser"]["dim"] == 256
+    assert tracker.figures["stage/loss", 25] == 1
+    assert {"stage/spectrograms"} == tracker.images.keys()
+    assert tracker.ended
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match="tracker mlflow is not installed; pip install mlflow, or"):
+        Run("stage", tmp_path, load_recipe(DEMO, ["trackers=[mlflow]"]), build_accelerator())
+    with pytest.raises(ValueError, match="trackers"):
+        load_recipe(DEMO, ["trackers=[abacus]"])
