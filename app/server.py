@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import socket
 from typing import Any
 
 import h11
@@ -13,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from app.main import create_app
 from app.requests.decode_image import decode_image
 from clipsynth.services.limited_process import warm_up
+from clipsynth.services.processes import listen
 from clipsynth.settings import Settings
 
 ARENAS = 2
@@ -77,8 +79,20 @@ def bound_arenas(arenas: int = ARENAS) -> bool:
     return bool(mallopt and mallopt(_M_ARENA_MAX, arenas))
 
 
-def run(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM."""
+def run(settings: Settings, fd: int | None = None) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        fd: a listening socket; by default one is made.
+
+    Raises:
+        ServeError: the address cannot be listened on.
+    """
     bound_arenas()
+    if settings.metrics_port:
+        listen("0.0.0.0", settings.metrics_port).close()
+    listener = listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
+    # Or the processes that decode images would hold the port.
+    listener.set_inheritable(False)
     warm_up(decode_image)
-    uvicorn.Server(config(settings)).run()
+    uvicorn.Server(config(settings)).run([listener])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import typer
+from pydantic import ValidationError
 
 from clipsynth.commands.doctor import doctor
 from clipsynth.commands.evaluation import evaluate, listen
@@ -55,8 +56,19 @@ def main() -> None:
     except ModelUnusable as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(os.EX_CONFIG) from None
+    except ValidationError as error:
+        raise SystemExit(f"error: {_summary(error)}") from None
     except (ClipSynthError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def _summary(error: ValidationError) -> str:
+    """Return one line on invalid settings, without their values, which may be secrets."""
+    prefix = "CLIPSYNTH_" if error.title == Settings.__name__ else ""
+    return "; ".join(
+        f"{prefix}{'_'.join(map(str, e['loc'])).upper() if prefix else e['loc']}: {e['msg']}"
+        for e in error.errors(include_input=False)
+    )
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ class Settings(BaseSettings):
     storage_url: str | None = None
     model: Path = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = Field(default=8000, ge=0, le=65535)
     published_host: str | None = None
     root_path: str = Field(default="", pattern=r"^(/[\w.~-]+)*$")
-    metrics_port: int | None = None
+    metrics_port: int | None = Field(default=None, ge=0, le=65534)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     retrieval_audio: Path | None = None

@@ -14,7 +14,7 @@ from typing import Literal
 
 import fsspec
 
-from clipsynth.errors import ClipSynthError, NotFound, StorageUnavailable
+from clipsynth.errors import ClipSynthError, NotFound, ServeError, StorageUnavailable
 from clipsynth.schemas.generation import MEDIA_TYPES, Format
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,16 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        # No cache of listings: other processes write too.
-        self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        """Prepare; nothing is read or written.
+
+        Raises:
+            ServeError: a package for this kind of URL is missing, or there is no such kind.
+        """
+        try:
+            # No cache of listings: other processes write too.
+            self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ServeError(f"CLIPSYNTH_STORAGE_URL: {error}") from error
         # Objects appear as a whole. Local files are written without fsspec, which takes twice the time.
         self._renames = "file" in self._fs.protocol
         self._answered_at: float | None = None

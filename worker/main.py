@@ -46,12 +46,20 @@ def main(settings: Settings) -> None:
         ModelUnusable: the bundle or the device cannot be used; a restart would not help.
     """
     let_threads_sleep()
+    run(settings, describe(settings), load)
+
+
+def describe(settings: Settings) -> ModelInfo:
+    """Describe the bundle of the settings without loading it.
+
+    Raises:
+        ModelUnusable: it cannot be read.
+    """
     try:
         manifest = Manifest.read(settings.model)
-        info = model_info(manifest, read_scalars(settings.model), methods(settings, manifest))
+        return model_info(manifest, read_scalars(settings.model), methods(settings, manifest))
     except (OSError, ValueError) as error:
         raise ModelUnusable(str(error)) from error
-    run(settings, info, load)
 
 
 def run(settings: Settings, info: ModelInfo, load: Load) -> None:
@@ -126,7 +134,8 @@ def model_info(
     manifest: Manifest, scalars: Sequence[str] = (), methods: Sequence[Method] = ("diffusion",)
 ) -> ModelInfo:
     """Describe a bundle for the API before it is loaded; `scalars` as `read_scalars` returns them."""
-    fields = ModelInfo.model_fields.keys() - {"attributes", "cost", "methods", "precision", "window_s"}
+    later = {"attributes", "cost", "device", "methods", "precision", "window_s"}
+    fields = ModelInfo.model_fields.keys() - later
     return ModelInfo(
         **{name: getattr(manifest, name) for name in fields},
         attributes=list(taken(manifest.attributes, scalars)),
@@ -140,6 +149,7 @@ def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> Model
     return info.model_copy(
         update={
             "precision": predictor.dtype,
+            "device": predictor.device,
             "cost": ModelCost(
                 audio_step_s=cost.step_s * predictor.num_tokens(1.0) / cost.limit,
                 step_s=cost.step_s,
@@ -152,8 +162,14 @@ def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> Model
 
 def load(settings: Settings) -> ServingModel:
     """Load the bundle of the settings and warm it up."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     from worker.predictor import Predictor
 
+    # A log is no terminal.
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     predictor = Predictor.setup(settings)
     predictor.warm_up()
     return predictor

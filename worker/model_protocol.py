@@ -19,6 +19,7 @@ class ServingModel(Protocol):
 
     Attributes:
         dtype: such as "float32".
+        device: such as "cpu".
         velocity: the denoiser, called once per step with a batch of rows.
         distilled_guidance_range: lowest and highest guidance scale that needs no second pass; empty without
             distilled guidance.
@@ -27,6 +28,7 @@ class ServingModel(Protocol):
 
     manifest: Manifest
     dtype: str
+    device: str = "cpu"
     velocity: Velocity
     distilled_guidance_range: Sequence[float] = ()
     retrieves: bool = False

@@ -59,6 +59,7 @@ class Predictor(ServingModel):
         """
         self.pipeline, self.manifest, self.velocity = pipeline, pipeline.manifest, pipeline.denoiser
         self.dtype = str(pipeline.denoiser.dtype).removeprefix("torch.")
+        self.device = pipeline.denoiser.device.type
         self.distilled_guidance_range = pipeline.distilled_guidance_range
         self.retrieves = audio is not None and pipeline.index is not None
         if audio is not None and pipeline.index is not None:

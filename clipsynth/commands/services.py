@@ -22,11 +22,13 @@ def serve(
     With CLIPSYNTH_REDIS_URL no Redis is started.
     """
     from clipsynth.services.supervisor import serve as run
+    from worker.main import describe
 
-    raise SystemExit(run(settings_with(host=host, port=port, model=model, device=device)))
+    settings = settings_with(host=host, port=port, model=model, device=device)
+    raise SystemExit(run(settings, describe(settings), typer.echo))
 
 
-def api() -> None:
+def api(fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket.")] = None) -> None:
     """Start only the HTTP API (needs CLIPSYNTH_REDIS_URL)."""
     from app.dependencies import warning
     from app.server import run
@@ -34,7 +36,7 @@ def api() -> None:
     settings = Settings()
     if message := warning(settings):
         logging.getLogger("clipsynth").warning(message)
-    run(settings)
+    run(settings, fd)
 
 
 def openapi() -> None:

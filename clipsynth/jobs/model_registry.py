@@ -14,6 +14,7 @@ from clipsynth.schemas.model_info import ModelInfo, ServedModel
 
 MODEL_TTL_S = 30
 STARTING_TTL_S = 120
+RENEWED_TTL_S = 30
 
 # Every request reads the models, so this takes one round trip.
 _READ = (
@@ -63,6 +64,11 @@ class ModelRegistry:
             pipeline.set(MODEL + info.name, info.model_dump_json())
             pipeline.set(STARTING + info.name, "1", ex=STARTING_TTL_S)
             pipeline.execute()
+
+    def renew_starting(self, name: str) -> None:
+        """Announce again, within RENEWED_TTL_S, that a worker loads a model, unless one serves it."""
+        if not self.redis.exists(ALIVE + name):
+            self.redis.set(STARTING + name, "1", ex=RENEWED_TTL_S)
 
     def announce(self, info: ModelInfo) -> None:
         """Announce that a worker serves a model; repeat within MODEL_TTL_S.
@@ -123,5 +129,8 @@ class ModelRegistry:
 
     def accepts(self, info: ServedModel) -> bool:
         """Return whether a model accepts jobs: one that lost its worker a while ago may get it back."""
-        oldest = time.time() - self.queue_timeout_s
-        return info.status != "absent" or (info.last_seen_at or 0.0) > oldest
+        return info.status != "absent" or self.was_served(info)
+
+    def was_served(self, info: ServedModel) -> bool:
+        """Return whether a worker served a model within `queue_timeout_s`."""
+        return (info.last_seen_at or 0.0) > time.time() - self.queue_timeout_s

@@ -39,6 +39,7 @@ class ModelInfo(BaseModel):
     precision: str = Field(
         default="float32", description="Of the denoiser. Another one may change a seed's sound slightly."
     )
+    device: str | None = Field(default=None, description="cpu, cuda or mps; null while it is loaded.")
     cost: ModelCost | None = Field(default=None, description="Null until its worker has measured it.")
 
 

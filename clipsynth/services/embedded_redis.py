@@ -13,9 +13,11 @@ from redis import Redis
 
 from clipsynth.errors import ServeError
 from clipsynth.jobs.queue import is_redis_up
-from clipsynth.services.processes import start_child, wait_until
+from clipsynth.services.processes import last_line, start_child, wait_until
+from clipsynth.settings import Settings
 
 URL_FILE = "redis.url"  # in the data folder, while a server runs
+SOCKET_PREFIX = "clipsynth-"
 START_TIMEOUT_S = 120  # a large append-only file loads slowly
 
 
@@ -43,6 +45,13 @@ def running_url(data_dir: Path) -> str | None:
     return file.read_text() if file.is_file() else None
 
 
+def _remove_socket(url: str | None) -> None:
+    """Remove the folder of the socket of a server that was killed."""
+    folder = Path(url.removeprefix("unix://")).parent if url else None
+    if folder and folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith(SOCKET_PREFIX):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class EmbeddedRedis:
     """A redis-server on a unix socket that writes its append-only file before it answers."""
 
@@ -57,9 +66,11 @@ class EmbeddedRedis:
         self._keep_open = [lock.fileno()] if lock else []
         folder = (data_dir / "redis").absolute()
         folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "redis.log"
+        _remove_socket(running_url(data_dir))
 
         # Short, because the path of a socket has at most 107 bytes.
-        self._socket_dir = tempfile.mkdtemp(prefix="clipsynth-")
+        self._socket_dir = tempfile.mkdtemp(prefix=SOCKET_PREFIX)
         socket = f"{self._socket_dir}/redis.sock"
         self.url = f"unix://{socket}"
         options = {
@@ -72,11 +83,21 @@ class EmbeddedRedis:
             "maxmemory-policy": "noeviction",
             "save": "",
             "loglevel": "warning",
+            "logfile": str(self.log),
         }
         self._command = [find_redis_server(), *(x for k, v in options.items() for x in (f"--{k}", v))]
         self._url_file = data_dir / URL_FILE
-        self.start()
-        self._url_file.write_text(self.url)
+        try:
+            self.start()
+            self._url_file.write_text(self.url)
+        except BaseException:
+            self.stop()
+            raise
+
+    @classmethod
+    def of(cls, settings: Settings, lock: IO[str]) -> EmbeddedRedis:
+        """Start a server by the settings on their locked data folder; raises as `start`."""
+        return cls(settings.data_dir, lock=lock, max_bytes=settings.redis_max_bytes)
 
     def start(self) -> None:
         """Start the server on its append-only file.
@@ -90,8 +111,11 @@ class EmbeddedRedis:
                 lambda: is_redis_up(client) or not self.is_running(), timeout_s=START_TIMEOUT_S
             )
         if not answers or not self.is_running():
-            self.stop()
-            raise ServeError("the embedded redis-server did not start; its message is above")
+            self.process.kill()
+            self.process.wait()
+            raise ServeError(
+                f"the embedded redis-server did not start: {last_line(self.log)}; see {self.log}"
+            )
 
     def is_running(self) -> bool:
         return self.process.poll() is None

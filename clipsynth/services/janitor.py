@@ -67,7 +67,8 @@ def expire(state: JobStore) -> int:
 
 def expire_unserved(state: JobStore) -> int:
     """Expire jobs that wait for a model without a worker since `queue_timeout_s`; return their number."""
-    served = {info.name for info in state.models() if state.accepts(info)}
+    # A worker that loads its model again and again does not count.
+    served = {info.name for info in state.models() if info.status == "ready" or state.was_served(info)}
     waiting = {i: model for i, model in state.unfinished().items() if model not in served}
     oldest, ended = time.time() - state.queue_timeout_s, 0
     detail = f"no worker served the model for {state.queue_timeout_s:.0f} s"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from clipsynth.errors import ServeError
 
 _PR_SET_PDEATHSIG = 1
+BACKLOG = 2048
+LAST_BYTES = 10_000
 
 
 def _die_with_parent() -> None:
@@ -18,7 +26,11 @@ def _die_with_parent() -> None:
 
 
 def start_child(
-    command: list[str], environment: Mapping[str, str] | None = None, *, keep_open: Collection[int] = ()
+    command: list[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    keep_open: Collection[int] = (),
+    log: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a child process in its own session; on Linux it ends when the parent dies.
 
@@ -26,15 +38,44 @@ def start_child(
 
     Args:
         keep_open: file descriptors that it inherits.
+        log: file to which its output is appended; stderr by default, so that a command's own output stays
+            clean.
     """
-    return subprocess.Popen(
-        command,
-        env={**os.environ, **(environment or {})},
-        start_new_session=True,
-        stdout=2,  # what it says is a log; a command's own output stays clean
-        pass_fds=tuple(keep_open),
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
+    with log.open("ab") if log else contextlib.nullcontext(2) as output:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+            stdout=output,
+            stderr=output if log else None,
+            pass_fds=tuple(keep_open),
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log; empty without one."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LAST_BYTES))
+            return file.read().decode(errors="replace").strip().rpartition("\n")[2]
+    except OSError:
+        return ""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 chooses a free one.
+
+    Raises:
+        ServeError: the address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        other = "; choose another port with --port" if error.errno == errno.EADDRINUSE else ""
+        reason = str(error.strerror).partition(" (while")[0]
+        raise ServeError(f"cannot listen on {host}, port {port}: {reason}{other}") from error
 
 
 def let_threads_sleep() -> None:
