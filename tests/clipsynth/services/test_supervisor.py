@@ -22,7 +22,7 @@ from worker.main import model_info, run
 def test_a_config_error_ends_serve_only_at_the_first_start(monkeypatch):
     code = [0]
 
-    def start(*_):
+    def start(*_, **__):
         return subprocess.Popen([sys.executable, "-S", "-c", f"raise SystemExit({code[0]})"])
 
     monkeypatch.setattr(supervisor, "start_child", start)
