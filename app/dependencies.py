@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from redis import Redis
 
 from app.notifications import Notifications
-from clipsynth.budgets import Room
+from clipsynth.budgets import Budgets
 from clipsynth.errors import Forbidden, Unauthorized
 from clipsynth.jobs.store import JobStore
 from clipsynth.redis_keys import API_KEYS
@@ -24,16 +23,14 @@ from clipsynth.storage import Storage
 
 @dataclass(frozen=True)
 class Services:
-    """Connections of the process, and slots for requests with images (app/requests/images.py)."""
+    """Connections and budgets of the process."""
 
     settings: Settings
     redis: Redis
     state: JobStore
     storage: Storage
-    room: Room
+    budgets: Budgets
     events: Notifications
-    decoding: asyncio.Semaphore
-    fetches: asyncio.Semaphore
 
 
 # Async, because FastAPI runs other dependencies in a thread.

@@ -16,10 +16,9 @@ from app.middleware import request_context
 from app.middleware.body_limit import BodyLimit
 from app.middleware.metrics import CountRequests, Metrics
 from app.notifications import Notifications
-from app.requests.images import MAX_DECODING, MAX_FETCHES
 from app.responses import problems
 from app.routes import elevenlabs, estimate, generations, health, outputs, pages, remakes
-from clipsynth.budgets import Room
+from clipsynth.budgets import Budgets
 from clipsynth.errors import ServeError
 from clipsynth.jobs.queue import connect
 from clipsynth.jobs.store import JobStore
@@ -41,10 +40,12 @@ def create_app(settings: Settings) -> FastAPI:
     redis = connect(settings.redis_url)
     state = JobStore.from_settings(redis, settings)
     events = Notifications(settings.redis_url, state)
+    storage = Storage(settings.results_url)
+    budgets = Budgets(redis, storage, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        listening = asyncio.create_task(events.listen())
+        tasks = [asyncio.create_task(events.listen()), asyncio.create_task(budgets.renew())]
         exposed = (
             expose(metrics.registry, settings.metrics_port, healthy=lambda: True)
             if settings.metrics_port is not None
@@ -54,10 +55,11 @@ def create_app(settings: Settings) -> FastAPI:
         if exposed:
             exposed.shutdown()
             exposed.server_close()
-        while not listening.done():
+        while unended := [task for task in tasks if not task.done()]:
             # redis-py loses a cancellation that comes while it connects.
-            listening.cancel()
-            await asyncio.wait([listening], timeout=1)
+            for task in unended:
+                task.cancel()
+            await asyncio.wait(unended, timeout=1)
         redis.close()
 
     app = FastAPI(
@@ -68,20 +70,17 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    storage = Storage(settings.results_url)
     app.state.services = Services(
         settings,
         redis,
         state,
         storage,
-        Room(redis, storage, settings),
+        budgets,
         events,
-        decoding=asyncio.Semaphore(MAX_DECODING),
-        fetches=asyncio.Semaphore(MAX_FETCHES),
     )
     app.add_middleware(request_context.HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
-    metrics = Metrics(state)
+    metrics = Metrics(state, budgets)
     app.add_middleware(CountRequests, metrics=metrics)
     request_context.install(app, settings)
     problems.install(app, count=metrics.refused)

@@ -1,16 +1,14 @@
-"""The API in uvicorn, with a limit on the time for a request to arrive."""
+"""The API in uvicorn."""
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import socket
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.connections import LimitedProtocol, connection_limit
 from app.main import create_app
 from app.requests.decode_image import decode_image
 from clipsynth.services.limited_process import warm_up
@@ -18,46 +16,20 @@ from clipsynth.services.processes import listen
 from clipsynth.settings import Settings
 
 ARENAS = 2
-_M_ARENA_MAX = -8  # of malloc.h
-
-
-class TimeoutProtocol(H11Protocol):
-    """Closes a connection without complete request headers `receive_timeout_s` after the last response."""
-
-    receive_timeout_s = 60.0
-    _due: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._expect()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._expect()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._expect()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
-        super().connection_lost(exc)
-
-    def _expect(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
-            self._forget()
-        elif self._due is None:
-            self._due = self.loop.call_later(self.receive_timeout_s, self.transport.close)
-
-    def _forget(self) -> None:
-        if self._due:
-            self._due.cancel()
-            self._due = None
+# Memory of at least this size is given back when it is freed.
+MMAP_BYTES = 1_048_576
+# Of malloc.h.
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 
 def config(settings: Settings, **options: Any) -> uvicorn.Config:
     """Return the configuration of uvicorn."""
-    protocol = type("Protocol", (TimeoutProtocol,), {"receive_timeout_s": settings.receive_timeout_s})
+    limits = {
+        "receive_timeout_s": settings.receive_timeout_s,
+        "send_timeout_s": settings.send_timeout_s,
+        "max_connections": connection_limit(settings.max_connections),
+    }
+    protocol = type("Protocol", (LimitedProtocol,), limits)
     return uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -71,12 +43,13 @@ def config(settings: Settings, **options: Any) -> uvicorn.Config:
 
 
 def bound_arenas(arenas: int = ARENAS) -> bool:
-    """Limit glibc's malloc to `arenas` arenas; False without glibc.
+    """Limit glibc's malloc to `arenas` arenas, and have it give large memory back; False without glibc.
 
-    By default each thread keeps an arena with the memory that its images used.
+    By default each thread keeps an arena with the memory that its images used, and the size from which on
+    memory is given back grows with use.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(_M_ARENA_MAX, arenas))
+    return bool(mallopt and mallopt(_M_ARENA_MAX, arenas) and mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES))
 
 
 def run(settings: Settings, fd: int | None = None) -> None:

@@ -1,21 +1,223 @@
-"""Budgets of what all requests share, so that no client uses up everything (OWASP API4)."""
+"""Budgets of what all requests share, so that no client uses up everything (OWASP API4).
+
+`Budgets` has all of one process: bytes of uploads, event streams, slots for images, and room in Redis and on
+disk. Records in Redis are counted by admission (clipsynth/admission), webhooks by their sender.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import secrets
 import threading
 import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
+from redis.exceptions import RedisError
 
-from clipsynth.errors import StorageFull
+from clipsynth.errors import ClipSynthError, RateLimited, StorageFull, UploadBudget
+from clipsynth.redis_keys import SHARES
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 
+# A share that is not renewed for this time expires: its process was killed.
+SHARE_TTL_S, RENEW_S = 60.0, 20.0
+RETRY_S = 5.0
+# Uploads of up to this many bytes are counted only in their process.
+SMALL_UPLOAD = 262_144
+# Images decoded, and requests whose images are fetched, at a time.
+MAX_DECODING, MAX_FETCHES = 2, 8
+# Requests of one key that wait for a slot, and for how many seconds.
+MAX_WAITING, MAX_WAIT_S = 16, 10.0
 # Seconds for which an answer of `Room` counts.
 LOOK_S = 1.0
 # Share of Redis' `maxmemory` for accepted jobs; the rest is for their transitions, and for removal.
 REDIS_SHARE = 0.9
+
+_TAKE = """
+-- KEYS: 1 shares of an owner, "<amount> <id>" by expiry. ARGV: 1 now, 2 expiry, 3 most, 4 amount, 5 share.
+-- Returns whether the share was taken. Removes expired ones first: Redis at `maxmemory` stops only scripts
+-- that have written nothing yet.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
+local held = tonumber(ARGV[4])
+for _, share in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  held = held + string.match(share, '^%d+')
+end
+if held > tonumber(ARGV[3]) then return 0 end
+redis.call('ZADD', KEYS[1], ARGV[2], ARGV[5])
+redis.call('EXPIREAT', KEYS[1], math.ceil(ARGV[2]))
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Share:
+    """An amount that an owner holds; `member` is its name in Redis, empty if it is not counted there."""
+
+    owner: str
+    amount: int
+    member: str
+
+
+class Budget:
+    """How much of one resource this process and each API key may hold at a time, such as bytes of uploads.
+
+    A key's shares are counted in Redis, over all processes; those of up to `uncounted` only in this process.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        name: str,
+        error: Callable[[str], ClipSynthError],
+        *,
+        per_process: int,
+        per_key: int,
+        uncounted: int = 0,
+    ) -> None:
+        """Create a budget of which nothing is held.
+
+        Args:
+            error: makes the error of a refusal from "this API key" or "this process".
+        """
+        self.redis, self.name, self.error = redis, name, error
+        self.per_process, self.per_key, self.uncounted = per_process, per_key, uncounted
+        self.held, self.refused = 0, Counter({"key": 0, "process": 0})
+        self._by_owner: Counter[str] = Counter()
+        self._counted: set[Share] = set()
+        self._lock = threading.Lock()
+
+    def take(self, owner: str, amount: int) -> Share:
+        """Hold an amount until `give`; raise the budget's error if too little is left."""
+        is_counted = amount > self.uncounted
+        share = Share(owner, amount, f"{amount} {secrets.token_hex(8)}" if is_counted else "")
+        with self._lock:
+            if self._by_owner[owner] + amount > self.per_key:
+                raise self._refusal("key")
+            if self.held + amount > self.per_process:
+                raise self._refusal("process")
+            self.held += amount
+            self._by_owner[owner] += amount
+            self._counted |= {share} if is_counted else set()
+        try:
+            if is_counted and not self._count(share):
+                raise self._refusal("key")
+        except BaseException:
+            self.give(share)
+            raise
+        return share
+
+    def give(self, share: Share) -> None:
+        """Give a share back."""
+        with self._lock:
+            self.held -= share.amount
+            self._by_owner -= Counter({share.owner: share.amount})
+            self._counted.discard(share)
+        if share.member:
+            with contextlib.suppress(RedisError):  # then it expires
+                self.redis.zrem(self._key(share.owner), share.member)
+
+    def owners(self) -> set[str]:
+        """Return the owners of counted shares."""
+        with self._lock:
+            return {share.owner for share in self._counted}
+
+    def renew(self) -> None:
+        """Renew the shares of this process in Redis; call it every `RENEW_S`."""
+        expires_at = time.time() + SHARE_TTL_S
+        with self._lock:
+            shares = list(self._counted)
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for share in shares:
+                pipeline.zadd(self._key(share.owner), {share.member: expires_at}, xx=True)
+                pipeline.expire(self._key(share.owner), int(SHARE_TTL_S))
+            pipeline.execute()
+
+    def used(self, owner: str) -> int:
+        """Return what an owner holds, over all processes."""
+        shares = cast(list[bytes], self.redis.zrange(self._key(owner), time.time(), "inf", byscore=True))
+        return sum(int(share.split()[0]) for share in shares)
+
+    def _key(self, owner: str) -> str:
+        return f"{SHARES}{self.name}:{owner}"
+
+    def _count(self, share: Share) -> bool:
+        now = time.time()
+        args: list[str | int | float] = [now, now + SHARE_TTL_S, self.per_key, share.amount, share.member]
+        return bool(self.redis.register_script(_TAKE)(keys=[self._key(share.owner)], args=args))
+
+    def _refusal(self, scope: str) -> ClipSynthError:
+        self.refused[scope] += 1
+        return self.error("this API key" if scope == "key" else "this process")
+
+
+class Slots:
+    """Slots that API keys take in turns: of the waiting keys, the one that waits longest is next."""
+
+    def __init__(self, name: str, number: int, *, per_key: int | None = None) -> None:
+        self.name, self.per_process, self.free = name, number, number
+        self.per_key, self.refused = per_key or number, Counter({"key": 0})
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def held(self) -> int:
+        return self.per_process - self.free
+
+    @contextlib.asynccontextmanager
+    async def hold(self, owner: str, *, max_waiting: int = MAX_WAITING) -> AsyncIterator[None]:
+        """Hold a slot; wait for it behind at most `max_waiting` requests of the same owner.
+
+        Raises:
+            RateLimited: more of them wait, or it waited for `MAX_WAIT_S`.
+        """
+        if self.free and self._running[owner] < self.per_key:
+            self.free -= 1
+        else:
+            await self._turn(owner, max_waiting)
+        self._running[owner] += 1
+        try:
+            yield
+        finally:
+            self._running -= Counter({owner: 1})
+            self._release()
+
+    async def _turn(self, owner: str, max_waiting: int) -> None:
+        queue = self._waiting.setdefault(owner, deque())
+        turn = asyncio.get_running_loop().create_future()
+        try:
+            if sum(not turn.done() for turn in queue) >= max_waiting:
+                raise TimeoutError
+            queue.append(turn)
+            async with asyncio.timeout(MAX_WAIT_S):
+                await turn
+        except TimeoutError:
+            self.refused["key"] += 1
+            detail = "this API key sends too many images at a time"
+            raise RateLimited(detail, retry_after_s=RETRY_S) from None
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release()
+            raise
+        finally:
+            if not queue and self._waiting.get(owner) is queue:
+                del self._waiting[owner]
+
+    def _release(self) -> None:
+        while self._waiting:
+            owner = next(iter(self._waiting))
+            queue = self._waiting.pop(owner)
+            turns = [turn for turn in queue if not turn.done()]
+            if turns[1:]:
+                self._waiting[owner] = deque(turns[1:])  # behind the others
+            if turns:
+                turns[0].set_result(None)
+                return
+        self.free += 1
 
 
 class Room:
@@ -44,3 +246,31 @@ class Room:
         if most and memory["used_memory"] > REDIS_SHARE * most:
             return "Redis has no memory for more jobs; results expire, or delete some"
         return ""
+
+
+class Budgets:
+    """All budgets of an API process."""
+
+    def __init__(self, redis: Redis, storage: Storage, settings: Settings) -> None:
+        self.room = Room(redis, storage, settings)
+        self.decoding = Slots("decoding", MAX_DECODING)
+        self.fetches = Slots("fetches", MAX_FETCHES, per_key=MAX_FETCHES // 2)
+        self.uploads = Budget(
+            redis,
+            "upload_bytes",
+            lambda who: UploadBudget(f"{who} receives too many bytes at a time", retry_after_s=RETRY_S),
+            per_process=settings.max_upload_bytes,
+            per_key=settings.max_upload_bytes_per_key,
+            uncounted=SMALL_UPLOAD,
+        )
+
+    def all(self) -> list[Budget | Slots]:
+        """Return the budgets that are counted in this process."""
+        return [self.uploads, self.decoding, self.fetches]
+
+    async def renew(self) -> None:
+        """Renew what this process holds, until the task is cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            with contextlib.suppress(Exception):  # Redis is away; shares last for some more turns
+                await asyncio.to_thread(self.uploads.renew)

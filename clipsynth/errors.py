@@ -107,6 +107,12 @@ class QueueFull(RateLimited):
     code = "queue_full"
 
 
+class UploadBudget(RateLimited):
+    """A key, or the process, receives too many bytes at a time."""
+
+    code = "upload_budget"
+
+
 class KeptQuota(RateLimited):
     """The generations that a key keeps take too much room."""
 

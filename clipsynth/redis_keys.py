@@ -36,6 +36,8 @@ RESERVATIONS = "clipsynth:holds"  # sorted set: reservation by its time
 TURNS = "clipsynth:turns:"  # hash: virtual start time of each owner's next job
 ETA_RATIOS = "clipsynth:eta_ratios:"  # list: actual by estimated duration of the latest generations
 
+SHARES = "clipsynth:shares:"  # then budget:key; sorted set: "<amount> <id>" by expiry
+
 # API keys and webhooks.
 API_KEYS = "clipsynth:keys"  # hash: record by id; revoked keys stay, so that no id is used twice
 WEBHOOKS = "clipsynth:webhooks"  # sorted set: "<generation> <event>" by the time of the next attempt

@@ -72,8 +72,12 @@ class Settings(BaseSettings):
     max_inflight: int = Field(default=5000, ge=0)
     max_queued: int = Field(default=10_000, ge=1)
     max_backlog_s: float = Field(default=21_600, gt=0)
+    max_upload_bytes: int = Field(default=400_000_000, ge=1)
+    max_upload_bytes_per_key: int = Field(default=150_000_000, ge=1)
     kept_bytes_per_key: int = Field(default=256_000_000, ge=0)
     receive_timeout_s: float = Field(default=60, gt=0)
+    send_timeout_s: float = Field(default=60, gt=0)
+    max_connections: int = Field(default=1000, ge=1)
     max_image_bytes: int = 10_000_000
     max_form_image_bytes: int = 25_000_000
     max_image_pixels: int = 50_000_000

@@ -11,6 +11,9 @@ from app.responses.problems import refusal
 from clipsynth.errors import PayloadTooLarge, ReceiveTimeout
 from clipsynth.settings import Settings
 
+# Name in the scope of a function that is awaited with the size of the body so far; it may raise.
+GROWS = "clipsynth.body_grows"
+
 
 class BodyLimit:
     """ASGI middleware that limits the size of a body and the time for it to arrive.
@@ -49,6 +52,8 @@ class BodyLimit:
             size += len(message.get("body", b""))
             if size > max_bytes:
                 return await counted()
+            if GROWS in scope:
+                await scope[GROWS](size)
             whole = not message.get("more_body", False)
             return message
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.middleware.redis_metrics import RedisCollector
+from clipsynth.budgets import Budgets
 from clipsynth.errors import DeadlineUnreachable, KeptQuota, NoWorker, QueueFull, RateLimited, StorageFull
 from clipsynth.jobs.store import JobStore
 
@@ -19,7 +23,7 @@ REJECTS = frozenset(error.code for error in _REJECTS)
 class Metrics:
     """The metrics of one application."""
 
-    def __init__(self, state: JobStore) -> None:
+    def __init__(self, state: JobStore, budgets: Budgets) -> None:
         self.registry = CollectorRegistry()
         labels = ("method", "route", "status")
         self.requests = Counter("http_requests", "Requests answered.", labels, registry=self.registry)
@@ -42,6 +46,7 @@ class Metrics:
         for code in REJECTS:
             self.rejects.labels(code)
         self.registry.register(RedisCollector(state))
+        self.registry.register(BudgetCollector(budgets))
 
     def refused(self, code: str) -> None:
         """Count an error response."""
@@ -52,6 +57,28 @@ class Metrics:
     def render(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class BudgetCollector(Collector):
+    """Collects what this process holds of each budget, and how often it refused more."""
+
+    def __init__(self, budgets: Budgets) -> None:
+        self._budgets = budgets
+
+    def collect(self) -> Iterator[Metric]:
+        held = GaugeMetricFamily("clipsynth_budget_held", "Held by this process.", labels=["budget"])
+        limit = GaugeMetricFamily("clipsynth_budget_limit", "Most of it.", labels=["budget"])
+        refusals = CounterMetricFamily(
+            "clipsynth_budget_refusals",
+            "Requests refused because a key, or the process, holds too much.",
+            labels=["budget", "scope"],
+        )
+        for budget in self._budgets.all():
+            held.add_metric([budget.name], budget.held)
+            limit.add_metric([budget.name], budget.per_process)
+            for scope, count in budget.refused.items():
+                refusals.add_metric([budget.name, scope], count)
+        yield from (held, limit, refusals)
 
 
 class CountRequests:

@@ -5,11 +5,13 @@ Routes read the body themselves, because FastAPI would read it before it checks 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
 from collections.abc import AsyncIterator
 from functools import partial
+from mmap import mmap
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,9 +21,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from app.dependencies import Services
 from app.requests.decode_image import NAMES
 from app.requests.images import PART, FormFile, ReadImage, decode_base64
-from app.responses.problems import refusal
+from app.requests.upload import MAX_TEXT_BYTES, counted, spooled, text_too_large
 from clipsynth.errors import (
     ImageTooLarge,
     InvalidBody,
@@ -30,16 +33,15 @@ from clipsynth.errors import (
     UnsupportedCoding,
     UnsupportedMedia,
 )
-from clipsynth.schemas.prompts import MAX_IMAGES, NO_DATA_URL
+from clipsynth.schemas.prompts import MAX_IMAGES
 from clipsynth.schemas.request import GenerationRequest
+from clipsynth.security.api_keys import ApiKey
 from clipsynth.settings import Settings
 
 # Fields that a form repeats.
 LISTS = frozenset({"output_formats", "webhook_events"})
 # Fields that a form has as JSON text.
 JSON_FIELDS = frozenset({"prompts", "attributes", "metadata"})
-# Bytes of a JSON body without its images, and of one field of a form.
-MAX_TEXT_BYTES = 262_144
 # Objects and their names in a body, and errors that an answer reports.
 MAX_NAMES, MAX_ERRORS = 1000, 20
 # An image in base64 of at least this length is cut out of a JSON body before it is parsed.
@@ -47,7 +49,6 @@ MIN_CUT = 1024
 # Escapes that JSON writers use in base64; line breaks are not part of it.
 _ESCAPES = {rb"\/": b"/", rb"\n": b"\n", rb"\r": b"\r", rb"\u002B": b"+", rb"\u002b": b"+", rb"\u003D": b"="}
 _IMAGE = re.compile(rb'"image"\s*:\s*"')
-_DATA_URL = re.compile(rb'"image_url"\s*:\s*"data:', re.IGNORECASE)
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -81,59 +82,54 @@ def request_body() -> dict[str, Any]:
     return body
 
 
-async def read_body(request: Request) -> tuple[GenerationRequest, dict[str, ReadImage]]:
-    """Return the request and its images, by name. The caller closes the request, and so a form's files."""
+@contextlib.asynccontextmanager
+async def read_body(
+    request: Request, services: Services, caller: ApiKey
+) -> AsyncIterator[tuple[GenerationRequest, dict[str, ReadImage]]]:
+    """Yield the request and its images, by name; they can be read while the context lasts."""
     content_type = _content_type(request)
-    if content_type == "application/json":
-        return await run_in_threadpool(_read_json, await _receive(request.stream(), images=True))
-    if content_type == "multipart/form-data":
+    if content_type not in ("application/json", "multipart/form-data"):
+        what = content_type or "nothing"
+        raise UnsupportedMedia(f"send application/json or multipart/form-data, not {what}")
+    async with counted(request, services, caller):
+        if content_type == "application/json":
+            async with spooled(request, images=True) as data:
+                yield await run_in_threadpool(_read_json, data)
+            return
         try:
             form = await request.form(max_files=MAX_IMAGES, max_fields=32, max_part_size=MAX_TEXT_BYTES)
         except HTTPException as error:
             if "maximum size" in error.detail:
                 raise PayloadTooLarge(f"a field of the form is larger than {MAX_TEXT_BYTES} bytes") from None
             raise
-        return _read_form(form, request.app.state.services.settings)
-    raise UnsupportedMedia(f"send application/json or multipart/form-data, not {content_type or 'nothing'}")
+        try:
+            yield await run_in_threadpool(_read_form, form, services.settings)
+        finally:
+            await form.close()
 
 
-async def read_json(request: Request, model: type[Body]) -> Body:
+async def read_json(request: Request, services: Services, caller: ApiKey, model: type[Body]) -> Body:
     """Return the JSON body, validated."""
     if (content_type := _content_type(request)) != "application/json":
         raise UnsupportedMedia(f"send application/json, not {content_type or 'nothing'}")
-    data = await _receive(request.stream(), images=False)
-    return await run_in_threadpool(lambda: validate(model, _parse_object(data), strict=True))
+    async with counted(request, services, caller), spooled(request, images=False) as data:
+        return await run_in_threadpool(lambda: validate(model, _parse_object(bytes(data)), strict=True))
 
 
-async def _receive(chunks: AsyncIterator[bytes], *, images: bool) -> bytes:
-    """Return the body. Refuse one without images after `MAX_TEXT_BYTES`, without waiting for the rest."""
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > MAX_TEXT_BYTES and not (images and b'"image"' in body[:MAX_TEXT_BYTES]):
-            if _DATA_URL.search(body):
-                raise InvalidRequest(f"/image_url: {NO_DATA_URL}")
-            raise refusal(_too_large())
-    return bytes(body)
-
-
-def _too_large() -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body without its images is larger than {MAX_TEXT_BYTES} bytes")
-
-
-def _read_json(data: bytes) -> tuple[GenerationRequest, dict[str, ReadImage]]:
+def _read_json(data: bytes | mmap) -> tuple[GenerationRequest, dict[str, ReadImage]]:
     rest, images = cut_images(data)
-    if len(rest) > MAX_TEXT_BYTES:
-        raise _too_large()
     return validate(GenerationRequest, _parse_object(rest), strict=True), images
 
 
-def cut_images(data: bytes) -> tuple[bytes, dict[str, ReadImage]]:
+def cut_images(data: bytes | mmap) -> tuple[bytes, dict[str, ReadImage]]:
     """Replace long images in a JSON text by references to parts; return the rest, and the images by name.
 
     Parsing then costs the same with and without images. A string with a quotation mark is no image.
+
+    Raises:
+        PayloadTooLarge: the rest is larger than `MAX_TEXT_BYTES`.
     """
-    prefix, done, at = secrets.token_hex(8), 0, 0
+    prefix, done, at, left = secrets.token_hex(8), 0, 0, len(data)
     images: dict[str, ReadImage] = {}
     rest: list[bytes] = []
     for _ in range(MAX_NAMES):
@@ -145,12 +141,15 @@ def cut_images(data: bytes) -> tuple[bytes, dict[str, ReadImage]]:
         if match and end - start >= MIN_CUT and data[end - 1] != ord("\\"):
             name = f"{prefix}-{len(images)}"
             images[name] = partial(_read_escaped, data, start, end)
-            rest += [data[done:start], f"{PART}{name}".encode()]
+            rest += [data[done : min(start, done + MAX_TEXT_BYTES + 1)], f"{PART}{name}".encode()]
             done = at = end
+            left -= end - start
+    if left > MAX_TEXT_BYTES:
+        raise text_too_large()
     return b"".join([*rest, data[done:]]), images
 
 
-def _read_escaped(data: bytes, start: int, end: int) -> bytes:
+def _read_escaped(data: bytes | mmap, start: int, end: int) -> bytes:
     text = data[start:end]
     for escape, character in _ESCAPES.items():
         text = text.replace(escape, character)

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from app.dependencies import Services
 from app.requests.decode_image import decode_image
+from clipsynth.budgets import MAX_DECODING
 from clipsynth.errors import (
     ClipSynthError,
     ImageNotFetched,
@@ -29,6 +30,7 @@ from clipsynth.errors import (
 )
 from clipsynth.limited_child import Limits
 from clipsynth.schemas.request import GenerationRequest
+from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask, check_url
 from clipsynth.services.limited_process import ChildError, ChildRaised, run_limited
 from clipsynth.settings import Settings
@@ -37,14 +39,10 @@ logger = logging.getLogger(__name__)
 # Time limit for one image of another host.
 FETCH_S = 10.0
 PART = "part:"
-# Images decoded at a time, and how long a request waits for its turn.
-MAX_DECODING = 2
+# How long an image waits for its turn.
 DECODING_WAIT_S = 10.0
 # For 50 MP the CPU time is at most 2 s, and the memory 900 MB (WebP) or less.
 DECODING_LIMITS = Limits(cpu_s=5, wall_s=30, memory_bytes=900_000_000, output_bytes=2_000_000)
-# Requests at a time whose images are fetched; each occupies a thread.
-MAX_FETCHES = 8
-FETCH_RETRY_S = 10.0
 _BASE64 = str.maketrans("-_", "+/", " \t\n\f\r")
 _DECODING = threading.BoundedSemaphore(MAX_DECODING)
 _DECODING_ERRORS = {
@@ -113,28 +111,21 @@ class RequestImage:
 
 
 @asynccontextmanager
-async def image_slot(services: Services, wanted: GenerationRequest) -> AsyncIterator[None]:
+async def image_slot(services: Services, caller: ApiKey, wanted: GenerationRequest) -> AsyncIterator[None]:
     """Hold a slot if the request has images: decoding takes memory, fetching a thread.
 
     Raises:
-        RateLimited: all slots for requests whose images are fetched are taken, or no other one is free in
-            `DECODING_WAIT_S`.
+        RateLimited: all slots for requests whose images are fetched are taken, or too many requests of this
+            key wait for one.
     """
     if not wanted.has_images:
         yield
-        return
-    if wanted.has_urls and services.fetches.locked():
-        raise RateLimited("too many images are being fetched", retry_after_s=FETCH_RETRY_S)
-    slots = services.fetches if wanted.has_urls else services.decoding
-    try:
-        async with asyncio.timeout(DECODING_WAIT_S):
-            await slots.acquire()
-    except TimeoutError:
-        raise busy_decoding() from None
-    try:
-        yield
-    finally:
-        slots.release()
+    elif wanted.has_urls:
+        async with services.budgets.fetches.hold(caller.id, max_waiting=0):
+            yield
+    else:
+        async with services.budgets.decoding.hold(caller.id):
+            yield
 
 
 def read_images(

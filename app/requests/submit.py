@@ -60,7 +60,7 @@ def accept(
         claim = _claim(caller, wanted, images, idempotency_key, generation_id)
         if bound := cast(bytes | None, services.redis.get(claim.key)):
             return _earlier(services, caller, idempotency.bound_id(bound, claim)), True
-    services.room.check()
+    services.budgets.room.check()
     model = state.model(wanted.model)
     payload = resolve(wanted, model, generation_id)
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Callable
@@ -47,9 +48,11 @@ STATUS = {
     "range_not_satisfiable": 416,
     "rate_limited": 429,
     "kept_quota": 429,
+    "upload_budget": 429,
     "queue_full": 429,
     "generation_failed": 500,
     "no_worker": 503,
+    "overloaded": 503,
     "redis_unavailable": 503,
     "not_in_time": 504,
     "storage_unavailable": 503,
@@ -185,6 +188,13 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
         if error.status_code == 405:
             response.headers["Allow"] = ", ".join(_methods(request))
         return response
+
+    @app.exception_handler(OSError)
+    async def _(_: Request, error: OSError) -> JSONResponse:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        count("storage_full")
+        return problem(STATUS["storage_full"], "storage_full", "there is no room for uploads now")
 
     @app.exception_handler(RedisError)
     async def _(_: Request, error: RedisError) -> JSONResponse:

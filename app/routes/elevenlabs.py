@@ -110,7 +110,7 @@ async def sound_generation(
 
     A client that leaves cancels the generation.
     """
-    body = await read_json(request, SoundGenerationRequest)
+    body = await read_json(request, services, caller, SoundGenerationRequest)
     is_own = output_format in get_args(Format)
     file_format = cast(Format, output_format if is_own else output_format.partition("_")[0])
     began = time.monotonic()

@@ -35,11 +35,8 @@ router = APIRouter(tags=["generations"])
 )
 async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Estimate:
     """Estimate the time until the end of a generation with this body. Creates nothing and reads no images."""
-    try:
-        wanted, _files = await read_body(request)
-    finally:
-        await request.close()
-    return await run_in_threadpool(_estimate, services, caller, wanted)
+    async with read_body(request, services, caller) as (wanted, _files):
+        return await run_in_threadpool(_estimate, services, caller, wanted)
 
 
 def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:

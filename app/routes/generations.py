@@ -94,16 +94,14 @@ async def create(
     `output_formats`, the sound is made in the format that `Accept` prefers.
     """
     accept_header = request.headers.get("accept", "*/*")
-    try:
-        wanted, files = await read_body(request)
+    async with read_body(request, services, caller) as (wanted, files):
         if accept_header != "*/*":
             wanted = _in_accepted_format(wanted, accept_header)
         began = time.monotonic()
-        async with image_slot(services, wanted) if wanted.has_images else contextlib.nullcontext():
+        slot = image_slot(services, caller, wanted) if wanted.has_images else contextlib.nullcontext()
+        async with slot:
             accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
             generation, replayed = await accepting
-    finally:
-        await request.close()
     headers = {"Location": generation.links["self"], "Retry-After": "1"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"

@@ -30,6 +30,6 @@ def readyz(services: ServicesDep) -> Response:
     check_writes(services.redis)
     if not services.state.had_worker():
         raise NoWorker("no worker has come yet")
-    services.room.check()
+    services.budgets.room.check()
     services.storage.check()
     return Response('{"status":"ok"}', media_type="application/json")

@@ -107,9 +107,9 @@ async def replay(request: Request, response: Response, services: ServicesDep, ca
 
     On the same device it is equal byte for byte if it runs alone, and within 2e-3 of full scale in a batch.
     """
-    body = await read_json(request, ReplayRequest)
+    body = await read_json(request, services, caller, ReplayRequest)
     wanted, files = await run_in_threadpool(_wanted, services, body.recipe)
-    async with image_slot(services, wanted):
+    async with image_slot(services, caller, wanted):
         generation = (await run_in_threadpool(accept, services, caller, wanted, files, None))[0]
     response.headers.update({"Location": generation.links["self"], "Retry-After": "1"})
     return generation

@@ -48,6 +48,7 @@ ILL = {
         "clipsynth_admission_rejects_total": "0+11x45",
         'http_requests_total{method="POST",status="202"}': "0+100x45",
     },
+    "ClipSynthBudgetFull": {'clipsynth_budget_refusals_total{budget="b",scope="process"}': "0+1x45"},
     "ClipSynthErrors": {
         'http_requests_total{status="503"}': "0+2x45",
         'http_requests_total{status="200"}': "0+98x45",
@@ -55,6 +56,7 @@ ILL = {
     "ClipSynthWebhooksWait": {"clipsynth_webhooks_waiting": "1001x45"},
 }
 WELL = {
+    'clipsynth_budget_refusals_total{budget="b",scope="key"}': "0+1x45",
     "clipsynth_redis_memory_bytes": "74x45",
     "clipsynth_redis_max_memory_bytes": "100x45",
     "clipsynth_redis_up": "1x45",

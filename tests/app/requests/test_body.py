@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import http.client
 import socket
-import threading
 import time
 
 import pytest
-import uvicorn
-from redis import Redis
 
-from app.server import config
-from clipsynth.jobs.store import JobStore
-from clipsynth.services.processes import wait_until
-from clipsynth.settings import Settings
-from tests.support.api_client import INFO
+from tests.support.api_server import api_server
 
 GB = 1_000_000_000
 JSON = b"Content-Type: application/json\r\n"
@@ -25,24 +18,13 @@ FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"
 @pytest.fixture
 def port(request, redis_url, tmp_path):
     """Serve with limits that are soon reached: bodies of 100 kB, and 0.1 s or what a test says."""
-    settings = Settings(
-        redis_url=redis_url,
-        data_dir=tmp_path,
-        receive_timeout_s=getattr(request, "param", 0.1),
-        max_image_bytes=100_000,
-        max_form_image_bytes=100_000,
-    )
-    with Redis.from_url(redis_url) as redis, socket.socket() as listener:
-        redis.flushall()
-        JobStore.from_settings(redis, settings).announce(INFO)
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(config(settings))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        assert wait_until(lambda: server.started, timeout_s=10, interval_s=0.005)
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+    options = {
+        "receive_timeout_s": getattr(request, "param", 0.1),
+        "max_image_bytes": 100_000,
+        "max_form_image_bytes": 100_000,
+    }
+    with api_server(redis_url, tmp_path, **options) as server:
+        yield server
 
 
 def exchange(port, head, *pieces):

@@ -1,0 +1,124 @@
+"""Connections of uvicorn: time to send a request and to read its answer, and their number."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+
+import h11
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.responses.problems import STATUS, problem
+
+# Paths that are answered whatever the number of connections.
+PROBES = frozenset({"/healthz", "/livez"})
+# Connections over the limit, for probes; each has this many seconds for its request.
+PROBE_CONNECTIONS, PROBE_S = 16, 5.0
+# At the limit, a client that has read nothing for this time loses its connection.
+STALLED_S = 5.0
+# Files of a process beside its connections, each of which may send a file.
+OTHER_FILES = 64
+
+
+def connection_limit(most: int) -> int:
+    """Return the most connections that the limit of open files allows, at most `most`."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return most
+    return max(1, min(most, (files - OTHER_FILES - PROBE_CONNECTIONS) // 2))
+
+
+class LimitedProtocol(H11Protocol):
+    """Closes connections whose client is slow, and answers only probes on those over the limit.
+
+    A client has `receive_timeout_s` after the last response to send complete headers, and as long to read a
+    part of an answer that fills the buffers.
+    """
+
+    receive_timeout_s = 60.0
+    send_timeout_s = 60.0
+    max_connections = 1000
+    is_probe = False
+    began_at = 0.0
+    stalled_since: float | None = None
+    _due: asyncio.TimerHandle | None = None
+    _look: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._make_room()
+        if len(self.connections) > self.max_connections:
+            self.is_probe, self.receive_timeout_s = True, min(PROBE_S, self.receive_timeout_s)
+            self.app = _only_probes(self.app)
+            probes = [c for c in self._others() if c.is_probe]
+            if len(probes) >= PROBE_CONNECTIONS:
+                min(probes, key=lambda c: c.began_at).transport.abort()
+        self.began_at = self.loop.time()
+        self._expect()
+        self._look = self.loop.call_later(self.send_timeout_s / 4, self._check_progress)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.stalled_since = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        if self._look:
+            self._look.cancel()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._due is None:
+            self._due = self.loop.call_later(self.receive_timeout_s, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._due:
+            self._due.cancel()
+            self._due = None
+
+    def _check_progress(self) -> None:
+        """Note whether an answer waits for its client to read, and close the connection after a while."""
+        now = self.loop.time()
+        if not self.transport.get_write_buffer_size():
+            self.stalled_since = None
+        elif self.stalled_since is None:
+            self.stalled_since = now
+        elif now - self.stalled_since >= self.send_timeout_s:
+            self.transport.abort()
+            return
+        self._look = self.loop.call_later(self.send_timeout_s / 4, self._check_progress)
+
+    def _make_room(self) -> None:
+        """Close the connection whose client has read nothing for longest, if that is a while."""
+        stalled = {c: c.stalled_since for c in self._others() if c.stalled_since is not None}
+        slowest = min(stalled, key=stalled.__getitem__, default=None)
+        if slowest and self.loop.time() - stalled[slowest] >= STALLED_S:
+            slowest.transport.abort()
+            self.connections.discard(slowest)
+
+    def _others(self) -> list[LimitedProtocol]:
+        return [c for c in self.connections if isinstance(c, LimitedProtocol) and c is not self]
+
+
+def _only_probes(app: ASGIApp) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in PROBES:
+            refused = problem(STATUS["overloaded"], "overloaded", "there are too many connections")
+            refused.headers["Connection"] = "close"
+            await refused(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return answer

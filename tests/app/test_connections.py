@@ -1,0 +1,63 @@
+"""Clients that read nothing, and more connections than the process may have."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+
+import pytest
+
+from app.connections import OTHER_FILES, PROBE_CONNECTIONS, connection_limit
+from clipsynth.services.processes import wait_until
+from tests.support.api_server import api_server
+
+LARGE = "/docs/static/swagger-ui-bundle.js"
+
+
+def ask(port, path, *, read=True):
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(10)
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    if not read:
+        return connection
+    with connection:
+        return connection.recv(200).decode()
+
+
+def cut_off(connection):
+    """Read all that comes; return whether the service ended the connection before the end of the file."""
+    size = 0
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(65536):
+            size += len(data)
+    return size < 1_000_000
+
+
+def test_a_client_that_does_not_read_is_cut_off(redis_url, tmp_path):
+    with api_server(redis_url, tmp_path, send_timeout_s=0.2, max_connections=1) as port:
+        silent = ask(port, LARGE, read=False)
+        assert wait_until(lambda: " 200 " in ask(port, "/v1/models"), timeout_s=10)
+        assert cut_off(silent)
+
+
+def test_probes_are_answered_at_the_limit_of_connections(redis_url, tmp_path):
+    with api_server(redis_url, tmp_path, max_connections=2) as port:
+        held = [ask(port, LARGE, read=False) for _ in range(2)]
+        assert wait_until(lambda: " 503 " in ask(port, "/v1/models"), timeout_s=10)
+        flood = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * PROBE_CONNECTIONS)]
+        assert " 200 " in ask(port, "/healthz")
+        assert " 200 " in ask(port, "/livez")
+        for connection in held + flood:
+            connection.close()
+        assert wait_until(lambda: " 200 " in ask(port, "/v1/models"), timeout_s=10)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"), [(resource.RLIM_INFINITY, 1000), (220, (220 - OTHER_FILES - 16) // 2), (10, 1)]
+)
+def test_connections_leave_room_for_files(monkeypatch, files, expected):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert connection_limit(1000) == expected
