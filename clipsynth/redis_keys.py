@@ -12,6 +12,7 @@ GONE = "clipsynth:gone:"  # tombstone of an earlier version: the owner of a remo
 TOMBSTONES = "clipsynth:tombstones:"  # sorted set: id of a removed generation by the time it is kept until
 KEPT = "clipsynth:kept"  # hash: bytes of the records of each owner
 EVENTS = "clipsynth:events:"  # channel: new status, `progress` or `gone`
+KEY_CHANGES = "key:"  # after EVENTS and before an API key's id: channel: `revoked`
 OWNER_INDEX = "clipsynth:gens:"  # sorted set: id by creation time
 DEADLINES = "clipsynth:deadlines"  # sorted set: id by deadline
 EXPIRY = "clipsynth:expiry"  # sorted set: id by the time when its record and files are removed
@@ -40,7 +41,9 @@ SHARES = "clipsynth:shares:"  # then budget:key; sorted set: "<amount> <id>" by 
 
 # API keys and webhooks.
 API_KEYS = "clipsynth:keys"  # hash: record by id; revoked keys stay, so that no id is used twice
-WEBHOOKS = "clipsynth:webhooks"  # sorted set: "<generation> <event>" by the time of the next attempt
+WEBHOOKS_OF = "clipsynth:webhooks:of:"  # then owner; sorted set: "<generation> <event>" by its next attempt
+WEBHOOK_TURNS = "clipsynth:webhooks:turns"  # sorted set: owner by the time of its next attempt
+WEBHOOKS = "clipsynth:webhooks"  # of an earlier version: one queue for all owners
 WEBHOOKS_ENDED = "clipsynth:webhooks:ended"  # hash: number of deliveries by outcome
 
 # RQ's queues. The suffix is the model's name, or the queue's name for UNCLAIMED and RECOVERY.

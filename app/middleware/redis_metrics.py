@@ -17,9 +17,9 @@ from clipsynth.admission.limits import load
 from clipsynth.jobs.queue import get_queue
 from clipsynth.jobs.reconcile import orphans_found
 from clipsynth.jobs.store import JobStore
+from clipsynth.jobs.webhook_queue import WebhookQueue
 from clipsynth.redis_keys import RECORD, WORKERS
 from clipsynth.schemas.model_info import ServedModel
-from clipsynth.services.webhooks import counts
 
 
 class RedisCollector(Collector):
@@ -80,7 +80,7 @@ class RedisCollector(Collector):
         ended = CounterMetricFamily("clipsynth_generations_ended", "Generations ended.", labels=["status"])
         for status, count in self._state.ended().items():
             ended.add_metric([status], count)
-        waiting, sent = counts(self._state.redis)
+        waiting, sent = WebhookQueue(self._state.redis).counts()
         webhooks = GaugeMetricFamily("clipsynth_webhooks_waiting", "Webhook deliveries that wait.", waiting)
         deliveries = CounterMetricFamily(
             "clipsynth_webhook_deliveries", "Webhook deliveries, sent or given up.", labels=["outcome"]

@@ -9,5 +9,6 @@ scripts.py         Lua scripts that change records.
 queue.py           RQ queues, their jobs, and fair order between API keys.
 reconcile.py       Unfinished generations that are in no queue.
 idempotency.py     Idempotency keys.
+webhook_queue.py   Webhooks that wait, by API key.
 model_registry.py  Models that workers serve.
 """

@@ -12,7 +12,7 @@ RECORD_BYTES = 1500
 # this script, because the worker may die before it can do so, and no other process would.
 TRANSITION = (
     RELEASE
-    + lua_names("UNFINISHED", "WEBHOOKS", "ETA_RATIOS", "DEADLINES", "KEPT")
+    + lua_names("UNFINISHED", "WEBHOOKS_OF", "WEBHOOK_TURNS", "ETA_RATIOS", "DEADLINES", "KEPT")
     + f"local RECORD_BYTES = {RECORD_BYTES}\n"
     + """
 -- KEYS: 1 record, 2 expiry times, 3 channel of events, 4 counts by final status.
@@ -24,9 +24,10 @@ local status, allowed, expires_at, add_lost, id = ARGV[1], ARGV[2], ARGV[3], ARG
 local is_end = expires_at ~= ''
 
 local function send_webhook(event)
-  local webhook = redis.call('HMGET', record, 'webhook_events', 'changed_at')
+  local webhook = redis.call('HMGET', record, 'webhook_events', 'changed_at', 'owner')
   if webhook[1] and string.find(webhook[1], event, 1, true) then
-    redis.call('ZADD', WEBHOOKS, webhook[2], id .. ' ' .. event)
+    redis.call('ZADD', WEBHOOKS_OF .. webhook[3], webhook[2], id .. ' ' .. event)
+    redis.call('ZADD', WEBHOOK_TURNS, 'LT', webhook[2], webhook[3])
   end
 end
 
@@ -87,7 +88,7 @@ return canceled_before and -1 or lost
 )
 FORGET = (
     RELEASE
-    + lua_names("UNFINISHED", "OWNER_INDEX", "DEADLINES", "WEBHOOKS", "TOMBSTONES", "KEPT", "IDEMPOTENCY")
+    + lua_names("UNFINISHED", "OWNER_INDEX", "DEADLINES", "WEBHOOKS_OF", "TOMBSTONES", "KEPT", "IDEMPOTENCY")
     + """
 -- KEYS: 1 record, 2 progress, 3 expiry times, 4 channel of events.
 -- ARGV: 1 id, 2 now, 3 when its files are removed at the latest, 4 seconds of a tombstone,
@@ -98,9 +99,9 @@ local job = redis.pcall('HMGET', KEYS[1], 'owner', 'model', 'work', 'status', 'k
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('HDEL', UNFINISHED, id)
 redis.call('ZREM', DEADLINES, id)
-redis.call('ZREM', WEBHOOKS, id .. ' started', id .. ' completed')
 local owner = job[1]
 if owner then
+  redis.call('ZREM', WEBHOOKS_OF .. owner, id .. ' started', id .. ' completed')
   redis.call('ZREM', OWNER_INDEX .. owner, id)
   if job[3] and (job[4] == 'queued' or job[4] == 'processing') then release(owner, job[2], job[3]) end
   if job[5] and redis.call('HINCRBY', KEPT, owner, -job[5]) <= 0 then redis.call('HDEL', KEPT, owner) end

@@ -16,9 +16,10 @@ import json
 import logging
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import cast
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -26,7 +27,7 @@ from redis.exceptions import RedisError
 from clipsynth.errors import Gone, NotFound, ServeError
 from clipsynth.jobs.queue import connect
 from clipsynth.jobs.store import JobStore
-from clipsynth.redis_keys import RECORD, WEBHOOKS, WEBHOOKS_ENDED
+from clipsynth.jobs.webhook_queue import WebhookQueue
 from clipsynth.schemas.generation import Delivery
 from clipsynth.schemas.paths import PATH_PREFIX
 from clipsynth.security.api_keys import webhook_secret
@@ -37,26 +38,11 @@ logger = logging.getLogger(__name__)
 DELAYS_S = (5.0, 30.0, 300.0, 1800.0, 7200.0)
 JITTER = 0.2
 TIMEOUT_S = 10.0
-CLAIM_S = 60.0  # then another sender may take the messages of one that was killed
 POLL_S = 0.5
-MAX_SENDING = 32
-
-# KEYS[1] queue; ARGV[1] now, ARGV[2] end of the claim, ARGV[3] most messages.
-_CLAIM = """
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
-for _, member in ipairs(due) do redis.call('ZADD', KEYS[1], ARGV[2], member) end
-return due
-"""
-# KEYS[1] queue, KEYS[2] record, KEYS[3] counts.
-# ARGV[1] member, ARGV[2] field, ARGV[3] outcome, ARGV[4] next attempt or '', ARGV[5] status.
-_NOTE = """
-if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], ARGV[2], ARGV[3]) end
-if ARGV[4] ~= '' then
-  redis.call('ZADD', KEYS[1], ARGV[4], ARGV[1])
-elseif redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
-  redis.call('HINCRBY', KEYS[3], ARGV[5], 1)
-end
-"""
+# Messages that a sender sends at a time: in all, of one API key, and to one host.
+MAX_SENDING, PER_KEY, PER_HOST = 64, 8, 4
+# A message to a busy host is looked at again after this time.
+BUSY_S = 1.0
 
 
 def signature(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
@@ -77,6 +63,7 @@ def signature(secret: str, *, message_id: str, timestamp: int, body: bytes) -> s
 class _Message:
     """One event for one address."""
 
+    owner: str
     generation_id: str
     event: str
     url: str
@@ -88,23 +75,30 @@ class _Message:
     def member(self) -> str:
         return f"{self.generation_id} {self.event}"
 
+    @property
+    def host(self) -> str:
+        """Host and port; the leading slashes make it no key's id."""
+        return f"//{urlsplit(self.url).netloc}"
+
 
 class Sender:
-    """Claims due messages, sends them, and records the outcome."""
+    """Claims due messages, sends them, and records the outcome. API keys take turns."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self.redis, self.settings = redis, settings
         self.state = JobStore.from_settings(redis, settings)
-        self._claim = redis.register_script(_CLAIM)
-        self._note = redis.register_script(_NOTE)
+        self.queue = WebhookQueue(redis)
+        self._busy: Counter[str] = Counter()  # messages in progress by owner and by host
+        self._turns: dict[str, int] = {}  # by owner, the number of the claim that served it last
+        self._claims = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send until `stop` is set, then finish the messages in progress."""
         busy: set[asyncio.Task[None]] = set()
         while not stop.is_set():
             try:
-                for member in await asyncio.to_thread(self.due, MAX_SENDING - len(busy)):
-                    task = asyncio.create_task(self.send(member))
+                for owner, member in await asyncio.to_thread(self.due, MAX_SENDING - len(busy)):
+                    task = asyncio.create_task(self.send(owner, member))
                     busy.add(task)
                     task.add_done_callback(busy.discard)
             except RedisError as error:
@@ -114,36 +108,53 @@ class Sender:
         if busy:
             await asyncio.wait(busy)
 
-    def due(self, limit: int) -> list[str]:
-        """Claim up to `limit` due messages."""
-        now = time.time()
-        members = self._claim(keys=[WEBHOOKS], args=[now, now + CLAIM_S, limit])
-        return [m.decode() for m in cast(list[bytes], members)]
+    def due(self, limit: int) -> list[tuple[str, str]]:
+        """Claim up to `limit` due messages, each with its owner: first of owners served longest ago."""
+        owners = sorted(self.queue.due_owners(), key=lambda owner: self._turns.get(owner, 0))
+        shares: dict[str, int] = {}
+        for owner in owners:
+            share = min(limit, PER_KEY - self._busy[owner])
+            if share > 0:
+                shares[owner] = share
+                limit -= share
+        messages = self.queue.claim(shares)
+        self._claims += 1
+        served = dict.fromkeys((owner for owner, _ in messages), self._claims)
+        self._turns = {owner: self._turns.get(owner, 0) for owner in owners} | served
+        self._busy.update(owner for owner, _ in messages)
+        return messages
 
-    async def send(self, member: str) -> None:
+    async def send(self, owner: str, member: str) -> None:
         """Send one message; a failure is tried again later. Never raises."""
         try:
-            message = await asyncio.to_thread(self._message, member)
+            message = await asyncio.to_thread(self._message, owner, member)
             if message is None:
-                await asyncio.to_thread(self.redis.zrem, WEBHOOKS, member)
+                await asyncio.to_thread(self.queue.drop, owner, member)
                 return
-            status, detail = await self._post(message)
+            if self._busy[message.host] >= PER_HOST:
+                await asyncio.to_thread(self.queue.put_back, owner, member, BUSY_S)
+                return
+            self._busy[message.host] += 1
+            try:
+                status, detail = await self._post(message)
+            finally:
+                self._busy -= Counter({message.host: 1})
             await asyncio.to_thread(self._outcome, message, status, detail)
 
         except RedisError as error:  # another attempt follows when the claim is over
             logger.warning("Redis: %s", error)
         except Exception:
             logger.exception("webhook of %s failed", member)
+        finally:
+            self._busy -= Counter({owner: 1})
 
-    def _message(self, member: str) -> _Message | None:
+    def _message(self, owner: str, member: str) -> _Message | None:
         """Return the message; None if the generation was removed meanwhile."""
         generation_id, _, event = member.partition(" ")
         try:
             generation = self.state.get(generation_id)
         except (NotFound, Gone):
             return None
-        raw = self.redis.hget(RECORD + generation_id, "owner")
-        owner = cast(bytes, raw or b"").decode()
         if generation.webhook is None:
             return None
         body = {
@@ -152,6 +163,7 @@ class Sender:
             "data": generation.model_dump(mode="json", exclude={"webhook"}),
         }
         return _Message(
+            owner,
             generation_id,
             event,
             generation.webhook.url,
@@ -201,23 +213,14 @@ class Sender:
             last_attempt_at=now,
             next_attempt_at=next_at,
         )
-        self._note(
-            keys=[WEBHOOKS, RECORD + message.generation_id, WEBHOOKS_ENDED],
-            args=[
-                message.member,
-                f"delivery:{message.event}",
-                delivery.model_dump_json(),
-                next_at or "",
-                delivery.status,
-            ],
+        self.queue.note(
+            message.owner,
+            message.member,
+            delivery=delivery.model_dump_json(),
+            status=delivery.status,
+            next_at=next_at,
         )
         logger.info("webhook %s: %s", delivery.status, message.member, extra={"attempts": attempts})
-
-
-def counts(redis: Redis) -> tuple[int, dict[str, int]]:
-    """Return the number of waiting messages, and the finished ones by outcome."""
-    ended = cast(dict[bytes, bytes], redis.hgetall(WEBHOOKS_ENDED))
-    return int(redis.zcard(WEBHOOKS)), {k.decode(): int(v) for k, v in ended.items()}
 
 
 def run(settings: Settings) -> None:

@@ -19,12 +19,15 @@ class Heard:
 
     def __init__(self, tls=None):
         self.requests, self.status, self.headers, self.body, self.pause_s = [], 200, {}, b"ok", 0.0
+        self.gate = threading.Event()  # while it is closed, requests wait
+        self.gate.set()
         heard = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 heard.requests.append((self.path, dict(self.headers), body))
+                heard.gate.wait()
                 time.sleep(heard.pause_s)
                 self.send_response(heard.status)
                 for name, value in {"content-length": str(len(heard.body)), **heard.headers}.items():

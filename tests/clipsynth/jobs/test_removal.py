@@ -15,6 +15,7 @@ from clipsynth.schemas.generation import Status
 from clipsynth.services import janitor
 from clipsynth.services.janitor import expire, sweep
 from clipsynth.settings import Settings
+from clipsynth.storage import Storage
 from tests.support.api_service import check_problem
 
 LONG = {"prompts": [{"text": f"{n}" * 1000} for n in range(8)], "deadline_s": 3600.0}
@@ -88,7 +89,7 @@ def test_a_deleted_generation_leaves_a_tombstone_and_its_key(serve):
     service.client.post(f"{location}/cancel")
     service.client.delete(location)
     left = {name.decode().rpartition(":")[0] for name in set(service.redis.scan_iter()) - known}
-    kinds = ("tombstones", "idempotency:anonymous", "bucket", "turns")
+    kinds = ("tombstones", "idempotency:anonymous", "bucket", "turns", "webhooks")
     assert left <= {f"clipsynth:{kind}" for kind in kinds} | {"clipsynth", "rq"}
     [claim] = service.redis.scan_iter("clipsynth:idempotency:*")
     assert service.redis.ttl(claim) <= removal.CLAIM_TTL_S
@@ -119,6 +120,28 @@ def test_a_nearly_full_redis_takes_no_more_jobs(serve, monkeypatch):
     finally:
         service.redis.config_set("maxmemory", 0)
     assert service.post().status_code == 202
+
+
+@pytest.mark.parametrize("disk", ["results", "redis"])
+def test_a_nearly_full_disk_takes_no_more_jobs(serve, monkeypatch, disk):
+    service, free = serve(storage_reserve_bytes=1000), [999]
+    location = post(service)
+    monkeypatch.setattr(budgets, "LOOK_S", 0)
+    if disk == "results":
+        monkeypatch.setattr(Storage, "free_bytes", lambda _: free[0])
+    else:
+        monkeypatch.setattr(budgets, "free_bytes", lambda _: free[0])
+    check_problem(service.post(), 503, "storage_full")
+    check_problem(service.client.get("/readyz"), 503, "storage_full")
+    assert service.client.get(location).status_code == 200
+    assert service.client.delete(location).status_code == 204
+    free[0] = 1000
+    assert service.post().status_code == 202
+
+
+def test_the_room_of_a_disk_is_that_of_its_folder(tmp_path):
+    assert Storage((tmp_path / "none" / "yet").as_uri()).free_bytes() > 0
+    assert Storage("memory://results").free_bytes() is None
 
 
 def test_a_key_keeps_a_bounded_number_of_bytes(serve):

@@ -14,6 +14,7 @@ import sys
 
 import pytest
 
+from clipsynth.redis_keys import WEBHOOK_TURNS, WEBHOOKS, WEBHOOKS_OF
 from clipsynth.schemas.generation import Status
 from clipsynth.security.api_keys import create_key
 from clipsynth.services import webhooks
@@ -21,6 +22,7 @@ from clipsynth.services.processes import wait_until
 from clipsynth.services.webhooks import DELAYS_S, Sender
 from clipsynth.settings import Settings
 from tests.support.api_service import check_problem
+from tests.support.http_server import listening
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 
@@ -41,13 +43,16 @@ class Hooks:
     def send(self):
         """Tell all that is due, and return how many that were."""
         due = self.sender.due(100)
-        for member in due:
-            asyncio.run(self.sender.send(member))
+        for owner, member in due:
+            asyncio.run(self.sender.send(owner, member))
         return len(due)
 
     def make_due(self):
-        for member in self.service.redis.zrange(webhooks.WEBHOOKS, 0, -1):
-            self.service.redis.zadd(webhooks.WEBHOOKS, {member: 0})
+        redis = self.service.redis
+        for owner in map(bytes.decode, redis.zrange(WEBHOOK_TURNS, 0, -1)):
+            queue = WEBHOOKS_OF + owner
+            redis.zadd(queue, dict.fromkeys(redis.zrange(queue, 0, -1), 0))
+            redis.zadd(WEBHOOK_TURNS, {owner: 0})
 
     def deliveries(self, response, headers=None):
         resource = self.service.client.get(response.headers["location"], headers=headers).json()
@@ -164,7 +169,47 @@ def test_a_deleted_generation_sends_no_webhook(hooks, heard):
     hooks.service.client.delete(made.headers["location"])
     hooks.send()
     assert heard.requests == []
-    assert not hooks.service.redis.exists(webhooks.WEBHOOKS, f"clipsynth:gen:{made.json()['id']}")
+    left = (WEBHOOK_TURNS, f"{WEBHOOKS_OF}anonymous", f"clipsynth:gen:{made.json()['id']}")
+    assert not hooks.service.redis.exists(*left)
+
+
+def test_the_slow_hosts_of_a_key_delay_no_other_key(hooks, heard, monkeypatch):
+    monkeypatch.setattr(webhooks, "POLL_S", 0.01)
+    tokens = [create_key(hooks.service.redis, name, ["generate"])[1] for name in "ab"]
+    greedy, other = ({"authorization": f"Bearer {token}"} for token in tokens)
+
+    async def run():
+        stop = asyncio.Event()
+        sending = asyncio.create_task(hooks.sender.run(stop))
+        while len(heard.requests) < 1:
+            await asyncio.sleep(0.01)
+        stop.set()
+        sent = [len(slow.requests) for slow in slows]
+        for slow in slows:
+            slow.gate.set()
+        await sending
+        return sent
+
+    with listening() as one, listening() as two:
+        slows = [one, two]
+        for slow in slows:
+            slow.gate.clear()
+            for _ in range(40):
+                hooks.end(hooks.post(slow.url, greedy))
+        hooks.end(hooks.post(heard.url, other))
+        assert max(asyncio.run(run())) <= webhooks.PER_HOST
+        assert 2 * webhooks.PER_HOST <= webhooks.PER_KEY < webhooks.MAX_SENDING
+
+
+def test_messages_of_an_earlier_version_are_sent(hooks, heard):
+    made = hooks.post(heard.url)
+    hooks.end(made)
+    redis = hooks.service.redis
+    (member,) = redis.zrange(f"{WEBHOOKS_OF}anonymous", 0, -1)
+    redis.delete(f"{WEBHOOKS_OF}anonymous", WEBHOOK_TURNS)
+    redis.zadd(WEBHOOKS, {member: 0, "gen_0 completed": 0})
+    assert hooks.send() == 1
+    assert not redis.exists(WEBHOOKS, WEBHOOK_TURNS)
 
 
 def test_private_webhook_addresses_are_rejected(serve, redis_url, tmp_path):
