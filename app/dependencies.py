@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from redis import Redis
 
 from app.notifications import Notifications
 from clipsynth.budgets import Budgets
-from clipsynth.errors import Forbidden, Unauthorized
+from clipsynth.errors import ClipSynthError, Forbidden, KeysMissing, StorageUnavailable, Unauthorized
 from clipsynth.jobs.store import JobStore
 from clipsynth.redis_keys import API_KEYS
 from clipsynth.security.api_keys import ANONYMOUS, ApiKey, Scope, find_key
@@ -49,21 +50,37 @@ def _caller(request: Request, services: ServicesDep, credentials: Bearer) -> Api
     if "authorization" in request.headers:
         key = find_key(services.redis, credentials.credentials) if credentials else None
         if key is None:
-            raise Unauthorized("Authorization holds no valid API key; send it as `Bearer cs_…`")
+            raise _refusal(services, "Authorization holds no valid API key; send it as `Bearer cs_…`")
+        with contextlib.suppress(StorageUnavailable):  # keys of an earlier version have no marker
+            if not services.storage.has_keys():
+                services.storage.mark_keys()
         return key
     _refuse_other_sites(request, services.settings)
-    allowed = services.settings.allow_anonymous
-    if allowed is None:
-        # Without keys, only loopback is open. Another host name may be a web page's name that resolves to
-        # this machine.
-        allowed = (
-            services.settings.is_loopback
-            and is_loopback(_host(request))
-            and not services.redis.exists(API_KEYS)
-        )
-    if not allowed:
-        raise Unauthorized("an API key is needed: Authorization: Bearer cs_…")
+    if services.settings.allow_anonymous:
+        return ANONYMOUS
+    # Without keys, only loopback is open. Another host name may be a web page's name that resolves to this
+    # machine.
+    is_open = (
+        services.settings.allow_anonymous is None
+        and services.settings.is_loopback
+        and is_loopback(_host(request))
+        and not services.redis.exists(API_KEYS)
+        and not _needs_keys(services)
+    )
+    if not is_open:
+        raise _refusal(services, "an API key is needed: Authorization: Bearer cs_…")
     return ANONYMOUS
+
+
+def _needs_keys(services: Services) -> bool:
+    return services.settings.require_keys or services.storage.has_keys()
+
+
+def _refusal(services: Services, detail: str) -> ClipSynthError:
+    """Return the error for a request without a valid key; another one if there is no key at all."""
+    if _needs_keys(services) and not services.redis.exists(API_KEYS):
+        return KeysMissing("Redis has no API keys; restore it, or create one with `clipsynth keys create`")
+    return Unauthorized(detail)
 
 
 def _shim_caller(
@@ -124,6 +141,6 @@ def warning(settings: Settings) -> str | None:
     where = f"{settings.published_host or settings.host}:{settings.port}"
     if settings.allow_anonymous:
         return f"CLIPSYNTH_ALLOW_ANONYMOUS is set: everyone who reaches {where} may generate without a key"
-    if settings.allow_anonymous is None and settings.is_loopback:
+    if settings.allow_anonymous is None and settings.is_loopback and not settings.require_keys:
         return f"{where} is open without keys until `clipsynth keys create` creates the first one"
     return None

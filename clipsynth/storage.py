@@ -10,6 +10,7 @@ import secrets
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import fsspec
@@ -19,6 +20,7 @@ from clipsynth.schemas.generation import MEDIA_TYPES, Format
 
 logger = logging.getLogger(__name__)
 CHECK_S = 10.0
+KEYS_MARKER = "api-keys-exist"
 CHECK_BYTES = 65_536  # a few bytes may still fit on a full disk
 _LENGTH = struct.Struct(">I")
 _ID = re.compile(r"gen_[0-9a-f]{26}")
@@ -75,6 +77,7 @@ class Storage:
         # Objects appear as a whole. Local files are written without fsspec, which takes twice the time.
         self._renames = "file" in self._fs.protocol
         self._answered_at: float | None = None
+        self._has_keys, self._looked_for_keys_at = False, float("-inf")
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file.
@@ -163,6 +166,30 @@ class Storage:
             with _reaching(generation_id), contextlib.suppress(FileNotFoundError):
                 self._fs.rm(f"{self._root}/{generation_id}/{attempt}", recursive=True)
 
+    def mark_keys(self) -> None:
+        """Note that API keys exist, so that an emptied Redis does not open the API; raises as `put`."""
+        with _reaching(KEYS_MARKER):
+            self._put(f"{self._root}/{KEYS_MARKER}", b"API keys exist.\n")
+        self._has_keys = True
+
+    def has_keys(self) -> bool:
+        """Return whether `mark_keys` was called; the answer may be `CHECK_S` old. Raises as `get`."""
+        now = time.monotonic()
+        if not self._has_keys and now - self._looked_for_keys_at > CHECK_S:
+            with _reaching(KEYS_MARKER):
+                self._has_keys = self._fs.exists(f"{self._root}/{KEYS_MARKER}")
+            self._looked_for_keys_at = now
+        return self._has_keys
+
+    def free_bytes(self) -> int | None:
+        """Return how much room its disk has; None for an object store."""
+        if not self._renames:
+            return None
+        folder = Path(self._root)
+        while not folder.exists():
+            folder = folder.parent
+        return free_bytes(folder)
+
     def check(self) -> None:
         """Write and remove a file, unless this succeeded in the last `CHECK_S`.
 
@@ -182,6 +209,12 @@ class Storage:
         if not _KEY.fullmatch(key):
             raise ValueError(f"not a storage key: {key!r}")
         return f"{self._root}/{key}"
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much room the disk of a folder has for users other than root."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 def _write(path: str, data: bytes) -> None:

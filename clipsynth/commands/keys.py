@@ -23,11 +23,14 @@ def create_key(
     """Create a key and print it, once."""
     from clipsynth.security.api_keys import SCOPES, create_key
     from clipsynth.services.connect import open_redis
+    from clipsynth.storage import Storage
 
     scopes = [s for s in SCOPES if s in (scope or ["generate", "read"])]
     if unknown := set(scope or ()) - set(SCOPES):
         raise ValueError(f"no scope: {', '.join(sorted(unknown))}; there are {', '.join(SCOPES)}")
-    with open_redis(Settings()) as redis:
+    settings = Settings()
+    with open_redis(settings) as redis:
+        Storage(settings.results_url).mark_keys()
         key, token = create_key(redis, name, scopes)
     print(token)
     print(

@@ -17,6 +17,7 @@ from clipsynth.security.api_keys import create_key, list_keys, revoke_key
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.services.supervisor import lock_data_dir
 from clipsynth.settings import Settings
+from clipsynth.storage import KEYS_MARKER
 from tests.support.api_client import Service
 from tests.support.api_service import check_problem
 
@@ -60,6 +61,27 @@ def test_every_route_needs_a_valid_key(service, authorization):
         check_problem(response, 401, "unauthorized")
         assert response.headers["www-authenticate"] == "Bearer"
     assert [service.client.get(p, headers=headers).status_code for p in ("/healthz", "/readyz")] == [200, 200]
+
+
+def test_an_emptied_redis_does_not_open_the_api(serve):
+    service = serve()
+    assert service.client.get("/v1/models").status_code == 200
+    headers = make(service)
+    assert service.client.get("/v1/models", headers=headers).status_code == 200
+    service.redis.flushall()
+    for sent in ({}, headers, {"authorization": "Bearer cs_nope"}):
+        check_problem(service.client.get("/v1/models", headers=sent), 503, "keys_missing")
+    assert service.client.get("/v1/models", headers=make(service)).status_code == 200
+    check_problem(service.client.get("/v1/models"), 401, "unauthorized")
+
+
+def test_keys_may_be_required_before_the_first_one(serve):
+    service = serve(require_keys=True)
+    check_problem(service.client.get("/v1/models"), 503, "keys_missing")
+    assert service.client.get("/healthz").status_code == 200
+    headers = make(service)
+    check_problem(service.client.get("/v1/models"), 401, "unauthorized")
+    assert service.client.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_a_revoked_key_is_rejected(service):
@@ -177,6 +199,7 @@ def test_the_command_line_makes_keys_before_a_first_start(service, redis_url, tm
     assert (listed.split()[3:], listed.split()[0]) == (["read", "me"], made.stdout.split("_")[1])
     assert keys(tmp_path / "fresh", "revoke", listed.split()[0]).returncode == 0
     assert "revoked" in keys(tmp_path / "fresh", "list").stdout
+    assert (tmp_path / "fresh" / "results" / KEYS_MARKER).is_file()
     assert "keys list" in keys(tmp_path / "fresh", "revoke", "nobody").stderr
     assert "no scope" in keys(tmp_path / "fresh", "create", "me", "--scope", "all").stderr
     token = keys(tmp_path, "create", "me", redis_url=redis_url).stdout.strip()
