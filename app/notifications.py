@@ -13,6 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -22,8 +23,10 @@ from redis.exceptions import RedisError
 
 from clipsynth.errors import Gone, NotFound
 from clipsynth.jobs.store import JobStore
-from clipsynth.redis_keys import EVENTS
+from clipsynth.redis_keys import EVENTS, KEY_CHANGES
 from clipsynth.schemas.generation import TERMINAL, Generation
+from clipsynth.schemas.paths import PATH_PREFIX
+from clipsynth.security.api_keys import is_valid
 
 logger = logging.getLogger(__name__)
 PING_S = 15.0
@@ -31,6 +34,22 @@ RECONNECT_S = 1.0
 # Ended generations that are remembered; far fewer end between a submit and its wait.
 REMEMBERED = 4096
 ENDS = frozenset({*TERMINAL, "gone"})  # messages that end a generation
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A generation at one moment, and its JSON, which all streams share."""
+
+    generation: Generation
+    _texts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The resource as JSON, with the links of this request."""
+        prefix = PATH_PREFIX.get()
+        if prefix not in self._texts:
+            self._texts[prefix] = self.generation.model_dump_json()
+        return self._texts[prefix]
 
 
 class Notifications:
@@ -43,7 +62,8 @@ class Notifications:
         self.redis_url, self.state = redis_url, state
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # for any change
         self._waiting_for_end: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._reads: dict[str, asyncio.Task[Generation]] = {}  # started after the last change
+        self._reads: dict[str, asyncio.Task[Snapshot]] = {}  # started after the last change
+        self._valid_until: dict[str, float] = {}  # API keys found valid
         self._listens_since = math.inf  # monotonic time; since then no message was missed
         self._ended: dict[str, None] = {}  # the latest generations that ended since then, in order
 
@@ -78,6 +98,7 @@ class Notifications:
             pinged = message is None
 
     def _wake(self, generation_id: str, *, ended: bool) -> None:
+        self._valid_until.pop(generation_id.removeprefix(KEY_CHANGES), None)
         self._reads.pop(generation_id, None)
         for event in self._waiting.get(generation_id, ()):
             event.set()
@@ -88,7 +109,7 @@ class Notifications:
             for event in self._waiting_for_end.get(generation_id, ()):
                 event.set()
 
-    async def _read(self, generation_id: str) -> Generation:
+    async def _read(self, generation_id: str) -> Snapshot:
         """Return the generation after the last change; concurrent callers share one read."""
         read = self._reads.get(generation_id)
         if read is None:
@@ -99,43 +120,51 @@ class Notifications:
         # A caller that is cancelled must not cancel the read of the others.
         return await asyncio.shield(read)
 
-    def _get(self, generation_id: str) -> Generation:
+    def _get(self, generation_id: str) -> Snapshot:
         try:
-            return self.state.get(generation_id)
+            return Snapshot(self.state.get(generation_id))
         except NotFound:  # it existed when the request came
             raise Gone(f"the generation {generation_id!r} and its files were removed") from None
 
-    def _forget_read(self, generation_id: str, read: asyncio.Task[Generation]) -> None:
+    def _forget_read(self, generation_id: str, read: asyncio.Task[Snapshot]) -> None:
         if self._reads.get(generation_id) is read:
             del self._reads[generation_id]
         if not read.cancelled():
             read.exception()  # marks it as retrieved, also when no caller waits any more
 
-    async def states(
-        self, generation_id: str, *, timeout_s: float = float("inf")
-    ) -> AsyncIterator[Generation]:
-        """Yield the generation now, at each change and every `PING_S`, until its end or for `timeout_s`.
+    async def states(self, generation_id: str, owner: str) -> AsyncIterator[Snapshot]:
+        """Yield the generation now, at each change and every `PING_S`, until its end.
 
-        Raises RedisError on the first read only; later reads are repeated until Redis answers.
+        It also ends when the API key `owner` is no longer valid. Raises RedisError on the first read only;
+        later reads are repeated until Redis answers.
         """
-        deadline = time.monotonic() + timeout_s
-        with _waiter(self._waiting, generation_id) as changed:
-            generation = await self._read(generation_id)
+        with _waiter(self._waiting, generation_id, KEY_CHANGES + owner) as changed:
+            snapshot = await self._read(generation_id)
             while True:
-                yield generation
-                left = deadline - time.monotonic()
-                if generation.status in TERMINAL or left <= 0:
+                yield snapshot
+                if snapshot.generation.status in TERMINAL:
                     return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), PING_S)
                 try:
-                    await asyncio.wait_for(changed.wait(), min(left, PING_S))
-                except TimeoutError:
-                    continue
-                changed.clear()
-                try:
-                    generation = await self._read(generation_id)
+                    if not await self._is_valid(owner):
+                        return
+                    if changed.is_set():
+                        changed.clear()
+                        snapshot = await self._read(generation_id)
                 except RedisError:
-                    await asyncio.sleep(min(max(0.0, left), RECONNECT_S))
+                    await asyncio.sleep(RECONNECT_S)
                     changed.set()
+
+    async def _is_valid(self, owner: str) -> bool:
+        """Return whether a key is valid; Redis is asked once in `PING_S`, and when a key changes."""
+        now = time.monotonic()
+        if self._valid_until.get(owner, 0.0) < now:
+            if not await run_in_threadpool(is_valid, self.state.redis, owner):
+                return False
+            self._valid_until = {o: at for o, at in self._valid_until.items() if at >= now}
+            self._valid_until[owner] = now + PING_S
+        return True
 
     async def wait(
         self, generation: Generation, timeout_s: float, *, made_after: float = -math.inf
@@ -160,7 +189,7 @@ class Notifications:
                     await asyncio.wait_for(ended.wait(), min(left, PING_S))
                 ended.clear()
                 try:
-                    generation = await self._read(generation.id)
+                    generation = (await self._read(generation.id)).generation
                 except RedisError:
                     if left > 0:  # an error would make the client submit an accepted request again
                         await asyncio.sleep(min(left, RECONNECT_S))
@@ -175,7 +204,9 @@ class Notifications:
             return True
         return status_view is None or status_view.status in TERMINAL
 
-    async def stream(self, generation_id: str, last_event_id: str | None = None) -> AsyncIterator[bytes]:
+    async def stream(
+        self, generation_id: str, owner: str, last_event_id: str | None = None
+    ) -> AsyncIterator[bytes]:
         """Yield server-sent events with the resource: `status`, `progress`, `completed` or `gone`.
 
         An event's id is the state that it reports, so a client that reconnects with it receives only newer
@@ -183,7 +214,8 @@ class Notifications:
         """
         status = None
         try:
-            async for generation in self.states(generation_id):
+            async for snapshot in self.states(generation_id, owner):
+                generation = snapshot.generation
                 event_id = event_id_of(generation)
                 if generation.status in TERMINAL:
                     event = "completed"
@@ -193,7 +225,7 @@ class Notifications:
                 else:
                     event = "progress" if status == generation.status else "status"
                 status, last_event_id = generation.status, event_id
-                yield format_sse_event(id=event_id, event=event, data_str=generation.model_dump_json())
+                yield format_sse_event(id=event_id, event=event, data_str=snapshot.text)
         except Gone as error:
             data = json.dumps({"code": error.code, "detail": str(error)})
             yield format_sse_event(event="gone", data_str=data)
@@ -205,13 +237,15 @@ def event_id_of(generation: Generation) -> str:
 
 
 @contextlib.contextmanager
-def _waiter(waiting: defaultdict[str, set[asyncio.Event]], generation_id: str) -> Iterator[asyncio.Event]:
-    """Register an asyncio.Event for a generation while the context lasts."""
+def _waiter(waiting: defaultdict[str, set[asyncio.Event]], *names: str) -> Iterator[asyncio.Event]:
+    """Register an asyncio.Event for a generation or key while the context lasts."""
     event = asyncio.Event()
-    waiting[generation_id].add(event)
+    for name in names:
+        waiting[name].add(event)
     try:
         yield event
     finally:
-        waiting[generation_id].discard(event)
-        if not waiting[generation_id]:
-            del waiting[generation_id]
+        for name in names:
+            waiting[name].discard(event)
+            if not waiting[name]:
+                del waiting[name]

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
 from redis import Redis
-from redis.exceptions import RedisError
 
 from clipsynth.errors import ClipSynthError, RateLimited, StorageFull, UploadBudget
 from clipsynth.redis_keys import SHARES
 from clipsynth.settings import Settings
-from clipsynth.storage import Storage
+from clipsynth.storage import Storage, free_bytes
 
 # A share that is not renewed for this time expires: its process was killed.
 SHARE_TTL_S, RENEW_S = 60.0, 20.0
@@ -118,13 +118,15 @@ class Budget:
             self._by_owner -= Counter({share.owner: share.amount})
             self._counted.discard(share)
         if share.member:
-            with contextlib.suppress(RedisError):  # then it expires
+            with contextlib.suppress(Exception):  # then it expires
                 self.redis.zrem(self._key(share.owner), share.member)
 
-    def owners(self) -> set[str]:
-        """Return the owners of counted shares."""
-        with self._lock:
-            return {share.owner for share in self._counted}
+    def give_soon(self, share: Share) -> None:
+        """Give a share back from an event loop, without waiting for Redis."""
+        if share.member:
+            asyncio.get_running_loop().run_in_executor(None, self.give, share)
+        else:
+            self.give(share)
 
     def renew(self) -> None:
         """Renew the shares of this process in Redis; call it every `RENEW_S`."""
@@ -245,7 +247,16 @@ class Room:
         most = memory.get("maxmemory", 0)
         if most and memory["used_memory"] > REDIS_SHARE * most:
             return "Redis has no memory for more jobs; results expire, or delete some"
+        if min(self._free_bytes()) < self.settings.storage_reserve_bytes:
+            return "the disk has no room for more results; some expire, or delete some"
         return ""
+
+    def _free_bytes(self) -> Iterator[float]:
+        """Return the room on the disks of the results and of an embedded Redis."""
+        free = self.storage.free_bytes()
+        yield math.inf if free is None else free
+        if (self.settings.redis_url or "").startswith("unix:") and self.settings.data_dir.is_dir():
+            yield free_bytes(self.settings.data_dir)
 
 
 class Budgets:
@@ -264,9 +275,17 @@ class Budgets:
             uncounted=SMALL_UPLOAD,
         )
 
+        self.streams = Budget(
+            redis,
+            "streams",
+            lambda who: RateLimited(f"{who} has too many event streams", retry_after_s=RETRY_S),
+            per_process=max(1, settings.max_connections // 2),
+            per_key=settings.streams_per_key,
+        )
+
     def all(self) -> list[Budget | Slots]:
         """Return the budgets that are counted in this process."""
-        return [self.uploads, self.decoding, self.fetches]
+        return [self.uploads, self.streams, self.decoding, self.fetches]
 
     async def renew(self) -> None:
         """Renew what this process holds, until the task is cancelled."""
@@ -274,3 +293,4 @@ class Budgets:
             await asyncio.sleep(RENEW_S)
             with contextlib.suppress(Exception):  # Redis is away; shares last for some more turns
                 await asyncio.to_thread(self.uploads.renew)
+                await asyncio.to_thread(self.streams.renew)

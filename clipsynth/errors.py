@@ -41,6 +41,12 @@ class Forbidden(ClipSynthError):
     code = "forbidden"
 
 
+class KeysMissing(ClipSynthError):
+    """Keys are needed, and Redis has none: it was emptied or replaced, or none was created."""
+
+    code = "keys_missing"
+
+
 class ModelNotFound(ClipSynthError):
     code = "model_not_found"
 

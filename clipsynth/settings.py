@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     allow_anonymous: bool | None = None
+    require_keys: bool = False
     webhook_secret: str | None = None
     webhook_loopback: bool = False
     image_urls: Literal["off", "public", "loopback"] = "off"
@@ -74,6 +75,8 @@ class Settings(BaseSettings):
     max_backlog_s: float = Field(default=21_600, gt=0)
     max_upload_bytes: int = Field(default=400_000_000, ge=1)
     max_upload_bytes_per_key: int = Field(default=150_000_000, ge=1)
+    streams_per_key: int = Field(default=100, ge=1)
+    storage_reserve_bytes: int = Field(default=256_000_000, ge=0)
     kept_bytes_per_key: int = Field(default=256_000_000, ge=0)
     receive_timeout_s: float = Field(default=60, gt=0)
     send_timeout_s: float = Field(default=60, gt=0)

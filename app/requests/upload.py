@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import mmap
 import re
@@ -55,10 +54,7 @@ async def counted(request: Request, services: Services, caller: ApiKey) -> Async
     finally:
         request.scope.pop(GROWS, None)
         for share in shares:
-            if share.member:  # asks Redis, and must also be done when the client has left
-                asyncio.get_running_loop().run_in_executor(None, budget.give, share)
-            else:
-                budget.give(share)
+            budget.give_soon(share)
 
 
 async def _take(budget: Budget, owner: str, amount: int) -> Share:

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from clipsynth.errors import ClipSynthError
@@ -51,6 +52,7 @@ STATUS = {
     "upload_budget": 429,
     "queue_full": 429,
     "generation_failed": 500,
+    "keys_missing": 503,
     "no_worker": 503,
     "overloaded": 503,
     "redis_unavailable": 503,
@@ -84,7 +86,7 @@ _CODES = {
 def problems(*codes: str, needs_key: bool = True) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that can fail with these codes and with the general ones."""
     by_status: dict[int | str, list[str]] = {}
-    refusals = ("unauthorized", "forbidden") if needs_key else ()
+    refusals = ("unauthorized", "forbidden", "keys_missing") if needs_key else ()
     for code in (*codes, *refusals, "invalid_request", "redis_unavailable"):
         by_status.setdefault(STATUS[code], []).append(code)
     return {
@@ -188,6 +190,10 @@ def install(app: FastAPI, *, count: Callable[[str], None] = lambda _: None) -> N
         if error.status_code == 405:
             response.headers["Allow"] = ", ".join(_methods(request))
         return response
+
+    @app.exception_handler(ClientDisconnect)
+    async def _(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return problem(400, "invalid_body", "the client left before its body was whole")
 
     @app.exception_handler(OSError)
     async def _(_: Request, error: OSError) -> JSONResponse:

@@ -7,11 +7,13 @@ import contextlib
 import math
 import re
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.dependencies import Maker, Reader, ServicesDep
 from app.notifications import event_id_of
@@ -167,12 +169,30 @@ async def events(
     generation = await run_in_threadpool(services.state.get, generation_id, owner=caller.id)
     if generation.status in TERMINAL and last_event_id == event_id_of(generation):
         return Response(status_code=204)
-    stream = services.events.stream(generation_id, last_event_id)
-    return StreamingResponse(
-        iter(()) if "is_head" in request.scope else stream,
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    if "is_head" in request.scope:
+        return Response(media_type="text/event-stream", headers=headers)
+    share = await run_in_threadpool(services.budgets.streams.take, caller.id, 1)
+    return _Stream(
+        services.events.stream(generation_id, caller.id, last_event_id),
         media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        headers=headers,
+        at_end=lambda: services.budgets.streams.give_soon(share),
     )
+
+
+class _Stream(StreamingResponse):
+    """Calls `at_end` however it ends: with the stream, or because the client has left."""
+
+    def __init__(self, *args: Any, at_end: Callable[[], object], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.at_end()
 
 
 @router.get("", response_model=Page, responses=problems())

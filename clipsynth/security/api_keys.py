@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from redis import Redis
 
 from clipsynth.errors import NotFound
-from clipsynth.redis_keys import API_KEYS
+from clipsynth.redis_keys import API_KEYS, EVENTS, KEY_CHANGES
 
 Scope = Literal["generate", "read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -71,7 +71,16 @@ def revoke_key(redis: Redis, key_id: str) -> ApiKey:
     key = ApiKey.model_validate_json(raw)
     key.revoked_at = key.revoked_at or time.time()
     redis.hset(API_KEYS, key_id, key.model_dump_json())
+    redis.publish(EVENTS + KEY_CHANGES + key_id, "revoked")
     return key
+
+
+def is_valid(redis: Redis, key_id: str) -> bool:
+    """Return whether a key exists and is not revoked; True for requests without a key."""
+    if key_id == ANONYMOUS.id:
+        return True
+    raw = cast(bytes | None, redis.hget(API_KEYS, key_id))
+    return raw is not None and ApiKey.model_validate_json(raw).revoked_at is None
 
 
 def find_key(redis: Redis, token: str) -> ApiKey | None:

@@ -16,11 +16,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app import notifications
 from app.notifications import Notifications
-from clipsynth.jobs.store import JobStore, new_id
-from clipsynth.schemas.generation import JobPayload, Status
+from clipsynth.jobs.store import JobStore
+from clipsynth.schemas.generation import Status
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
 from tests.support import api_client
+from tests.support.api_client import queued
 from tests.support.api_service import SHORT, check_problem, image, serving
 
 
@@ -70,7 +71,7 @@ async def followed(events_, generation_id, act):
     try:
         names = []
         async with asyncio.timeout(20):
-            async for event in events_.stream(generation_id):
+            async for event in events_.stream(generation_id, "anonymous"):
                 names += [
                     line.removeprefix("event: ")
                     for line in event.decode().splitlines()
@@ -81,17 +82,6 @@ async def followed(events_, generation_id, act):
         return names
     finally:
         listening.cancel()
-
-
-def queued(state):
-    state.announce(api_client.INFO)
-    generation_id = new_id()
-    payload = JobPayload(
-        model="tiny", prompt="a", image_key=None, negative_prompt=None, seed=0,
-        num_inference_steps=2, guidance_scale=1, duration_s=1, num_outputs=1, output_formats=["wav"],
-    )  # fmt: skip
-    state.submit(generation_id, payload)
-    return generation_id
 
 
 def test_a_stream_of_events_ends_though_redis_was_away(own_redis, tmp_path, monkeypatch):
@@ -124,7 +114,7 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
         shared = Notifications(redis_url, state)
 
         async def follow():
-            return [generation async for generation in shared.states(generation_id)][-1]
+            return [snapshot async for snapshot in shared.states(generation_id, "anonymous")][-1]
 
         async def run():
             followers = [asyncio.create_task(follow()) for _ in range(100)]
@@ -134,7 +124,7 @@ def test_those_who_follow_a_generation_share_one_look(redis_url, tmp_path, monke
             shared._wake(generation_id, ended=True)
             return await asyncio.gather(*followers)
 
-        assert {g.status for g in asyncio.run(run())} == {"canceled"}
+        assert {s.generation.status for s in asyncio.run(run())} == {"canceled"}
         assert len(looks) == 2
 
 

@@ -7,9 +7,10 @@ from redis import Redis
 
 from app.main import create_app
 from clipsynth.jobs.queue import get_queue
-from clipsynth.jobs.store import JobStore
+from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.schemas.generation import Output, Progress
 from clipsynth.schemas.model_info import ModelInfo
+from clipsynth.schemas.payload import JobPayload
 from clipsynth.services.processes import wait_until
 from clipsynth.storage import Storage, audio_key
 
@@ -64,3 +65,15 @@ class Service:
 
     def post(self, **headers):
         return self.client.post("/v1/generations", json={"prompt": "a dog"}, headers=headers)
+
+
+def queued(state):
+    """Submit a job for the model, and return its id."""
+    state.announce(INFO)
+    generation_id = new_id()
+    payload = JobPayload(
+        model="tiny", prompt="a", image_key=None, negative_prompt=None, seed=0,
+        num_inference_steps=2, guidance_scale=1, duration_s=1, num_outputs=1, output_formats=["wav"],
+    )  # fmt: skip
+    state.submit(generation_id, payload)
+    return generation_id
