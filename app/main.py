@@ -17,7 +17,7 @@ from app.middleware.body_limit import BodyLimit
 from app.middleware.metrics import CountRequests, Metrics
 from app.notifications import Notifications
 from app.responses import problems
-from app.routes import elevenlabs, estimate, generations, health, outputs, pages, remakes
+from app.routes import elevenlabs, estimate, generations, health, outputs, pages, remakes, usage
 from clipsynth.budgets import Budgets
 from clipsynth.errors import ServeError
 from clipsynth.jobs.queue import connect
@@ -86,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app, count=metrics.refused)
     pages.install(app)
     app.include_router(generations.router)
-    for routes in (outputs, remakes, estimate, elevenlabs, health):
+    for routes in (outputs, remakes, estimate, usage, elevenlabs, health):
         app.include_router(routes.router)
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=problems.problems())

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.responses.problems import unexpected
 from clipsynth.log import ACCESS, REQUEST_ID
 from clipsynth.schemas.paths import PATH_PREFIX
-from clipsynth.security.headers import HEADERS
+from clipsynth.security.headers import ANSWER_HEADERS, HEADERS
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(ACCESS)
@@ -49,6 +49,8 @@ def install(app: FastAPI, settings: Settings) -> None:
                 "Idempotent-Replayed",
                 "Location",
                 "Preference-Applied",
+                "RateLimit",
+                "RateLimit-Policy",
                 "Retry-After",
                 "X-Request-Id",
             ],
@@ -74,6 +76,8 @@ class RequestContext:
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _SANE_ID.fullmatch(sent) else f"req_{secrets.token_hex(8)}"
         REQUEST_ID.set(request_id)
+        own_headers: dict[str, str] = {}
+        ANSWER_HEADERS.set(own_headers)
         forwarded = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
         prefix = forwarded if _SANE_PREFIX.fullmatch(forwarded) else self.root_path
         PATH_PREFIX.set(prefix)
@@ -87,6 +91,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
+                headers.update(own_headers)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

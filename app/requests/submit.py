@@ -25,6 +25,7 @@ from clipsynth.schemas.prompt_parser import resolve_attributes
 from clipsynth.schemas.prompts import StoredPrompt
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
+from clipsynth.security.headers import ANSWER_HEADERS
 from clipsynth.security.safe_http import UrlRefused, check_url
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
@@ -53,6 +54,8 @@ def accept(
         The generation, and whether an earlier request with the same idempotency key has created it.
     """
     settings, state = services.settings, services.state
+    if (wanted.ttl_s or 0) > settings.result_ttl_s:
+        raise InvalidRequest(f"/ttl_s: at most {settings.result_ttl_s}")
     images = read_images(wanted, files, settings) if files or wanted.has_images else []
     webhook = _webhook(settings, caller, wanted) if wanted.webhook_url is not None else None
     generation_id, claim = new_id(), None
@@ -64,9 +67,15 @@ def accept(
     model = state.model(wanted.model)
     payload = resolve(wanted, model, generation_id)
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
+    reservation.rate_per_s, reservation.max_kept_bytes = caller.rate_per_s, caller.max_kept_bytes
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
     steps, deadline_s = payload.num_inference_steps, payload.deadline_s
-    if not reserve(services.redis, reservation, settings, model.cost, steps, deadline_s):
+    try:
+        is_new = reserve(services.redis, reservation, settings, model.cost, steps, deadline_s)
+    finally:
+        if reservation.requests:
+            ANSWER_HEADERS.get({}).update(_rate_headers(*reservation.requests))
+    if not is_new:
         if claim and reservation.bound:
             generation_id = idempotency.bound_id(reservation.bound, claim)
         return _earlier(services, caller, generation_id), True
@@ -74,7 +83,12 @@ def accept(
         if images:
             _store(services, generation_id, payload, images)
         generation = state.submit(
-            generation_id, payload, reservation, webhook=webhook, metadata=wanted.metadata
+            generation_id,
+            payload,
+            reservation,
+            webhook=webhook,
+            metadata=wanted.metadata,
+            ttl_s=wanted.ttl_s,
         )
     except Exception:
         with contextlib.suppress(RedisError):  # then the janitor releases it
@@ -82,6 +96,14 @@ def accept(
         raise
     logger.info("job accepted: %s", generation_id, extra={"job_id": generation_id, "key_id": caller.id})
     return generation, False
+
+
+def _rate_headers(left: int, most: int, seconds: int) -> dict[str, str]:
+    """Return the headers of draft-ietf-httpapi-ratelimit-headers: what a key may send until when."""
+    return {
+        "RateLimit-Policy": f'"requests";q={most}',
+        "RateLimit": f'"requests";r={left};t={seconds}',
+    }
 
 
 def _store(

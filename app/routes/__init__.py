@@ -6,6 +6,7 @@ generations.py  /v1/generations: create, follow, list, cancel, delete, audio.
 outputs.py      Spectrogram and waveform peaks of an output.
 remakes.py      Recipes of a generation and /v1/replay.
 estimate.py     /v1/estimate.
+usage.py        /v1/usage.
 elevenlabs.py   /v1/sound-generation.
 health.py       /livez, /healthz, /readyz.
 pages.py        The playground and /docs.

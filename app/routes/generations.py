@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from app.dependencies import Maker, Reader, ServicesDep
@@ -30,6 +31,8 @@ from clipsynth.schemas.request import GenerationRequest
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 MAX_WAIT_S = 60
+# Seconds for which one request deletes.
+DELETE_S = 10
 JSON = "application/json"
 KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 FormatQuery = Annotated[Format | None, Query(alias="format")]
@@ -43,6 +46,12 @@ EVENTS = {
 PreferHeader = Annotated[
     str | None, Header(description="wait=N: wait for the end for up to N seconds, at most 60.")
 ]
+
+
+class Removed(BaseModel):
+    """Number of removed generations."""
+
+    deleted: int
 
 
 @router.post(
@@ -272,6 +281,22 @@ def delete(generation_id: str, services: ServicesDep, caller: Maker) -> Response
         if generation.status is not Status.PROCESSING:  # then its worker may still write files
             services.state.files_removed(generation_id)
     return Response(status_code=202 if generation.status is Status.PROCESSING else 204)
+
+
+@router.delete(
+    "",
+    response_model=Removed,
+    responses={
+        202: {"model": Removed, "description": f"After {DELETE_S} s some are left: send it again."},
+        **problems(),
+    },
+)
+def delete_all(response: Response, services: ServicesDep, caller: Maker) -> Removed:
+    """Remove all generations of this API key, and their files."""
+    removed, is_all = services.state.forget_all(caller.id, until=time.monotonic() + DELETE_S)
+    if not is_all:
+        response.status_code = 202
+    return Removed(deleted=removed)
 
 
 @router.get("/{generation_id}/audio/{n}", response_class=Response, responses=SOUND_RESPONSES)

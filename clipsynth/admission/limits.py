@@ -58,9 +58,11 @@ class Reservation:
 
     Args:
         claim: the idempotency key to bind with the place.
+        rate_per_s, max_kept_bytes: limits of the owner's key; None for those of the settings.
 
     `reserve` sets `eta_s`, the estimated seconds until its end, or `bound`, the value that the idempotency
-    key already has.
+    key already has. It also sets `requests`, the requests that the owner may send, of how many, and the
+    seconds until it may send all.
     """
 
     generation_id: str
@@ -68,6 +70,9 @@ class Reservation:
     model: str
     work: float
     claim: Claim | None = None
+    rate_per_s: float | None = None
+    max_kept_bytes: int | None = None
+    requests: tuple[int, int, int] | None = None
     eta_s: float | None = None
     bound: bytes | None = None
 
@@ -113,19 +118,24 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
     max_work = settings.max_backlog_s / cost.audio_step_s if cost else 0.0
     record = RECORD + reservation.generation_id
     keys = [LOAD + model, INFLIGHT, BUCKET + owner, RESERVATIONS, record, KEPT]
-    rates = (settings.rate_per_s, max(1.0, settings.rate_burst))
+    rate, burst = rates = rate_limit(settings, reservation.rate_per_s)
+    own_kept = reservation.max_kept_bytes
+    max_kept = settings.kept_bytes_per_key if own_kept is None else own_kept
     limits = (settings.max_queued, max_work, *rates, settings.max_inflight, reservation.member)
-    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, settings.kept_bytes_per_key]
+    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, max_kept]
     if reservation.claim:
         keys.append(reservation.claim.key)
         args += [reservation.claim.value, int(RESERVATION_S)]
     raw_verdict, number = redis.register_script(ADMIT)(keys=keys, args=args)
     verdict = raw_verdict.decode()
+    if rate and verdict in ("ok", "rate"):
+        left = float(number) if verdict == "ok" else 0.0
+        reservation.requests = math.floor(left), math.floor(burst), math.ceil((burst - left) / rate)
     if verdict in ("ok", "reserved", "bound"):
         reservation.bound = number if verdict == "bound" else None
         return bool(verdict == "ok")
     if verdict == "kept":
-        detail = f"this API key keeps {settings.kept_bytes_per_key} bytes of generations; delete some"
+        detail = f"this API key keeps {max_kept} bytes of generations; delete some"
         raise KeptQuota(detail, retry_after_s=KEPT_RETRY_S)
     if verdict == "rate":
         detail = "this API key sends too many requests"
@@ -137,6 +147,14 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
         raise RateLimited(detail, retry_after_s=retry_after_s)
     subject = "this API key's share of the queue" if verdict == "share" else "the queue"
     raise QueueFull(f"{subject} of model {model} is full", retry_after_s=retry_after_s)
+
+
+def rate_limit(settings: Settings, rate_per_s: float | None) -> tuple[float, float]:
+    """Return requests per second (0: no limit) and the most at once, for a key's own rate if it has one."""
+    burst = max(1.0, settings.rate_burst)
+    if rate_per_s is None or not settings.rate_per_s:
+        return settings.rate_per_s if rate_per_s is None else rate_per_s, burst
+    return rate_per_s, max(1.0, burst * rate_per_s / settings.rate_per_s)
 
 
 def release_reservation(redis: Redis, reservation: Reservation) -> None:

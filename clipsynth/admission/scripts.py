@@ -40,7 +40,8 @@ ADMIT = """
 --   6 most tokens, 7 most unfinished of an owner (0: no limit), 8 reservation, 9 most bytes kept of an owner
 --   (0: no limit), 10 value of the idempotency key, 11 seconds until it expires.
 -- Returns 'ok', 'reserved' if the id already has a place, 'bound' if the idempotency key already has a value,
--- or the limit that refuses the request; and a text: that value, seconds for 'rate', work for the others.
+-- or the limit that refuses the request; and a text: the requests left for 'ok', that value, seconds for
+-- 'rate', work for the others.
 local function number(value) return tonumber(value or '0') end
 local owner, work, max_jobs, max_work = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local rate, burst, max_unfinished = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -69,12 +70,13 @@ end
 
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
+local tokens = burst
 if rate > 0 then
   local bucket = redis.call('HMGET', KEYS[3], 'tokens', 'at')
-  local tokens = burst
   if bucket[1] then tokens = math.min(burst, bucket[1] + math.max(0, now - bucket[2]) * rate) end
   if tokens < 1 then return {'rate', tostring((1 - tokens) / rate)} end
-  redis.call('HSET', KEYS[3], 'tokens', tostring(tokens - 1), 'at', string.format('%.6f', now))
+  tokens = tokens - 1
+  redis.call('HSET', KEYS[3], 'tokens', tostring(tokens), 'at', string.format('%.6f', now))
   redis.call('EXPIRE', KEYS[3], math.ceil(burst / rate) + 1)
 end
 
@@ -85,7 +87,7 @@ end
 redis.call('HINCRBY', KEYS[2], owner, 1)
 redis.call('ZADD', KEYS[4], string.format('%.6f', now), ARGV[8])
 if KEYS[7] then redis.call('SET', KEYS[7], ARGV[10], 'EX', ARGV[11]) end
-return {'ok', '0'}
+return {'ok', tostring(tokens)}
 """
 READ_LOAD = (
     lua_names("RECORD")

@@ -10,6 +10,7 @@ import typer
 
 from clipsynth.settings import Settings
 
+UNITS = {"d": 86_400, "h": 3600, "m": 60}
 keys = typer.Typer(no_args_is_help=True, help="API keys of the service with this data folder or Redis.")
 
 
@@ -19,8 +20,13 @@ def create_key(
     scope: Annotated[
         list[str] | None, typer.Option(help="generate, read or admin (all); by default generate and read.")
     ] = None,
+    expires: Annotated[str | None, typer.Option(help="When it ends: after 90d, 12h or 30m.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Requests per second; 0: no limit.")] = None,
+    max_kept: Annotated[
+        int | None, typer.Option(min=0, help="Bytes of records that it keeps in Redis; 0: no limit.")
+    ] = None,
 ) -> None:
-    """Create a key and print it, once."""
+    """Create a key and print it, once. Without limits of its own it has those of the service."""
     from clipsynth.security.api_keys import SCOPES, create_key
     from clipsynth.services.connect import open_redis
     from clipsynth.storage import Storage
@@ -28,10 +34,12 @@ def create_key(
     scopes = [s for s in SCOPES if s in (scope or ["generate", "read"])]
     if unknown := set(scope or ()) - set(SCOPES):
         raise ValueError(f"no scope: {', '.join(sorted(unknown))}; there are {', '.join(SCOPES)}")
-    settings = Settings()
+    settings, expires_at = Settings(), None if expires is None else time.time() + _seconds(expires)
     with open_redis(settings) as redis:
         Storage(settings.results_url).mark_keys()
-        key, token = create_key(redis, name, scopes)
+        key, token = create_key(
+            redis, name, scopes, expires_at=expires_at, rate_per_s=rate, max_kept_bytes=max_kept
+        )
     print(token)
     print(
         f"key {key.id} {key.name!r}: {', '.join(key.scopes)}; keep it, it is not shown again", file=sys.stderr
@@ -39,9 +47,21 @@ def create_key(
     print(f"its webhooks are signed with {key.webhook_secret}", file=sys.stderr)
 
 
+def _seconds(duration: str) -> float:
+    """Return the seconds of a duration such as 90d.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number, unit = duration[:-1], duration[-1:]
+    if unit not in UNITS or not number.isdecimal() or not int(number):
+        raise ValueError(f"--expires: {duration!r} is not a duration such as 90d, 12h or 30m")
+    return int(number) * UNITS[unit]
+
+
 @keys.command("list")
 def list_keys() -> None:
-    """Print id, time, scopes and name of all keys."""
+    """Print id, time, scopes or end, and name of all keys."""
     from clipsynth.security.api_keys import list_keys
     from clipsynth.services.connect import open_redis
 
@@ -49,7 +69,11 @@ def list_keys() -> None:
         found = list_keys(redis)
     for key in found:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_at))
-        print(key.id, made, ",".join(key.scopes) if key.revoked_at is None else "revoked", key.name, sep="  ")
+        state = "revoked" if key.revoked_at is not None else ",".join(key.scopes)
+        if key.expires_at is not None and key.revoked_at is None:
+            ends = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.expires_at))
+            state = f"{state} until {ends}" if key.is_valid else f"expired {ends}"
+        print(key.id, made, state, key.name, sep="  ")
 
 
 @keys.command("revoke")

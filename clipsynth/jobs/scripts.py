@@ -66,7 +66,13 @@ if not string.find(',' .. allowed .. ',', ',' .. old .. ',', 1, true) then retur
 local has_cancel = redis.call('HEXISTS', record, 'cancel_requested') == 1
 local canceled_before = is_end and status ~= 'canceled' and has_cancel
 if canceled_before then status = 'canceled' end
-local fields = {}
+local fields, times = {}, {}
+local ttl = is_end and redis.call('HGET', record, 'ttl_s')
+for n = 6, #ARGV, 2 do times[ARGV[n]] = n + 1 end
+if ttl then
+  expires_at = tostring(math.min(expires_at, ARGV[times.finished_at] + ttl))
+  ARGV[times.expires_at] = expires_at
+end
 for n = 6, #ARGV, 2 do
   -- Of an end that a cancel replaces, only the times are kept.
   if not canceled_before or string.match(ARGV[n], '_at$') then

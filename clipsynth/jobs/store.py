@@ -104,12 +104,14 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         *,
         webhook: Webhook | None = None,
         metadata: Mapping[str, str] | None = None,
+        ttl_s: int | None = None,
     ) -> Generation:
         """Create a generation and push its job, of the same id, in one transaction; return the resource.
 
         Args:
             reservation: its place, with owner and work; the record takes it over. Without one, the generation
                 is anonymous and counts in no limit.
+            ttl_s: seconds for which it is kept after its end, if less than `result_ttl_s`.
         """
         now = time.time()
         owner = reservation.owner if reservation else ANONYMOUS.id
@@ -128,6 +130,8 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
                 fields["eta_s"] = eta_s
         if payload.deadline_s is not None:
             fields["deadline_at"] = now + payload.deadline_s
+        if ttl_s is not None:
+            fields["ttl_s"] = ttl_s
         if metadata:
             fields["metadata"] = json.dumps(metadata)
         if webhook is not None:

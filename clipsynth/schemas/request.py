@@ -91,6 +91,13 @@ class GenerationRequest(BaseModel):
         allow_inf_nan=False,
         description="Seconds from now after which an unfinished generation ends as expired.",
     )
+    ttl_s: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="Seconds after its end for which the generation is kept; at most and by default the "
+        "service's.",
+    )
     webhook_url: str | None = Field(
         default=None, max_length=MAX_URL, description="https URL for events, signed as in Standard Webhooks."
     )

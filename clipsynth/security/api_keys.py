@@ -33,12 +33,28 @@ class ApiKey(BaseModel):
     revoked_at: float | None = None
     sha256: str = ""
     webhook_secret: str = ""
+    # Absent values are the service's.
+    expires_at: float | None = None
+    rate_per_s: float | None = None
+    max_kept_bytes: int | None = None
+
+    @property
+    def is_valid(self) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or time.time() < self.expires_at)
 
 
 ANONYMOUS = ApiKey(id="anonymous", name="anonymous", scopes=list(SCOPES))
 
 
-def create_key(redis: Redis, name: str, scopes: Collection[Scope]) -> tuple[ApiKey, str]:
+def create_key(
+    redis: Redis,
+    name: str,
+    scopes: Collection[Scope],
+    *,
+    expires_at: float | None = None,
+    rate_per_s: float | None = None,
+    max_kept_bytes: int | None = None,
+) -> tuple[ApiKey, str]:
     """Return the record of a new key, and the key, which cannot be read again."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     key = ApiKey(
@@ -48,8 +64,11 @@ def create_key(redis: Redis, name: str, scopes: Collection[Scope]) -> tuple[ApiK
         created_at=time.time(),
         sha256=_digest(secret),
         webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        expires_at=expires_at,
+        rate_per_s=rate_per_s,
+        max_kept_bytes=max_kept_bytes,
     )
-    redis.hset(API_KEYS, key_id, key.model_dump_json())
+    _write(redis, key)
     return key, f"cs_{key_id}_{secret}"
 
 
@@ -70,33 +89,37 @@ def revoke_key(redis: Redis, key_id: str) -> ApiKey:
         raise NotFound(f"there is no key {key_id!r}; `clipsynth keys list` has the ids")
     key = ApiKey.model_validate_json(raw)
     key.revoked_at = key.revoked_at or time.time()
-    redis.hset(API_KEYS, key_id, key.model_dump_json())
+    _write(redis, key)
     redis.publish(EVENTS + KEY_CHANGES + key_id, "revoked")
     return key
 
 
 def is_valid(redis: Redis, key_id: str) -> bool:
-    """Return whether a key exists and is not revoked; True for requests without a key."""
+    """Return whether a key exists and is neither revoked nor expired; True for requests without a key."""
     if key_id == ANONYMOUS.id:
         return True
     raw = cast(bytes | None, redis.hget(API_KEYS, key_id))
-    return raw is not None and ApiKey.model_validate_json(raw).revoked_at is None
+    return raw is not None and ApiKey.model_validate_json(raw).is_valid
 
 
 def find_key(redis: Redis, token: str) -> ApiKey | None:
-    """Return the record of a key, compared in constant time; None for an invalid or revoked key."""
+    """Return the record of a key, compared in constant time; None for one that is not valid (any more)."""
     prefix, _, rest = token.partition("_")
     key_id, _, secret = rest.partition("_")
     raw = cast(bytes | None, redis.hget(API_KEYS, key_id)) if prefix == "cs" else None
     key = ApiKey.model_validate_json(raw) if raw else None
     same = hmac.compare_digest(_digest(secret), key.sha256 if key else "")
-    return key if key and same and key.revoked_at is None else None
+    return key if key and same and key.is_valid else None
 
 
 def webhook_secret(redis: Redis, key_id: str) -> str:
     """Return the secret that signs a key's webhooks; empty if it has none."""
     raw = cast(bytes | None, redis.hget(API_KEYS, key_id))
     return ApiKey.model_validate_json(raw).webhook_secret if raw else ""
+
+
+def _write(redis: Redis, key: ApiKey) -> None:
+    redis.hset(API_KEYS, key.id, key.model_dump_json(exclude_none=True))
 
 
 def _digest(secret: str) -> str:
