@@ -192,8 +192,8 @@ def test_a_slow_host_times_out(service, gallery, monkeypatch):
 
 
 def test_concurrent_fetches_are_limited(service, gallery):
-    fetches = service.client.app.state.services.fetches
-    fetches._value = 0  # all places are taken
+    fetches = service.client.app.state.services.budgets.fetches
+    fetches.free = 0
     response = service.post({"image_url": gallery.url})
     check_problem(response, 429, "rate_limited")
     assert int(response.headers["retry-after"]) > 0

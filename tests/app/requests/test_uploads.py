@@ -49,7 +49,7 @@ def answer(connection):
 
 def begun(port):
     with begin(port) as connection:
-        connection.settimeout(2)
+        connection.settimeout(10)
         return answer(connection)
 
 
@@ -61,10 +61,10 @@ def whole(port):
 
 def test_slow_uploads_of_a_key_are_bounded(port):
     held = [begin(port), begin(port)]
-    assert wait_until(lambda: begun(port) == 429, timeout_s=30)
+    assert wait_until(lambda: begun(port) == 429, timeout_s=60)
     for connection in held:
         connection.close()
-    assert wait_until(lambda: whole(port) == 415, timeout_s=30)
+    assert wait_until(lambda: whole(port) == 415, timeout_s=60)
 
 
 def test_a_body_of_unknown_length_is_counted_as_it_comes(port):
