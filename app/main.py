@@ -47,7 +47,12 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(events.listen()), asyncio.create_task(budgets.renew())]
         exposed = (
-            expose(metrics.registry, settings.metrics_port, healthy=lambda: True)
+            expose(
+                metrics.registry,
+                settings.metrics_port,
+                settings.metrics_address,
+                healthy=lambda: True,
+            )
             if settings.metrics_port is not None
             else None
         )

@@ -63,7 +63,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
     """
     bound_arenas()
     if settings.metrics_port:
-        listen("0.0.0.0", settings.metrics_port).close()
+        listen(settings.metrics_address, settings.metrics_port).close()
     listener = listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
     # Or the processes that decode images would hold the port.
     listener.set_inheritable(False)

@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     published_host: str | None = None
     root_path: str = Field(default="", pattern=r"^(/[\w.~-]+)*$")
-    metrics_port: int | None = Field(default=None, ge=0, le=65534)
+    metrics_port: int | None = Field(default=None, ge=0, le=65532)
+    metrics_host: str | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     retrieval_audio: Path | None = None
@@ -115,6 +116,11 @@ class Settings(BaseSettings):
     def is_loopback(self) -> bool:
         """Whether only this machine reaches the API, by its address or its container's published address."""
         return is_loopback(self.published_host or self.host)
+
+    @property
+    def metrics_address(self) -> str:
+        """Address of the metrics: no wider than the API's unless asked."""
+        return self.metrics_host or self.host
 
     @property
     def max_body_bytes(self) -> int:

@@ -96,7 +96,8 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
         engine=engine,
     )
     if settings.metrics_port is not None:
-        expose(metrics.REGISTRY, settings.metrics_port, healthy=lambda: is_alive(worker))
+        where = settings.metrics_port, settings.metrics_address
+        expose(metrics.REGISTRY, *where, healthy=lambda: is_alive(worker))
     served = ServedBundle(settings, load, worker, with_cost(info, predictor, cost))
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=served.reload, daemon=True).start())
     served.announce()

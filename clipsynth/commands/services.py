@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clipsynth.commands.options import Bundle, Device, settings_with
 from clipsynth.settings import Settings
+
+
+def _service_settings(**options: Any) -> Settings:
+    """Return the settings of a service, whose files only its user may read."""
+    from clipsynth.services.processes import keep_files_private
+
+    keep_files_private()
+    return settings_with(**options)
 
 
 def serve(
@@ -24,7 +32,7 @@ def serve(
     from clipsynth.services.supervisor import serve as run
     from worker.main import describe
 
-    settings = settings_with(host=host, port=port, model=model, device=device)
+    settings = _service_settings(host=host, port=port, model=model, device=device)
     raise SystemExit(run(settings, describe(settings), typer.echo))
 
 
@@ -33,7 +41,7 @@ def api(fd: Annotated[int | None, typer.Option(hidden=True, help="A listening so
     from app.dependencies import warning
     from app.server import run
 
-    settings = Settings()
+    settings = _service_settings()
     if message := warning(settings):
         logging.getLogger("clipsynth").warning(message)
     run(settings, fd)
@@ -52,7 +60,7 @@ def worker() -> None:
     """Start only a worker (needs CLIPSYNTH_REDIS_URL)."""
     from worker.main import main as run
 
-    run(Settings())
+    run(_service_settings())
 
 
 def janitor() -> None:
@@ -65,11 +73,11 @@ def janitor() -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    run(Settings(), stop)
+    run(_service_settings(), stop)
 
 
 def webhooks() -> None:
     """Send webhooks until stopped (needs CLIPSYNTH_REDIS_URL)."""
     from clipsynth.services.webhooks import run
 
-    run(Settings())
+    run(_service_settings())

@@ -12,6 +12,7 @@ from redis import Redis
 
 from clipsynth.jobs.queue import connect, is_redis_up
 from clipsynth.services.embedded_redis import EmbeddedRedis, running_url
+from clipsynth.services.processes import keep_files_private
 from clipsynth.services.supervisor import lock_data_dir
 from clipsynth.settings import Settings
 
@@ -23,6 +24,7 @@ def open_redis(settings: Settings) -> Iterator[Redis]:
     Raises:
         ServeError: a `serve` whose Redis does not answer has locked the data folder.
     """
+    keep_files_private()
     url = settings.redis_url or running_url(settings.data_dir)
     if url:
         with connect(url) as redis:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from prometheus_client import CollectorRegistry
 from redis.exceptions import RedisError
 
 from clipsynth.admission.limits import release_stale_reservations
@@ -20,12 +21,15 @@ from clipsynth.jobs.queue import connect, withdraw
 from clipsynth.jobs.reconcile import OrphanReconciler
 from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import Problem, Status
+from clipsynth.services.metrics_server import Heartbeat, expose
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 
 logger = logging.getLogger(__name__)
 DEADLINE_INTERVAL_S = 1.0
 ORPHAN_INTERVAL_S = 15.0
+# Time for one sweep; the next one continues.
+MAX_SWEEP_S = 30.0
 RETRY_S = 600.0  # pause before files are removed again after an error
 
 
@@ -37,7 +41,8 @@ def sweep(state: JobStore, storage: Storage) -> int:
     `RETRY_S`.
     """
     swept = 0
-    while ids := state.expired():
+    until = time.monotonic() + MAX_SWEEP_S
+    while time.monotonic() < until and (ids := state.expired()):
         for generation_id in ids:
             state.forget(generation_id)
             try:
@@ -123,7 +128,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
         _Step("orphaned generations", ORPHAN_INTERVAL_S, orphans.look),
         _Step("generations without a worker", ORPHAN_INTERVAL_S, partial(expire_unserved, state)),
     ]
+    heartbeat = Heartbeat()
+    if settings.metrics_port is not None:
+        where = settings.metrics_port, settings.metrics_address
+        expose(CollectorRegistry(), *where, healthy=heartbeat.is_alive)
     while not stop.is_set():
         for step in steps:
+            heartbeat.beat()
             step.look()
         stop.wait(min(DEADLINE_INTERVAL_S, settings.janitor_interval_s))

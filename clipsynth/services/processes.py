@@ -78,6 +78,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise ServeError(f"cannot listen on {host}, port {port}: {reason}{other}") from error
 
 
+def keep_files_private() -> None:
+    """Let only this user read the files that the process and its children make."""
+    os.umask(0o077)
+
+
 def let_threads_sleep() -> None:
     """Make OpenMP's threads sleep at barriers; call it before torch loads.
 

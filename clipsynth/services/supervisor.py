@@ -40,6 +40,8 @@ MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
 # How often it is announced that the model is loaded.
 ANNOUNCE_S = 5.0
 MAX_LOG_BYTES = 20_000_000
+# The metrics ports of the children follow each other.
+METRICS_PORTS = {"api": 0, "worker": 1, "janitor": 2, "webhooks": 3}
 Say = Callable[[str], None]
 TRY = """  try: curl -s -o dog.wav %s/v1/generations -H 'Prefer: wait=60' -H 'Accept: audio/wav' \
 -H 'Content-Type: application/json' -d '{"prompt": "a dog barking"}'"""
@@ -52,7 +54,9 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
         ServeError: another `serve` has it, or it cannot be written.
     """
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if data_dir.stat().st_uid == os.getuid():  # it holds prompts and secrets, also of earlier versions
+            data_dir.chmod(0o700)
         lock = (data_dir / "serve.lock").open("w")
     except OSError as error:
         raise _unusable(data_dir, error.strerror) from error
@@ -94,7 +98,7 @@ def serve(settings: Settings, info: ModelInfo, say: Say) -> int:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: stop.set())
     for port in _metrics_ports(settings.metrics_port).values():
-        listen("0.0.0.0", int(port)).close()
+        listen(settings.metrics_address, int(port)).close()
     # A connection to this socket waits until the API is up, also while it is started again.
     with listen(settings.host, settings.port) as listener, lock_data_dir(settings.data_dir) as lock:
         try:
@@ -177,7 +181,7 @@ def _metrics_ports(port: int | None) -> dict[str, str]:
     """Return the metrics port of each child that has one; each needs its own."""
     if port is None:
         return {}
-    return {"api": str(port), "worker": str(port + 1 if port else 0)}
+    return {name: str(port + n if port else 0) for name, n in METRICS_PORTS.items()}
 
 
 class _Announcer:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
+from prometheus_client import CollectorRegistry
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -32,6 +33,7 @@ from clipsynth.schemas.generation import Delivery
 from clipsynth.schemas.paths import PATH_PREFIX
 from clipsynth.security.api_keys import webhook_secret
 from clipsynth.security.safe_http import HostUnreachable, UrlRefused, ask
+from clipsynth.services.metrics_server import Heartbeat, expose
 from clipsynth.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class Sender:
         self.redis, self.settings = redis, settings
         self.state = JobStore.from_settings(redis, settings)
         self.queue = WebhookQueue(redis)
+        self.heartbeat = Heartbeat()
         self._busy: Counter[str] = Counter()  # messages in progress by owner and by host
         self._turns: dict[str, int] = {}  # by owner, the number of the claim that served it last
         self._claims = 0
@@ -96,6 +99,7 @@ class Sender:
         """Send until `stop` is set, then finish the messages in progress."""
         busy: set[asyncio.Task[None]] = set()
         while not stop.is_set():
+            self.heartbeat.beat()
             try:
                 for owner, member in await asyncio.to_thread(self.due, MAX_SENDING - len(busy)):
                     task = asyncio.create_task(self.send(owner, member))
@@ -242,4 +246,8 @@ async def _run(redis: Redis, settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await Sender(redis, settings).run(stop)
+    sender = Sender(redis, settings)
+    if settings.metrics_port is not None:
+        where = settings.metrics_port, settings.metrics_address
+        expose(CollectorRegistry(), *where, healthy=sender.heartbeat.is_alive)
+    await sender.run(stop)
