@@ -102,7 +102,13 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/v1/models", tags=["models"], responses=problems.problems())
     def models(services: ServicesDep, _: Reader) -> list[ServedModel]:
         """List the models that workers serve."""
-        return services.state.models()
+        longest_s = services.settings.max_duration_s
+        return [
+            model.model_copy(update={"max_duration_s": max(longest_s, model.window_s)})
+            if model.window_s
+            else model
+            for model in services.state.models()
+        ]
 
     def describe() -> dict[str, Any]:
         description = FastAPI.openapi(app)

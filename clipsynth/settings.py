@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     receive_timeout_s: float = Field(default=60, gt=0)
     send_timeout_s: float = Field(default=60, gt=0)
     max_connections: int = Field(default=1000, ge=1)
+    max_duration_s: float = Field(default=60, gt=0)
     max_image_bytes: int = 10_000_000
     max_form_image_bytes: int = 25_000_000
     max_image_pixels: int = 50_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,17 @@ def file_sha256(path: Path) -> str:
     """Return the hex SHA-256 of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_parts(folder: Path, names: Sequence[str]) -> None:
+    """Raise BundleError if a part is missing in a bundle, or not named in its `model_index.json`."""
+    for name in names:
+        if not (folder / name).is_dir():
+            raise BundleError(f"{name}: the bundle {folder} lacks this part")
+    named = json.loads((folder / "model_index.json").read_text())
+    for name in names:
+        if name not in named:
+            raise BundleError(f"{name}: model_index.json does not name this part")
 
 
 @dataclass(frozen=True)

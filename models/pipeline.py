@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -21,22 +21,17 @@ from models import parts
 from models.audio.attributes import Scales, taken
 from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import Vocoder, hop_length, mix, to_waveforms
-from models.bundle import BundleError, Manifest
+from models.bundle import BundleError, Manifest, check_parts
 from models.conditioning import attribute_targets
+from models.conditioning.branches import Conditioner, in_order
 from models.conditioning.prompts import Composition, Prompt, as_set, check_set, templated
-from models.networks.condition_encoder import (
-    GUIDANCE,
-    Condition,
-    ConditionEncoder,
-    ConditionTokens,
-    Kind,
-    guidance_as_scalar,
-)
+from models.conditioning.timeline import Stretch, at_levels, plateaus_of, silent_frames, tokens_of
+from models.networks.condition_encoder import Condition, ConditionEncoder, Kind
 from models.networks.denoiser import Denoiser
 from models.networks.encoder import JointEncoder
 from models.networks.precision import fastest_precision as fastest_precision
 from models.retrieval.clip_index import Index
-from models.sampler import SamplerRow, advance
+from models.sampler import RowWindow, SamplerRow, advance
 
 PART_NAMES = ("encoder", "condition_encoder", "denoiser", "vocoder", "mel")
 
@@ -103,13 +98,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         """
         folder = Path(pretrained_model_name_or_path)
         manifest = Manifest.read(folder)
-        for name in PART_NAMES:
-            if not (folder / name).is_dir():
-                raise BundleError(f"{name}: the bundle {folder} lacks this part")
-        named = json.loads((folder / "model_index.json").read_text())
-        for name in PART_NAMES:
-            if name not in named:
-                raise BundleError(f"{name}: model_index.json does not name this part")
+        check_parts(folder, PART_NAMES)
         try:
             pipe: Self = super().from_pretrained(folder, dtype=dtype, **kwargs)
         except BundleError:
@@ -206,64 +195,75 @@ class ClipSynthPipeline(DiffusionPipeline):
         generators: Sequence[torch.Generator | None],
         composition: Composition = "set",
         attributes: Mapping[str, float] | None = None,
+        windows: Sequence[Stretch] = (),
+        timeline: Sequence[Stretch] = (),
+        loop: bool = False,
     ) -> list[SamplerRow]:
         """Return one row per generator, at step 0, with noise drawn on the CPU. Arguments as for a call.
 
         `set`: all prompts of positive weight are tokens of one set, each scaled by its weight. `compose`:
-            each prompt guides
-        the sound by itself, with `guidance_scale` times its weight. `mix`: each prompt makes a component of
-        its own, and the weight is its level in the mix; the components take the generator's noise in order.
-        With one positive prompt of weight 1 the three give equal bytes.
+            each prompt guides the sound by itself, with `guidance_scale` times its weight. `mix`: each prompt
+            makes a component of its own, and the weight is its level in the mix; the components take the
+            generator's noise in order. With one positive prompt of weight 1 the three give equal bytes.
 
-        Only the conditional branches receive the attributes, so guidance amplifies them. A bundle with
-        distilled guidance (`ConditionEncoder.takes_guidance`) receives the guidance weight as a scalar and
-        skips the unconditional pass, unless there is a negative prompt or a composition of several.
+        Args:
+            windows: windows of the sound, none longer than `max_duration_s`; empty for one.
+            timeline: stretches in which the same prompts sound, for their levels; silent without prompts.
+            loop: whether the end continues at the beginning.
 
         Raises:
             ValueError: an argument is out of range.
         """
-        self.check_inputs(prompts, num_inference_steps, guidance_scale, duration_s, composition)
-        asked = dict(attributes or {})
-        attribute_targets.check(asked, self.attributes)
-        scales = Scales(self.manifest.attributes)
-        wanted, unwanted = (self.encode_conditions(prompts, sign) for sign in (1, -1))
-        reach = self.manifest.attribute_reach
-        scalar_values = attribute_targets.resolve(
-            asked, wanted, self.condition_encoder, scales, self.index, reach
+        sets = {window.items for window in windows} or {None}
+        longest_s = max((window.seconds for window in windows), default=duration_s)
+        for items in sets:
+            own = [p for n, p in enumerate(prompts) if items is None or n in items or p.weight < 0]
+            self.check_inputs(own, num_inference_steps, guidance_scale, longest_s, composition)
+        for named in (attributes or {}, *(prompt.attributes for prompt in prompts)):
+            attribute_targets.check(named, self.attributes)
+        conditioner = Conditioner(
+            self.condition_encoder,
+            self.index,
+            Scales(self.manifest.attributes),
+            self.manifest.attribute_reach,
+            prompts,
+            [self._embed(prompt.content) for prompt in prompts],
+            composition,
+            attributes or {},
+            guidance_scale,
+            self.manifest.guidance_interval,
         )
-        conds, weights = self._compose(wanted, composition, scalar_values)
-        interval = self.manifest.guidance_interval
-        guided_conds: list[ConditionTokens] = []
-        alone = composition != "compose" or weights == (1.0,)
-        if alone and not unwanted and self.condition_encoder.takes_guidance(guidance_scale, interval):
-            scalar_values[GUIDANCE] = guidance_as_scalar(guidance_scale)
-            guided_conds, _ = self._compose(wanted, composition, scalar_values)
-        uncond = self.condition_encoder.encode([unwanted])
-        loudness = scales.value("loudness", asked["loudness"]) if "loudness" in asked else None
-        components = len(conds) if composition == "mix" else 1
-        shape = (self.num_tokens(duration_s), self.denoiser.token_dim)
-        device = self.denoiser.device
+        length, device = self.num_tokens(duration_s), self.denoiser.device
+        rate = self.mel.frame_rate / self.denoiser.config.frames_per_token
+        branches = {items: conditioner.branches(items) for items in sets}
+        first = branches[windows[0].items if windows else None]
+        made = []
+        for w in windows:
+            places, shares = tokens_of(w, self.num_tokens(w.seconds), length, rate, loop=loop)
+            made.append(RowWindow(places.to(device), shares.to(device), **vars(branches[w.items])))
+        shape = (len(first.conds) if composition == "mix" else 1, length, self.denoiser.token_dim)
         noise = [
-            torch.stack([torch.randn(shape, generator=g) for _ in range(components)]).to(device)
+            torch.stack([torch.randn(shape[1:], generator=g) for _ in range(shape[0])]).to(device)
             for g in generators
         ]
-        steps = num_inference_steps, guidance_scale, interval, weights
-        rows = [SamplerRow(x, conds, uncond, *steps, guided_conds=guided_conds) for x in noise]
-        return [replace(row, loudness_dbfs=loudness, time_shift=self.manifest.time_shift) for row in rows]
-
-    def _compose(
-        self, wanted: Sequence[Condition], composition: Composition, scalar_values: Mapping[str, float]
-    ) -> tuple[list[ConditionTokens], tuple[float, ...]]:
-        """Return the condition tokens of each row of the network, and their weights."""
-        if composition == "set":
-            return [self.condition_encoder.encode([list(wanted)], [scalar_values])], (1.0,)
-        conds = [
-            self.condition_encoder.encode([[replace(condition, weight=1.0)]], [scalar_values])
-            for condition in wanted
+        return [
+            SamplerRow(
+                x,
+                first.conds,
+                first.uncond,
+                num_inference_steps,
+                guidance_scale,
+                self.manifest.guidance_interval,
+                first.weights,
+                guided_conds=first.guided_conds,
+                loudness_dbfs=None if timeline else conditioner.loudness(),
+                time_shift=self.manifest.time_shift,
+                windows=made,
+                plateaus=plateaus_of(timeline, conditioner.loudness),
+                loop=loop,
+            )
+            for x in noise
         ]
-        if composition == "mix" and len(wanted) == 1:
-            return conds, (1.0,)
-        return conds, tuple(condition.weight for condition in wanted)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -295,16 +295,8 @@ class ClipSynthPipeline(DiffusionPipeline):
             raise ValueError(f"`duration_s` must be {allowed} for this bundle, got {duration_s}")
 
     def encode_conditions(self, prompts: Sequence[Prompt], sign: int) -> list[Condition]:
-        """Return the conditions of the prompts whose weight has this sign, in a fixed order.
-
-        The order does not depend on the request's, so that sums are byte-equal.
-        """
-        conditions = []
-        for prompt in prompts:
-            if sign * prompt.weight > 0:
-                embedding, kind = self._embed(prompt.content)
-                conditions.append(Condition(embedding, kind, abs(prompt.weight)))
-        return sorted(conditions, key=lambda c: (c.kind != "text", c.weight, c.embedding.tolist()))
+        """Return the conditions of the prompts whose weight has this sign, in a fixed order."""
+        return in_order(prompts, [self._embed(prompt.content) for prompt in prompts], sign)
 
     def _embed(self, content: str | Image.Image) -> tuple[torch.Tensor, Kind]:
         """Embed one prompt alone: in a batch, padding would depend on the other prompts."""
@@ -333,14 +325,26 @@ class ClipSynthPipeline(DiffusionPipeline):
 
         Components are mixed. A row with a requested loudness is scaled to it. No peak is above 0.99.
         """
-        size = round(duration_s * self.mel.config.sample_rate)
+        first, sample_rate = rows[0], self.mel.config.sample_rate
         log_mel = self.denoiser.to_mel(torch.cat([row.latents for row in rows]))
-        waveforms = to_waveforms(self.vocoder, log_mel, self.mel, gain=self.manifest.output_gain, size=size)
-        components = rows[0].components
-        if components > 1:
+        size = (
+            log_mel.shape[1] * self.mel.config.hop_length if first.loop else round(duration_s * sample_rate)
+        )
+        if first.plateaus:
+            silent = silent_frames(first.plateaus, log_mel.shape[1], self.mel.frame_rate, duration_s)
+            log_mel[:, torch.from_numpy(silent).to(log_mel.device)] = math.log(self.mel.config.log_floor)
+        waveforms = to_waveforms(
+            self.vocoder, log_mel, self.mel, gain=self.manifest.output_gain, size=size, loop=first.loop
+        )
+        if (components := first.components) > 1:
             mixed = (np.stack(waveforms[n : n + components]) for n in range(0, len(waveforms), components))
             waveforms = [mix(parts, row.weights) for parts, row in zip(mixed, rows, strict=True)]
         return [
-            attribute_targets.at_loudness(wave, row.loudness_dbfs)
+            at_levels(
+                attribute_targets.at_loudness(wave, row.loudness_dbfs),
+                row.plateaus,
+                sample_rate,
+                loop=row.loop,
+            )
             for wave, row in zip(waveforms, rows, strict=True)
         ]

@@ -3,19 +3,43 @@
 The unit of work is `advance`: one denoising step of all rows in the batch. A row may join before any step,
 and leaves after its own last step. The caller draws the noise; nothing here is random, so a row does not
 depend on the others.
+
+A row longer than the training clips is a group of windows. Each window is a row of the network, and after
+every step the velocities are averaged where windows overlap (MultiDiffusion, Bar-Tal et al. 2023, eq. 5).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from models.conditioning.timeline import Plateau
 from models.networks.condition_encoder import ConditionTokens
 from models.schedule import time_at
 
 Velocity = Callable[[torch.Tensor, torch.Tensor, ConditionTokens, torch.Tensor | None], torch.Tensor]
+
+# Rows of the network in one call for a group of windows. A fixed number, because the batch changes the last
+# digits, and a seed means a sound.
+GROUP_ROWS = 16
+
+
+@dataclass(frozen=True)
+class RowWindow:
+    """A window of a row, made as a row of the network by itself.
+
+    Attributes: places: numbers of its tokens in the row (L',); in a loop they pass the end. shares: (L', 1),
+        weight of its velocity in the mean of all windows there. The others are as of a row.
+    """
+
+    places: torch.Tensor
+    shares: torch.Tensor
+    conds: Sequence[ConditionTokens]
+    uncond: ConditionTokens
+    weights: tuple[float, ...] = (1.0,)
+    guided_conds: Sequence[ConditionTokens] = ()
 
 
 @dataclass
@@ -33,7 +57,9 @@ class SamplerRow:
         scale; None keeps its level. guided_conds: conditions that hold the guidance weight as a scalar, for a
         network with distilled guidance. They replace the second pass. Empty for other networks.
         guidance_rescale: share in [0, 1] by which a guided velocity is scaled to the deviation of the
-        unguided one.
+        unguided one. windows: of a row that is made in windows; they replace its own conditions. Tokens in no
+        window stay noise. loop: whether the end continues at the beginning. plateaus: levels of the sound of
+        a timeline.
 
     Raises:
         ValueError: the numbers of components, conditions and weights do not fit.
@@ -52,6 +78,9 @@ class SamplerRow:
     guidance_rescale: float = 0.0
     guided_conds: Sequence[ConditionTokens] = ()
     time_shift: float = 1.0
+    windows: Sequence[RowWindow] = ()
+    loop: bool = False
+    plateaus: Sequence[Plateau] = ()
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.conds) or self.components not in (1, len(self.conds)):
@@ -67,9 +96,14 @@ class SamplerRow:
         return len(self.latents)
 
     @property
-    def num_tokens(self) -> int:
+    def length(self) -> int:
         """L, tokens of each component."""
         return self.latents.shape[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a row of the network: all, or those of the longest window."""
+        return max((len(window.places) for window in self.windows), default=self.length)
 
     @property
     def done(self) -> bool:
@@ -103,35 +137,70 @@ class SamplerRow:
     @property
     def passes(self) -> int:
         """Rows of the network in the next step: with conditions, and without if `needs_uncond`."""
+        if self.windows:
+            return sum(view.passes for view in self.views())
         return len(self.conds) + (self.components if self.needs_uncond else 0)
 
+    def views(self) -> list[SamplerRow]:
+        """Return the row itself, or each window as a row of its present latents."""
+        own = ("conds", "uncond", "weights", "guided_conds")
+        return [
+            replace(
+                self,
+                latents=self.latents[:, window.places],
+                windows=(),
+                **{name: getattr(window, name) for name in own},
+            )
+            for window in self.windows
+        ] or [self]
 
-def advance(rows: Sequence[SamplerRow], velocity: Velocity) -> int:
+
+def advance(rows: Sequence[SamplerRow], velocity: Velocity, group_rows: int = GROUP_ROWS) -> int:
     """Take one step of every row, in place, with one call of the network; return the row-forwards.
 
-    Adams-Bashforth of second order for steps h of any length (the first is Euler's):
-    x += h_n ((1 + r/2) v_n - r/2 v_(n-1)) with r = h_n / h_(n-1). On an error no row takes the step.
+    A single row of many windows takes calls of `group_rows` rows of the network. Adams-Bashforth of second
+    order for steps h of any length (the first is Euler's): x += h_n ((1 + r/2) v_n - r/2 v_(n-1)) with
+    r = h_n / h_(n-1). On an error no row takes the step.
 
     Raises:
         ValueError: a row is already done.
     """
     if any(row.done for row in rows):
         raise ValueError("a finished row cannot take another step")
-    needs_uncond = [row for row in rows if row.needs_uncond]
-    batch = [(row, i % row.components, cond) for row in rows for i, cond in enumerate(row.active_conditions)]
-    batch += [(row, i, row.uncond) for row in needs_uncond for i in range(row.components)]
-    parts = _forward(batch, velocity).split(
-        [len(row.conds) for row in rows] + [row.components for row in needs_uncond]
+    groups = [row.views() for row in rows]
+    views = [view for group in groups for view in group]
+    needs_uncond = [view for view in views if view.needs_uncond]
+    batch = [(view, i % view.components, c) for view in views for i, c in enumerate(view.active_conditions)]
+    batch += [(view, i, view.uncond) for view in needs_uncond for i in range(view.components)]
+    size = group_rows if len(rows) == 1 and rows[0].windows else len(batch)
+    made = [_forward(batch[n : n + size], velocity) for n in range(0, len(batch), size)]
+    parts = iter([v for call in made for v in call])
+    conditional = [torch.stack([next(parts)[: view.length] for _ in view.conds]) for view in views]
+    unconditional = {
+        id(view): torch.stack([next(parts)[: view.length] for _ in view.latents]) for view in needs_uncond
+    }
+    combined = (
+        _combine(view, v, unconditional.get(id(view))) for view, v in zip(views, conditional, strict=True)
     )
-    unconditional = {id(row): v for row, v in zip(needs_uncond, parts[len(rows) :], strict=True)}
     stepped = []
-    for row, v in zip(rows, parts[: len(rows)], strict=True):
-        v_row = _combine(row, v, unconditional.get(id(row)))
+    for row, group in zip(rows, groups, strict=True):
+        own = [next(combined) for _ in group]
+        v_row = _joined(row, own) if row.windows else own[0]
         stepped.append((row.latents + _change(row, v_row), v_row))
     for row, (latents, v_row) in zip(rows, stepped, strict=True):
         row.latents, row.previous_velocity = latents, v_row
         row.step += 1
     return len(batch)
+
+
+def _joined(row: SamplerRow, velocities: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the velocity (V, L, C) of a row from those of its windows, averaged by their shares."""
+    total = torch.zeros_like(row.latents)
+    shares = row.latents.new_zeros(row.length, 1)
+    for window, v in zip(row.windows, velocities, strict=True):
+        total.index_add_(1, window.places, window.shares * v)
+        shares.index_add_(0, window.places, window.shares)
+    return total / shares.clamp(min=1e-9)
 
 
 def _change(row: SamplerRow, v: torch.Tensor) -> torch.Tensor:
@@ -146,18 +215,16 @@ def _change(row: SamplerRow, v: torch.Tensor) -> torch.Tensor:
 def _combine(row: SamplerRow, v: torch.Tensor, v_uncond: torch.Tensor | None) -> torch.Tensor:
     """Return a row's velocity (V, L, C) after guidance.
 
-    v (N, L', C) is the velocity with the row's conditions, v_uncond (V, L', C) the one without.
+    v (N, L, C) is the velocity with the row's conditions, v_uncond (V, L, C) the one without.
 
     One component with N conditions follows v_uncond + scale * sum_i w_i (v_i - v_uncond) (Liu et al. 2022,
     "Compositional Visual Generation with Composable Diffusion Models", eq. 11). The w_i are not normalised,
     as there, so another condition does not weaken the others. Without guidance the velocity is the mean of
     the v_i by weight.
     """
-    v = v[:, : row.num_tokens]
     together = row.components == 1 and row.weights != (1.0,)
     if v_uncond is None:
         return _weighted(row, v) / sum(row.weights) if together else v
-    v_uncond = v_uncond[:, : row.num_tokens]
     towards = v - v_uncond
     guided = v_uncond + row.guidance_scale * (_weighted(row, towards) if together else towards)
     if row.guidance_rescale == 0:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.sampler import SamplerRow, advance
+from models.sampler import GROUP_ROWS, SamplerRow, advance
 from worker.calibration import free_cache, is_device_lost, is_out_of_memory
 from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, count_step, stage
 from worker.model_protocol import ServingModel
@@ -110,11 +110,13 @@ class Engine:
 
     Attributes:
         limit: most tokens of one network call; more rows take several calls. One row alone may exceed it.
+        group_rows: rows of the network in a call for a sound of many windows that exceeds the limit.
         step_s, stepped_at: duration and monotonic time of the last step.
     """
 
     def __init__(self, model: ServingModel, *, limit: int) -> None:
         self.model, self.limit = model, limit
+        self.group_rows = GROUP_ROWS
         self.step_s = self.stepped_at = 0.0
         self.ended: queue.SimpleQueue[SamplingRequest] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -203,23 +205,30 @@ class Engine:
             out_of_memory = False
             rows, started = [slot.row for slot in chunk], time.monotonic()
             try:
-                advance(rows, self.model.velocity)
+                advance(rows, self.model.velocity, self.group_rows)
                 self.stepped_at = time.monotonic()
                 count_step(rows, self.stepped_at - started)
             except Exception as error:
                 if is_device_lost(error):
                     raise
-                out_of_memory = is_out_of_memory(error) and len(chunk) > 1
+                out_of_memory = is_out_of_memory(error) and (len(chunk) > 1 or self._can_split(rows[0]))
                 if not out_of_memory:
                     self._step_one_by_one(chunk, error)
             # Outside `except`, so that the traceback no longer holds tensors.
             if out_of_memory:
                 OUT_OF_MEMORY.inc()
-                self.limit = max(1, weight(rows) // 2)
-                logger.warning("out of memory with %d rows; at most %d tokens now", len(chunk), self.limit)
+                if len(chunk) > 1:
+                    self.limit = max(1, weight(rows) // 2)
+                else:
+                    self.group_rows //= 2
+                sizes = len(chunk), self.limit, self.group_rows
+                logger.warning("out of memory with %d rows; at most %d tokens or %d windows now", *sizes)
                 free_cache()
             else:
                 left = left[len(chunk) :]
+
+    def _can_split(self, row: SamplerRow) -> bool:
+        return bool(row.windows) and min(self.group_rows, row.passes) > 1
 
     def _chunk(self, slots: list[_Slot]) -> list[_Slot]:
         """Return as many first slots as the limit allows, at least one."""
@@ -281,13 +290,18 @@ class Engine:
                 return
 
     def _send_to_decoder(self, done: list[_Slot]) -> None:
-        """Decode rows of equal length together; padding would change the end of a shorter one."""
-        groups: dict[tuple[int, int, float], list[_Slot]] = {}
+        """Decode rows of equal length together; padding would change the end of a shorter one.
+
+        A timeline's rows are not decoded with those of another request, nor two sounds of many windows.
+        """
+        groups: dict[tuple[int, ...], list[_Slot]] = {}
         for slot in done:
-            key = (slot.row.components, slot.row.num_tokens, slot.request.duration_s)
-            groups.setdefault(key, []).append(slot)
-        for (components, _, _), slots in groups.items():
-            size = max(1, MAX_DECODED // components)
+            row = slot.row
+            own = id(slot.request) if row.plateaus else 0
+            key = (row.components * max(1, len(row.windows)), row.length, row.loop, own)
+            groups.setdefault((*key, round(slot.request.duration_s * 1e6)), []).append(slot)
+        for (parts, *_), slots in groups.items():
+            size = max(1, MAX_DECODED // parts)
             for start in range(0, len(slots), size):
                 self._decode(slots[start : start + size])
 

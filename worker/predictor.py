@@ -11,13 +11,16 @@ import torch
 from PIL import Image
 
 from clipsynth.schemas.generation import Format, JobPayload, NearClip, Nearness, TrainingClip, output_seed
+from clipsynth.schemas.payload import windows
+from clipsynth.schemas.prompts import StoredItem
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
 from models.audio.level import level
+from models.conditioning.timeline import Stretch
 from models.networks.precision import choose_precision, set_precision
 from models.retrieval.clip_audio import ClipAudio, open_audio
 from models.retriever import Retrieval
-from models.sampler import SamplerRow
+from models.sampler import SamplerRow, advance
 from worker.calibration import StepCost, measure_pipeline
 from worker.model_protocol import ServingModel
 from worker.output_files import encode
@@ -82,27 +85,34 @@ class Predictor(ServingModel):
 
     def warm_up(self) -> None:
         """Use every part once, so that the first job does not wait for it."""
-        self.predict(
+        payload = JobPayload(
+            model=self.manifest.name,
             prompt="warm-up",
-            image=Image.new("RGB", (64, 64)),
+            image_key="image",
+            negative_prompt=None,
             seed=0,
             num_inference_steps=1,
             guidance_scale=1.0,
             duration_s=self.manifest.min_duration_s,
+            num_outputs=1,
+            output_formats=["wav"],
         )
+        self.predict(payload, {"image": Image.new("RGB", (64, 64))})
 
     def predict(
         self,
-        prompt: str | None,
-        image: Image.Image | None,
-        *,
-        seed: int,
+        payload: JobPayload,
+        images: Mapping[str, Image.Image] = {},
         on_step: Callable[[int, int], None] | None = None,
-        **options: Any,
     ) -> np.ndarray:
-        """Return one waveform (T,); `options` and errors as of the pipeline."""
-        options |= {"generator": torch.Generator("cpu").manual_seed(seed), "callback_on_step_end": on_step}
-        return self.pipeline(prompt, image, **options).audios[0]
+        """Return the waveform (T,) of a payload with one output; arguments and errors as `rows`."""
+        rows = self.rows(payload, images)
+        with torch.inference_mode():
+            while not rows[0].done:
+                advance(rows, self.velocity)
+                if on_step:
+                    on_step(rows[0].step, payload.num_inference_steps)
+            return self.decode(rows, payload.duration_s)[0]
 
     # ------------------------------------------------------------------------------------------- sampling
 
@@ -113,6 +123,8 @@ class Predictor(ServingModel):
         return measure_pipeline(self.pipeline)
 
     def rows(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[SamplerRow]:
+        windows = payload.windows(self.manifest.max_duration_s)
+        is_plain = len(windows) == 1 and not payload.loop and not payload.timeline
         return self.pipeline.prepare_rows(
             _prompts(payload, images),
             composition=payload.composition,
@@ -124,6 +136,9 @@ class Predictor(ServingModel):
                 torch.Generator("cpu").manual_seed(output_seed(payload.seed, n))
                 for n in range(payload.num_outputs)
             ],
+            windows=[] if is_plain else [Stretch(*window) for window in windows],
+            timeline=[Stretch(*span) for span in payload.spans()] if payload.timeline else [],
+            loop=payload.loop,
         )
 
     def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
@@ -154,25 +169,35 @@ class Predictor(ServingModel):
         return sound, _training_clip(self._retrieval.index.clips[number])
 
     def nearness(self, waveform: np.ndarray) -> Nearness:
-        index = self.pipeline.index
+        index, sample_rate = self.pipeline.index, self.manifest.sample_rate
         if index is None or index.thumbnails is None:
             return Nearness()
-        found = index.thumbnails.nearest(self.log_mel(level(waveform)[0]), NEAREST)
-        distance = found[0][1]
-        threshold = index.thumbnails.copy_distance(len(waveform) / self.manifest.sample_rate)
+        seconds = len(waveform) / sample_rate
+        found: list[tuple[float, float, list[tuple[int, float]]]] = []
+        for window in windows(seconds, self.manifest.max_duration_s):
+            part = waveform[round(window.start_s * sample_rate) : round(window.end_s * sample_rate)]
+            nearest = index.thumbnails.nearest(self.log_mel(level(part)[0]), NEAREST)
+            found.append((nearest[0][1], window.seconds, nearest))
+        distance, seconds, nearest = min(found, key=lambda each: each[0])
+        threshold = index.thumbnails.copy_distance(seconds)
         return Nearness(
             copy_distance=round(distance, 4),
             is_copy=None if threshold is None else distance < threshold,
             nearest=[
                 NearClip(**_training_clip(index.clips[n]).model_dump(), distance=round(d, 4))
-                for n, d in found
+                for n, d in nearest
             ],
         )
 
 
 def _prompts(payload: JobPayload, images: Mapping[str, Image.Image]) -> list[Prompt]:
     return [
-        Prompt(images[c.image_key] if c.image_key else c.text or "", c.weight) for c in payload.conditions
+        Prompt(
+            images[c.image_key] if c.image_key else c.text or "",
+            c.weight,
+            c.attributes if isinstance(c, StoredItem) else {},
+        )
+        for c in payload.conditions
     ]
 
 

@@ -15,14 +15,14 @@ from redis.exceptions import RedisError
 from app.dependencies import Services
 from app.requests.images import ReadImage, RequestImage, read_images
 from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
-from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady
+from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady, TooLong
 from clipsynth.jobs import idempotency
 from clipsynth.jobs.queue import withdraw
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Generation, JobPayload, Status, Webhook
 from clipsynth.schemas.model_info import ModelInfo
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredPrompt
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.headers import ANSWER_HEADERS
@@ -65,7 +65,7 @@ def accept(
             return _earlier(services, caller, idempotency.bound_id(bound, claim)), True
     services.budgets.room.check()
     model = state.model(wanted.model)
-    payload = resolve(wanted, model, generation_id)
+    payload = resolve(wanted, model, generation_id, settings)
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
     reservation.rate_per_s, reservation.max_kept_bytes = caller.rate_per_s, caller.max_kept_bytes
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
@@ -165,8 +165,10 @@ def _earlier(services: Services, caller: ApiKey, generation_id: str) -> Generati
     return services.state.get(generation_id, owner=caller.id)
 
 
-def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> JobPayload:
-    """Fill in the model's defaults, a seed and the keys of images; check the model's limits."""
+def resolve(
+    wanted: GenerationRequest, model: ModelInfo, generation_id: str, settings: Settings
+) -> JobPayload:
+    """Fill in the model's defaults, a seed and the keys of images; check the limits."""
     if wanted.method not in model.methods:
         raise MethodUnavailable(
             f"/method: model {model.name} offers {', '.join(model.methods)}, not {wanted.method}"
@@ -197,6 +199,7 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
         attributes=attributes,
         method=wanted.method,
         rank=wanted.rank,
+        loop=wanted.loop,
         seed=wanted.seed if wanted.seed is not None else 0 if is_retrieval else secrets.randbelow(2**32),
         num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
@@ -205,11 +208,7 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
         deadline_s=wanted.deadline_s,
         output_formats=wanted.output_formats,
     )
-    if not model.min_duration_s <= payload.duration_s <= model.max_duration_s:
-        limits = f"{model.min_duration_s:g} to {model.max_duration_s:g} s"
-        raise InvalidRequest(
-            f"/duration_s: model {model.name} makes {limits}, requested {payload.duration_s:g}"
-        )
+    _check_length(payload, model, settings)
     if payload.guidance_scale <= 1 and not is_retrieval:
         if payload.negative_prompt is not None:
             raise InvalidRequest("/negative_prompt: requires a guidance_scale above 1")
@@ -217,3 +216,24 @@ def resolve(wanted: GenerationRequest, model: ModelInfo, generation_id: str) -> 
             if item.weight < 0:
                 raise InvalidRequest(f"/prompts/{n}/weight: below 0 requires a guidance_scale above 1")
     return payload
+
+
+def _check_length(payload: JobPayload, model: ModelInfo, settings: Settings) -> None:
+    """Raise InvalidRequest for a sound that is too short, and TooLong for one, or all, that are too long."""
+    seconds, total_s = payload.duration_s, payload.duration_s * payload.num_outputs
+    # A model without windows is served by an older worker.
+    longest_s = model.window_s or model.max_duration_s
+    if model.window_s and payload.method == "diffusion":
+        longest_s = max(longest_s, settings.max_duration_s)
+    if seconds < model.min_duration_s:
+        raise InvalidRequest(f"/duration_s: model {model.name} makes {model.min_duration_s:g} s or more")
+    if seconds > longest_s:
+        raise TooLong(f"/duration_s: a sound has at most {longest_s:g} s, requested {seconds:g}")
+    if total_s > MAX_TOTAL_S:
+        raise TooLong(
+            f"/num_outputs: the sounds of a request have at most {MAX_TOTAL_S:g} s, requested {total_s:g}"
+        )
+    if model.cost and (took_s := payload.work(model) * model.cost.audio_step_s) > settings.job_timeout_s:
+        raise TooLong(
+            f"/duration_s: it would take about {took_s:.0f} s; a job ends after {settings.job_timeout_s} s"
+        )

@@ -33,6 +33,7 @@ STATUS = {
     "method_unavailable": 422,
     "idempotency_mismatch": 422,
     "deadline_unreachable": 422,
+    "too_long": 422,
     "image_undecodable": 422,
     "image_not_fetched": 422,
     "unsupported_media": 415,

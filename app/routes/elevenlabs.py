@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, cast, get_args
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.dependencies import Services, ServicesDep, ShimMaker
 from app.requests.body import json_body, read_json, validate
@@ -17,7 +17,7 @@ from app.responses.audio import SOUND, sound
 from app.responses.problems import problems
 from clipsynth.errors import ClipSynthError, GenerationFailed, NotInTime
 from clipsynth.schemas.generation import Format, Generation, Status
-from clipsynth.schemas.prompts import MAX_DURATION_S, MAX_GUIDANCE, MAX_TEXT, MIN_DURATION_S
+from clipsynth.schemas.prompts import MAX_GUIDANCE, MAX_TEXT, MIN_DURATION_S
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 
@@ -47,9 +47,7 @@ class SoundGenerationRequest(BaseModel):
     )
 
     text: str = Field(min_length=1, max_length=MAX_TEXT, pattern=r"\S")
-    duration_seconds: float | None = Field(
-        default=None, ge=MIN_DURATION_S, le=MAX_DURATION_S, allow_inf_nan=False
-    )
+    duration_seconds: float | None = Field(default=None, ge=MIN_DURATION_S, allow_inf_nan=False)
     prompt_influence: float | None = Field(
         default=None,
         ge=0,
@@ -59,15 +57,7 @@ class SoundGenerationRequest(BaseModel):
     model_id: str | None = Field(
         default=None, max_length=40, description="a model served here; ElevenLabs' names mean the first one"
     )
-    loop: Literal[False] = Field(default=False, description="not offered")
-
-    @field_validator("loop", mode="before")
-    @classmethod
-    def _no_number(cls, value: object) -> object:
-        """Refuse 0, which equals False and would pass the Literal."""
-        if not isinstance(value, bool):
-            raise ValueError("must be a boolean")
-        return value
+    loop: bool = Field(default=False, description="whether the end continues at the beginning")
 
 
 def guidance_scale(prompt_influence: float, own: float) -> float:
@@ -84,6 +74,7 @@ def guidance_scale(prompt_influence: float, own: float) -> float:
         **problems(
             "invalid_body",
             "model_not_found",
+            "too_long",
             "gone",
             "payload_too_large",
             "unsupported_media",
@@ -150,6 +141,7 @@ def _accept(
         "prompt": body.text,
         "model": model.name,
         "duration_s": body.duration_seconds,
+        "loop": body.loop,
         "output_formats": [file_format],
         "deadline_s": float(WAIT_S),  # the client cannot fetch it later
     }

@@ -27,6 +27,7 @@ router = APIRouter(tags=["generations"])
         "model_not_found",
         "attribute_unavailable",
         "method_unavailable",
+        "too_long",
         "payload_too_large",
         "receive_timeout",
         "unsupported_media",
@@ -41,7 +42,7 @@ async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Es
 
 def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:
     model = services.state.model(wanted.model)
-    payload = resolve(wanted, model, new_id())
+    payload = resolve(wanted, model, new_id(), services.settings)
     request = Reservation("", caller.id, model.name, payload.work(model))
     expected = forecast(services.redis, request, model.cost, payload.num_inference_steps)
     return Estimate(

@@ -70,6 +70,7 @@ class Removed(BaseModel):
             "model_not_found",
             "attribute_unavailable",
             "method_unavailable",
+            "too_long",
             "idempotency_mismatch",
             "image_undecodable",
             "image_not_fetched",

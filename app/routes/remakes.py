@@ -34,6 +34,7 @@ KEPT = {
     "num_inference_steps",
     "guidance_scale",
     "duration_s",
+    "loop",
 }
 
 
@@ -89,6 +90,7 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
         "model_not_found",
         "attribute_unavailable",
         "method_unavailable",
+        "too_long",
         "payload_too_large",
         "receive_timeout",
         "unsupported_media",

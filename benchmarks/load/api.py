@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.load.client import HttpAnswer, HttpClient, LoadRun, measure
 from benchmarks.load.service import UNLIMITED, ServiceProcesses, running, simulated_worker
+from clipsynth.schemas.generation import JobPayload
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 
@@ -82,9 +83,10 @@ def idle(model: Path | None = None, requests: int = 100, steps: int = 4, idle_se
             parts.append([began, at.created_at, at.started_at or 0.0, at.finished_at or 0.0, ended])
 
         def bare() -> None:
-            guidance = predictor.manifest.guidance_scale
-            waveform = predictor.predict(image=None, negative_prompt=None, guidance_scale=guidance, **fields)
-            predictor.encode_response(waveform)
+            own = {"image_key": None, "negative_prompt": None, "num_outputs": 1, "output_formats": ["wav"]}
+            name, guidance = predictor.manifest.name, predictor.manifest.guidance_scale
+            payload = JobPayload.model_validate({**fields, **own, "model": name, "guidance_scale": guidance})
+            predictor.encode_response(predictor.predict(payload))
 
         for _ in range(5):
             through_http(), bare()

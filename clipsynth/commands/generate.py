@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 
 from clipsynth.commands.options import Bundle, Device, settings_with
-from clipsynth.schemas.generation import output_seed
+from clipsynth.schemas.generation import JobPayload, output_seed
 from clipsynth.schemas.prompt_parser import resolve_attributes
 from clipsynth.schemas.prompts import NAMES, Attributes
 from clipsynth.settings import Settings
@@ -232,14 +232,17 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
         )
         request = {
             **resolved,
+            "model": manifest.name,
             "negative_prompt": fields["negative_prompt"],
             "prompt": prompt,
-            "image": opened_image,
+            "image_key": "image" if opened_image else None,
+            "attributes": attributes,
+            "num_outputs": 1,
+            "output_formats": [output_format],
         }
-        waves = [
-            predictor.predict(**request, attributes=attributes, seed=output_seed(seed, n), on_step=on_step)
-            for n in range(num_outputs)
-        ]
+        payloads = [JobPayload(**request, seed=output_seed(seed, n)) for n in range(num_outputs)]
+        images = {"image": opened_image} if opened_image else {}
+        waves = [predictor.predict(payload, images, on_step) for payload in payloads]
         return [predictor.encode_response(wave, output_format) for wave in waves]  # type: ignore[arg-type]
 
     return make

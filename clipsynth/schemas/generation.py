@@ -84,6 +84,7 @@ class ReplayToken(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     duration_s: float
+    loop: bool = Field(default=False, exclude_if=lambda value: not value)
     dtype: str
     torch: str
 

@@ -196,6 +196,10 @@ class JobPayload(BaseModel):
         """Return the windows of an output of a model that makes `window_s` seconds at a time."""
         return windows(self.duration_s, window_s, self.timeline, loop=self.loop)
 
+    def spans(self) -> list[Span]:
+        """Return the stretches in which the same items sound."""
+        return spans(self.duration_s, self.timeline, loop=self.loop)
+
     def rows(
         self, window_s: float, distilled_guidance_range: Sequence[float] = ()
     ) -> list[tuple[float, int, int]]:

@@ -13,8 +13,8 @@ MAX_TEXT = 1000
 MAX_WEIGHT, MIN_WEIGHT = 10.0, 0.01
 MAX_URL = 2000
 MAX_GUIDANCE = 20.0
-# Limits of a request; those of a bundle are narrower.
-MIN_DURATION_S, MAX_DURATION_S = 0.5, 10.0
+# Shortest sound; the longest one is a setting. All sounds of a request together have at most 120 s.
+MIN_DURATION_S, MAX_TOTAL_S = 0.5, 120.0
 
 
 def _no_data_url(value: object) -> object:

@@ -11,11 +11,11 @@ from clipsynth.schemas.generation import Format
 from clipsynth.schemas.model_info import Method
 from clipsynth.schemas.prompts import (
     IMAGE,
-    MAX_DURATION_S,
     MAX_GUIDANCE,
     MAX_IMAGES,
     MAX_PROMPTS,
     MAX_TEXT,
+    MAX_TOTAL_S,
     MAX_URL,
     MIN_DURATION_S,
     Attributes,
@@ -82,7 +82,17 @@ class GenerationRequest(BaseModel):
         allow_inf_nan=False,
         description="How strongly the prompt steers the sound; 1 or less is without guidance.",
     )
-    duration_s: float | None = Field(default=None, ge=MIN_DURATION_S, le=MAX_DURATION_S, allow_inf_nan=False)
+    duration_s: float | None = Field(
+        default=None,
+        ge=MIN_DURATION_S,
+        allow_inf_nan=False,
+        description=f"Seconds of each sound; all of a request together at most {MAX_TOTAL_S:g}.",
+    )
+    loop: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,
+        description="Whether the end continues at the beginning. The length is rounded up to 0.04 s.",
+    )
     num_outputs: int = Field(default=1, ge=1, le=8, description="Number of sounds.")
     deadline_s: float | None = Field(
         default=None,
@@ -146,6 +156,8 @@ class GenerationRequest(BaseModel):
             raise ValueError("give only one of image and image_url; prompts may have several images")
         if self.rank and self.method != "retrieval":
             raise ValueError("rank requires the method retrieval")
+        if self.loop and self.method == "retrieval":
+            raise ValueError("loop requires the method diffusion")
         return self
 
     @property

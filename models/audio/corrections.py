@@ -89,6 +89,13 @@ PER_BAND = 33  # frequencies per band in the table
 PHASE = (math.sqrt(5) - 1) / 2
 
 
+class Harmonics(NamedTuple):
+    """Tones of log-mels: shares of the bands to remove (B, M, F), and the sinusoids (B, T)."""
+
+    near: torch.Tensor
+    sinusoids: torch.Tensor
+
+
 class _Table(NamedTuple):
     """Response of the bands to a sinusoid of amplitude 1, at `PER_BAND` frequencies per inner band.
 
@@ -102,24 +109,30 @@ class _Table(NamedTuple):
     response: torch.Tensor  # of the band itself
 
 
-def add_harmonics(waveforms: torch.Tensor, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+def add_harmonics(waveforms: torch.Tensor, harmonics: Harmonics, mel: MelSpectrogram) -> torch.Tensor:
     """Return waveforms (B, T) whose tonal peaks are replaced by sinusoids; in float32.
 
-    The peaks are those of the log-mels (B, F, n_mels); F frames stand for T samples. Rows are independent and
-    nothing is random. A band holds one tone at a time.
+    Rows are independent and nothing is random. A band holds one tone at a time.
+    """
+    if not harmonics.near.any():
+        return waveforms.float()
+    rest = rescaled(waveforms.float(), 1 - mel.spread(harmonics.near), mel)
+    size = waveforms.shape[1]
+    return rest + F.pad(harmonics.sinusoids, (0, max(0, size - harmonics.sinusoids.shape[1])))[:, :size]
+
+
+def find_harmonics(
+    log_mel: torch.Tensor, mel: MelSpectrogram, period: tuple[int, int] | None = None
+) -> Harmonics:
+    """Return the tones of log-mels (B, F, n_mels); F frames stand for F * hop_length samples.
+
+    Args:
+        period: first frame and number of frames of a loop. Each tone passes its ends in phase.
     """
     magnitudes = _smooth(log_mel.float().exp().transpose(1, 2))  # (B, M, F)
     shares = _tonal(magnitudes)
-    if not shares.any():
-        return waveforms.float()
-    rest = rescaled(waveforms.float(), 1 - mel.spread(_near(shares)), mel)
-    return rest + _sinusoids(magnitudes, shares, mel, waveforms.shape[1])
-
-
-def sinusoids(log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return only the tones of log-mels (B, F, n_mels), as waveforms (B, F * hop_length) in float32."""
-    magnitudes = _smooth(log_mel.float().exp().transpose(1, 2))
-    return _sinusoids(magnitudes, _tonal(magnitudes), mel, log_mel.shape[1] * mel.config.hop_length)
+    size = log_mel.shape[1] * mel.config.hop_length
+    return Harmonics(_near(shares), _sinusoids(magnitudes, shares, mel, size, period))
 
 
 def near_harmonics(log_mel: torch.Tensor) -> torch.Tensor:
@@ -162,11 +175,16 @@ def ramp(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def _sinusoids(
-    magnitudes: torch.Tensor, shares: torch.Tensor, mel: MelSpectrogram, size: int
+    magnitudes: torch.Tensor,
+    shares: torch.Tensor,
+    mel: MelSpectrogram,
+    size: int,
+    period: tuple[int, int] | None,
 ) -> torch.Tensor:
     """Return waveforms (B, size) with one sinusoid per tonal band.
 
-    Its frequency and amplitude follow from the band and its neighbours.
+    Its frequency and amplitude follow from the band and its neighbours. In a loop it is detuned, by at most
+    half a turn per period, to whole turns.
     """
     config = mel.config
     table = _Table(*(x.to(magnitudes.device) for x in _table(mel)))
@@ -181,6 +199,11 @@ def _sinusoids(
             for x in (share * own / response, _steady(frequency, share))
         )
         turns = (frequencies / config.sample_rate).cumsum(1, dtype=torch.float64) + band * PHASE
+        if period:
+            first, count = (frames * config.hop_length for frames in period)
+            whole = turns[:, first + count - 1] - turns[:, first - 1]
+            since = torch.arange(turns.shape[1], device=turns.device, dtype=torch.float64) - first
+            turns = turns + (whole.round() - whole)[:, None] * since / count
         total[:, : amplitudes.shape[1]] += amplitudes * (2 * math.pi * turns.frac().float()).cos()
     return total
 
@@ -243,14 +266,20 @@ class _Noise(NamedTuple):
     motion: torch.Tensor  # (M,), mean square of the differences between frames
 
 
-def add_noise_texture(log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
+def add_noise_texture(
+    log_mel: torch.Tensor, mel: MelSpectrogram, index: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return log-mels (B, F, n_mels) that vary at least as noise does, except at tones; in float32.
 
     Rows are independent, and the noise is always the same.
+
+    Args:
+        index: number of each frame (F,) in its sound; None for 0, 1, 2, …
     """
     log_mel = log_mel.float()
     noise = _Noise(*(x.to(log_mel.device) for x in _noise(mel)))
-    levels = noise.levels[torch.arange(log_mel.shape[1], device=log_mel.device) % KNOWN]
+    numbers = torch.arange(log_mel.shape[1]) if index is None else index
+    levels = noise.levels[numbers.to(log_mel.device) % KNOWN]
     return log_mel + STRENGTH * _lacking(log_mel, noise.motion) * levels
 
 

@@ -19,7 +19,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from models.audio.corrections import sinusoids
+from models.audio.corrections import find_harmonics
 from models.audio.mel import MelSpectrogram
 
 NOISE_FRAMES = 2048  # after which the noise repeats
@@ -101,23 +101,22 @@ class IstftVocoder(ModelMixin, ConfigMixin):
 
         Args:
             noise: white noise of unit variance (B, F * hop_length); None for the fixed one.
-            tones: what `models.audio.corrections.sinusoids` gives for `log_mel`, where it is known already.
+            tones: sinusoids of `log_mel` by `models.audio.corrections.find_harmonics`; None to find them.
         """
         c = self.config
         batch, frames, _ = log_mel.shape
         size = frames * c.hop_length
         if noise is None:
-            noise = fixed_noise(c.hop_length).to(log_mel.device)[
-                torch.arange(size) % (NOISE_FRAMES * c.hop_length)
-            ]
-            noise = noise.expand(batch, -1)
+            known = fixed_noise(c.hop_length).to(log_mel.device)
+            noise = known[torch.arange(size) % len(known)].expand(batch, -1)
         standard = (log_mel.float() - self.mean.float()) / self.scale.float()
         seen = torch.cat([standard, noise.view(batch, frames, -1)[..., : c.noise_channels]], -1)
         x = self.embed(seen.to(self.embed.weight.dtype).transpose(1, 2)).transpose(1, 2)
         sources = [self._spectrum(noise)] if c.with_noise else []
         if self.embed_tones is not None:
             if tones is None:
-                tones = sinusoids(log_mel, _mel_of(c.sampling_rate, c.hop_length, c.model_in_dim))
+                mel = _mel_of(c.sampling_rate, c.hop_length, c.model_in_dim)
+                tones = find_harmonics(log_mel, mel).sinusoids
             sources.append(self._spectrum(tones))
             level = (sources[-1].abs() / FAINT).clamp(min=1.0).log()
             x = x + self.embed_tones(level.to(x.dtype))

@@ -12,8 +12,14 @@ import numpy as np
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-from models.audio.corrections import add_harmonics, add_noise_texture, correct_to_mel
-from models.audio.istft_vocoder import IstftVocoder
+from models.audio.corrections import (
+    Harmonics,
+    add_harmonics,
+    add_noise_texture,
+    correct_to_mel,
+    find_harmonics,
+)
+from models.audio.istft_vocoder import NOISE_FRAMES, IstftVocoder, fixed_noise
 from models.audio.level import MAX_PEAK
 from models.audio.mel import MelSpectrogram
 
@@ -27,6 +33,8 @@ INPUT_NOISE = 0.5  # nepers, deviation of the noise that is added to a mel befor
 
 
 ISTFT_PASSES = 8  # of the mel correction after an `IstftVocoder`
+PIECE = 1000  # frames that are made at a time
+CONTEXT = 128  # frames around a piece; more have no effect on it
 Vocoder: TypeAlias = SpeechT5HifiGan | IstftVocoder
 
 
@@ -67,27 +75,71 @@ def load_vocoder(folder: Path) -> Vocoder:
     return vocoder.float().eval().requires_grad_(False)
 
 
-def vocode(vocoder: Vocoder, log_mel: torch.Tensor, mel: MelSpectrogram) -> torch.Tensor:
-    """Return float32 waveforms (B, T) of log-mels (B, F, M), corrected as the vocoder needs.
+def vocode(
+    vocoder: Vocoder, log_mel: torch.Tensor, mel: MelSpectrogram, *, loop: bool = False
+) -> torch.Tensor:
+    """Return waveforms (B, T) of log-mels (B, F, M) in float32, with corrections.
+
+    A long sound is made in pieces with enough around them to be as one, so memory does not grow with it. The
+    end of a loop continues at its beginning.
+    """
+    frames, hop = log_mel.shape[1], mel.config.hop_length
+    first = CONTEXT if loop else 0
+    index = torch.arange(-first, frames + first) % frames
+    log_mel = log_mel[:, index.to(log_mel.device)] if loop else log_mel
+    target = add_noise_texture(log_mel, mel, index)
+    is_istft = isinstance(vocoder, IstftVocoder)
+    harmonics = find_harmonics(target if is_istft else log_mel, mel, (first, frames) if loop else None)
+    if is_istft:
+        noise = fixed_noise(hop).view(NOISE_FRAMES, hop)[index % NOISE_FRAMES]
+    else:
+        noise = torch.randn(frames, log_mel.shape[2], generator=torch.Generator().manual_seed(0))[index]
+    made = []
+    for start in range(first, first + frames, PIECE):
+        end = min(start + PIECE, first + frames)
+        around = slice(max(0, start - CONTEXT), min(len(index), end + CONTEXT))
+        own = Harmonics(
+            harmonics.near[:, :, around],
+            harmonics.sinusoids[:, around.start * hop : around.stop * hop],
+        )
+        waveforms = _vocode(vocoder, log_mel[:, around], target[:, around], noise[around], own, mel)
+        made.append(waveforms[:, (start - around.start) * hop : (end - around.start) * hop])
+    return torch.cat(made, dim=1)
+
+
+def _vocode(
+    vocoder: Vocoder,
+    log_mel: torch.Tensor,
+    target: torch.Tensor,
+    noise: torch.Tensor,
+    harmonics: Harmonics,
+    mel: MelSpectrogram,
+) -> torch.Tensor:
+    """Return the waveforms (B, T) of one piece.
 
     An `IstftVocoder` has its own noise and tones. HiFi-GAN makes tones at a wrong pitch, so they are
     replaced. Where a mel stands still, HiFi-GAN repeats itself with every frame: the same noise is added to
     each log-mel, and the mel correction removes its effect on the levels.
     """
-    target = add_noise_texture(log_mel, mel)
     if isinstance(vocoder, IstftVocoder):
-        return correct_to_mel(vocoder(target), target, mel, ISTFT_PASSES)
-    noise = torch.randn(log_mel.shape[1:], generator=torch.Generator().manual_seed(0)).to(log_mel)
-    noisy = (log_mel + INPUT_NOISE * noise).to(vocoder.dtype)
+        samples = noise.to(log_mel.device).flatten().expand(len(log_mel), -1)
+        return correct_to_mel(vocoder(target, samples, harmonics.sinusoids), target, mel, ISTFT_PASSES)
+    noisy = (log_mel + INPUT_NOISE * noise.to(log_mel)).to(vocoder.dtype)
     waveforms = vocoder(noisy).float().reshape(len(log_mel), -1)
-    return correct_to_mel(add_harmonics(waveforms, log_mel, mel), target, mel)
+    return correct_to_mel(add_harmonics(waveforms, harmonics, mel), target, mel)
 
 
 def to_waveforms(
-    vocoder: Vocoder, log_mel: torch.Tensor, mel: MelSpectrogram, *, gain: float, size: int
+    vocoder: Vocoder,
+    log_mel: torch.Tensor,
+    mel: MelSpectrogram,
+    *,
+    gain: float,
+    size: int,
+    loop: bool = False,
 ) -> list[np.ndarray]:
     """Return waveforms (size,) of log-mels (B, F, M), scaled by `gain`; no peak is above 0.99."""
-    waveforms = gain * vocode(vocoder, log_mel, mel)[:, :size]
+    waveforms = gain * vocode(vocoder, log_mel, mel, loop=loop)[:, :size]
     peaks = waveforms.abs().amax(-1, keepdim=True)
     return list((waveforms * (MAX_PEAK / peaks.clamp(min=MAX_PEAK))).cpu().numpy())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from PIL import Image
@@ -21,7 +21,7 @@ class Prompt:
     """A text or an image of a set.
 
     Attributes: weight: 1 as trained, more is stronger. Guidance points away from a negative weight
-        (`negative_prompt` is -1).
+        (`negative_prompt` is -1). attributes: of an item of a timeline, as the pipeline takes them.
 
     Raises:
         ValueError: a blank text, or a weight that is 0 or not finite.
@@ -29,6 +29,7 @@ class Prompt:
 
     content: str | Image.Image
     weight: float = 1.0
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.content, str) and not self.content.strip():

@@ -81,7 +81,7 @@ def test_the_client_covers_the_rest_of_the_api(client):
 def test_a_rejected_request_raises_with_its_code(client):
     with pytest.raises(ServiceError) as refused:
         client.generate("a dog", duration_s=100)
-    assert (refused.value.status, refused.value.code) == (422, "invalid_request")
+    assert (refused.value.status, refused.value.code) == (422, "too_long")
 
 
 def test_a_canceled_generation_is_an_error(client):

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from clipsynth.schemas.generation import JobPayload
-from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.prompts import StoredItem, StoredPrompt
 from clipsynth.services.processes import wait_until
 from models import Prompt
 from models.conditioning.prompts import COMPOSITIONS
 from models.networks.condition_encoder import ConditionTokens
-from models.sampler import SamplerRow
+from models.sampler import RowWindow, SamplerRow
 from tests.support.constants import BATCHED_TOLERANCE
 from tests.support.tiny import build_tiny_pipeline
 from worker.calibration import measure
@@ -330,7 +330,7 @@ def payload(**fields):
 
 
 def job(predictor, wanted):
-    made = JobRunner(predictor, None, None, max_attempts=1).request("gen_0", wanted)
+    made = JobRunner(predictor, None, None, max_attempts=1).request("gen_0", wanted, "0" * 8)
     made.deliver = lambda n, wave: wave
     return made
 
@@ -473,3 +473,80 @@ def test_components_are_decoded_a_few_at_a_time(engines):
     run(engines(Counting()), each, ticket(4.0, tokens=4))
     assert sorted(decoded) == [1, 3, 6, 6]
     assert each.results[4] == pytest.approx([1.0] * 8 + [2.0] * 8 + [3.0] * 8)
+
+
+LONG = [
+    payload(duration_s=7.3, seed=3),
+    payload(duration_s=1.3, seed=5, loop=True),
+    payload(duration_s=6.1, seed=4, prompt=None, composition="mix", prompts=COMPOSED[0].prompts),
+    payload(
+        duration_s=3.0,
+        prompt=None,
+        timeline=[
+            StoredItem(text="rain", start_s=0, end_s=2),
+            StoredItem(text="a dog", start_s=1, end_s=1.5, attributes={"loudness": 0.3}),
+        ],
+    ),
+]
+
+
+def test_a_long_sound_alone_has_equal_bytes_at_any_limit(engines, tiny_pipeline):
+    predictor = Predictor(tiny_pipeline)
+    for wanted in LONG:
+        expected = predictor.predict(wanted)
+        for limit in (1, 10_000):
+            each = job(predictor, wanted)
+            run(engines(predictor, limit=limit), each)
+            np.testing.assert_array_equal(each.results[0], expected)
+
+
+def test_a_long_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
+    predictor = Predictor(tiny_pipeline)
+    tickets = [job(predictor, wanted) for wanted in (payload(), *LONG, payload(duration_s=3.0, seed=9))]
+    engine = engines(predictor, limit=100_000)
+    for each in tickets:
+        engine.submit(each)
+    arrive(engine, len(tickets))
+    finish(engine, *tickets)
+    for wanted, each in zip(LONG, tickets[1:-1], strict=True):
+        assert each.error is None
+        np.testing.assert_allclose(each.results[0], predictor.predict(wanted), atol=BATCHED_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("wanted", LONG, ids=["long", "loop", "mix", "timeline"])
+def test_a_job_of_windows_counts_as_much_before_it_is_prepared(predictor, wanted):
+    each = job(predictor, wanted)
+    before = each.load()
+    each.rows = each.prepare()
+    assert before == each.full_load == each.load() == weight(each.rows)
+
+
+def test_a_group_that_is_out_of_memory_takes_smaller_calls(engines):
+    def velocity(x, _t, c, _m):
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return constant(x, _t, c, _m)
+
+    def make():
+        shares = torch.ones(3, 1)
+        made = [RowWindow(torch.arange(n, n + 3), shares, [condition(2)], EMPTY) for n in range(8)]
+        return [SamplerRow(torch.zeros(1, 10, 2), [condition(2)], EMPTY, 2, 1.0, windows=made)]
+
+    model = Toy(velocity)
+    engine = engines(model)
+    each = ticket(tokens=3, prepare=make)
+    run(engine, each)
+    assert (each.error, engine.group_rows, engine.limit) == (None, 4, 1000)
+    assert each.results[0] == pytest.approx([2.0] * 20)
+    assert model.calls[2:] == [4, 4, 4, 4]
+
+
+def test_the_nearest_clip_is_that_of_one_window(indexed_pipeline):
+    predictor = Predictor(indexed_pipeline)
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000 * 12).astype(np.float32)
+    clip = np.sin(2 * np.pi * 440 * np.arange(16000 * 4) / 16000).astype(np.float32)
+    alone = predictor.nearness(clip)
+    noise[16000 * 7 : 16000 * 11] = clip
+    found = predictor.nearness(noise)
+    assert found.nearest[0].video == alone.nearest[0].video
+    assert found.copy_distance < predictor.nearness(noise[: 16000 * 7]).copy_distance

@@ -60,7 +60,7 @@ class IstftOptions:
 
 
 class ToneSounds(VocoderClips, Protocol):
-    """VocoderClips whose steady tones (T,) are known beforehand (`models.audio.corrections.sinusoids`)."""
+    """VocoderClips whose steady tones (T,) are known beforehand, by `models.audio.corrections`."""
 
     def tones(self, i: int) -> torch.Tensor: ...
 

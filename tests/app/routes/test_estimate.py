@@ -84,7 +84,7 @@ def test_without_a_measured_cost_there_is_no_estimate(service):
 def test_an_estimate_takes_the_bodies_of_a_generation(service):
     assert ask(service, files={"image": ("x", image("PNG"))}).status_code == 200
     check_problem(ask(service, {"prompt": ""}), 422, "invalid_request")
-    check_problem(ask(service, {"prompt": "a", "duration_s": 9}), 422, "invalid_request")
+    check_problem(ask(service, {"prompt": "a", "duration_s": 9}), 422, "too_long")
     check_problem(ask(service, {"prompt": "a", "model": "other"}), 422, "model_not_found")
 
 

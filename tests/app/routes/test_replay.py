@@ -42,6 +42,15 @@ def test_a_replay_is_byte_equal(service):
     assert not set("+/=") & set(recipe)
 
 
+@pytest.mark.parametrize("fields", [{"duration_s": 6.0}, {"loop": True, "duration_s": 0.5}], ids=str)
+def test_a_long_sound_and_a_loop_are_replayed(service, fields):
+    recipe, sound = made(service, service.post({"prompt": "a", **SHORT, **fields}))
+    again, same = made(service, replay(service, recipe))
+    assert (again, same) == (recipe, sound)
+    plain, _ = made(service, service.post({"prompt": "a", **SHORT}))
+    assert ReplayToken.read(plain).id != ReplayToken.read(recipe).id
+
+
 def test_the_token_of_output_n_replays_only_that_output(service):
     recipe, _ = made(service, service.post({"prompt": "a", "seed": 5, "num_outputs": 3, **SHORT}), n=2)
     body = service.finish(replay(service, recipe))
@@ -76,7 +85,7 @@ def test_a_token_of_another_version_is_rejected(service):
     [
         ({"image_key": "../../etc/passwd"}, 422, "invalid_request"),
         ({"num_inference_steps": 10_000}, 422, "invalid_request"),
-        ({"duration_s": 9.0}, 422, "invalid_request"),
+        ({"duration_s": 99.0}, 422, "too_long"),
         ({"prompt": None}, 422, "invalid_request"),
         ({"v": 2}, 422, "invalid_request"),
         ({"model": "other"}, 422, "model_not_found"),

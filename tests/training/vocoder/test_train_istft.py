@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from models.audio.corrections import sinusoids
+from models.audio.corrections import find_harmonics
 from models.audio.istft_vocoder import IstftVocoder
 from models.audio.mel import MelSpectrogram
 from training.vocoder.energy_distance import energy_distance
@@ -20,7 +20,7 @@ class Noises:
         g = torch.Generator().manual_seed(0)
         self.waves = 0.1 * torch.randn(2, 8000, generator=g)
         self.mels = MEL(self.waves)
-        self.sinusoids = sinusoids(self.mels, MEL)
+        self.sinusoids = find_harmonics(self.mels, MEL).sinusoids
 
     def __len__(self):
         return 2
