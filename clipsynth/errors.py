@@ -33,12 +33,6 @@ class AttributeUnavailable(ClipSynthError):
     code = "attribute_unavailable"
 
 
-class TooLong(ClipSynthError):
-    """A sound, or all sounds of a request together, are longer than the service makes."""
-
-    code = "too_long"
-
-
 class Unauthorized(ClipSynthError):
     code = "unauthorized"
 
