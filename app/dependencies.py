@@ -98,13 +98,14 @@ def _shim_caller(
 def _refuse_other_sites(request: Request, settings: Settings) -> None:
     """Refuse web pages of other sites: without keys, any page that a user visits could send forms here.
 
-    Browsers send Sec-Fetch-Site to https and to this machine only, and Origin with every POST.
+    Browsers send Sec-Fetch-Site to https and to this machine only, and Origin with every POST. Another port
+    of this machine is another origin of the same site. No page can set X-Forwarded-Host in a form.
     """
     site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
     if {origin, "*"} & set(settings.cors_origins):
         return
-    other = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if site == "cross-site" or (site is None and other):
+    own = {request.headers.get(name) for name in ("host", "x-forwarded-host")}
+    if site == "cross-site" or (origin is not None and origin.partition("://")[2] not in own):
         raise Forbidden("a page of another site needs an API key; see CLIPSYNTH_CORS_ORIGINS")
 
 

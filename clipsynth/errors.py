@@ -65,6 +65,10 @@ class Gone(ClipSynthError):
     code = "gone"
 
 
+class RecordUnreadable(ClipSynthError):
+    code = "record_unreadable"
+
+
 class NotReady(ClipSynthError):
     code = "not_ready"
 

@@ -54,6 +54,7 @@ STATUS = {
     "queue_full": 429,
     "generation_failed": 500,
     "keys_missing": 503,
+    "record_unreadable": 500,
     "no_worker": 503,
     "overloaded": 503,
     "redis_unavailable": 503,

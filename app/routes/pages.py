@@ -9,6 +9,8 @@ from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
+from clipsynth.security.headers import FRAMES
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -21,7 +23,7 @@ _PAGE = """<!doctype html>
 """
 _START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#ui"});\n'
 # Swagger UI sets styles on its elements and draws its icons from data URLs.
-_CSP = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+_CSP = f"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; {FRAMES}"
 
 
 def install_docs(app: FastAPI) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import cast
 
@@ -12,6 +13,7 @@ from clipsynth.errors import ModelNotFound, NoWorker
 from clipsynth.redis_keys import ALIVE, MODEL, MODELS, SEEN, STARTING, WORKERS, lua_names
 from clipsynth.schemas.model_info import ModelInfo, ServedModel
 
+logger = logging.getLogger(__name__)
 MODEL_TTL_S = 30
 STARTING_TTL_S = 120
 RENEWED_TTL_S = 30
@@ -98,15 +100,15 @@ class ModelRegistry:
     def models(self) -> list[ServedModel]:
         """Return every model that a worker has served, by name."""
         rows = cast(list[list[bytes | None]], self.redis.register_script(_READ)(keys=[MODELS]))
-        return [
-            ServedModel(
-                **json.loads(info),
-                status="ready" if is_alive else "starting" if is_starting else "absent",
-                last_seen_at=float(seen_at) if seen_at else None,
-            )
-            for info, is_alive, is_starting, seen_at in rows
-            if info
-        ]
+        found = []
+        for info, is_alive, is_starting, seen_at in rows:
+            status = "ready" if is_alive else "starting" if is_starting else "absent"
+            fields = {"status": status, "last_seen_at": float(seen_at) if seen_at else None}
+            try:
+                found += [ServedModel(**json.loads(info), **fields)] if info else []
+            except (TypeError, ValueError):
+                logger.warning("the description of a model cannot be read", exc_info=True)
+        return found
 
     def model(self, name: str | None) -> ServedModel:
         """Return the model `name`, or the first one that a worker serves, else loads, else served last.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
 from clipsynth.admission.limits import place
-from clipsynth.errors import Gone, NotFound
+from clipsynth.errors import Gone, NotFound, RecordUnreadable
 from clipsynth.jobs.scripts import UNWANTED
 from clipsynth.redis_keys import ENDED, GONE, OWNER_INDEX, PROGRESS, RECORD, TOMBSTONES, UNFINISHED
 from clipsynth.schemas.generation import (
@@ -29,6 +30,7 @@ from clipsynth.schemas.generation import (
 )
 from clipsynth.security.api_keys import ANONYMOUS
 
+logger = logging.getLogger(__name__)
 PAGE = 100
 # Generations that are read for one page of a list.
 MAX_SEEN = 5000
@@ -172,6 +174,7 @@ class RecordReader:
         Raises:
             NotFound: there is no such generation.
             Gone: it was removed. Only with `owner` is this known.
+            RecordUnreadable: its record is damaged.
         """
         generation, of = self._read([generation_id])[0]
         if generation and owner in (None, of):
@@ -181,6 +184,8 @@ class RecordReader:
                     self.redis, generation_id, generation.model, steps=steps
                 )
             return generation
+        if generation is None and of and owner in (None, of):
+            raise RecordUnreadable(f"the record of {generation_id!r} cannot be read")
         gone = cast(bytes | None, self.redis.get(GONE + generation_id))
         kept_until = self.redis.zscore(TOMBSTONES + owner, generation_id) if owner else None
         if (gone and owner in (None, gone.decode())) or (kept_until and kept_until > time.time()):
@@ -233,8 +238,14 @@ class RecordReader:
             for generation_id in ids:
                 pipeline.hgetall(RECORD + generation_id)
                 pipeline.get(PROGRESS + generation_id)
-            values = pipeline.execute()
-        return [
-            (read_resource(i, values[2 * n], values[2 * n + 1]), values[2 * n].get(b"owner", b"").decode())
-            for n, i in enumerate(ids)
-        ]
+            values = results(pipeline)
+        return [_read_one(*row) for row in zip(ids, values[::2], values[1::2], strict=True)]
+
+
+def _read_one(generation_id: str, raw: Any, progress: Any) -> tuple[Generation | None, str | None]:
+    """Return a generation, None if it cannot be read, and its owner."""
+    try:
+        return read_resource(generation_id, raw, progress), raw.get(b"owner", b"").decode()
+    except (AttributeError, KeyError, TypeError, ValueError):
+        logger.warning("the record of %s cannot be read", generation_id, exc_info=True)
+        return None, raw.get(b"owner", b"").decode(errors="replace") if isinstance(raw, dict) else None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
+FRAMES = "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:",
+    "Content-Security-Policy": f"default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; {FRAMES}",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }

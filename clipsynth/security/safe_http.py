@@ -25,8 +25,34 @@ if TYPE_CHECKING:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # Own threads: a silent name server blocks one for half a minute, and a loop that ends waits for its own.
 _RESOLVERS = ThreadPoolExecutor(16, thread_name_prefix="resolve")
-# Ranges that contain an IPv4 address, to which a gateway would connect: NAT64, 6to4, Teredo.
-_WRAPPED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
+# IANA's special-purpose registries; `is_global` of `ipaddress` differs between versions of Python.
+# 2001::/23 has Teredo and 2002::/16 is 6to4: a gateway would connect to the IPv4 address in them.
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        [
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/3",
+            "2001::/23",
+            "2001:db8::/32",
+            "2002::/16",
+            "3fff::/20",
+        ],
+    )
+)
+_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 class UrlRefused(ValueError):
@@ -50,11 +76,9 @@ def is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
-        if any(address in network for network in _WRAPPED) or address.is_site_local:
+        if address not in _UNICAST:
             return False
-    return address.is_global and not (
-        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
-    )
+    return not any(address in network for network in _SPECIAL)
 
 
 def check_url(url: str, *, allow_loopback: bool = False) -> SplitResult:

@@ -36,6 +36,8 @@ def test_an_unsafe_request_id_is_replaced(service, sent):
 def test_every_response_has_security_headers(service, path):
     headers = service.client.get(path).headers
     assert headers["content-security-policy"].startswith("default-src 'self'")
+    for directive in ("frame-ancestors 'none'", "base-uri 'none'", "form-action 'self'"):
+        assert directive in headers["content-security-policy"]
     assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
 
 
@@ -81,9 +83,17 @@ def test_a_form_with_another_origin_is_rejected_without_a_key(service):
         ("null", 403),
         ("https://a.example", 202),
         ("http://localhost", 202),
+        # Another port of this machine.
+        ("http://localhost:3000", 403),
+        ("http://[::1", 403),
+        ("", 403),
     ):
-        answer = service.client.post("/v1/generations", files=form, headers={"origin": origin})
-        assert answer.status_code == status, origin
+        for site in ({}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "same-origin"}):
+            headers = {"origin": origin, **site}
+            answer = service.client.post("/v1/generations", files=form, headers=headers)
+            assert answer.status_code == status, origin
+    headers = {"origin": "https://sounds.example", "x-forwarded-host": "sounds.example"}
+    assert service.client.post("/v1/generations", files=form, headers=headers).status_code == 202
 
 
 @pytest.mark.parametrize("host", ['e"vil.com', "evil.com", "[::1", ""])

@@ -48,6 +48,13 @@ def post(url, **options):
         ("2002:7f00:1::", False),
         ("2001:0:7f00:1::", False),
         ("::127.0.0.1", False),
+        # Versions of Python differ about these.
+        ("192.0.0.9", False),
+        ("192.88.99.1", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("2001:4:112::1", False),
+        ("3fff::1", False),
+        ("5f00::1", False),
     ],
 )
 def test_only_public_addresses_are_public(address, public):
