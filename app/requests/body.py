@@ -236,6 +236,7 @@ def _read_form(form: FormData, settings: Settings) -> tuple[GenerationRequest, d
             raise InvalidBody(f"/{name}: is sent twice")
         else:
             fields[name] = _parse_json(value, f"/{name}") if name in JSON_FIELDS else value
+    fields = {name: value for name, value in fields.items() if value is not None}
     if "prompts" not in fields:
         for name in files:
             if fields.setdefault("image", f"{PART}{name}") != f"{PART}{name}":
