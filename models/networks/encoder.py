@@ -38,6 +38,14 @@ class JointEncoder(ConfigOnlyPart):
         raise NotImplementedError
 
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
+        return self.encode_pixels(self.pixels(images))
+
+    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        """Return images as the network takes them (N, 3, S, S), on the CPU."""
+        raise NotImplementedError
+
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of `pixels`."""
         raise NotImplementedError
 
     @cached_property

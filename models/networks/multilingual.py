@@ -112,10 +112,13 @@ class MultilingualEncoder(JointEncoder):
         rows = np.stack([self._texts.encode(without_emoji(text)) for text in texts])
         return F.normalize(torch.from_numpy(rows).float().to(self.device), dim=-1)
 
+    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        return torch.stack([photo_pixels(image, SIDE) for image in images])
+
     @torch.inference_mode()
-    def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the head's direction for each image, mixed with its mean of class anchors."""
-        pixels = torch.stack([photo_pixels(image, SIDE) for image in images]).to(self.device, self.dtype)
+        pixels = pixels.to(self.device, self.dtype)
         features = photo_features(self.classifier, pixels)
         probabilities = self.classifier._fc(features).float().softmax(-1)
         conse = F.normalize(probabilities @ self.class_anchors.to(pixels.device), dim=-1)

@@ -74,9 +74,11 @@ class OpenClipEncoder(JointEncoder):
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=-1)
 
+    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        return torch.stack([self.preprocess(image.convert("RGB")) for image in images])
+
     @torch.inference_mode()
-    def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
-        pixels = torch.stack([self.preprocess(image.convert("RGB")) for image in images])
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.model.encode_image(pixels.to(self.device, self.dtype)).float(), dim=-1)
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:

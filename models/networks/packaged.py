@@ -145,10 +145,12 @@ class PackagedEncoder(JointEncoder):
         tensors = {"anchors": anchors.half(), "names": names.half(), "classes": classes.short()}
         save_file(tensors, path, {"sha256": self.config.sha256[self.PACKAGES[1]]})
 
+    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        return torch.stack([photo_pixels(image, SIDE) for image in images])
+
     @torch.inference_mode()
-    def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the probability-weighted mean of the class anchors for each image."""
-        pixels = torch.stack([photo_pixels(image, SIDE) for image in images]).to(self.device)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
         probabilities = self.classifier(pixels).float().softmax(-1)
         return F.normalize(probabilities @ self.class_anchors.to(pixels.device), dim=-1)

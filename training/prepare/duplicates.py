@@ -11,6 +11,7 @@ import numpy as np
 
 TIMES, BANDS = 32, 16  # 32 x 16 bits = 64 bytes, kept as 32 words
 MAX_DISTANCE = 0.12  # largest share of differing bits of duplicates
+PAIRS = 1 << 20  # compared at a time
 MAX_COMPARED = 64  # earlier clips to compare a clip with, per group that shares a word
 
 
@@ -29,15 +30,22 @@ def near_duplicates(prints: Sequence[np.ndarray] | np.ndarray) -> dict[int, int]
     Compares only clips that share one of the 32 words. If 12 % of the bits differ at random, 99 % of pairs
     share one (1 - (1 - 0.88^16)^32).
     """
-    words = np.asarray(prints, np.uint16).reshape(-1, TIMES)
-    bits = np.unpackbits(words.view(np.uint8), axis=1)
+    words = np.ascontiguousarray(np.asarray(prints, np.uint16).reshape(-1, TIMES))
+    packed = words.view(np.uint64)
     repeats: dict[int, int] = {}
+    found = np.zeros(len(words), bool)
     for column in words.T:
         order = np.argsort(column, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(column[order])) + 1):
-            for position in range(1, len(group)):
-                clip, others = int(group[position]), group[max(0, position - MAX_COMPARED) : position]
-                close = others[(bits[others] != bits[clip]).mean(1) <= MAX_DISTANCE]
-                if clip not in repeats and len(close):
-                    repeats[clip] = int(close[0])
+        ordered = column[order]
+        for distance in range(1, MAX_COMPARED + 1):
+            pairs = np.flatnonzero(ordered[distance:] == ordered[:-distance])
+            if not len(pairs):
+                break
+            pairs = pairs[~found[order[pairs + distance]]]
+            for part in np.array_split(pairs, len(pairs) // PAIRS + 1):
+                clips, others = order[part + distance], order[part]
+                different = np.bitwise_count(packed[clips] ^ packed[others]).sum(1)
+                close = different <= MAX_DISTANCE * 16 * TIMES
+                repeats |= zip(clips[close].tolist(), others[close].tolist(), strict=True)
+                found[clips[close]] = True
     return repeats
