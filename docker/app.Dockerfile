@@ -2,7 +2,7 @@
 #   docker build -f docker/app.Dockerfile -t clipsynth-app .
 # BASE: an image whose python3 is Python 3.11 or 3.12 with the venv module.
 # EXTRAS: "s3" to keep results in an object store.
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -19,7 +19,7 @@ NOT_COVERED = (
     "read_only, cap_drop, no-new-privileges, init, restart (instead: no writes outside volumes and /tmp)",
     "a fresh volume's contents and owner coming from the image (here: set by this script)",
     "--scale and depends_on (here: one of each, in order), GPUs, the profile metrics",
-    "the images python:3.11-slim-bookworm and redis:7.2-bookworm themselves (here: Debian's)",
+    "the images python:3.11.14-slim-bookworm and redis:7.2.11-bookworm (here: Debian's)",
 )
 
 

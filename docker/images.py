@@ -17,7 +17,7 @@ FREE = ("pip", "setuptools", "nvidia-", "cuda-", "triton")
 
 
 def make_base(suite: str) -> None:
-    """Make an image of Debian and its Python instead of python:3.11-slim-bookworm."""
+    """Make an image of Debian and its Python instead of python:3.11.14-slim-bookworm."""
     with tempfile.TemporaryDirectory() as folder:
         packages = "--include=ca-certificates,python3,python3-venv"
         run("debootstrap", "--variant=minbase", packages, suite, folder)
@@ -30,7 +30,7 @@ def make_base(suite: str) -> None:
 
 
 def make_redis(mounts: list[str]) -> None:
-    """Make an image with Debian's Redis instead of redis:7.2-bookworm."""
+    """Make an image with Debian's Redis instead of redis:7.2.11-bookworm."""
     container = buildah("from", *volumes(mounts), BASE)
     install = "apt-get update -q && apt-get install -qy --no-install-recommends redis-server"
     install += " && install -d -o 999 /data"

@@ -3,6 +3,7 @@
 # memory runs out, and clients need a password.
 # Read the password's file here, so that no command line shows the password.
 set -eu
+umask 077
 exec redis-server - <<EOF
 port ${REDIS_PORT:-6379}
 dir ${REDIS_DIR:-/data}

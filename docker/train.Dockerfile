@@ -2,7 +2,7 @@
 #   docker build -f docker/train.Dockerfile -t clipsynth-train .
 #   docker run --rm -v VIDEOS:/videos:ro -v RUNS:/runs clipsynth-train prepare /videos data/demo
 # BASE, EXTRAS: as in app.Dockerfile. The layers up to torch's are those of worker.Dockerfile.
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -2,7 +2,7 @@
 # set CLIPSYNTH_MODEL to its folder:
 #   docker build -f docker/worker.Dockerfile -t clipsynth-worker .
 # BASE, EXTRAS: as in app.Dockerfile.
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS source
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -35,7 +35,7 @@ COPY checkpoints/demo /app/checkpoints/demo
 COPY --from=source /app /app
 ENV PATH=/app/bin:/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     CLIPSYNTH_DATA_DIR=/data CLIPSYNTH_LOG_FORMAT=json \
-    CLIPSYNTH_METRICS_PORT=9100
+    CLIPSYNTH_METRICS_HOST=0.0.0.0 CLIPSYNTH_METRICS_PORT=9100
 USER 10001:10001
 WORKDIR /data
 EXPOSE 9100

@@ -65,6 +65,30 @@ def test_services_have_minimal_privileges(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
 
 
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "train"])
+def test_services_have_limits_and_full_version_tags(name):
+    service = SERVICES[name]
+    assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+    assert service["pids_limit"] > 0
+    if not service["image"].startswith("clipsynth-"):
+        assert re.search(r":v?\d+\.\d+\.\d+", service["image"])
+
+
+def test_redis_may_use_half_of_its_memory():
+    script = (ROOT / "docker/redis.sh").read_text()
+    assert re.search(r"^maxmemory \$\{REDIS_MAXMEMORY:-1gb\}$", script, re.M)
+    assert SERVICES["redis"]["mem_limit"] == "2g"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_process_has_a_health_check(name):
+    assert "test" in SERVICES[name].get("healthcheck", {}) or name in ("app", "worker")  # in their images
+
+
+def test_every_request_needs_a_key():
+    assert SERVICES["app"]["environment"]["CLIPSYNTH_REQUIRE_KEYS"] == "1"
+
+
 def test_only_the_api_is_published_and_on_loopback():
     published = {name: s["ports"] for name, s in SERVICES.items() if "ports" in s and "profiles" not in s}
     assert published == {"app": ["127.0.0.1:8000:8000"]}
@@ -80,6 +104,7 @@ def test_the_published_address_decides_about_keys(address, monkeypatch):
         monkeypatch.setenv(name, value or "")
     settings = Settings(host="0.0.0.0")
     assert settings.allow_anonymous is None
+    assert settings.require_keys
     assert settings.is_loopback is (address == "127.0.0.1")
 
 

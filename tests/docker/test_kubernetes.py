@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import kubernetes_validate
@@ -15,6 +16,7 @@ import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
 from pydantic import ValidationError
 
+from clipsynth.security.safe_http import is_public
 from clipsynth.settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docker/kubernetes"
@@ -130,6 +132,37 @@ def test_pods_are_restricted():
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
+
+
+def test_containers_have_limits_probes_and_full_version_tags():
+    for container in containers():
+        assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
+        assert "livenessProbe" in container
+        image = container["image"]
+        assert image.startswith("clipsynth-") or re.search(r":\d+\.\d+\.\d+", image)
+    for pod in PODS:
+        folders = [v["emptyDir"] for v in pod["spec"]["template"]["spec"]["volumes"] if "emptyDir" in v]
+        assert folders
+        assert all("sizeLimit" in folder for folder in folders)
+
+
+def test_https_reaches_public_addresses_only():
+    policy = next(o for o in FILES["network.yaml"] if o["metadata"]["name"] == "to-https")
+    [rule] = policy["spec"]["egress"]
+    allowed = [
+        (ip_network(block["ipBlock"]["cidr"]), [ip_network(e) for e in block["ipBlock"].get("except", [])])
+        for block in rule["to"]
+    ]
+
+    def reaches(address):
+        return any(address in net and not any(address in part for part in gone) for net, gone in allowed)
+
+    private = ("10.1.2.3", "172.31.0.1", "192.168.1.1", "127.0.0.1", "169.254.169.254", "100.64.0.1")
+    for text in (*private, "224.0.0.1", "fd00::1", "fe80::1", "::1", "2002:a00::1"):
+        assert not reaches(ip_address(text)), text
+        assert not is_public(ip_address(text))
+    for text in ("1.1.1.1", "8.8.8.8", "2606:4700:4700::1111"):
+        assert reaches(ip_address(text)), text
 
 
 def test_settings_exist_and_commands_equal_those_of_compose():
