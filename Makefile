@@ -8,12 +8,15 @@ BIN := .venv/bin
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
-	touch $@
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit((3, 11) <= v <= (3, 14) and 0 or \
+		"Python 3.11 to 3.14 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
+	@echo "installing into .venv; this takes minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
+	@touch $@
 
 serve: setup
-	$(BIN)/clipsynth serve --port $(PORT)
+	@$(BIN)/clipsynth serve --port $(PORT)
 
 # Each process starts its own service and Redis.
 test: setup

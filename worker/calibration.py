@@ -1,9 +1,13 @@
-"""Measure the cost of a denoising step at start, which gives the batch limit and the time estimates."""
+"""The cost of a denoising step, which gives the batch limit and the time estimates.
+
+It is measured at start, and learned from the steps that follow: at the start the machine may be busy.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +17,7 @@ import torch
 
 if TYPE_CHECKING:
     from models.pipeline import ClipSynthPipeline
+    from worker.model_protocol import ServingModel
 
 logger = logging.getLogger(__name__)
 MAX_ROWS = 64
@@ -20,6 +25,14 @@ MAX_ROWS = 64
 BUDGET_S = 2.0
 # The limit is the smallest batch with this share of the best throughput.
 WORTH = 0.9
+# A larger batch is tried for up to TRY_STEPS steps, until TRIED_STEPS of them were larger. If it was not
+# worth it, a pause follows, which doubles each time.
+TRY_STEPS, TRIED_STEPS = 60, 6
+MIN_TRY_S, MAX_TRY_S = 5.0, 600.0
+KEPT_RATES = 20
+# Share that a step keeps of its weight with each later one.
+FORGETTING = 0.99
+EQUAL_SIZES = 1e-3
 # Two doublings must raise the throughput by this factor, or the measurement ends.
 WORTHWHILE = 1.1
 
@@ -36,6 +49,83 @@ class StepCost:
     def step_s(self) -> float:
         """Seconds of a full step."""
         return self.fixed_s + self.limit * self.token_s
+
+
+class CostLearner:
+    """Keeps the cost of a step up to date while the worker works.
+
+    While full steps are taken, it tries batches of twice the size now and then. They become the limit if they
+    raise the throughput as much as `measure` asks for. For the thread that takes the steps.
+
+    Attributes:
+        limit: most tokens of a step from now on.
+    """
+
+    def __init__(self, cost: StepCost, num_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with a measured cost; `num_tokens` per row."""
+        self.limit = self._accepted = cost.limit
+        self._row, self._clock = num_tokens, clock
+        self._most = max(cost.limit, MAX_ROWS * num_tokens)
+        self._full: deque[float] = deque(maxlen=KEPT_RATES)
+        self._tried: list[float] = []
+        self._try_at, self._pause_s, self._left = 0.0, MIN_TRY_S, 0
+        # Sums over steps, weighted by their age: of 1, x, y, x², xy, for tokens x and seconds y.
+        self._sums = np.zeros(5)
+        for tokens in (num_tokens, max(cost.limit, 2 * num_tokens)):
+            self._add(tokens, cost.fixed_s + tokens * cost.token_s)
+
+    @property
+    def cost(self) -> StepCost:
+        """The cost of a step by the latest steps."""
+        n, x, y, xx, xy = self._sums
+        # Steps of one size do not tell a fixed part from the rest; then all of it counts per token.
+        weight = EQUAL_SIZES * (x / n) ** 2
+        slope = (xy / n - x * y / n**2 + weight * y / x) / (xx / n - (x / n) ** 2 + weight)
+        token_s = min(max(1e-12, slope), y / x)
+        return StepCost(max(0.0, float(y - token_s * x) / n), float(token_s), self._accepted)
+
+    def bound(self, limit: int) -> None:
+        """Never use more tokens again: the device had no memory for more."""
+        self.limit = self._accepted = self._most = limit
+        self._left = 0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Take note of a step, and set the limit of the next one."""
+        self._add(tokens, seconds)
+        if self._left:
+            self._left -= 1
+            if self._accepted < tokens <= self.limit:
+                self._tried.append(tokens / seconds)
+            if len(self._tried) == TRIED_STEPS or not self._left:
+                self._decide()
+        elif self._accepted < 2 * tokens <= 2 * self._accepted:
+            self._full.append(tokens / seconds)
+            is_full = tokens + self._row > self._accepted and len(self._full) >= TRIED_STEPS
+            if is_full and 2 * self._accepted <= self._most and self._clock() >= self._try_at:
+                self.limit, self._left, self._tried = 2 * self._accepted, TRY_STEPS, []
+
+    def _decide(self) -> None:
+        # The first call of a shape also allocates memory and compiles kernels.
+        rates = self._tried[1:]
+        is_better = len(rates) > 1 and np.median(self._full) < WORTH * np.median(rates)
+        if is_better:
+            logger.info("%d tokens at a time are worth it, up to now %d", 2 * self._accepted, self._accepted)
+            self._accepted *= 2
+            self._full.clear()
+            self._full.extend(rates)
+        self._pause_s = MIN_TRY_S if is_better else min(2 * self._pause_s, MAX_TRY_S)
+        self._try_at = self._clock() + (0.0 if is_better else self._pause_s)
+        self.limit, self._left = self._accepted, 0
+
+    def _add(self, tokens: int, seconds: float) -> None:
+        self._sums = FORGETTING * self._sums + np.array(
+            [1.0, tokens, seconds, float(tokens) ** 2, tokens * seconds]
+        )
+
+
+def learner(model: ServingModel, cost: StepCost) -> CostLearner:
+    """Return a learner for a model with a measured cost."""
+    return CostLearner(cost, model.num_tokens(model.manifest.duration_s))
 
 
 def measure(step_s: Callable[[int], float], num_tokens: int) -> StepCost:

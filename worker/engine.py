@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from models.sampler import GROUP_ROWS, SamplerRow, advance
-from worker.calibration import free_cache, is_device_lost, is_out_of_memory
+from worker.calibration import CostLearner, free_cache, is_device_lost, is_out_of_memory
 from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, count_step, stage
 from worker.model_protocol import ServingModel
 
@@ -111,11 +111,12 @@ class Engine:
     Attributes:
         limit: most tokens of one network call; more rows take several calls. One row alone may exceed it.
         group_rows: rows of the network in a call for a sound of many windows that exceeds the limit.
+        learner: learns the limit from the steps, if there is one.
         step_s, stepped_at: duration and monotonic time of the last step.
     """
 
-    def __init__(self, model: ServingModel, *, limit: int) -> None:
-        self.model, self.limit = model, limit
+    def __init__(self, model: ServingModel, *, limit: int, learner: CostLearner | None = None) -> None:
+        self.model, self.limit, self.learner = model, limit, learner
         self.group_rows = GROUP_ROWS
         self.step_s = self.stepped_at = 0.0
         self.ended: queue.SimpleQueue[SamplingRequest] = queue.SimpleQueue()
@@ -207,7 +208,10 @@ class Engine:
             try:
                 advance(rows, self.model.velocity, self.group_rows)
                 self.stepped_at = time.monotonic()
-                count_step(rows, self.stepped_at - started)
+                count_step(rows, seconds := self.stepped_at - started)
+                if self.learner:
+                    self.learner.observe(weight(rows), seconds)
+                    self.limit = self.learner.limit
             except Exception as error:
                 if is_device_lost(error):
                     raise
@@ -219,6 +223,8 @@ class Engine:
                 OUT_OF_MEMORY.inc()
                 if len(chunk) > 1:
                     self.limit = max(1, weight(rows) // 2)
+                    if self.learner:
+                        self.learner.bound(self.limit)
                 else:
                     self.group_rows //= 2
                 sizes = len(chunk), self.limit, self.group_rows

@@ -69,7 +69,7 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     started = time.perf_counter()
     state = JobStore.from_settings(connect(settings.redis_url), settings)
     state.announce_starting(info)
-    from worker.calibration import is_out_of_memory
+    from worker.calibration import is_out_of_memory, learner
     from worker.engine import Engine
 
     try:
@@ -86,7 +86,7 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     from worker.rq_adapter.worker import BatchWorker
 
     runner = JobRunner(predictor, state, Storage(settings.results_url), max_attempts=settings.max_attempts)
-    engine = Engine(predictor, limit=cost.limit)
+    engine = Engine(predictor, limit=cost.limit, learner=learner(predictor, cost))
     worker = BatchWorker(
         get_queue(info.name, connect(settings.redis_url)),
         redis_url=settings.redis_url,
@@ -146,7 +146,7 @@ def model_info(
 
 
 def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> ModelInfo:
-    """Add the measured cost to the description of a bundle."""
+    """Add the cost of a step to the description of a bundle."""
     return info.model_copy(
         update={
             "precision": predictor.dtype,
@@ -200,21 +200,26 @@ class ServedBundle:
                 )
                 return
         new_info = with_cost(info, predictor, cost)
-        self.worker.swap_when_idle(lambda: self._exchange(predictor, new_info, cost.limit))
+        self.worker.swap_when_idle(lambda: self._exchange(predictor, new_info, cost))
 
-    def _exchange(self, predictor: ServingModel, info: ModelInfo, limit: int) -> None:
-        self.worker.runner.model = predictor
-        self.worker.engine.model, self.worker.engine.limit = predictor, limit
+    def _exchange(self, predictor: ServingModel, info: ModelInfo, cost: StepCost) -> None:
+        from worker.calibration import learner
+
+        engine = self.worker.engine
+        self.worker.runner.model = engine.model = predictor
+        engine.limit, engine.learner = cost.limit, learner(predictor, cost)
         self.info = info
         metrics.UP.clear()
         logger.info("model %s is now version %s", info.name, info.version)
         self.announce()
 
     def announce(self) -> None:
-        """Publish the description of the bundle; it expires after MODEL_TTL_S."""
+        """Publish the description of the bundle, with its latest cost; it expires after MODEL_TTL_S."""
+        learner = self.worker.engine.learner
+        info = with_cost(self.info, self.worker.runner.model, learner.cost) if learner else self.info
         metrics.UP.labels(self.info.name, self.info.version).set(1)
         try:
-            self.worker.runner.state.announce(self.info)
+            self.worker.runner.state.announce(info)
         except RedisError:
             logger.warning("cannot announce the model: Redis does not answer")
 
