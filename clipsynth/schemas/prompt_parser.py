@@ -4,7 +4,7 @@
 
 Recognised are adjectives before the sound source ("a low piano"), adjectives alone between commas ("piano,
 low"), and adverbs ("barking loudly"). Ambiguous words are left in the text: "not loud", "slightly loud", "the
-rain is loud", "a soft drink", "a low-rise building", and words that contradict each other.
+rain is loud", "a soft drink", "a low-rise building", "low flying", "bright red", and words that contradict each other.
 """
 
 from __future__ import annotations
@@ -45,23 +45,63 @@ WEAKER = _words(
 REACH = 3
 # An adjective after one of these describes a state ("the rain is loud").
 STATES = _words("is are was were be being sounds gets becomes")
-# By adjective: next words that make a name of both, which says nothing about the sound.
+# Words after which an adjective describes a look, a place, a material or a movement.
+_COLOURS = "red orange yellow green blue purple violet pink brown black white grey gray gold golden silver"
+_LIGHT = (
+    f"{_COLOURS} side light lights lighting lamp lamps sun sunlight sunshine sunny sunset sky skies day "
+    "morning moon moonlight star stars flash flames neon colour colours color colors colourful colorful "
+    "eyes smile idea future room screen spot"
+)
+_PLACES = (
+    "sea ocean water waters lake river pool well cave canyon valley hole forest woods jungle snow mud "
+    "sand end space shadow shadows grass"
+)
+_VEHICLES = (
+    "car cars train trains boat boats ferry ship plane planes jet bus motorcycle motorcycles motorbike "
+    "bike truck horse horses runner lane track traffic"
+)
+_THINGS = (
+    "pillow pillows blanket fur fabric cloth bed cushion carpet ground soil landing focus skin hands "
+    "heart touch"
+)
+# By adjective: next words that make a name of both, or that it describes in another sense than the sound.
 COMPOUNDS = {
-    "soft": "drink drinks ball toy toys serve rock shell close",
-    "loud": "speaker speakers hailer",
-    "bright": "side light lights sun sunlight sky day",
-    "dull": "day knife blade",
+    "soft": f"drink drinks ball toy toys serve rock shell top cheese ice {_THINGS} {_COLOURS} {_PLACES}",
+    "faint": f"hearted smell scent smile hope {_LIGHT}",
+    "loud": "speaker speakers hailer mouth shirt colours colors",
+    "bright": _LIGHT,
+    "dull": f"knife blade pain ache weather movie {_LIGHT}",
     "hissing": "cockroach cockroaches",
     "noisy": "miner miners",
-    "low": "tide battery pass cut light clouds fuel brass whistle end water rider",
-    "deep": "sea ocean water house fryer freeze forest space snow purple breath breathing",
-    "pure": "gold water silk air",
-    "fast": "food forward car cars train trains boat boats lane",
-    "slow": "cooker motion loris car cars train trains boat boats",
-    "dense": "forest fog jungle smoke",
+    "low": "tide battery pass cut clouds cloud fuel brass whistle end water rider frequency volume speed "
+    "budget bridge ceiling wall fence fat gear level power voltage pressure temperature altitude cost quality tech "
+    f"bar table {_LIGHT}",
+    "deep": "house fryer freeze freezer dive diver breath breathing fat sleep thought cut dish "
+    f"{_COLOURS} {_PLACES}",
+    "pure": f"gold water silk air wool cotton joy luck magic {_COLOURS} {_PLACES}",
+    "fast": f"food forward break bowler asleep internet charger {_VEHICLES}",
+    "slow": f"cooker motion mo loris dance food burn internet {_VEHICLES}",
+    "dense": f"fog smoke cloud clouds undergrowth bushes air city {_PLACES}",
     "busy": "signal tone line",
-    "single": "malt bed reed coil engine",
+    "single": "malt bed reed coil engine file track mother room ticket",
+    "sparse": "vegetation trees bushes furniture",
 }
+# Adjectives that say nothing else than how something sounds. The others may say how something moves or looks
+# before a form in -ing or -ed ("low flying", "bright lit"), unless it is one of sound.
+CLEAR = _words("loud quiet noisy hissing muffled high-pitched high-pitch low-pitched low-pitch")
+SOUNDING = _words(
+    "barking beating beeping bleating booming bubbling buzzing chanting chattering chiming chirping "
+    "clapping clicking clucking coughing cracking crackling crashing creaking croaking crowing crying "
+    "drilling dripping droning drumming grinding groaning growling grumbling gurgling hammering hissing "
+    "honking hooting howling humming jingling knocking laughing meowing moaning mooing playing popping "
+    "purring quacking rattling ringing roaring rumbling rustling screaming screeching shouting sighing "
+    "singing sizzling snapping sneezing snoring sobbing speaking splashing squeaking squealing "
+    "strumming talking tapping thudding thumping thundering ticking typing wailing whimpering whining "
+    "whirring whispering whistling yelling amplified distorted bowed plucked picked synthesized "
+    "synthesised muted recorded sustained"
+)
+# Names that look like such forms.
+NOUNS = _words("king string spring ring wing building lightning morning thing bed shed steed reed seed weed")
 SMALL = _words(
     "a an the and or but of in on at by to from with as than for is are was were be its his her "
     "their this that it into over near"
@@ -167,11 +207,11 @@ def _without(text: str, cuts: list[tuple[int, int, str]]) -> str:
 
 
 def _pattern(words: dict[str, tuple[str, str]]) -> str:
-    """Return a pattern for one of the words after up to three of STRONGER; a hyphen may be a space."""
+    """Return a pattern for one of the words after up to eight of STRONGER; a hyphen may be a space."""
     either = "|".join(
         word.replace("-", r"[-\s]") for sides in words.values() for word in " ".join(sides).split()
     )
-    return rf"(?<![\w'’-])(?:(?:{STRONGER})\s+){{0,3}}(?:{either})(?![\w'’-])"
+    return rf"(?<![\w'’-])(?:(?:{STRONGER})\s*,?\s+){{0,8}}(?:{either})(?![\w'’-])"
 
 
 ADJECTIVE, ADVERB = (re.compile(_pattern(words), re.IGNORECASE) for words in (ADJECTIVES, ADVERBS))
@@ -225,7 +265,15 @@ def _before_thing(text: str, terms: list[Term]) -> WordRun | None:
     end = behind.start("word")
     # In "a loud soft drink", the sound source is the soft drink.
     for place, term in enumerate(terms):
-        if behind["word"].lower() in COMPOUNDS.get(term.word, "").split():
+        if _describes_no_sound(term, behind["word"].lower()):
             terms, end = terms[:place], term.start
             break
     return WordRun(terms, terms[0].start, end, joint=" ") if terms else None
+
+
+def _describes_no_sound(term: Term, word: str) -> bool:
+    """Return whether an adjective before this word says, or may say, something else than how it sounds."""
+    if word in COMPOUNDS.get(term.word, "").split():
+        return True
+    is_form = word.endswith(("ing", "ed", "lit")) and word not in SOUNDING | NOUNS
+    return is_form and term.word not in CLEAR
