@@ -89,8 +89,8 @@ class CostLearner:
         self.limit = self._accepted = self._most = limit
         self._left = 0
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Take note of a step, and set the limit of the next one."""
+    def observe(self, tokens: int, seconds: float) -> int:
+        """Take note of a step; return the limit of the next one."""
         self._add(tokens, seconds)
         if self._left:
             self._left -= 1
@@ -103,6 +103,7 @@ class CostLearner:
             is_full = tokens + self._row > self._accepted and len(self._full) >= TRIED_STEPS
             if is_full and 2 * self._accepted <= self._most and self._clock() >= self._try_at:
                 self.limit, self._left, self._tried = 2 * self._accepted, TRY_STEPS, []
+        return self.limit
 
     def _decide(self) -> None:
         # The first call of a shape also allocates memory and compiles kernels.

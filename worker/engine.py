@@ -210,8 +210,7 @@ class Engine:
                 self.stepped_at = time.monotonic()
                 count_step(rows, seconds := self.stepped_at - started)
                 if self.learner:
-                    self.learner.observe(weight(rows), seconds)
-                    self.limit = self.learner.limit
+                    self.limit = self.learner.observe(weight(rows), seconds)
             except Exception as error:
                 if is_device_lost(error):
                     raise
@@ -227,8 +226,7 @@ class Engine:
                         self.learner.bound(self.limit)
                 else:
                     self.group_rows //= 2
-                sizes = len(chunk), self.limit, self.group_rows
-                logger.warning("out of memory with %d rows; at most %d tokens or %d windows now", *sizes)
+                logger.warning("no memory; now at most %d tokens, %d windows", self.limit, self.group_rows)
                 free_cache()
             else:
                 left = left[len(chunk) :]

@@ -75,9 +75,13 @@ def test_the_engine_learns_from_its_steps():
     seen = []
     cost = measure(lambda rows: 1.0, 10)
     learner = CostLearner(cost, 10)
-    learner.observe = lambda tokens, seconds: seen.append((tokens, seconds > 0))
+
+    def observe(tokens, seconds):
+        seen.append((tokens, seconds > 0))
+        return 50
+
+    learner.observe = observe
     engine = Engine(Toy(), limit=1, learner=learner)
-    learner.limit = 50
     condition = ConditionTokens(torch.ones(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
     engine.model.prompts["rain"] = 1.0
 
