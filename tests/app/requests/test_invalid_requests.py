@@ -61,8 +61,8 @@ def test_bad_json_is_a_problem(service, body, status, code):
         (image("JPEG", (300, 300))[:2000], 422, "image_undecodable"),
         (image("PNG", (300, 300))[:2000], 422, "image_undecodable"),
         (b"", 415, "unsupported_media"),
-        (b"\0" * 10_000_001, 413, "image_too_large"),
-        (b"\0" * 54_000_000, 413, "payload_too_large"),
+        (b"\0" * 25_000_001, 413, "image_too_large"),
+        (b"\0" * 101_000_000, 413, "payload_too_large"),
     ],
 )
 def test_bad_image_is_a_problem(service, data, status, code):

@@ -132,7 +132,7 @@ def test_what_has_not_expired_stays(service):
 
 def test_an_image_whose_request_was_never_queued_is_removed(service, monkeypatch):
     monkeypatch.setattr(Queue, "push_job_id", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr("clipsynth.jobs.store.RESERVATION_S", 0)
+    monkeypatch.setattr("clipsynth.jobs.store.UNCREATED_S", 0)
     assert service.post(files={"image": ("x", image("PNG"))}).status_code == 500
     assert len(list(Path(service.storage._root).iterdir())) == 1
     assert sweep(service.state, service.storage) == 1
