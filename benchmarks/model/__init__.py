@@ -3,6 +3,7 @@
 sampling_cost   what a sound costs, beside the shapes of SpecVQGAN and AudioLDM-S
 train_step      how much of the machine a training step uses
 vocoder         HiFi-GAN against Griffin-Lim on real mels
+prepare         what preparing a clip costs beside a bare decode
 correspondence  how well the correspondence score finds exchanged sounds
 plot_losses     a plot of the validation loss of runs
 """

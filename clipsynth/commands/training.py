@@ -47,6 +47,9 @@ def prepare(
     workers: Annotated[
         int, typer.Option(min=0, help="Number of processes; 0 uses this one.")
     ] = os.cpu_count() or 1,
+    device: Annotated[
+        str | None, typer.Option(help="Compute embeddings there in batches, e.g. cuda; default: on the CPU.")
+    ] = None,
     part: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only one of N parts, for several machines and `merge`.")
     ] = None,
@@ -83,6 +86,7 @@ def prepare(
             listing=listing,
             captions=captions,
             workers=workers,
+            device=device,
             part=_read_part(part) if part else None,
             stream=partial(stream_limited, limits=limits),
             remove=remove,

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,10 +50,21 @@ class VideoPreparer:
     """Prepares videos one at a time into files below `out`."""
 
     def __init__(
-        self, out: Path, options: PrepareOptions, encoder: JointEncoder, stream: Stream | None = None
+        self,
+        out: Path,
+        options: PrepareOptions,
+        encoder: JointEncoder,
+        stream: Stream | None = None,
+        encode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
-        """Prepare with `stream`, or decode in this process without limits."""
+        """Prepare videos.
+
+        Args:
+            stream: decodes in a process with limits; None decodes in this one.
+            encode: returns the embeddings of pixels; None computes them with `encoder`.
+        """
         self._out, self._options, self._encoder, self._stream = out, options, encoder, stream
+        self._encode = encode or partial(encode_batches, encoder, size=None)
         self._mel = MelSpectrogram()
 
     def __call__(self, task: Task) -> VideoRecord:
@@ -151,13 +162,28 @@ class VideoPreparer:
         }
         if self._options.speech:
             metadata["speech"] = speech_share(waveform, sample_rate)
-        embeds = self._encoder.encode_image([Image.fromarray(image) for image in window.images])
+        pixels = self._encoder.pixels([Image.fromarray(image) for image in window.images])
         arrays = {
             "waveform": (waveform * 32767).round().astype(np.int16),
             "mel": self._mel(torch.from_numpy(waveform)[None])[0].half().numpy(),
-            "embeds": embeds.half().cpu().numpy(),
+            "embeds": self._encode(pixels.numpy()),
         }
         return metadata, arrays
+
+
+def encode_batches(encoder: JointEncoder, pixels: np.ndarray, *, size: int | None) -> np.ndarray:
+    """Return the embeddings (N, D) fp16 of pixels (N, 3, S, S).
+
+    Args:
+        size: rows per call, the last call padded, so that a row's kernel does not depend on N; None for one
+            call.
+    """
+    rows = []
+    for start in range(0, len(pixels), size or len(pixels)):
+        part = torch.from_numpy(pixels[start : start + (size or len(pixels))])
+        padded = torch.cat([part, part.new_zeros((size or len(part)) - len(part), *part.shape[1:])])
+        rows.append(encoder.encode_pixels(padded)[: len(part)].half().cpu())
+    return np.asarray(torch.cat(rows).numpy())
 
 
 def motion(images: Sequence[np.ndarray]) -> float:

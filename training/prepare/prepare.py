@@ -14,18 +14,20 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.networks.encoder import JointEncoder
 from models.networks.load_encoder import load_encoder
-from training.prepare.features import Stream, Task, VideoPreparer, file_state
+from training.prepare.features import Stream, Task, VideoPreparer, encode_batches, file_state
 from training.prepare.finish import Filters, Finisher
 from training.prepare.folder import (
     PrepareOptions,
@@ -44,6 +46,7 @@ from training.prepare.folder import (
 from training.prepare.process_pool import Died, run_in_processes
 from training.prepare.sources import PrepareError, Source, find_sources
 
+BATCH = 64  # images per call on a device
 FEW = 10  # videos that may go without a question
 
 
@@ -65,6 +68,7 @@ def prepare(
     stream: Stream | None = None,
     remove: bool = False,
     filters: Filters | None = None,
+    device: str | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Prepare `videos` into `out`, or what changed of them; yield (videos done, total) after each video.
 
@@ -76,6 +80,7 @@ def prepare(
         part: (I, N), only every Nth video by the hash of its name, to merge later.
         stream: runs a generator in a child process with limits; None decodes without limits.
         remove: allow that most of the known videos are gone.
+        device: computes the embeddings, with workers in batches of several videos; None: each worker's CPU.
         filters: choose clips for training; all are in the shards, so another run may choose others.
 
     Raises:
@@ -101,7 +106,9 @@ def prepare(
         tasks = _tasks(sources, records, texts, prepared_ids(out))
         done = len(sources) - len(tasks)
         yield done, len(sources)
-        for record in _run(tasks, workers, out, options, encoder, stream):
+        # On the CPU, on every machine.
+        text_mean = encoder.class_anchors.mean(0).cpu()
+        for record in _run(tasks, workers, out, options, encoder, stream, device):
             records[record.video] = record
             append_record(out, record)
             done += 1
@@ -116,7 +123,7 @@ def prepare(
         known = {"skipped": found.skipped, "missing": found.missing, "ignored": found.ignored}
         known |= {"removed": sorted(gone)}
         finisher = Finisher(out, [out], current, options, filters or Filters())
-        finisher.finish(encoder.class_anchors.mean(0).cpu(), known, may_be_empty=part is not None)
+        finisher.finish(text_mean, known, may_be_empty=part is not None)
 
 
 def merge(out: Path, parts: Sequence[Path], filters: Filters | None = None) -> None:
@@ -174,20 +181,34 @@ def _run(
     options: PrepareOptions,
     encoder: JointEncoder,
     stream: Stream | None,
+    device: str | None,
 ) -> Iterator[VideoRecord]:
     """Yield the record of each task as it ends."""
+    encoder.to(device or "cpu")
     if workers == 0:
         yield from map(VideoPreparer(out, options, encoder, stream), tasks)
         return
-    for task, result in run_in_processes(_make_preparer, (out, options, stream), tasks, workers):
+    answer = partial(_encode, encoder) if device else None
+    for task, result in run_in_processes(_make_preparer, (out, options, stream), tasks, workers, answer):
         if isinstance(result, Died):
             result = VideoRecord(task.name, (), "", skipped=result.reason, retry=True)
         yield result
 
 
-def _make_preparer(out: Path, options: PrepareOptions, stream: Stream | None) -> VideoPreparer:
+def _make_preparer(
+    out: Path,
+    options: PrepareOptions,
+    stream: Stream | None,
+    encode: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> VideoPreparer:
     torch.set_num_threads(1)
-    return VideoPreparer(out, options, load_encoder(out / "encoder"), stream)
+    return VideoPreparer(out, options, load_encoder(out / "encoder"), stream, encode)
+
+
+def _encode(encoder: JointEncoder, pixels: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the embeddings of the windows of several processes."""
+    embeds = encode_batches(encoder, np.concatenate(pixels), size=BATCH)
+    return np.split(embeds, np.cumsum([len(rows) for rows in pixels])[:-1])
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, cast
@@ -24,10 +25,24 @@ class Died:
     reason: str
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a process asks of the caller."""
+
+    value: Any
+
+
 def run_in_processes(
-    make: Make, arguments: tuple[Any, ...], inputs: Sequence[Any], workers: int
+    make: Make,
+    arguments: tuple[Any, ...],
+    inputs: Sequence[Any],
+    workers: int,
+    answer: Callable[[list[Any]], list[Any]] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (input, result) as they end, of the function `make(*arguments)` that each process makes.
+
+    Args:
+        answer: answers the questions of several processes at once; `make` then gets a function that asks.
 
     Raises:
         RuntimeError: a process ended before it took an input.
@@ -39,8 +54,9 @@ def run_in_processes(
     try:
         while waiting or running:
             while len(running) < workers and len(running) < len(waiting) + len(running):
-                connection = _start(make, arguments, processes)
+                connection = _start(make, arguments, processes, answer is not None)
                 running[connection] = None
+            questions: dict[Connection, Any] = {}
             for ready in wait(list(running)):
                 connection = cast(Connection, ready)
                 task = running.pop(connection)
@@ -55,6 +71,9 @@ def run_in_processes(
                         continue
                     result = Died(f"it ends the process that prepares it, exit code {code}")
                 else:
+                    if isinstance(result, Question):
+                        running[connection], questions[connection] = task, result.value
+                        continue
                     if waiting:
                         running[connection] = following = waiting.pop()
                         connection.send(following[0])
@@ -62,16 +81,23 @@ def run_in_processes(
                         _end(connection, processes)
                 if task is not None:
                     yield task[0], result
+            if questions and answer:
+                for connection, value in zip(questions, answer(list(questions.values())), strict=True):
+                    # A process that has died shows itself at its next turn.
+                    with contextlib.suppress(ConnectionError):
+                        connection.send(value)
     finally:
         for connection in list(processes):
             processes[connection].terminate()
             _end(connection, processes)
 
 
-def _start(make: Make, arguments: tuple[Any, ...], processes: dict[Connection, SpawnProcess]) -> Connection:
+def _start(
+    make: Make, arguments: tuple[Any, ...], processes: dict[Connection, SpawnProcess], asks: bool
+) -> Connection:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, make, arguments), daemon=True)
+    process = context.Process(target=_work, args=(theirs, make, arguments, asks), daemon=True)
     process.start()
     theirs.close()
     processes[ours] = process
@@ -86,11 +112,16 @@ def _end(connection: Connection, processes: dict[Connection, SpawnProcess]) -> i
     return process.exitcode
 
 
-def _work(connection: Connection, make: Make, arguments: tuple[Any, ...]) -> None:
+def _ask(connection: Connection, value: Any) -> Any:
+    connection.send(Question(value))
+    return connection.recv()
+
+
+def _work(connection: Connection, make: Make, arguments: tuple[Any, ...], asks: bool) -> None:
     """Send None when ready, then a result for each input, until the connection is closed."""
     # The terminal's Ctrl-C is for the caller.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    function = make(*arguments)
+    function = make(*arguments, *([partial(_ask, connection)] if asks else []))
     connection.send(None)
     with contextlib.suppress(EOFError):
         while True:

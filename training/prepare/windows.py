@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import resource
+import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +55,12 @@ class PlainWindow:
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a video: why it cannot be used, or what is left out of it."""
+    """The end of a video: why it cannot be used, or what is left out of it, and what this process took."""
 
     error: str | None
     notes: list[str]
+    cpu_s: float
+    peak_bytes: int
 
 
 def decode_windows(
@@ -68,6 +72,7 @@ def decode_windows(
     if digest in known:
         return
     notes: list[str] = []
+    reason = None
     try:
         for window in read_windows(
             Path(path), sample_rate=sample_rate, frames_per_s=frames_per_s, clip_s=clip_s, notes=notes
@@ -76,9 +81,10 @@ def decode_windows(
             times = [round(frame.time_s, 3) for frame in window.frames]
             yield PlainWindow(window.start_s, window.waveform, times, frames)
     except VideoError as error:
-        yield Ending(str(error), [])
-    else:
-        yield Ending(None, notes)
+        reason, notes = str(error), []
+    yield Ending(
+        reason, notes, time.process_time(), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
 
 
 def read_windows(

@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 
 from models.media.shards import ShardReader, member_offsets, write_shard
 from models.networks.open_clip import OpenClipEncoder
+from models.networks.packaged import PackagedEncoder
 from tests.support.constants import TINY_CLIP
 from tests.support.videos import flashes, write_flashes, write_video
 from training.data.clips import load_clips
 from training.prepare.duplicates import fingerprint, near_duplicates
 from training.prepare.folder import PrepareOptions
-from training.prepare.prepare import PrepareError, prepare
+from training.prepare.prepare import BATCH, PrepareError, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +91,24 @@ def test_a_killed_run_resumes_with_the_same_bytes(videos, prepared, encoder, tmp
 def test_processes_make_the_same_bytes(videos, prepared, encoder, tmp_path):
     list(prepare(videos, tmp_path, encoder, options=SMALL, workers=2))
     assert contents(tmp_path) == contents(prepared)
+
+
+def test_a_device_encodes_the_windows_of_all_processes(videos, prepared, encoder, tmp_path, monkeypatch):
+    batches = []
+    own = PackagedEncoder.encode_pixels
+
+    def encode_pixels(self, pixels):
+        batches.append(len(pixels))
+        return own(self, pixels)
+
+    monkeypatch.setattr(PackagedEncoder, "encode_pixels", encode_pixels)
+    list(prepare(videos, tmp_path, encoder, options=SMALL, workers=2, device="cpu"))
+    assert set(batches) == {BATCH}
+    a, b = load_clips(tmp_path), load_clips(prepared)
+    assert len(a.train) == len(b.train)
+    for i in range(len(a.train)):
+        np.testing.assert_array_equal(a.train.waveform(i), b.train.waveform(i))
+        np.testing.assert_allclose(a.train.embeds(i), b.train.embeds(i), atol=2e-3)
 
 
 def test_other_options_and_empty_folders_are_rejected(videos, prepared, encoder, tmp_path):
