@@ -44,9 +44,11 @@ def prepare(
     ] = None,
     clip_seconds: Annotated[float, typer.Option(min=0.5, help="Length of the clips.")] = 5.0,
     frames_per_s: Annotated[float, typer.Option(min=0.01, help="Video frames to keep per second.")] = 1.0,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Number of processes; 0 uses this one.")
-    ] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes; 0 uses this one.")] = len(
+        os.sched_getaffinity(0)
+    )
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count() or 1,
     device: Annotated[
         str | None, typer.Option(help="Compute embeddings there in batches, e.g. cuda; default: on the CPU.")
     ] = None,
