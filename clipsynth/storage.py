@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import struct
 import time
 from collections.abc import Iterable, Iterator
@@ -25,9 +26,13 @@ CHECK_BYTES = 65_536  # a few bytes may still fit on a full disk
 _LENGTH = struct.Struct(">I")
 _ID = re.compile(r"gen_[0-9a-f]{26}")
 _ATTEMPT = re.compile("[0-9a-f]{8}")
-_KEY = re.compile(
-    rf"{_ID.pattern}/(in/|{_ATTEMPT.pattern}/)?[0-9]\.({'|'.join(('png', 'json', 'views', *MEDIA_TYPES))})"
+_NUMBERED = (
+    rf"({_ATTEMPT.pattern}/)?[0-9]\.({'|'.join(('json', 'views', 'mp4', 'webm', 'png', *MEDIA_TYPES))})"
 )
+# A video has up to 32 scenes.
+_SCENE = rf"{_ATTEMPT.pattern}/[0-9]{{1,2}}\.scene"
+_KEY = re.compile(rf"{_ID.pattern}/(in/[0-9]\.png|in/video\.(mp4|webm)|{_SCENE}|{_NUMBERED})")
+CHUNK_BYTES = 262_144
 
 
 def image_key(generation_id: str, n: int = 0) -> str:
@@ -36,8 +41,24 @@ def image_key(generation_id: str, n: int = 0) -> str:
 
 
 def is_image_key(key: str) -> bool:
-    """Return whether a key from outside is one of `image_key`."""
-    return "/in/" in key and _KEY.fullmatch(key) is not None
+    """Return whether a key from outside is one of `image_key` or `scene_key`."""
+    is_image = re.search(r"/in/[0-9]\.png$|\.scene$", key)
+    return is_image is not None and _KEY.fullmatch(key) is not None
+
+
+def video_key(generation_id: str, extension: str) -> str:
+    """Return the key of a request's video, without its sound."""
+    return f"{generation_id}/in/video.{extension}"
+
+
+def result_video_key(folder: str, n: int, extension: str) -> str:
+    """Return the key of the video with the sound of output n in a folder of results."""
+    return f"{folder}/{n}.{extension}"
+
+
+def scene_key(folder: str, n: int) -> str:
+    """Return the key of the image of scene n in a folder of results."""
+    return f"{folder}/{n}.scene"
 
 
 def new_attempt() -> str:
@@ -79,8 +100,8 @@ class Storage:
         self._answered_at: float | None = None
         self._has_keys, self._looked_for_keys_at = False, float("-inf")
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write a file.
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Write a file: bytes, or a copy of a local file.
 
         Raises:
             StorageUnavailable: it cannot be written.
@@ -93,9 +114,12 @@ class Storage:
                 self._answered_at = None
                 raise
 
-    def _put(self, path: str, data: bytes) -> None:
+    def _put(self, path: str, data: bytes | Path) -> None:
         if not self._renames:
-            self._fs.pipe_file(path, data)
+            if isinstance(data, Path):
+                self._fs.put_file(str(data), path)
+            else:
+                self._fs.pipe_file(path, data)
             return
         temporary = f"{path}.{secrets.token_hex(8)}.tmp"
         try:
@@ -122,6 +146,37 @@ class Storage:
                 return bytes(self._fs.cat_file(self._path(key)))
             except FileNotFoundError:
                 raise NotFound(f"there is no file {key!r}") from None
+
+    def local(self, key: str, copy: Path) -> Path:
+        """Return a path of a file on this machine, for reading: its own, or that of a copy of an object.
+
+        Raises as `get`.
+        """
+        path = self._path(key)
+        if self._renames:
+            self.size(key)
+            return Path(path)
+        with _reaching(key):
+            try:
+                self._fs.get_file(path, str(copy))
+            except FileNotFoundError:
+                raise NotFound(f"there is no file {key!r}") from None
+        return copy
+
+    def size(self, key: str) -> int:
+        """Return the size of a file in bytes; raises as `get`."""
+        with _reaching(key):
+            try:
+                return int(self._fs.size(self._path(key)))
+            except FileNotFoundError:
+                raise NotFound(f"there is no file {key!r}") from None
+
+    def chunks(self, key: str, part: range) -> Iterator[bytes]:
+        """Yield the bytes of a part of a file; raises as `get`."""
+        with _reaching(key), self._fs.open(self._path(key), "rb", block_size=CHUNK_BYTES) as file:
+            file.seek(part.start)
+            for start in range(part.start, part.stop, CHUNK_BYTES):
+                yield file.read(min(CHUNK_BYTES, part.stop - start))
 
     def put_previews(self, folder: str, n: int, *, spectrogram: bytes, peaks: bytes) -> None:
         """Write spectrogram and peaks of output n as one file: each file costs as much as the sound's.
@@ -217,9 +272,13 @@ def free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _write(path: str, data: bytes) -> None:
+def _write(path: str, data: bytes | Path) -> None:
     with open(path, "xb") as file:
-        file.write(data)
+        if isinstance(data, Path):
+            with data.open("rb") as source:
+                shutil.copyfileobj(source, file)
+        else:
+            file.write(data)
 
 
 @contextlib.contextmanager

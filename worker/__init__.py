@@ -7,5 +7,6 @@ model_protocol.py  The interface of a model to the worker.
 predictor.py       This interface on a loaded bundle.
 calibration.py     The measured cost of a step, and the batch limit.
 output_files.py    Audio, spectrogram and peaks as files.
+video.py           The scenes of a video, and the video with a sound.
 metrics.py         Prometheus metrics.
 """

@@ -48,6 +48,10 @@ class ServingModel(Protocol):
             ValueError: the bundle cannot do this; the message is safe for the client.
         """
 
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return embeddings (N, D) of images, at unit norm: those of the bundle's encoder."""
+        raise NotImplementedError
+
     def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
         """Return the waveforms (T,) of rows with equal numbers of components and tokens."""
 

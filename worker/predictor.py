@@ -141,6 +141,13 @@ class Predictor(ServingModel):
             loop=payload.loop,
         )
 
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        with torch.inference_mode():
+            # One at a time: the memory of a video's images together would be large.
+            rows = [self.pipeline.encoder.encode_image([image])[0] for image in images]
+            embeddings: np.ndarray = torch.stack(rows).float().cpu().numpy()
+        return embeddings
+
     def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
         return self.pipeline.decode(rows, duration_s)
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 
 from clipsynth.errors import RangeNotSatisfiable
+from clipsynth.storage import Storage
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -21,7 +24,36 @@ def file_response(request: Request, data: bytes, *, media_type: str, disposition
     Raises:
         RangeNotSatisfiable: the range starts after the end.
     """
-    etag = f'"{hashlib.sha256(data).hexdigest()}"'
+    digest = hashlib.sha256(data).hexdigest()
+    return _respond(
+        request, len(data), digest, lambda part: data[part.start : part.stop], media_type, disposition
+    )
+
+
+def stored_response(
+    request: Request, storage: Storage, key: str, *, etag: str, media_type: str, disposition: str
+) -> Response:
+    """Return a stored file as `file_response`, but read it while it is sent.
+
+    Args:
+        etag: a name of the file's content.
+
+    Raises:
+        NotFound, StorageUnavailable: as `Storage.get`.
+    """
+    size = storage.size(key)
+    return _respond(request, size, etag, lambda part: storage.chunks(key, part), media_type, disposition)
+
+
+def _respond(
+    request: Request,
+    size: int,
+    digest: str,
+    read: Callable[[range], bytes | Iterator[bytes]],
+    media_type: str,
+    disposition: str,
+) -> Response:
+    etag = f'"{digest}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
@@ -31,17 +63,34 @@ def file_response(request: Request, data: bytes, *, media_type: str, disposition
 
     # Conditions and ranges apply to GET and HEAD only (RFC 9110, 13.1.2 and 14.2).
     if request.method == "POST":
-        return Response(data, 200, headers, media_type)
+        return _body(200, headers, media_type, range(size), read)
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     if known & {etag, "*"}:
         return Response(status_code=304, headers=headers)
-    status, part = 200, data
+    status, part = 200, range(size)
     # A range is of GET only (14.2).
     asked = "" if "is_head" in request.scope else request.headers.get("range", "")
-    if request.headers.get("if-range", etag) == etag and (span := _parse(asked, len(data))):
-        status, part = 206, data[span.start : span.stop]
-        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{len(data)}"
-    return Response(part, status, headers, media_type)
+    if request.headers.get("if-range", etag) == etag and (span := _parse(asked, size)):
+        status, part = 206, span
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
+    if "is_head" in request.scope:
+        headers["Content-Length"] = str(size)
+        return Response(None, status, headers, media_type)
+    return _body(status, headers, media_type, part, read)
+
+
+def _body(
+    status: int,
+    headers: dict[str, str],
+    media_type: str,
+    part: range,
+    read: Callable[[range], bytes | Iterator[bytes]],
+) -> Response:
+    body = read(part)
+    if isinstance(body, bytes):
+        return Response(body, status, headers, media_type)
+    length = {"Content-Length": str(len(part))}
+    return StreamingResponse(body, status, {**headers, **length}, media_type)
 
 
 def _parse(header: str, size: int) -> range | None:

@@ -186,6 +186,11 @@ class Output(Nearness):
     peaks_url: RoutePath | None = Field(
         default=None, description="Waveform peaks in audiowaveform's JSON format."
     )
+    video_url: RoutePath | None = Field(
+        default=None,
+        description="With a video: the same video with this sound.",
+        exclude_if=lambda value: value is None,
+    )
 
 
 class Delivery(BaseModel):

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from clipsynth.schemas.model_info import Method, ModelInfo
-from clipsynth.schemas.prompts import Composition, StoredItem, StoredPrompt
+from clipsynth.schemas.prompts import Composition, StoredItem, StoredPrompt, StoredVideo
 
 # wav has 16 bits, as flac.
 Format = Literal["wav", "wav_24", "wav_float", "flac", "ogg", "mp3"]
@@ -164,6 +164,7 @@ class JobPayload(BaseModel):
     rank: int = Field(default=0, ge=0)
     loop: bool = Field(default=False, exclude_if=lambda value: not value)
     timeline: list[StoredItem] | None = Field(default=None, exclude_if=lambda value: value is None)
+    video: StoredVideo | None = Field(default=None, exclude_if=lambda value: value is None)
     seed: int = Field(ge=0, lt=2**32)
     num_inference_steps: int = Field(ge=1, le=200)
     guidance_scale: float

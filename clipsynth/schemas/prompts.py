@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 MAX_PROMPTS = 8
+MAX_TIMELINE = 32
 MAX_IMAGES = 4
 MAX_TEXT = 1000
 # Limits of a weight's magnitude.
@@ -128,3 +129,13 @@ class StoredItem(StoredPrompt):
     end_s: float
     attributes: dict[str, float] = {}
     fade_s: float = 0.25
+
+
+class StoredVideo(BaseModel):
+    """The video of a job payload, without its sound: container, content, and length in seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    extension: Literal["mp4", "webm"]
+    sha256: str
+    seconds: float
