@@ -27,6 +27,12 @@ class InvalidRequest(ClipSynthError):
     code = "invalid_request"
 
 
+class UnreadablePrompt(ClipSynthError):
+    """A text has no letter of a script that the model reads."""
+
+    code = "unreadable_prompt"
+
+
 class AttributeUnavailable(ClipSynthError):
     """The model does not support a requested attribute."""
 

@@ -14,7 +14,12 @@ from models.schedule import share_at
 FILE_NAME = "clipsynth.json"
 FORMAT_VERSION = 1
 # Fields that the first bundles lack. At their default they are left out of the hash, so old versions stay.
-ADDED = ("time_shift", "attribute_reach")
+ADDED = ("time_shift", "attribute_reach", "scripts")
+# ISO 15924 codes of the scripts that an encoder reads, for bundles that do not say so.
+SCRIPTS = {
+    "PackagedEncoder": ["Latn"],
+    "MultilingualEncoder": ["Latn", "Cyrl", "Arab", "Hani", "Jpan", "Kore", "Thai"],
+}
 
 
 class BundleError(ValueError):
@@ -48,6 +53,7 @@ class Manifest:
         attributes: quantiles of the training clips, as `models.audio.attributes.Scales` keeps them.
         attribute_reach: margin of attribute targets beyond the clips near the query, as a share of all clips
             (`models.conditioning.attribute_targets`). Saved under this name.
+        scripts: ISO 15924 codes of the scripts that the encoder reads; empty for those in `SCRIPTS`.
         sha256: hash of every file but this one, by relative path.
     """
 
@@ -63,6 +69,7 @@ class Manifest:
     output_gain: float = 1.0
     attributes: dict[str, list[float]] = field(default_factory=dict)
     attribute_reach: float = 0.0
+    scripts: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
     sha256: dict[str, str] = field(default_factory=dict)
 
@@ -103,6 +110,7 @@ class Manifest:
         try:
             values = json.loads(path.read_text())
             values["guidance_interval"] = tuple(values["guidance_interval"])
+            values["scripts"] = tuple(values.get("scripts", ()))
             manifest = cls(**values)
         except (TypeError, KeyError, json.JSONDecodeError) as error:
             raise BundleError(f"{FILE_NAME} of {folder} cannot be read: {error}") from error

@@ -24,7 +24,7 @@ from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 from models.audio.attributes import taken
-from models.bundle import Manifest
+from models.bundle import SCRIPTS, Manifest
 from worker import metrics
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def describe(settings: Settings) -> ModelInfo:
     """
     try:
         manifest = Manifest.read(settings.model)
-        return model_info(manifest, read_scalars(settings.model), methods(settings, manifest))
+        return _info(settings, manifest)
     except (OSError, ValueError) as error:
         raise ModelUnusable(str(error)) from error
 
@@ -131,17 +131,34 @@ def methods(settings: Settings, manifest: Manifest) -> list[Method]:
     return ["diffusion", "retrieval"] if retrieves else ["diffusion"]
 
 
+def read_scripts(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the scripts that a bundle's encoder reads; empty if they are not known."""
+    file = folder / "encoder" / "config.json"
+    encoder: str = json.loads(file.read_text()).get("_class_name", "") if file.is_file() else ""
+    return list(manifest.scripts or SCRIPTS.get(encoder, ()))
+
+
+def _info(settings: Settings, manifest: Manifest) -> ModelInfo:
+    folder = settings.model
+    offered = methods(settings, manifest)
+    return model_info(manifest, read_scalars(folder), offered, read_scripts(folder, manifest))
+
+
 def model_info(
-    manifest: Manifest, scalars: Sequence[str] = (), methods: Sequence[Method] = ("diffusion",)
+    manifest: Manifest,
+    scalars: Sequence[str] = (),
+    methods: Sequence[Method] = ("diffusion",),
+    scripts: Sequence[str] = (),
 ) -> ModelInfo:
     """Describe a bundle for the API before it is loaded; `scalars` as `read_scalars` returns them."""
-    later = {"attributes", "cost", "device", "methods", "precision", "window_s"}
+    later = {"attributes", "cost", "device", "methods", "precision", "scripts", "window_s"}
     fields = ModelInfo.model_fields.keys() - later
     return ModelInfo(
         **{name: getattr(manifest, name) for name in fields},
         attributes=list(taken(manifest.attributes, scalars)),
         methods=list(methods),
         window_s=manifest.max_duration_s,
+        scripts=list(scripts),
     )
 
 
@@ -189,8 +206,7 @@ class ServedBundle:
             try:
                 predictor = self.load(self.settings)
                 manifest = predictor.manifest
-                offered = methods(self.settings, manifest)
-                info = model_info(manifest, read_scalars(self.settings.model), offered)
+                info = _info(self.settings, manifest)
                 if info.name != self.info.name:
                     raise ValueError(f"its name is {info.name!r}, but this worker serves {self.info.name!r}")
                 cost = predictor.measure()

@@ -4,5 +4,6 @@ body.py          JSON and form bodies, validated.
 upload.py        Bodies on their way in: budgets, and files for large ones.
 decode_image.py  Decode one image; runs in a limited child process.
 images.py        Images of a request, checked and re-encoded.
+texts.py   Texts as the model can read them.
 submit.py        Defaults and limits of the model, idempotency, admission, submission.
 """

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from app.dependencies import Services
 from app.requests.images import ReadImage, RequestImage, read_images
+from app.requests.texts import readable
 from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
 from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady, TooLong
 from clipsynth.jobs import idempotency
@@ -44,11 +45,14 @@ def accept(
     wanted: GenerationRequest,
     files: Mapping[str, ReadImage],
     idempotency_key: str | None,
+    *,
+    is_replay: bool = False,
 ) -> tuple[Generation, bool]:
     """Resolve a request, reserve a place, store its images, and submit its job.
 
     Args:
         files: files of a form, which `wanted` names as `part:<name>`.
+        is_replay: as for `resolve`.
 
     Returns:
         The generation, and whether an earlier request with the same idempotency key has created it.
@@ -65,7 +69,7 @@ def accept(
             return _earlier(services, caller, idempotency.bound_id(bound, claim)), True
     services.budgets.room.check()
     model = state.model(wanted.model)
-    payload = resolve(wanted, model, generation_id, settings)
+    payload = resolve(wanted, model, generation_id, settings, is_replay=is_replay)
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
     reservation.rate_per_s, reservation.max_kept_bytes = caller.rate_per_s, caller.max_kept_bytes
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
@@ -166,9 +170,22 @@ def _earlier(services: Services, caller: ApiKey, generation_id: str) -> Generati
 
 
 def resolve(
-    wanted: GenerationRequest, model: ModelInfo, generation_id: str, settings: Settings
+    wanted: GenerationRequest,
+    model: ModelInfo,
+    generation_id: str,
+    settings: Settings,
+    *,
+    is_replay: bool = False,
 ) -> JobPayload:
-    """Fill in the model's defaults, a seed and the keys of images; check the limits."""
+    """Fill in the model's defaults, a seed and the keys of images; check the limits.
+
+    Args:
+        is_replay: the texts come from a recipe and stay as they are.
+    """
+
+    def read(text: str | None, pointer: str) -> str | None:
+        return text if text is None or is_replay else readable(text, model, pointer)
+
     if wanted.method not in model.methods:
         raise MethodUnavailable(
             f"/method: model {model.name} offers {', '.join(model.methods)}, not {wanted.method}"
@@ -176,13 +193,15 @@ def resolve(
     is_retrieval = wanted.method == "retrieval"
     has_image = wanted.image is not None or wanted.image_url is not None
     requested = None if wanted.attributes is None else wanted.attributes.model_dump(exclude_none=True)
-    prompt, attributes = resolve_attributes(wanted.prompt, requested, model.attributes, model=model.name)
+    prompt, attributes = resolve_attributes(
+        read(wanted.prompt, "/prompt"), requested, model.attributes, model=model.name
+    )
     prompts = (
         None
         if wanted.prompts is None
         else [
             StoredPrompt(
-                text=item.text,
+                text=read(item.text, f"/prompts/{n}/text"),
                 image_key=image_key(generation_id, n) if item.is_image else None,
                 weight=item.weight,
             )
@@ -195,7 +214,7 @@ def resolve(
         prompts=prompts,
         composition=wanted.composition,
         image_key=image_key(generation_id) if has_image else None,
-        negative_prompt=wanted.negative_prompt,
+        negative_prompt=read(wanted.negative_prompt, "/negative_prompt"),
         attributes=attributes,
         method=wanted.method,
         rank=wanted.rank,

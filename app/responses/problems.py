@@ -29,6 +29,7 @@ STATUS = {
     "forbidden": 403,
     "invalid_request": 422,
     "model_not_found": 422,
+    "unreadable_prompt": 422,
     "attribute_unavailable": 422,
     "method_unavailable": 422,
     "idempotency_mismatch": 422,

@@ -73,6 +73,7 @@ def guidance_scale(prompt_influence: float, own: float) -> float:
         200: {"description": "the sound; `Generation-Id` names its generation", "content": SOUND},
         **problems(
             "invalid_body",
+            "unreadable_prompt",
             "model_not_found",
             "too_long",
             "gone",

@@ -24,6 +24,7 @@ router = APIRouter(tags=["generations"])
     openapi_extra={"requestBody": request_body()},
     responses=problems(
         "invalid_body",
+        "unreadable_prompt",
         "model_not_found",
         "attribute_unavailable",
         "method_unavailable",

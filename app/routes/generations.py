@@ -67,6 +67,7 @@ class Removed(BaseModel):
         },
         **problems(
             "invalid_body",
+            "unreadable_prompt",
             "model_not_found",
             "attribute_unavailable",
             "method_unavailable",

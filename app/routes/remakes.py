@@ -112,7 +112,9 @@ async def replay(request: Request, response: Response, services: ServicesDep, ca
     body = await read_json(request, services, caller, ReplayRequest)
     wanted, files = await run_in_threadpool(_wanted, services, body.recipe)
     async with image_slot(services, caller, wanted):
-        generation = (await run_in_threadpool(accept, services, caller, wanted, files, None))[0]
+        generation = (await run_in_threadpool(accept, services, caller, wanted, files, None, is_replay=True))[
+            0
+        ]
     response.headers.update({"Location": generation.links["self"], "Retry-After": "1"})
     return generation
 

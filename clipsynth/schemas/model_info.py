@@ -34,6 +34,9 @@ class ModelInfo(BaseModel):
     duration_s: float = Field(description="Default duration_s.")
     num_inference_steps: int = Field(description="Default number of denoising steps.")
     guidance_scale: float = Field(description="Default guidance_scale.")
+    scripts: list[str] = Field(
+        default=[], description="ISO 15924 codes of the scripts that it reads; empty if unknown."
+    )
     attributes: list[str] = Field(default=[], description="Attributes that a request may have.")
     methods: list[Method] = Field(default=["diffusion"], description="Methods that a request may have.")
     precision: str = Field(

@@ -4,7 +4,8 @@
 
 Recognised are adjectives before the sound source ("a low piano"), adjectives alone between commas ("piano,
 low"), and adverbs ("barking loudly"). Ambiguous words are left in the text: "not loud", "slightly loud", "the
-rain is loud", "a soft drink", "a low-rise building", "low flying", "bright red", and words that contradict each other.
+rain is loud", "a soft drink", "a low-rise building", "low flying", "bright red", and words that contradict
+each other.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ COMPOUNDS = {
     "dull": f"knife blade pain ache weather movie {_LIGHT}",
     "hissing": "cockroach cockroaches",
     "noisy": "miner miners",
-    "low": "tide battery pass cut clouds cloud fuel brass whistle end water rider frequency volume speed "
-    "budget bridge ceiling wall fence fat gear level power voltage pressure temperature altitude cost quality tech "
-    f"bar table {_LIGHT}",
+    "low": "tide battery pass cut clouds cloud fuel brass whistle end water rider frequency volume "
+    "speed budget bridge ceiling wall fence fat gear level power voltage pressure temperature "
+    f"altitude cost quality tech bar table {_LIGHT}",
     "deep": "house fryer freeze freezer dive diver breath breathing fat sleep thought cut dish "
     f"{_COLOURS} {_PLACES}",
     "pure": f"gold water silk air wool cotton joy luck magic {_COLOURS} {_PLACES}",
