@@ -29,9 +29,6 @@ PNG = image("PNG")
 DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 
 
-# ------------------------------------------------------------------------------------------ any set
-
-
 def either(good, bad):
     """A value, and whether it should be accepted; good ones far more often, or no set would be."""
     return st.integers(0, 15).flatmap(

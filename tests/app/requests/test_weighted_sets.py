@@ -28,9 +28,6 @@ DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 PIANO, RAIN, SPEECH = {"text": "piano"}, {"text": "rain", "weight": 0.5}, {"text": "speech", "weight": -0.5}
 
 
-# ------------------------------------------------------------------------------------------ over HTTP
-
-
 def test_a_weighted_set_sounds_the_same_in_any_order(service):
     items = [PIANO, {"image": DATA_URL, "weight": 2}, RAIN, SPEECH]
     one, other = (

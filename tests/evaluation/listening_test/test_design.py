@@ -21,8 +21,6 @@ from evaluation.plan import Sample, once
 from models.audio.level import MAX_PEAK
 from tests.support.rated_sounds import RATE, tone, write_manifest, write_sound
 
-# --- what is heard
-
 
 def test_all_sounds_are_played_at_one_level(items):
     levels = [level_dbfs(*soundfile.read(_as_file(item))) for item in items]

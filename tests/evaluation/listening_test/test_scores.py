@@ -8,8 +8,6 @@ from clipsynth.cli import app
 from evaluation.listening_test.ratings import SCALES, StoredRating
 from evaluation.listening_test.scores import krippendorff_alpha, score, to_markdown
 
-# --- score
-
 
 def planted(values):
     """Answers of raters to items; `values` {system: (raters, queries)}."""

@@ -13,8 +13,6 @@ from evaluation.listening_test.scores import score
 from evaluation.listening_test.server import create_app
 from tests.support.browser import open_chromium
 
-# --- server
-
 
 def test_raters_have_an_address_or_cookie_and_see_no_system(items, answers):
     client = TestClient(create_app(items, answers, seed=0))
@@ -121,9 +119,6 @@ def test_answers_are_still_there_when_the_server_comes_back(served, items, answe
     again.get("/?rater=anna")
     assert again.get("/next").json()["done"] == 1
     assert again.get("/next").json()["item"]["id"] != first
-
-
-# --- score
 
 
 def planted(values):
