@@ -103,7 +103,7 @@ def export(
         min_duration_s=0.5,
         max_duration_s=clips.max_duration_s,
         output_gain=round(clips.output_gain, 4),
-        attributes=Scales.of(by_name(line["attributes"]) for line in clips.train.index).to_lists(),
+        attributes=Scales.of(by_name(clips.train.attributes(i)) for i in range(len(clips.train))).to_lists(),
         **recipe.requests.model_dump(),
     )
     pipe.index = build_index(clips.train, known)

@@ -1,6 +1,7 @@
 """Read prepared clips and make the denoiser's batches; knows no network in training.
 
 clips.py             Read clips from shards.
+index.py             Open the index of many clips.
 batches.py           Draw and make batches.
 density.py           Weights against the density of images.
 waveforms.py         Waveforms on a device, and mels made from them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from training.recipe import DenoiserRecipe, Recipe
 # Share of rows that may have attribute labels, and of those with a label of each attribute.
 LABELLED_SHARE, ATTRIBUTE_KEEP_PROB = 0.5, 0.4
 CORRESPONDENCE_KEEP_PROB = 0.6  # share of all rows
+MAX_KEPT = 8192  # clips with measured values in memory
 PULSED_SHARE = 0.5  # of the rows with a higher density
 # Smallest value and resolution of the noisiness in `models.audio.attributes.measure`.
 LEAST_FLATNESS, FLATNESS_STEP = 5e-6, 1e-5
@@ -32,8 +34,7 @@ MEASURED = ("brightness", "noisiness", "density")  # on the row's log-mel
 
 def conditioning_scalars(recipe: Recipe, clips: Clips) -> tuple[str, ...]:
     """Return the recipe's scalars, without the correspondence if no clip has it."""
-    measured = any(clips.correspondence(i) is not None for i in range(len(clips)))
-    return tuple(name for name in recipe.denoiser.scalars if name != CORRESPONDENCE or measured)
+    return tuple(name for name in recipe.denoiser.scalars if name != CORRESPONDENCE or clips.scored)
 
 
 def draw_attribute_labels(names: Sequence[str], g: torch.Generator) -> set[str]:
@@ -74,11 +75,14 @@ class LabelOffsets:
 
     def __init__(self, clips: Clips, names: Sequence[str]) -> None:
         self.clips, self.names = clips, tuple(names)
-        self.named = [by_name(line["attributes"]) if names else {} for line in clips.index]
         mel = MelSpectrogram()
         self._variants, self._sample_rate = MelVariants(mel), mel.config.sample_rate
         self._known: dict[int, list[float]] = {}
         self._tracks: dict[int, np.ndarray] = {}  # by clip; each takes a few milliseconds to make
+
+    def named(self, clip: int) -> dict[str, float]:
+        """Return the attributes of a clip under the names of requests; none if no label is known."""
+        return by_name(self.clips.attributes(clip)) if self.names else {}
 
     def __call__(self, clip: int, labels: set[str], start: int, size: int, speed: float) -> torch.Tensor:
         """Return the offset per scalar (S,); NaN without a label or where the clip has no value.
@@ -91,27 +95,29 @@ class LabelOffsets:
         if not labels:
             return torch.full((len(self.names),), math.nan)
         if clip not in self._known:
+            _make_room(self._known)
             self._known[clip] = self._measured(clip)
         offsets = [
             offset if name in labels else math.nan
             for name, offset in zip(self.names, self._known[clip], strict=True)
         ]
-        if "pitch" in labels & self.named[clip].keys():
+        if "pitch" in labels & self.named(clip).keys():
             offsets[self.names.index("pitch")] = self._pitch(clip, start, size) + math.log(speed)
         return torch.tensor(offsets)
 
     def _pitch(self, clip: int, start: int, size: int) -> float:
         """Return the log pitch of a part of a clip, or that of the whole clip if the part is hardly tonal."""
         if clip not in self._tracks:
+            _make_room(self._tracks)
             self._tracks[clip] = pitch_track(self.clips.waveform(clip).numpy(), self._sample_rate)
         first, last = (at * FRAMES_PER_S // self._sample_rate for at in (start, start + size - WINDOW))
         part = self._tracks[clip].take(range(first, max(first, last) + 1), mode="wrap")
         found = pitch(part)
-        return self.named[clip]["pitch"] if found is None else found
+        return self.named(clip)["pitch"] if found is None else found
 
     def _measured(self, clip: int) -> list[float]:
         """Return the offset per scalar of a whole clip; NaN where it has no value."""
-        named = {name: value for name, value in self.named[clip].items() if name in self.names}
+        named = {name: value for name, value in self.named(clip).items() if name in self.names}
         if "noisiness" in named:
             named["noisiness"] = math.log(max(named["noisiness"], LEAST_FLATNESS))
         log_mel = self.clips.mel(clip)[None]
@@ -123,13 +129,19 @@ class LabelOffsets:
         return [named.get(name, math.nan) for name in self.names]
 
 
+def _make_room(kept: dict[int, Any]) -> None:
+    """Forget all if there are `MAX_KEPT` items, so that memory does not grow with the clips."""
+    if len(kept) >= MAX_KEPT:
+        kept.clear()
+
+
 class AttributeLabeller(nn.Module):
     """Measure the scalars of a batch on its log-mels."""
 
     def __init__(self, offsets: LabelOffsets, variants: MelVariants) -> None:
         super().__init__()
         self.names, self.variants = offsets.names, variants
-        grids = Scales.of(offsets.named).grids
+        grids = Scales.of(map(offsets.named, range(len(offsets.clips)))).grids
         even = torch.linspace(0, 1, GRID, dtype=torch.float64)
         self.levels = nn.Buffer(even.float())
         chosen = [torch.as_tensor(grids.get(name, even)) for name in self.names]

@@ -145,6 +145,7 @@ class Batches(Dataset[Draw]):
         """
         self.clips, self.recipe, self.keep = clips, recipe, keep
         self.rank, self.world_size = rank, world_size
+        self._epoch = -1, torch.empty(0, dtype=torch.long)
         d = recipe.denoiser
         self.size = d.batch_size // d.gradient_accumulation_steps
         check_rows(self.size, world_size, "denoiser.batch_size / gradient_accumulation_steps")
@@ -156,11 +157,11 @@ class Batches(Dataset[Draw]):
         )
         self.cumulative = self._cumulative_weights()
         if d.condition != "image":
-            bare = [line["video"] for line in clips.index if "captions" not in line["arrays"]]
-            if bare:
+            bare = clips.without_captions()
+            if len(bare):
                 raise ValueError(
-                    f"condition {d.condition!r} needs captions, {len(bare)} clips have none, e.g. {bare[0]}; "
-                    "prepare with --captions"
+                    f"condition {d.condition!r} needs captions, {len(bare)} clips have none, e.g. "
+                    f"{clips.index[int(bare[0])]['video']}; prepare with --captions"
                 )
 
     def _cumulative_weights(self) -> torch.Tensor | None:
@@ -194,11 +195,16 @@ class Batches(Dataset[Draw]):
         chosen: list[int] = []
         epoch, offset = divmod(n * self.size, len(self.clips))
         while len(chosen) < self.size:
-            g = torch.Generator().manual_seed(self.recipe.seed + epoch)
-            order = torch.randperm(len(self.clips), generator=g).tolist()
-            chosen += order[offset : offset + self.size - len(chosen)]
+            chosen += self._order(epoch)[offset : offset + self.size - len(chosen)].tolist()
             epoch, offset = epoch + 1, 0
         return chosen
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """Return the order (N,) of the clips in an epoch, made once."""
+        if self._epoch[0] != epoch:
+            g = torch.Generator().manual_seed(self.recipe.seed + epoch)
+            self._epoch = epoch, torch.randperm(len(self.clips), generator=g)
+        return self._epoch[1]
 
     def describe(self, n: int) -> list[str]:
         """Return descriptions of the clips of micro-batch n of all processes, those of mixes included."""
@@ -238,7 +244,7 @@ class Batches(Dataset[Draw]):
         shares = torch.tensor([d.mix_share, SET_SHARE, 1 - d.cond_dropout_prob])
         mixing, two, kept = (torch.rand(3, generator=g) < shares).tolist()
         labels = draw_attribute_labels(self.offsets.names, g) if kept and not mixing else set()
-        variant = draw_variant(d, labels & self.offsets.named[clip].keys(), g)
+        variant = draw_variant(d, labels & self.offsets.named(clip).keys(), g)
         size = round(frames * self.hop * variant["speeds"])
         start = random_start(self._samples(clip), size, g)
         played = round(size * min(1, variant["paces"]))
@@ -274,7 +280,7 @@ class Batches(Dataset[Draw]):
 
     def _samples(self, clip: int) -> int:
         """Return the length of a clip in samples."""
-        return round(self.clips.index[clip]["duration_s"] * self.sample_rate)
+        return round(self.clips.duration_s(clip) * self.sample_rate)
 
     def _conditions(self, clip: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two embeddings (2, D) of frames or captions of a clip, and which are texts (2,).

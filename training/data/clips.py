@@ -2,45 +2,104 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models.audio.mel import LOG_FLOOR
-from models.bundle import file_sha256
 from models.media.shards import ShardReader
+from training.data.index import INDEX, ClipIndex, open_index
+
+
+class ClipLines(Sequence[dict[str, Any]]):
+    """The lines of the index about some clips, each parsed when it is asked for."""
+
+    def __init__(self, index: ClipIndex, rows: np.ndarray) -> None:
+        self._index, self._rows = index, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._index.lines(self._rows.tolist())
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return list(self._index.lines(self._rows[i].tolist()))
+        return next(self._index.lines([int(self._rows[i])]))
 
 
 class Clips:
-    """One split of a prepared folder; only the index is in memory until `keep` is called."""
+    """One split of a prepared folder; `keep` reads its arrays into memory.
 
-    def __init__(self, reader: ShardReader, index: list[dict[str, Any]]) -> None:
-        self._reader, self.index = reader, index
+    Attributes:
+        index: a line per clip.
+    """
+
+    def __init__(self, reader: ShardReader, index: ClipIndex, rows: np.ndarray) -> None:
+        """Choose the clips `rows` (N,) of an index."""
+        self._reader, self._all, self._rows = reader, index, rows
+        self.index = ClipLines(index, rows)
         self._kept: dict[tuple[int, str], torch.Tensor] = {}
 
     def keep(self) -> None:
         """Read every clip into memory."""
-        for i, line in enumerate(self.index):
-            self._kept |= {(i, name): self._read(i, name) for name in line["arrays"]}
+        for i in range(len(self)):
+            self._kept |= {(i, name): self._read(i, name) for name in self._arrays(i)}
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self._rows)
+
+    def _arrays(self, i: int) -> list[str]:
+        return [name for name, place in self._all.places.items() if place.size[self._rows[i]]]
 
     def _read(self, i: int, name: str) -> torch.Tensor:
         if (i, name) in self._kept:
             return self._kept[i, name]
-        return torch.from_numpy(self._reader.array(self.index[i], name))
+        place, row = self._all.places[name], self._rows[i]
+        shard = self._all.shards[place.shard[row]]
+        return torch.from_numpy(self._reader.read(shard, int(place.offset[row]), int(place.size[row])))
+
+    @property
+    def identity(self) -> str:
+        """Hash that changes with the clips."""
+        return f"{self._all.hashes[INDEX]} {len(self)}"
+
+    @property
+    def scored(self) -> bool:
+        """Whether a clip has a correspondence."""
+        return not bool(np.isnan(self._all.correspondence[self._rows]).all())
+
+    def without_captions(self) -> np.ndarray:
+        """Return the numbers of the clips without captions."""
+        place = self._all.places.get("captions")
+        return np.flatnonzero(place.size[self._rows] == 0) if place else np.arange(len(self))
+
+    def attributes(self, i: int) -> dict[str, float]:
+        """Return the measured attributes of clip i."""
+        values = self._all.attributes[self._rows[i]].tolist()
+        return {n: x for n, x in zip(self._all.attribute_names, values, strict=True) if x == x}
+
+    def duration_s(self, i: int) -> float:
+        """Return the length of clip i in seconds."""
+        return float(self._all.duration_s[self._rows[i]])
+
+    @property
+    def longest_s(self) -> float:
+        """Length of the longest clip in seconds."""
+        return float(self._all.duration_s[self._rows].max())
 
     def describe(self, i: int) -> str:
         """Return the video and start of clip i for a message, and which of its arrays are not finite."""
         line = self.index[i]
-        bad = [name for name in line["arrays"] if not self._read(i, name).isfinite().all()]
+        bad = [name for name in self._arrays(i) if not self._read(i, name).isfinite().all()]
         place = f"{line['video']} at {line.get('start_s', 0):g} s"
         return f"{place} ({', '.join(bad)} not finite)" if bad else place
 
@@ -66,8 +125,8 @@ class Clips:
 
     def correspondence(self, i: int) -> float | None:
         """Return the quantile 0..1 of how well clip i's sound fits its image; None without a score."""
-        quantile: float | None = self.index[i].get("correspondence")
-        return quantile
+        quantile = float(self._all.correspondence[self._rows[i]])
+        return None if math.isnan(quantile) else quantile
 
 
 @dataclass(frozen=True)
@@ -90,7 +149,7 @@ class ClipSet:
     @property
     def max_duration_s(self) -> float:
         """Length of the longest clip, rounded down to half a second: the limit of a bundle's requests."""
-        return int(2 * max(line["duration_s"] for line in self.train.index)) / 2
+        return int(2 * self.train.longest_s) / 2
 
 
 def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
@@ -102,12 +161,9 @@ def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
     """
     if not (folder / "index.jsonl").is_file():
         raise ValueError(f"{folder} holds no prepared clips; run: clipsynth prepare VIDEOS {folder}")
-    with (folder / "index.jsonl").open() as f:
-        index = [json.loads(line) for line in f]
-    if correspondence and (folder / "agreement.json").is_file():
-        _add_correspondence(index, folder)
+    index = open_index(folder, correspondence=correspondence)
     reader = ShardReader(folder / "shards")
-    train, dev = ([line for line in index if line["dev"] is split] for split in (False, True))
+    train, dev = (np.flatnonzero(index.dev == split) for split in (False, True))
     try:
         statistics = load_file(folder / "statistics.safetensors")
     except SafetensorError as error:
@@ -118,26 +174,13 @@ def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
         if not value.isfinite().all():
             raise ValueError(f"{name} in {folder / 'statistics.safetensors'} is not finite; prepare again")
     output_gain = 1 / float(statistics.pop("gain"))
-    files = ["index.jsonl"] + ["agreement.json"] * (correspondence and (folder / "agreement.json").is_file())
     return ClipSet(
-        Clips(reader, train or dev),
-        Clips(reader, dev or train),
+        Clips(reader, index, train if len(train) else dev),
+        Clips(reader, index, dev if len(dev) else train),
         output_gain=output_gain,
-        hashes={name: file_sha256(folder / name) for name in files},
+        hashes=index.hashes,
         **statistics,
     )
-
-
-def _add_correspondence(index: list[dict[str, Any]], folder: Path) -> None:
-    """Add each clip's quantile to its line of the index."""
-    record = json.loads((folder / "agreement.json").read_text())
-    if record["index"] != file_sha256(folder / "index.jsonl"):
-        raise ValueError(
-            f"{folder / 'agreement.json'} belongs to other clips; run: clipsynth correspondence {folder}"
-        )
-    for line in index:
-        if line["key"] in record["clips"]:
-            line["correspondence"] = record["clips"][line["key"]][1]
 
 
 def crop(x: torch.Tensor, length: int, start: int, *, fill: float = 0.0) -> torch.Tensor:

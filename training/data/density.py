@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -25,16 +24,15 @@ def clip_densities(clips: Clips, run: Path) -> torch.Tensor:
     They are kept in `run`, because a sum in another order would change a draw after a resume.
     """
     path = run / FILE
-    keys = hashlib.sha256("\n".join(line["key"] for line in clips.index).encode()).hexdigest()
     if path.is_file():
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("keys") == keys:
+            if (file.metadata() or {}).get("clips") == clips.identity:
                 found: torch.Tensor = file.get_tensor("density")
                 return found
     images = torch.stack([clips.embeds(i).mean(0) for i in range(len(clips))])
     made = densities(images)
     run.mkdir(parents=True, exist_ok=True)
-    save_file({"density": made}, path.with_suffix(".tmp"), {"keys": keys})
+    save_file({"density": made}, path.with_suffix(".tmp"), {"clips": clips.identity})
     os.replace(path.with_suffix(".tmp"), path)
     return made
 

@@ -16,9 +16,7 @@ class Images:
 
     def __init__(self, images):
         self.images = images
-        self.index = [
-            {"key": f"{n}", "attributes": {}, "arrays": {}, "duration_s": 1.0} for n in range(len(images))
-        ]
+        self.identity = str(len(images))
 
     def __len__(self):
         return len(self.images)
