@@ -1,4 +1,4 @@
-"""Texts of a request as an encoder can read them: emoji by their names, nothing invisible, known letters."""
+"""Prepare texts for an encoder: emoji by their names, nothing invisible, known letters."""
 
 from __future__ import annotations
 

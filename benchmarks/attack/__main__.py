@@ -1,4 +1,6 @@
-"""`python -m benchmarks.attack [--seconds 60] [--attack NAME …]`: what one key's attacks cost another key.
+"""Measure what one key's attacks cost another key.
+
+Run: python -m benchmarks.attack [--seconds 60] [--attack NAME …]
 
 Another key posts a generation and polls it once, ten times a second; a probe asks `/healthz` as often. Each
 attack runs in a service of its own. Prints a table; `all` is every attack at once, compared with the same

@@ -1,4 +1,6 @@
-"""`python -m benchmarks.attack.attackers PORT TOKEN SECONDS RATE ATTACK…`: ten clients of one key attack.
+"""Attack a service with ten clients of one key.
+
+Run: python -m benchmarks.attack.attackers PORT TOKEN SECONDS RATE ATTACK…
 
 Prints one JSON object at the end: the requests sent, and the answers by status. `plain` are requests as the
 service wants them, RATE in a second.
