@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, TimeoutError
 from rq import SimpleWorker
 from rq.executions import Execution
 from rq.job import Job, JobStatus
@@ -73,12 +73,12 @@ class Finalizer:
             self.finished.set()
 
     def _try(self, batch: list[ClaimedJob]) -> bool:
-        """Finish jobs, waiting as long as Redis is away; return False on another error."""
+        """Finish jobs, waiting as long as Redis is away or refuses writes; return False on another error."""
         while True:
             try:
                 self._finish(batch)
                 return True
-            except (ConnectionError, TimeoutError) as error:
+            except (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError) as error:
                 logger.warning("Redis: %s", error)
                 time.sleep(REDIS_PAUSE_S)
             except Exception:

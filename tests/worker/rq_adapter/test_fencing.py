@@ -127,3 +127,26 @@ def test_results_of_older_workers_stay_readable(place):
     with TestClient(create_app(place.settings), base_url="http://localhost") as client:
         etags(client, generation_id)
         assert client.get(f"/v1/generations/{generation_id}/audio/0").content == b"old sound"
+
+
+def test_a_full_redis_is_waited_for_with_the_sound_made(place):
+    """At its `maxmemory`, Redis refuses the end; the worker keeps it and does not make the sound again."""
+    refused = []
+    finish = place.worker.finalizer._finish
+
+    def fill(batch):
+        if not refused:
+            place.redis.config_set("maxmemory", "1")
+            refused.append(batch)
+            try:
+                finish(batch)
+            finally:
+                place.redis.config_set("maxmemory", "0")
+        finish(batch)
+
+    place.worker.finalizer._finish = fill
+    generation_id = place.post()
+    place.work()
+    assert refused
+    assert place.statuses(generation_id) == ["succeeded"]
+    assert len(place.toy.batches) == 2  # its two steps, once
