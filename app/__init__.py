@@ -3,7 +3,7 @@
 main.py           create_app: joins routes, middleware and services.
 server.py         The API in uvicorn.
 connections.py    Time for requests and answers, and the number of connections.
+memory.py         Memory that is given back to the system.
 dependencies.py   Services that routes receive, and the caller's API key.
-auth.py           API keys and scopes of a caller.
 notifications.py  Changes of generations: SSE and `Prefer: wait`.
 """

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from app.dependencies import Admin, Reader, Services, ServicesDep
+from app.memory import keep_giving_back
 from app.middleware import request_context
 from app.middleware.body_limit import BodyLimit
 from app.middleware.metrics import CountRequests, Metrics
@@ -45,7 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(events.listen()), asyncio.create_task(budgets.renew())]
+        loops = (events.listen(), budgets.renew(), keep_giving_back())
+        tasks = [asyncio.create_task(loop) for loop in loops]
         exposed = (
             expose(
                 metrics.registry,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import socket
 from typing import Any
 
@@ -10,16 +9,11 @@ import uvicorn
 
 from app.connections import LimitedProtocol, connection_limit
 from app.main import create_app
+from app.memory import bound_arenas
 from app.requests.decode_image import decode_image
 from clipsynth.services.limited_process import warm_up
 from clipsynth.services.processes import listen
 from clipsynth.settings import Settings
-
-ARENAS = 2
-# Memory of at least this size is given back when it is freed.
-MMAP_BYTES = 1_048_576
-# Of malloc.h.
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 
 def config(settings: Settings, **options: Any) -> uvicorn.Config:
@@ -40,16 +34,6 @@ def config(settings: Settings, **options: Any) -> uvicorn.Config:
         timeout_graceful_shutdown=5,  # an open event stream would block it
         **options,
     )
-
-
-def bound_arenas(arenas: int = ARENAS) -> bool:
-    """Limit glibc's malloc to `arenas` arenas, and have it give large memory back; False without glibc.
-
-    By default each thread keeps an arena with the memory that its images used, and the size from which on
-    memory is given back grows with use.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(_M_ARENA_MAX, arenas) and mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES))
 
 
 def run(settings: Settings, fd: int | None = None) -> None:

@@ -19,7 +19,7 @@ from typing import cast
 
 from redis import Redis
 
-from clipsynth.errors import ClipSynthError, RateLimited, StorageFull, UploadBudget
+from clipsynth.errors import ClipSynthError, DownloadBudget, RateLimited, StorageFull, UploadBudget
 from clipsynth.redis_keys import SHARES
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage, free_bytes
@@ -27,7 +27,7 @@ from clipsynth.storage import Storage, free_bytes
 # A share that is not renewed for this time expires: its process was killed.
 SHARE_TTL_S, RENEW_S = 60.0, 20.0
 RETRY_S = 5.0
-# Uploads of up to this many bytes are counted only in their process.
+# Bodies and answers of up to this many bytes are counted only in their process.
 SMALL_UPLOAD = 262_144
 # Images decoded, and requests whose images are fetched, at a time.
 MAX_DECODING, MAX_FETCHES = 2, 8
@@ -275,6 +275,14 @@ class Budgets:
             uncounted=SMALL_UPLOAD,
         )
 
+        self.downloads = Budget(
+            redis,
+            "download_bytes",
+            lambda who: DownloadBudget(f"{who} sends too many bytes at a time", retry_after_s=RETRY_S),
+            per_process=settings.max_download_bytes,
+            per_key=settings.max_download_bytes_per_key,
+            uncounted=SMALL_UPLOAD,
+        )
         self.streams = Budget(
             redis,
             "streams",
@@ -285,12 +293,12 @@ class Budgets:
 
     def all(self) -> list[Budget | Slots]:
         """Return the budgets that are counted in this process."""
-        return [self.uploads, self.streams, self.decoding, self.fetches]
+        return [self.uploads, self.downloads, self.streams, self.decoding, self.fetches]
 
     async def renew(self) -> None:
         """Renew what this process holds, until the task is cancelled."""
         while True:
             await asyncio.sleep(RENEW_S)
             with contextlib.suppress(Exception):  # Redis is away; shares last for some more turns
-                await asyncio.to_thread(self.uploads.renew)
-                await asyncio.to_thread(self.streams.renew)
+                for budget in (self.uploads, self.downloads, self.streams):
+                    await asyncio.to_thread(budget.renew)

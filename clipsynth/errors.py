@@ -129,6 +129,12 @@ class UploadBudget(RateLimited):
     code = "upload_budget"
 
 
+class DownloadBudget(RateLimited):
+    """A key, or the process, sends too many bytes at a time: its clients read slowly."""
+
+    code = "download_budget"
+
+
 class KeptQuota(RateLimited):
     """The generations that a key keeps take too much room."""
 

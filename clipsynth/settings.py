@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     max_backlog_s: float = Field(default=21_600, gt=0)
     max_upload_bytes: int = Field(default=400_000_000, ge=1)
     max_upload_bytes_per_key: int = Field(default=150_000_000, ge=1)
+    max_download_bytes: int = Field(default=400_000_000, ge=1)
+    max_download_bytes_per_key: int = Field(default=150_000_000, ge=1)
     streams_per_key: int = Field(default=100, ge=1)
     storage_reserve_bytes: int = Field(default=256_000_000, ge=0)
     kept_bytes_per_key: int = Field(default=256_000_000, ge=0)

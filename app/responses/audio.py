@@ -21,7 +21,13 @@ SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
     206: {"description": "the asked part", "content": SOUND},
     304: {"description": "the client has it"},
     **problems(
-        "not_acceptable", "not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"
+        "not_acceptable",
+        "not_found",
+        "gone",
+        "not_ready",
+        "range_not_satisfiable",
+        "storage_unavailable",
+        "download_budget",
     ),
 }
 
@@ -45,6 +51,7 @@ def succeeded(services: Services, generation_id: str, caller: ApiKey, *, n: int 
 
 def sound(
     services: Services,
+    caller: ApiKey,
     generation: Generation,
     n: int,
     request: Request,
@@ -57,7 +64,7 @@ def sound(
     Raises:
         NotFound: it was not made in that format.
         NotAcceptable: it was made in no format that Accept names.
-        RangeNotSatisfiable: as `file_response`.
+        RangeNotSatisfiable, DownloadBudget: as `file_response`.
     """
     outputs = [o for o in generation.outputs if o.index == n]
     if output_format is not None:
@@ -70,6 +77,12 @@ def sound(
     output = next(o for o in outputs if o.media_type == media_type)
     data = services.storage.get(audio_key(generation.folder, n, output.format))
     disposition = f'inline; filename="{file_name(generation.id, n, output.format)}"'
-    response = file_response(request, data, media_type=output.media_type, disposition=disposition)
+    response = file_response(
+        request,
+        data,
+        media_type=output.media_type,
+        disposition=disposition,
+        account=(services.budgets.downloads, caller.id),
+    )
     response.headers.update({"Vary": "Accept", **(headers or {})})
     return response

@@ -52,6 +52,7 @@ STATUS = {
     "rate_limited": 429,
     "kept_quota": 429,
     "upload_budget": 429,
+    "download_budget": 429,
     "queue_full": 429,
     "generation_failed": 500,
     "keys_missing": 503,

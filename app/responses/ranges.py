@@ -8,26 +8,56 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from clipsynth.budgets import Budget
 from clipsynth.errors import RangeNotSatisfiable
 from clipsynth.storage import Storage
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-def file_response(request: Request, data: bytes, *, media_type: str, disposition: str) -> Response:
+# A budget, and the API key whose clients receive the bytes.
+Account = tuple[Budget, str]
+
+
+class _Counted(Response):
+    """Holds its body as bytes in flight of a key until it is sent or the client has left."""
+
+    def __init__(self, account: Account, *args: Any) -> None:
+        super().__init__(*args)
+        self.budget, owner = account
+        self.share = self.budget.take(owner, len(self.body))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.budget.give_soon(self.share)
+
+
+def file_response(
+    request: Request, data: bytes, *, media_type: str, disposition: str, account: Account
+) -> Response:
     """Return `data`, a part of it (206), or 304 if the client has it.
+
+    Args:
+        account: budget and API key that hold the bytes until the client has them.
 
     Raises:
         RangeNotSatisfiable: the range starts after the end.
+        DownloadBudget: the key or the process sends too many bytes at a time.
     """
     digest = hashlib.sha256(data).hexdigest()
-    return _respond(
-        request, len(data), digest, lambda part: data[part.start : part.stop], media_type, disposition
-    )
+
+    def read(part: range) -> bytes:
+        return data[part.start : part.stop]
+
+    return _respond(request, len(data), digest, read, media_type, disposition, account)
 
 
 def stored_response(
@@ -52,6 +82,7 @@ def _respond(
     read: Callable[[range], bytes | Iterator[bytes]],
     media_type: str,
     disposition: str,
+    account: Account | None = None,
 ) -> Response:
     etag = f'"{digest}"'
     headers = {
@@ -63,7 +94,7 @@ def _respond(
 
     # Conditions and ranges apply to GET and HEAD only (RFC 9110, 13.1.2 and 14.2).
     if request.method == "POST":
-        return _body(200, headers, media_type, range(size), read)
+        return _body(200, headers, media_type, range(size), read, account)
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     if known & {etag, "*"}:
         return Response(status_code=304, headers=headers)
@@ -76,7 +107,7 @@ def _respond(
     if "is_head" in request.scope:
         headers["Content-Length"] = str(size)
         return Response(None, status, headers, media_type)
-    return _body(status, headers, media_type, part, read)
+    return _body(status, headers, media_type, part, read, account)
 
 
 def _body(
@@ -85,10 +116,12 @@ def _body(
     media_type: str,
     part: range,
     read: Callable[[range], bytes | Iterator[bytes]],
+    account: Account | None,
 ) -> Response:
     body = read(part)
     if isinstance(body, bytes):
-        return Response(body, status, headers, media_type)
+        assert account
+        return _Counted(account, body, status, headers, media_type)
     length = {"Content-Length": str(len(part))}
     return StreamingResponse(body, status, {**headers, **length}, media_type)
 

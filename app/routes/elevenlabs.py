@@ -124,7 +124,7 @@ async def sound_generation(
         raise (GenerationFailed if failed else NotInTime)(f"generation {generation.id}: {why}")
     headers = {"Generation-Id": generation.id, "Cache-Control": "no-store"}
     return await run_in_threadpool(
-        sound, services, generation, 0, request, output_format=file_format, headers=headers
+        sound, services, caller, generation, 0, request, output_format=file_format, headers=headers
     )
 
 

@@ -127,7 +127,9 @@ async def create(
             response.status_code = 200
             made = [JSON, *(output.media_type for output in generation.outputs)]
             if generation.outputs and best_media_type(made, accept_header) != JSON:
-                return await run_in_threadpool(sound, services, generation, 0, request, headers=headers)
+                return await run_in_threadpool(
+                    sound, services, caller, generation, 0, request, headers=headers
+                )
     response.headers.update(headers)
     return generation
 
@@ -315,4 +317,4 @@ def audio(
     The format is `format`, else the one that Accept prefers, of equals the first requested one.
     """
     generation = succeeded(services, generation_id, caller, n=n)
-    return sound(services, generation, n, request, output_format=output_format)
+    return sound(services, caller, generation, n, request, output_format=output_format)

@@ -20,7 +20,14 @@ def _responses(media_type: str, schema: dict[str, Any]) -> dict[int | str, dict[
         200: {"description": "the file", "content": content},
         206: {"description": "the requested part", "content": {media_type: {"schema": {"type": "string"}}}},
         304: {"description": "the client has it"},
-        **problems("not_found", "gone", "not_ready", "range_not_satisfiable", "storage_unavailable"),
+        **problems(
+            "not_found",
+            "gone",
+            "not_ready",
+            "range_not_satisfiable",
+            "storage_unavailable",
+            "download_budget",
+        ),
     }
 
 
@@ -62,7 +69,8 @@ def spectrogram(
     generation = succeeded(services, generation_id, caller, n=n)
     data = services.storage.get_preview(generation.folder, n, "png")
     name = f'inline; filename="{generation.id}-{n}.png"'
-    return file_response(request, data, media_type="image/png", disposition=name)
+    account = services.budgets.downloads, caller.id
+    return file_response(request, data, media_type="image/png", disposition=name, account=account)
 
 
 @router.get("/{generation_id}/peaks/{n}", response_class=Response, responses=_JSON)
@@ -71,4 +79,5 @@ def peaks(generation_id: str, n: int, request: Request, services: ServicesDep, c
     generation = succeeded(services, generation_id, caller, n=n)
     data = services.storage.get_preview(generation.folder, n, "json")
     name = f'inline; filename="{generation.id}-{n}.json"'
-    return file_response(request, data, media_type="application/json", disposition=name)
+    account = services.budgets.downloads, caller.id
+    return file_response(request, data, media_type="application/json", disposition=name, account=account)

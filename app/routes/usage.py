@@ -45,6 +45,7 @@ class Usage(BaseModel):
     generations: int = Field(description="Generations that are kept.")
     kept_bytes: Amount = Field(description="Bytes of their records in Redis.")
     upload_bytes: Amount
+    download_bytes: Amount
     streams: Amount
 
 
@@ -69,6 +70,7 @@ def usage(services: ServicesDep, caller: Reader) -> Usage:
         generations=generations,
         kept_bytes=Amount(used=int(kept or 0), limit=max_kept or None),
         upload_bytes=Amount(used=budgets.uploads.used(caller.id), limit=budgets.uploads.per_key),
+        download_bytes=Amount(used=budgets.downloads.used(caller.id), limit=budgets.downloads.per_key),
         streams=Amount(used=budgets.streams.used(caller.id), limit=budgets.streams.per_key),
     )
 

@@ -44,8 +44,7 @@ async def names(target: Target, n: int) -> int:
 
 async def recipes(target: Target, _: int) -> int:
     """R2: a recipe that names one image 430 times."""
-    if not (token := await _recipe(target)):
-        return 0
+    token = await _recipe(target)
     fields = json.loads(base64.urlsafe_b64decode(token + "=="))
     image = {"text": None, "image_key": fields["image_key"], "image_sha256": fields["image_sha256"]}
     fields |= {"image_key": None, "image_sha256": None, "prompts": [image | {"weight": 1.0}] * 430}
@@ -123,25 +122,27 @@ ATTACKS: dict[str, Attack] = {
     attack.__name__: attack
     for attack in (plain, names, recipes, uploads, records, webhooks, readers, streams)
 }
-_recipes: dict[str, str] = {}
+_recipes: list[asyncio.Future[str]] = []
 _ports: list[int] = []
 
 
-async def _recipe(target: Target) -> str:
+def _recipe(target: Target) -> asyncio.Future[str]:
     """Return the recipe of a generation from an image, made once."""
     if not _recipes:
-        _recipes[""] = ""
-        file = io.BytesIO()
-        Image.frombytes("RGB", (512, 512), random.Random(0).randbytes(3 * 512 * 512)).save(file, "PNG")
-        image = base64.b64encode(file.getvalue()).decode()
-        status, answer = await target.post(image=image)
-        for _ in range(100 if status == 202 else 0):
-            await asyncio.sleep(0.2)
-            _, resource = await target.ask("GET", f"/v1/generations/{json.loads(answer)['id']}")
-            if resource and (outputs := json.loads(resource)["outputs"]):
-                _recipes[""] = outputs[0]["recipe"]
-                break
-    return _recipes[""]
+        _recipes.append(asyncio.ensure_future(_make_recipe(target)))
+    return _recipes[0]
+
+
+async def _make_recipe(target: Target) -> str:
+    file = io.BytesIO()
+    Image.frombytes("RGB", (512, 512), random.Random(0).randbytes(3 * 512 * 512)).save(file, "PNG")
+    status, answer = await target.post(image=base64.b64encode(file.getvalue()).decode())
+    while status == 202:
+        await asyncio.sleep(0.2)
+        _, resource = await target.ask("GET", f"/v1/generations/{json.loads(answer)['id']}")
+        if resource and (outputs := json.loads(resource)["outputs"]):
+            return str(outputs[0]["recipe"])
+    return ""
 
 
 async def _silent_port() -> int:

@@ -31,7 +31,9 @@ from clipsynth.schemas.generation import (
 from clipsynth.security.api_keys import ANONYMOUS
 
 logger = logging.getLogger(__name__)
-PAGE = 100
+PAGE = 25
+# Bytes of records from which on a page ends.
+MAX_BYTES = 1_000_000
 # Generations that are read for one page of a list.
 MAX_SEEN = 5000
 # The fields that JobStatusView.read takes. `solo` is run_alone.
@@ -176,7 +178,7 @@ class RecordReader:
             Gone: it was removed. Only with `owner` is this known.
             RecordUnreadable: its record is damaged.
         """
-        generation, of = self._read([generation_id])[0]
+        generation, of, _ = self._read([generation_id])[0]
         if generation and owner in (None, of):
             if generation.status is Status.QUEUED:
                 steps = generation.input.num_inference_steps
@@ -209,10 +211,11 @@ class RecordReader:
             before: cursor (created_at, id); generations after it in the list are returned.
 
         Returns:
-            The cursor is None at the end. At most `MAX_SEEN` generations are read: for a rare status, a page
-            may be short or empty and still have a next page.
+            The cursor is None at the end. At most `MAX_SEEN` generations are read, and about `MAX_BYTES`: for
+            a rare status or of long requests, a page may be short and still have a next page.
         """
         found: list[Generation] = []
+        seen_bytes = 0
         cursor, start, top = before, 0, "+inf" if before is None else repr(before[0])
         while start < MAX_SEEN:
             raw = self.redis.zrevrangebyscore(OWNER_INDEX + owner, top, "-inf", start, PAGE, withscores=True)
@@ -220,18 +223,19 @@ class RecordReader:
             start += len(entries)
             places = [(score, i.decode()) for i, score in entries]
             places = [at for at in places if before is None or at < before]
-            for at, (generation, _) in zip(places, self._read([i for _, i in places]), strict=True):
+            for at, (generation, _, size) in zip(places, self._read([i for _, i in places]), strict=True):
                 if generation is not None and status in (None, generation.status):
-                    if len(found) == limit:
+                    if len(found) == limit or seen_bytes > MAX_BYTES:
                         return found, cursor
                     found.append(generation)
+                    seen_bytes += size
                 cursor = at
             if len(entries) < PAGE:
                 return found, None
         return found, cursor
 
-    def _read(self, ids: list[str]) -> list[tuple[Generation | None, str | None]]:
-        """Return each generation, or None, and its owner."""
+    def _read(self, ids: list[str]) -> list[tuple[Generation | None, str | None, int]]:
+        """Return each generation, or None, its owner, and the bytes of its record."""
         if not ids:
             return []
         with self.redis.pipeline(transaction=False) as pipeline:
@@ -242,10 +246,12 @@ class RecordReader:
         return [_read_one(*row) for row in zip(ids, values[::2], values[1::2], strict=True)]
 
 
-def _read_one(generation_id: str, raw: Any, progress: Any) -> tuple[Generation | None, str | None]:
-    """Return a generation, None if it cannot be read, and its owner."""
+def _read_one(generation_id: str, raw: Any, progress: Any) -> tuple[Generation | None, str | None, int]:
+    """Return a generation, None if it cannot be read, its owner, and the bytes of its record."""
     try:
-        return read_resource(generation_id, raw, progress), raw.get(b"owner", b"").decode()
+        size = sum(map(len, raw.values()))
+        return read_resource(generation_id, raw, progress), raw.get(b"owner", b"").decode(), size
     except (AttributeError, KeyError, TypeError, ValueError):
         logger.warning("the record of %s cannot be read", generation_id, exc_info=True)
-        return None, raw.get(b"owner", b"").decode(errors="replace") if isinstance(raw, dict) else None
+        owner = raw.get(b"owner", b"").decode(errors="replace") if isinstance(raw, dict) else None
+        return None, owner, 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import fastapi_swagger
 import pytest
 
+from app.memory import bound_arenas
 from app.routes import pages
-from app.server import bound_arenas
 from benchmarks.fuzz.mutations import case
 from clipsynth.settings import Settings
 from tests.support.api_client import Service

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from app.middleware.request_context import HeadAsGet
 from app.responses import problems
 from app.responses.ranges import file_response
+from clipsynth.budgets import Budget
 
 DATA = b"0123456789"
 
@@ -17,10 +18,13 @@ DATA = b"0123456789"
 def client():
     app = FastAPI()
     problems.install(app)
+    budget = Budget(None, "test", ValueError, per_process=100, per_key=100, uncounted=100)
 
     @app.get("/file")
     def file(request: Request) -> Response:
-        return file_response(request, DATA, media_type="audio/wav", disposition="inline")
+        return file_response(
+            request, DATA, media_type="audio/wav", disposition="inline", account=(budget, "anonymous")
+        )
 
     app.add_middleware(HeadAsGet)
     return TestClient(app)
