@@ -82,7 +82,7 @@ def test_what_may_be_done_with_a_path_is_told(client):
     answers = {path: client.put(path) for path in ("/v1/generations", "/v1/generations/x", "/healthz")}
     assert {a.status_code for a in answers.values()} == {405}
     assert [a.headers["allow"] for a in answers.values()] == [
-        "GET, HEAD, POST",
+        "DELETE, GET, HEAD, POST",
         "DELETE, GET, HEAD",
         "GET, HEAD",
     ]
