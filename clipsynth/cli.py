@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import typer
-from pydantic import ValidationError
 
 from clipsynth.commands.doctor import doctor
 from clipsynth.commands.evaluation import evaluate, listen
@@ -20,8 +19,6 @@ from clipsynth.commands.services import api, janitor, openapi, serve, webhooks, 
 from clipsynth.commands.study import study
 from clipsynth.commands.training import average, correspondence, export, merge, mismatch, prepare, train
 from clipsynth.errors import ClipSynthError, ModelUnusable
-from clipsynth.log import set_up
-from clipsynth.settings import Settings, unknown_variables
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,22 +46,33 @@ def main() -> None:
             shadow = f"the package {package!r} of CLIPSynth is shadowed by {spec.origin}"
             raise SystemExit(f"error: {shadow}; use a separate environment")
     try:
-        set_up(Settings().log_format)
-        for name in unknown_variables():
-            logging.getLogger("clipsynth").warning("%s is no setting; see docs/settings.md", name)
+        if "--help" not in sys.argv[1:]:
+            _set_up()
         app()
     except ModelUnusable as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(os.EX_CONFIG) from None
-    except ValidationError as error:
-        raise SystemExit(f"error: {_summary(error)}") from None
     except (ClipSynthError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {_summary(error)}") from None
 
 
-def _summary(error: ValidationError) -> str:
-    """Return one line on invalid settings, without their values, which may be secrets."""
-    prefix = "CLIPSYNTH_" if error.title == Settings.__name__ else ""
+def _set_up() -> None:
+    """Read the settings and start the log. `--help` needs neither, and pydantic takes long to import."""
+    from clipsynth.log import set_up
+    from clipsynth.settings import Settings, unknown_variables
+
+    set_up(Settings().log_format)
+    for name in unknown_variables():
+        logging.getLogger("clipsynth").warning("%s is no setting; see docs/settings.md", name)
+
+
+def _summary(error: Exception) -> str:
+    """Return an error's text; of invalid settings one line without their values, which may be secrets."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    prefix = "CLIPSYNTH_" if error.title == "Settings" else ""
     return "; ".join(
         f"{prefix}{'_'.join(map(str, e['loc'])).upper() if prefix else e['loc']}: {e['msg']}"
         for e in error.errors(include_input=False)

@@ -81,6 +81,7 @@ def test_every_room_lists_its_files():
         # A worker announces its model before it loads the rest; `serve` describes it without loading it.
         ("worker.main", ("torch", "scipy.signal", "scipy.fft", "diffusers", "transformers")),
         ("models.pipeline", ("scipy.signal",)),
+        ("clipsynth.cli", ("pydantic", "redis", "fastapi", "numpy")),
     ],
 )
 def test_a_module_loads_no_heavy_library(module, heavy):

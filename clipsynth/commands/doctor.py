@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipsynth.errors import ClipSynthError
-from clipsynth.settings import Settings
+
+if TYPE_CHECKING:
+    from clipsynth.settings import Settings
 
 MIN_FREE_BYTES = 1_000_000_000
 ROLES = {"app": "fastapi", "client": "httpx_sse", "worker": "torch", "train": "accelerate"}
@@ -27,6 +30,8 @@ def doctor() -> None:
 
     Checks Python, packages, Redis, the bundle, the device, the port and the disk.
     """
+    from clipsynth.settings import Settings
+
     settings = Settings()
     failed = 0
     for name, check in CHECKS.items():

@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from clipsynth.commands.options import Bundle, Device, settings_with
-from clipsynth.schemas.generation import JobPayload, output_seed
-from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import NAMES, Attributes
-from clipsynth.settings import Settings
 
 if TYPE_CHECKING:
     from clipsynth.client.client import Client
+    from clipsynth.settings import Settings
 
 SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # other formats are their own suffix
 
@@ -149,6 +145,10 @@ def read_attributes(options: list[str] | None) -> dict[str, float] | None:
     Raises:
         ValueError: not of the form NAME=0..1, or an unknown name.
     """
+    from pydantic import ValidationError
+
+    from clipsynth.schemas.prompts import NAMES, Attributes
+
     if options == ["none"]:
         return {}
     found: dict[str, object] = {}
@@ -210,6 +210,8 @@ def _write(queries: list[PromptQuery], paths: list[list[Path]], seed: int, make:
 def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields: dict[str, Any]) -> Make:
     from PIL import Image, UnidentifiedImageError
 
+    from clipsynth.schemas.generation import JobPayload, output_seed
+    from clipsynth.schemas.prompt_parser import resolve_attributes
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()

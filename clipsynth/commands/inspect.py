@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from clipsynth.settings import Settings
-
 
 def inspect(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; the demo's by default.")] = None,
@@ -18,6 +16,7 @@ def inspect(
     """Check a bundle and print its parts, sizes, mel, limits and the path of its card."""
     from safetensors import safe_open
 
+    from clipsynth.settings import Settings
     from models.bundle import Manifest
 
     folder = bundle or Settings().model

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from clipsynth.settings import Settings
-
 UNITS = {"d": 86_400, "h": 3600, "m": 60}
 keys = typer.Typer(no_args_is_help=True, help="API keys of the service with this data folder or Redis.")
 
@@ -29,6 +27,7 @@ def create_key(
     """Create a key and print it, once. Without limits of its own it has those of the service."""
     from clipsynth.security.api_keys import SCOPES, create_key
     from clipsynth.services.connect import open_redis
+    from clipsynth.settings import Settings
     from clipsynth.storage import Storage
 
     scopes = [s for s in SCOPES if s in (scope or ["generate", "read"])]
@@ -64,6 +63,7 @@ def list_keys() -> None:
     """Print id, time, scopes or end, and name of all keys."""
     from clipsynth.security.api_keys import list_keys
     from clipsynth.services.connect import open_redis
+    from clipsynth.settings import Settings
 
     with open_redis(Settings()) as redis:
         found = list_keys(redis)
@@ -81,6 +81,7 @@ def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="An id f
     """Revoke a key."""
     from clipsynth.security.api_keys import revoke_key
     from clipsynth.services.connect import open_redis
+    from clipsynth.settings import Settings
 
     with open_redis(Settings()) as redis:
         print(f"revoked {revoke_key(redis, key_id).name!r}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipsynth.settings import Settings
+if TYPE_CHECKING:
+    from clipsynth.settings import Settings
 
 Bundle = Annotated[Path | None, typer.Option("--model", help="Bundle folder; the demo's by default.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -29,4 +30,6 @@ Resamples = Annotated[int, typer.Option(min=10, help="Bootstrap resamples.")]
 
 def settings_with(**given: Any) -> Settings:
     """Return the settings; command line options that are not None replace them."""
+    from clipsynth.settings import Settings
+
     return Settings(**{name: value for name, value in given.items() if value is not None})

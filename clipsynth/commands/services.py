@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipsynth.commands.options import Bundle, Device, settings_with
-from clipsynth.settings import Settings
+
+if TYPE_CHECKING:
+    from clipsynth.settings import Settings
 
 
 def _service_settings(**options: Any) -> Settings:
@@ -52,6 +54,7 @@ def openapi() -> None:
     import json
 
     from app.main import create_app
+    from clipsynth.settings import Settings
 
     print(json.dumps(create_app(Settings(redis_url="redis://nowhere")).openapi(), indent=2))
 
