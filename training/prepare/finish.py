@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.media.shards import END, ShardReader
+from training.data.index import open_index
 from training.prepare.duplicates import near_duplicates
 from training.prepare.folder import (
     PrepareOptions,
@@ -161,6 +162,9 @@ class Finisher:
             save_file(sums.tensors() | {"text_mean": text_mean}, self._out / "statistics.tmp")
             os.replace(self._out / "statistics.tmp", self._out / "statistics.safetensors")
         os.replace(self._out / "index.tmp", self._out / "index.jsonl")
+        if report.clips:
+            # Writes the columns that training opens.
+            open_index(self._out, correspondence=False)
         write_atomic(self._out / "videos.jsonl", "".join(map(record_line, self.records.values())))
         shutil.rmtree(self._out / "work", ignore_errors=True)
         for path in (self._out / "shards").iterdir():
