@@ -31,6 +31,8 @@ RETRY_S = 5.0
 SMALL_UPLOAD = 262_144
 # Images decoded, and requests whose images are fetched, at a time.
 MAX_DECODING, MAX_FETCHES = 2, 8
+# Videos received and copied at a time.
+MAX_VIDEOS = 2
 # Requests of one key that wait for a slot, and for how many seconds.
 MAX_WAITING, MAX_WAIT_S = 16, 10.0
 # Seconds for which an answer of `Room` counts.
@@ -162,6 +164,7 @@ class Slots:
 
     def __init__(self, name: str, number: int, *, per_key: int | None = None) -> None:
         self.name, self.per_process, self.free = name, number, number
+        self.what = "videos" if name == "videos" else "images of this API key"
         self.per_key, self.refused = per_key or number, Counter({"key": 0})
         self._running: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
@@ -199,7 +202,7 @@ class Slots:
                 await turn
         except TimeoutError:
             self.refused["key"] += 1
-            detail = "this API key sends too many images at a time"
+            detail = f"too many {self.what} at a time"
             raise RateLimited(detail, retry_after_s=RETRY_S) from None
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
@@ -265,6 +268,7 @@ class Budgets:
     def __init__(self, redis: Redis, storage: Storage, settings: Settings) -> None:
         self.room = Room(redis, storage, settings)
         self.decoding = Slots("decoding", MAX_DECODING)
+        self.videos = Slots("videos", MAX_VIDEOS)
         self.fetches = Slots("fetches", MAX_FETCHES, per_key=MAX_FETCHES // 2)
         self.uploads = Budget(
             redis,
@@ -293,7 +297,8 @@ class Budgets:
 
     def all(self) -> list[Budget | Slots]:
         """Return the budgets that are counted in this process."""
-        return [self.uploads, self.downloads, self.streams, self.decoding, self.fetches]
+        slots = [self.decoding, self.fetches, self.videos]
+        return [self.uploads, self.downloads, self.streams, *slots]
 
     async def renew(self) -> None:
         """Renew what this process holds, until the task is cancelled."""

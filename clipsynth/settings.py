@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     max_image_bytes: int = 10_000_000
     max_form_image_bytes: int = 25_000_000
     max_image_pixels: int = 50_000_000
+    max_video_bytes: int = Field(default=100_000_000, ge=1)
+    max_video_s: float = Field(default=60, gt=0)
     result_ttl_s: int = 86_400
     tombstone_ttl_s: int = 604_800
     janitor_interval_s: float = 60
@@ -133,7 +135,7 @@ class Settings(BaseSettings):
     @property
     def max_form_bytes(self) -> int:
         """Largest form."""
-        return MAX_IMAGES * self.max_form_image_bytes + 65_536
+        return max(MAX_IMAGES * self.max_form_image_bytes, self.max_video_bytes) + 1_048_576
 
     @property
     def results_url(self) -> str:

@@ -31,7 +31,7 @@ _NUMBERED = (
 )
 # A video has up to 32 scenes.
 _SCENE = rf"{_ATTEMPT.pattern}/[0-9]{{1,2}}\.scene"
-_KEY = re.compile(rf"{_ID.pattern}/(in/[0-9]\.png|in/video\.(mp4|webm)|{_SCENE}|{_NUMBERED})")
+_KEY = re.compile(rf"{_ID.pattern}/(in/[0-9]{{1,2}}\.png|in/video\.(mp4|webm)|{_SCENE}|{_NUMBERED})")
 CHUNK_BYTES = 262_144
 
 

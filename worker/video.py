@@ -180,7 +180,7 @@ class Soundtrack:
             items.append(StoredItem(text=prompt, start_s=0.0, end_s=duration_s, fade_s=FADE_S))
         most = MAX_TIMELINE - len(items)
         for n, scene in enumerate(find_scenes(sampled, embeddings, self._video.seconds, most=most)):
-            if scene.start_s >= duration_s:
+            if round(scene.start_s, 3) >= duration_s:
                 break
             own = embeddings[scene.first : scene.last + 1]
             image = sampled.images[scene.first + int((own @ own.mean(0)).argmax())]
@@ -190,8 +190,8 @@ class Soundtrack:
                 StoredItem(
                     image_key=key,
                     image_sha256=hashlib.sha256(image).hexdigest(),
-                    start_s=scene.start_s,
-                    end_s=min(scene.end_s, duration_s),
+                    start_s=round(scene.start_s, 3),
+                    end_s=round(min(scene.end_s, duration_s), 3),
                     fade_s=FADE_S,
                 )
             )

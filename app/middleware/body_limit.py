@@ -13,6 +13,10 @@ from clipsynth.settings import Settings
 
 # Name in the scope of a function that is awaited with the size of the body so far; it may raise.
 GROWS = "clipsynth.body_grows"
+# The time for a form counts from its last bytes: a video takes long. All of it takes at most so many times.
+FORM_TIMEOUTS = 10
+# Bytes of a form that are read before its length is refused.
+FORM_HEAD = 65_536
 
 
 class BodyLimit:
@@ -35,14 +39,16 @@ class BodyLimit:
         length = headers.get("content-length", "0")
         declared = int(length) if length.isdecimal() else 0
         whole = not declared and "transfer-encoding" not in headers
-        deadline = asyncio.get_running_loop().time() + self.timeout_s
+        now = asyncio.get_running_loop().time
+        deadline, latest = now() + self.timeout_s, now() + FORM_TIMEOUTS * self.timeout_s
         size = 0
 
         async def counted() -> Message:
-            nonlocal size, whole
+            nonlocal size, whole, deadline
             if whole:  # the only message left is the disconnect
                 return await receive()
-            if max(size, declared) > max_bytes:
+            # The parser of a form may name the part that is too large.
+            if max(size, declared if size >= FORM_HEAD or not is_form else 0) > max_bytes:
                 raise refusal(PayloadTooLarge(f"the body is larger than {max_bytes} bytes"))
             try:
                 async with asyncio.timeout_at(deadline):
@@ -50,6 +56,8 @@ class BodyLimit:
             except TimeoutError:
                 raise refusal(ReceiveTimeout(f"the body was not whole after {self.timeout_s:g} s")) from None
             size += len(message.get("body", b""))
+            if is_form:
+                deadline = min(now() + self.timeout_s, latest)
             if size > max_bytes:
                 return await counted()
             if GROWS in scope:

@@ -19,17 +19,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 
 from app.dependencies import Services
 from app.requests.decode_image import NAMES
 from app.requests.images import PART, FormFile, ReadImage, decode_base64
 from app.requests.upload import MAX_TEXT_BYTES, counted, spooled, text_too_large
+from app.requests.video import FIELD, parsed_form
 from clipsynth.errors import (
     ImageTooLarge,
     InvalidBody,
     InvalidRequest,
-    PayloadTooLarge,
     UnsupportedCoding,
     UnsupportedMedia,
 )
@@ -49,6 +48,7 @@ MIN_CUT = 1024
 # Escapes that JSON writers use in base64; line breaks are not part of it.
 _ESCAPES = {rb"\/": b"/", rb"\n": b"\n", rb"\r": b"\r", rb"\u002B": b"+", rb"\u002b": b"+", rb"\u003D": b"="}
 _IMAGE = re.compile(rb'"image"\s*:\s*"')
+NO_FILE = "a video is a file of a form"
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -66,6 +66,12 @@ def request_body() -> dict[str, Any]:
     form.pop("examples")
     fields = form["properties"]
     fields["image"] = {"type": "string", "format": "binary", "description": f"{NAMES}."}
+    fields["video"] = {
+        "type": "string",
+        "format": "binary",
+        "description": "MP4, MOV, WebM or Matroska: each scene gets a sound, and `prompt` adds to all. "
+        "duration_s is by default its length. The outputs are also the video with the sound.",
+    }
     examples = {
         "prompts": [{"image": "part:beach"}, {"text": "piano", "weight": 0.5}],
         "attributes": {"pitch": 0.85},
@@ -86,7 +92,7 @@ def request_body() -> dict[str, Any]:
 async def read_body(
     request: Request, services: Services, caller: ApiKey
 ) -> AsyncIterator[tuple[GenerationRequest, dict[str, ReadImage]]]:
-    """Yield the request and its images, by name; they can be read while the context lasts."""
+    """Yield the request and its files, by name; they can be read while the context lasts."""
     content_type = _content_type(request)
     if content_type not in ("application/json", "multipart/form-data"):
         what = content_type or "nothing"
@@ -96,16 +102,9 @@ async def read_body(
             async with spooled(request, images=True) as data:
                 yield await run_in_threadpool(_read_json, data)
             return
-        try:
-            form = await request.form(max_files=MAX_IMAGES, max_fields=32, max_part_size=MAX_TEXT_BYTES)
-        except HTTPException as error:
-            if "maximum size" in error.detail:
-                raise PayloadTooLarge(f"a field of the form is larger than {MAX_TEXT_BYTES} bytes") from None
-            raise
-        try:
+        limits = {"max_files": MAX_IMAGES + 1, "max_fields": 32, "max_part_size": MAX_TEXT_BYTES}
+        async with parsed_form(request, services, caller, **limits) as form:
             yield await run_in_threadpool(_read_form, form, services.settings)
-        finally:
-            await form.close()
 
 
 async def read_json(request: Request, services: Services, caller: ApiKey, model: type[Body]) -> Body:
@@ -118,7 +117,10 @@ async def read_json(request: Request, services: Services, caller: ApiKey, model:
 
 def _read_json(data: bytes | mmap) -> tuple[GenerationRequest, dict[str, ReadImage]]:
     rest, images = cut_images(data)
-    return validate(GenerationRequest, _parse_object(rest), strict=True), images
+    wanted = validate(GenerationRequest, _parse_object(rest), strict=True)
+    if wanted.video is not None:
+        raise InvalidRequest(f"/{FIELD}: {NO_FILE}")
+    return wanted, images
 
 
 def cut_images(data: bytes | mmap) -> tuple[bytes, dict[str, ReadImage]]:
@@ -226,7 +228,7 @@ def _read_form(form: FormData, settings: Settings) -> tuple[GenerationRequest, d
         if isinstance(value, UploadFile):
             if name in files:
                 raise InvalidBody(f"/{name}: two files have this name")
-            if (value.size or 0) > settings.max_form_image_bytes:
+            if name != FIELD and (value.size or 0) > settings.max_form_image_bytes:
                 limit = settings.max_form_image_bytes
                 raise ImageTooLarge(f"/{name}: a file may have {limit} bytes, this one has {value.size}")
             files[name] = FormFile(value.file)
@@ -237,8 +239,12 @@ def _read_form(form: FormData, settings: Settings) -> tuple[GenerationRequest, d
         else:
             fields[name] = _parse_json(value, f"/{name}") if name in JSON_FIELDS else value
     fields = {name: value for name, value in fields.items() if value is not None}
+    if FIELD in files:
+        fields[FIELD] = f"{PART}{FIELD}"
+    elif FIELD in fields:
+        raise InvalidRequest(f"/{FIELD}: {NO_FILE}")
     if "prompts" not in fields:
-        for name in files:
+        for name in files.keys() - {FIELD}:
             if fields.setdefault("image", f"{PART}{name}") != f"{PART}{name}":
                 raise InvalidRequest(f"/image: names another file than {name!r}")
     return validate(GenerationRequest, fields, strict=False), files

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
@@ -62,6 +63,16 @@ class FormFile:
     def __call__(self) -> bytes:
         self._file.seek(0)
         return self._file.read()
+
+    @property
+    def path(self) -> Path:
+        """Path of a file that has a name."""
+        self._file.flush()
+        return Path(self._file.name)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
 
 
 @dataclass(frozen=True)

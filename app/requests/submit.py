@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from app.dependencies import Services
 from app.requests.images import ReadImage, RequestImage, read_images
 from app.requests.texts import readable
+from app.requests.video import CopiedVideo
 from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
 from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady, TooLong
 from clipsynth.jobs import idempotency
@@ -23,14 +24,14 @@ from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Generation, JobPayload, Status, Webhook
 from clipsynth.schemas.model_info import ModelInfo
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredPrompt
+from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredPrompt, StoredVideo
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.headers import ANSWER_HEADERS
 from clipsynth.security.safe_http import UrlRefused, check_url
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from clipsynth.storage import image_key
+from clipsynth.storage import image_key, video_key
 
 logger = logging.getLogger(__name__)
 # How long to wait for a concurrent request with the same idempotency key.
@@ -45,13 +46,14 @@ def accept(
     wanted: GenerationRequest,
     files: Mapping[str, ReadImage],
     idempotency_key: str | None,
+    video: CopiedVideo | None = None,
     *,
     is_replay: bool = False,
 ) -> tuple[Generation, bool]:
     """Resolve a request, reserve a place, store its images, and submit its job.
 
     Args:
-        files: files of a form, which `wanted` names as `part:<name>`.
+        files: images of a form, which `wanted` names as `part:<name>`.
         is_replay: as for `resolve`.
 
     Returns:
@@ -64,12 +66,13 @@ def accept(
     webhook = _webhook(settings, caller, wanted) if wanted.webhook_url is not None else None
     generation_id, claim = new_id(), None
     if idempotency_key is not None:
-        claim = _claim(caller, wanted, images, idempotency_key, generation_id)
+        claim = _claim(caller, wanted, images, video, idempotency_key, generation_id)
         if bound := cast(bytes | None, services.redis.get(claim.key)):
             return _earlier(services, caller, idempotency.bound_id(bound, claim)), True
     services.budgets.room.check()
     model = state.model(wanted.model)
-    payload = resolve(wanted, model, generation_id, settings, is_replay=is_replay)
+    stored = video.stored if video else None
+    payload = resolve(wanted, model, generation_id, settings, stored, is_replay=is_replay)
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
     reservation.rate_per_s, reservation.max_kept_bytes = caller.rate_per_s, caller.max_kept_bytes
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
@@ -86,6 +89,9 @@ def accept(
     try:
         if images:
             _store(services, generation_id, payload, images)
+        if video:
+            state.expect_files(generation_id)
+            services.storage.put(video_key(generation_id, video.stored.extension), video.path)
         generation = state.submit(
             generation_id,
             payload,
@@ -143,10 +149,16 @@ def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> W
 
 
 def _claim(
-    caller: ApiKey, wanted: GenerationRequest, images: Sequence[RequestImage], key: str, generation_id: str
+    caller: ApiKey,
+    wanted: GenerationRequest,
+    images: Sequence[RequestImage],
+    video: CopiedVideo | None,
+    key: str,
+    generation_id: str,
 ) -> Claim:
     request = wanted.model_dump_json(exclude={"image": True, "prompts": {"__all__": {"image"}}})
     parts = [request, *(image.fingerprint for image in images)]
+    parts += [f"/video {video.stored.sha256}"] if video else []
     fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return idempotency.claim(owner=caller.id, key=key, fingerprint=fingerprint, generation_id=generation_id)
 
@@ -174,6 +186,7 @@ def resolve(
     model: ModelInfo,
     generation_id: str,
     settings: Settings,
+    video: StoredVideo | None = None,
     *,
     is_replay: bool = False,
 ) -> JobPayload:
@@ -222,12 +235,15 @@ def resolve(
         seed=wanted.seed if wanted.seed is not None else 0 if is_retrieval else secrets.randbelow(2**32),
         num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
-        duration_s=wanted.duration_s or model.duration_s,
+        duration_s=wanted.duration_s or _length_s(video, model, settings) or model.duration_s,
+        video=video,
         num_outputs=wanted.num_outputs,
         deadline_s=wanted.deadline_s,
         output_formats=wanted.output_formats,
     )
     _check_length(payload, model, settings)
+    if video and payload.duration_s > max(video.seconds, model.min_duration_s):
+        raise InvalidRequest(f"/duration_s: the video has {video.seconds:g} s")
     if payload.guidance_scale <= 1 and not is_retrieval:
         if payload.negative_prompt is not None:
             raise InvalidRequest("/negative_prompt: requires a guidance_scale above 1")
@@ -235,6 +251,14 @@ def resolve(
             if item.weight < 0:
                 raise InvalidRequest(f"/prompts/{n}/weight: below 0 requires a guidance_scale above 1")
     return payload
+
+
+def _length_s(video: StoredVideo | None, model: ModelInfo, settings: Settings) -> float:
+    """Return the seconds of sound for a video, in whole milliseconds; 0 without one."""
+    if video is None:
+        return 0.0
+    longest_s = max(settings.max_duration_s, model.window_s or model.max_duration_s)
+    return round(min(max(video.seconds, model.min_duration_s), longest_s), 3)
 
 
 def _check_length(payload: JobPayload, model: ModelInfo, settings: Settings) -> None:

@@ -36,6 +36,8 @@ STATUS = {
     "deadline_unreachable": 422,
     "too_long": 422,
     "image_undecodable": 422,
+    "video_undecodable": 422,
+    "video_too_large": 413,
     "image_not_fetched": 422,
     "unsupported_media": 415,
     "payload_too_large": 413,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.dependencies import Maker, Services, ServicesDep
 from app.requests.body import read_body, request_body
 from app.requests.submit import resolve
+from app.requests.video import CopiedVideo, copied
 from app.responses.problems import problems
 from clipsynth.admission.limits import Reservation, forecast
 from clipsynth.jobs.store import new_id
@@ -29,6 +32,8 @@ router = APIRouter(tags=["generations"])
         "attribute_unavailable",
         "method_unavailable",
         "too_long",
+        "video_undecodable",
+        "video_too_large",
         "payload_too_large",
         "receive_timeout",
         "unsupported_media",
@@ -37,13 +42,17 @@ router = APIRouter(tags=["generations"])
 )
 async def estimate(request: Request, services: ServicesDep, caller: Maker) -> Estimate:
     """Estimate the time until the end of a generation with this body. Creates nothing and reads no images."""
-    async with read_body(request, services, caller) as (wanted, _files):
-        return await run_in_threadpool(_estimate, services, caller, wanted)
+    async with read_body(request, services, caller) as (wanted, files):
+        copying = copied(files, services.settings) if wanted.video else contextlib.nullcontext()
+        async with copying as video:
+            return await run_in_threadpool(_estimate, services, caller, wanted, video)
 
 
-def _estimate(services: Services, caller: ApiKey, wanted: GenerationRequest) -> Estimate:
+def _estimate(
+    services: Services, caller: ApiKey, wanted: GenerationRequest, video: CopiedVideo | None
+) -> Estimate:
     model = services.state.model(wanted.model)
-    payload = resolve(wanted, model, new_id(), services.settings)
+    payload = resolve(wanted, model, new_id(), services.settings, video.stored if video else None)
     request = Reservation("", caller.id, model.name, payload.work(model))
     expected = forecast(services.redis, request, model.cost, payload.num_inference_steps)
     return Estimate(

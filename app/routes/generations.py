@@ -21,6 +21,7 @@ from app.notifications import event_id_of
 from app.requests.body import read_body, request_body
 from app.requests.images import image_slot
 from app.requests.submit import accept, cancel_generation
+from app.requests.video import copied
 from app.responses.accept import best_media_type
 from app.responses.audio import SOUND, SOUND_RESPONSES, sound, succeeded
 from app.responses.problems import problems
@@ -75,6 +76,8 @@ class Removed(BaseModel):
             "idempotency_mismatch",
             "image_undecodable",
             "image_not_fetched",
+            "video_undecodable",
+            "video_too_large",
             "payload_too_large",
             "receive_timeout",
             "image_too_large",
@@ -102,6 +105,7 @@ async def create(
 ) -> Any:
     """Create a generation from JSON, or from a form with the same field names and images as files.
 
+    A form may have a `video`: each of its scenes gets a sound, and the outputs are also videos.
     A repeated request with the same `Idempotency-Key` returns the same generation. With `Prefer: wait=10` the
     response waits up to 10 s for the end and is then 200; with `Accept: audio/wav` it is the sound. Without
     `output_formats`, the sound is made in the format that `Accept` prefers.
@@ -112,8 +116,9 @@ async def create(
             wanted = _in_accepted_format(wanted, accept_header)
         began = time.monotonic()
         slot = image_slot(services, caller, wanted) if wanted.has_images else contextlib.nullcontext()
-        async with slot:
-            accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key)
+        copying = copied(files, services.settings) if wanted.video else contextlib.nullcontext()
+        async with slot, copying as video:
+            accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key, video)
             generation, replayed = await accepting
     headers = {"Location": generation.links["self"], "Retry-After": "1"}
     if replayed:

@@ -1,4 +1,4 @@
-"""Routes of an output's spectrogram and waveform peaks; both files are made with the sound."""
+"""Routes of an output's spectrogram, waveform peaks and video; these files are made with the sound."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from fastapi import APIRouter, Request, Response
 from app.dependencies import Reader, ServicesDep
 from app.responses.audio import succeeded
 from app.responses.problems import problems
-from app.responses.ranges import file_response
+from app.responses.ranges import file_response, stored_response
+from clipsynth.errors import NotFound
+from clipsynth.storage import result_video_key
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 
@@ -55,6 +57,10 @@ _PEAKS = {
     ],
 }
 _PNG = _responses("image/png", {"type": "string", "format": "binary"})
+_BINARY = {"type": "string", "format": "binary"}
+_VIDEO = _responses("video/mp4", _BINARY)
+for status in (200, 206):
+    _VIDEO[status]["content"]["video/webm"] = {"schema": _BINARY}
 _JSON = _responses("application/json", _PEAKS)
 
 
@@ -71,6 +77,24 @@ def spectrogram(
     name = f'inline; filename="{generation.id}-{n}.png"'
     account = services.budgets.downloads, caller.id
     return file_response(request, data, media_type="image/png", disposition=name, account=account)
+
+
+@router.get("/{generation_id}/video/{n}", response_class=Response, responses=_VIDEO)
+def video(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
+    """Return the video of the request with the sound of output n."""
+    generation = succeeded(services, generation_id, caller, n=n)
+    source = generation.input.video
+    if source is None:
+        raise NotFound("the request had no video")
+    key = result_video_key(generation.folder, n, source.extension)
+    return stored_response(
+        request,
+        services.storage,
+        key,
+        etag=key.replace("/", "-"),
+        media_type=f"video/{source.extension}",
+        disposition=f'inline; filename="{generation.id}-{n}.{source.extension}"',
+    )
 
 
 @router.get("/{generation_id}/peaks/{n}", response_class=Response, responses=_JSON)

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from clipsynth.schemas.generation import Format
 from clipsynth.schemas.model_info import Method
@@ -60,6 +61,8 @@ class GenerationRequest(BaseModel):
     prompts: list[WeightedPrompt] | None = Field(
         default=None, min_length=1, max_length=MAX_PROMPTS, description="Weighted set of texts and images."
     )
+    # `part:video` in a form; JSON has none.
+    video: SkipJsonSchema[str | None] = Field(default=None, exclude_if=lambda value: value is None)
     composition: Composition = "set"
     negative_prompt: str | None = Field(
         default=None, max_length=MAX_TEXT, description="Text of a sound to avoid: a prompt with weight -1."
@@ -148,7 +151,7 @@ class GenerationRequest(BaseModel):
     @model_validator(mode="after")
     def _has_condition(self) -> GenerationRequest:
         single = (self.prompt, self.image, self.image_url)
-        if self.prompts is None and single == (None, None, None):
+        if self.prompts is None and self.video is None and single == (None, None, None):
             raise ValueError("give one of prompt, prompts, image and image_url")
         if self.prompts is not None and single != (None, None, None):
             raise ValueError("prompts cannot be combined with prompt, image or image_url")
@@ -158,6 +161,16 @@ class GenerationRequest(BaseModel):
             raise ValueError("rank requires the method retrieval")
         if self.loop and self.method == "retrieval":
             raise ValueError("loop requires the method diffusion")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_video(self) -> GenerationRequest:
+        if self.video is None:
+            return self
+        if (self.prompts, self.image, self.image_url) != (None, None, None):
+            raise ValueError("video can be combined with prompt only, not with prompts or an image")
+        if self.composition == "mix" or self.method == "retrieval" or self.loop:
+            raise ValueError("video cannot be combined with loop, composition mix or method retrieval")
         return self
 
     @property

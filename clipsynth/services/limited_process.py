@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from clipsynth.limited_child import DONE, LENGTH, RESULT, Limits, frame, receive_frame
 
@@ -131,6 +131,16 @@ def stream_limited(function: Callable[..., Iterator[T]], *args: Any, limits: Lim
                 yield cast(T, _result(function, answer))
         except (EOFError, ConnectionError):
             raise ChildCrashed("the keeper of the child ended") from None
+
+
+def named(module: str, name: str) -> Callable[..., Any]:
+    """Return a stand-in for a function of a module that the caller need not import."""
+
+    def stand_in(*_: Any) -> NoReturn:
+        raise NotImplementedError(f"{name} runs in a child process")
+
+    stand_in.__module__, stand_in.__qualname__ = module, name
+    return stand_in
 
 
 def warm_up(function: Callable[..., Any]) -> None:

@@ -22,6 +22,7 @@ def port(request, redis_url, tmp_path):
         "receive_timeout_s": getattr(request, "param", 0.1),
         "max_image_bytes": 100_000,
         "max_form_image_bytes": 100_000,
+        "max_video_bytes": 200_000,
     }
     with api_server(redis_url, tmp_path, **options) as server:
         yield server
@@ -101,6 +102,38 @@ def test_a_body_of_single_bytes_times_out(port):
             except TimeoutError:
                 connection.sendall(b" ")
     pytest.fail("it was waited for")
+
+
+VIDEO = b'--x\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n'
+
+
+def test_a_large_video_is_named_before_it_is_sent(port):
+    head = post(headers=FORM + f"Content-Length: {GB}\r\n".encode())
+    answer, sent = exchange(port, head, VIDEO)
+    check(answer, 413, "video_too_large")
+    assert sent < 1000
+
+
+def drip(port, times):
+    """Send single bytes of a video until the answer comes; return it, or b"" after `times` bytes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=0.02) as connection:
+        connection.sendall(post(headers=FORM + b"Content-Length: 100000\r\n") + VIDEO)
+        for _ in range(times):
+            try:
+                return connection.recv(65536)
+            except TimeoutError:
+                connection.sendall(b" ")
+    return b""
+
+
+@pytest.mark.parametrize("port", [0.5], indirect=True)
+def test_the_time_for_a_form_counts_from_its_last_bytes(port):
+    assert drip(port, 40) == b""
+
+
+@pytest.mark.parametrize("port", [0.05], indirect=True)
+def test_a_form_has_a_time_for_all_its_bytes(port):
+    check(drip(port, 500), 408, "receive_timeout")
 
 
 @pytest.mark.parametrize("head", [b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nX-A: 1\r\n"])
