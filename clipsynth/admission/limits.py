@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 from redis import Redis
+from redis.client import Pipeline
 
-from clipsynth.admission.scripts import ADMIT, READ_LOAD, RELEASE_RESERVATION
+from clipsynth.admission.scripts import ADMIT, READ_LOAD, READ_PLACE, RELEASE_RESERVATION
 from clipsynth.errors import DeadlineUnreachable, KeptQuota, QueueFull, RateLimited
 from clipsynth.redis_keys import (
     ALIVE,
@@ -96,9 +97,17 @@ def reserve(
         RateLimited, QueueFull: as `admit`.
         DeadlineUnreachable: the estimated end is after the deadline.
     """
-    if not admit(redis, reservation, settings, cost):
+    # EVAL: before a registered script in a pipeline, redis-py asks Redis whether it knows the script.
+    with redis.pipeline(transaction=False) as pipeline:
+        for script, (keys, args) in (
+            (ADMIT, _admission(reservation, settings, cost)),
+            (READ_LOAD, _load_arguments(reservation.model, last_ratio=-1 if deadline_s is not None else 0)),
+        ):
+            pipeline.eval(script, len(keys), *keys, *args)
+        verdict, found = pipeline.execute()
+    if not _is_admitted(verdict, reservation, settings, cost):
         return False
-    expected = forecast(redis, reservation, cost, steps, reserved=True, corrected=deadline_s is not None)
+    expected = _forecast(found, reservation, cost, steps, reserved=True)
     if deadline_s and expected.p50_s and deadline_s < expected.p50_s:
         release_reservation(redis, reservation)
         raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
@@ -114,20 +123,39 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
         KeptQuota: the records of the owner's generations take too much room in Redis.
         QueueFull: the queue or the owner's share of it is full.
     """
+    keys, args = _admission(reservation, settings, cost)
+    verdict = redis.register_script(ADMIT)(keys=keys, args=args)
+    return _is_admitted(verdict, reservation, settings, cost)
+
+
+def _max_kept(reservation: Reservation, settings: Settings) -> int:
+    own = reservation.max_kept_bytes
+    return settings.kept_bytes_per_key if own is None else own
+
+
+def _admission(
+    reservation: Reservation, settings: Settings, cost: ModelCost | None
+) -> tuple[list[str], list[Any]]:
+    """Return KEYS and ARGV of the script ADMIT."""
     owner, model = reservation.owner, reservation.model
     max_work = settings.max_backlog_s / cost.audio_step_s if cost else 0.0
     record = RECORD + reservation.generation_id
     keys = [LOAD + model, INFLIGHT, BUCKET + owner, RESERVATIONS, record, KEPT]
-    rate, burst = rates = rate_limit(settings, reservation.rate_per_s)
-    own_kept = reservation.max_kept_bytes
-    max_kept = settings.kept_bytes_per_key if own_kept is None else own_kept
+    rates = rate_limit(settings, reservation.rate_per_s)
     limits = (settings.max_queued, max_work, *rates, settings.max_inflight, reservation.member)
-    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, max_kept]
+    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, _max_kept(reservation, settings)]
     if reservation.claim:
         keys.append(reservation.claim.key)
         args += [reservation.claim.value, int(RESERVATION_S)]
-    raw_verdict, number = redis.register_script(ADMIT)(keys=keys, args=args)
-    verdict = raw_verdict.decode()
+    return keys, args
+
+
+def _is_admitted(
+    result: tuple[bytes, bytes], reservation: Reservation, settings: Settings, cost: ModelCost | None
+) -> bool:
+    """Read the result of the script ADMIT; returns and raises as `admit`."""
+    rate, burst = rate_limit(settings, reservation.rate_per_s)
+    verdict, number = result[0].decode(), result[1]
     if rate and verdict in ("ok", "rate"):
         left = float(number) if verdict == "ok" else 0.0
         reservation.requests = math.floor(left), math.floor(burst), math.ceil((burst - left) / rate)
@@ -135,6 +163,7 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
         reservation.bound = number if verdict == "bound" else None
         return bool(verdict == "ok")
     if verdict == "kept":
+        max_kept = _max_kept(reservation, settings)
         detail = f"this API key keeps {max_kept} bytes of generations; delete some"
         raise KeptQuota(detail, retry_after_s=KEPT_RETRY_S)
     if verdict == "rate":
@@ -146,7 +175,7 @@ def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: Mode
         detail = f"this API key has {settings.max_inflight} unfinished generations"
         raise RateLimited(detail, retry_after_s=retry_after_s)
     subject = "this API key's share of the queue" if verdict == "share" else "the queue"
-    raise QueueFull(f"{subject} of model {model} is full", retry_after_s=retry_after_s)
+    raise QueueFull(f"{subject} of model {reservation.model} is full", retry_after_s=retry_after_s)
 
 
 def rate_limit(settings: Settings, rate_per_s: float | None) -> tuple[float, float]:
@@ -200,18 +229,22 @@ def forecast(
     request: Reservation,
     cost: ModelCost | None,
     steps: int,
-    *,
-    reserved: bool = False,
-    corrected: bool = True,
 ) -> Forecast:
-    """Estimate the end of a request that comes now.
+    """Estimate the end of a request that comes now and takes `steps` denoising steps."""
+    keys, args = _load_arguments(request.model, last_ratio=-1)
+    found = redis.register_script(READ_LOAD)(keys=keys, args=args)
+    return _forecast(found, request, cost, steps)
+
+
+def _forecast(
+    found: Any, request: Reservation, cost: ModelCost | None, steps: int, *, reserved: bool = False
+) -> Forecast:
+    """Estimate the end of a request from the result of READ_LOAD.
 
     Args:
-        steps: denoising steps of the request.
         reserved: whether the request has its place; then the load contains its work.
-        corrected: whether to read the durations of earlier generations.
     """
-    queue = _Queue(*_read_load(redis, request.model, last_ratio=-1 if corrected else 0)[:5])
+    queue = _Queue(*found[:5])
     unfinished = int(queue.load.get("n", 0))
     if cost is None or not queue.is_served:
         return Forecast(unfinished, None)
@@ -222,15 +255,20 @@ def forecast(
     return Forecast(unfinished, base_s, base_s * p50, base_s * p90)
 
 
-def place(redis: Redis, generation_id: str, model: str, *, steps: int) -> tuple[int | None, float | None]:
+def queue_place(pipeline: Pipeline, generation_id: str) -> None:
+    """Queue the command whose result `read_place` takes."""
+    pipeline.eval(READ_PLACE, 0, MAX_RUNNING, 0, generation_id)
+
+
+def read_place(result: Any, *, steps: int) -> tuple[int | None, float | None]:
     """Return the number of jobs before a queued one, and the estimated seconds until its end.
 
     The estimate is None without a worker that has measured its cost. Both are None while a worker claims the
     job.
     """
-    *found, info, position, owner, work, turn, first_turn = _read_load(redis, model, generation_id)
-    if position < 0:
+    if not isinstance(result, list) or not result or result[6] < 0:
         return None, None
+    *found, info, position, owner, work, turn, first_turn = result
     cost = json.loads(info).get("cost") if info else None
     if not cost or not work:
         return position, None
@@ -243,9 +281,10 @@ def place(redis: Redis, generation_id: str, model: str, *, steps: int) -> tuple[
     return position, queue.eta_s(name, own, own_work, ModelCost.model_validate(cost), steps)
 
 
-def _read_load(redis: Redis, model: str, generation_id: str = "", *, last_ratio: int = 0) -> Any:
+def _load_arguments(model: str, *, last_ratio: int) -> tuple[list[str], list[Any]]:
+    """Return KEYS and ARGV of the script READ_LOAD."""
     keys = [prefix + model for prefix in (LOAD, RUNNING, ETA_RATIOS, WORKERS, MODEL, QUEUE, ALIVE, STARTING)]
-    return redis.register_script(READ_LOAD)(keys=keys, args=[MAX_RUNNING, last_ratio, generation_id])
+    return keys, [MAX_RUNNING, last_ratio, ""]
 
 
 class _Queue:

@@ -89,9 +89,8 @@ redis.call('ZADD', KEYS[4], string.format('%.6f', now), ARGV[8])
 if KEYS[7] then redis.call('SET', KEYS[7], ARGV[10], 'EX', ARGV[11]) end
 return {'ok', tostring(tokens)}
 """
-READ_LOAD = (
-    lua_names("RECORD")
-    + """
+_LOAD_NAMES = ("LOAD", "RUNNING", "ETA_RATIOS", "WORKERS", "MODEL", "QUEUE", "ALIVE", "STARTING")
+_READ_LOAD = """
 -- KEYS: 1 load of the model, 2 running jobs, 3 ratios of actual by estimated duration, 4 workers, 5 model,
 --   6 queue, 7 and 8 whether a worker serves or loads the model.
 -- ARGV: 1 most running jobs to read, 2 index of the last ratio (-1: all, 0: none), 3 id of a queued
@@ -122,4 +121,15 @@ table.insert(found, job[3] or '0')
 table.insert(found, first and redis.call('HGET', RECORD .. first, 'turn') or '0')
 return found
 """
+READ_LOAD = lua_names("RECORD") + _READ_LOAD
+READ_PLACE = (
+    lua_names("RECORD", *_LOAD_NAMES)
+    + f"""
+-- ARGV: as of READ_LOAD; 3 is the id of a generation. Returns as READ_LOAD, or nothing unless it is queued.
+local job = redis.pcall('HMGET', RECORD .. ARGV[3], 'status', 'model')
+if job[1] ~= 'queued' or not job[2] then return {{}} end
+local KEYS = {{}}
+for n, prefix in ipairs({{{", ".join(_LOAD_NAMES)}}}) do KEYS[n] = prefix .. job[2] end
+"""
+    + _READ_LOAD
 )

@@ -14,7 +14,7 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from clipsynth.admission.limits import place
+from clipsynth.admission.limits import queue_place, read_place
 from clipsynth.errors import Gone, NotFound, RecordUnreadable
 from clipsynth.jobs.scripts import UNWANTED
 from clipsynth.redis_keys import ENDED, GONE, OWNER_INDEX, PROGRESS, RECORD, TOMBSTONES, UNFINISHED
@@ -178,13 +178,16 @@ class RecordReader:
             Gone: it was removed. Only with `owner` is this known.
             RecordUnreadable: its record is damaged.
         """
-        generation, of, _ = self._read([generation_id])[0]
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.hgetall(RECORD + generation_id)
+            pipeline.get(PROGRESS + generation_id)
+            queue_place(pipeline, generation_id)
+            raw, progress, found = results(pipeline)
+        generation, of, _ = _read_one(generation_id, raw, progress)
         if generation and owner in (None, of):
             if generation.status is Status.QUEUED:
                 steps = generation.input.num_inference_steps
-                generation.queue_position, generation.eta_s = place(
-                    self.redis, generation_id, generation.model, steps=steps
-                )
+                generation.queue_position, generation.eta_s = read_place(found, steps=steps)
             return generation
         if generation is None and of and owner in (None, of):
             raise RecordUnreadable(f"the record of {generation_id!r} cannot be read")

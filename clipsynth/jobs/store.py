@@ -122,9 +122,10 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             "owner": owner,
             "created_at": now,
             "input": payload.model_dump_json(),
+            "model": payload.model,
         }
         if reservation:
-            fields |= {"model": payload.model, "work": f"{work:.6f}"}
+            fields["work"] = f"{work:.6f}"
             # The duration of a request without work says nothing about estimates.
             if eta_s is not None and work > 0:
                 fields["eta_s"] = eta_s
