@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import av
-import numpy as np
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 
 from clipsynth.errors import TooLong, VideoUndecodable
+
+if TYPE_CHECKING:
+    # The API copies videos without NumPy.
+    import numpy as np
 
 KINDS = "MP4, MOV, WebM or Matroska"
 # Codecs whose images a browser shows, and the container of a file with them.
@@ -72,7 +75,7 @@ def _seconds(packet: av.Packet) -> float:
 
 def _encoded(stream: Any, waveform: np.ndarray, sample_rate: int, block: int) -> Iterator[av.Packet]:
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=SOUND_RATE, frame_size=block)
-    frame = av.AudioFrame.from_ndarray(waveform.astype(np.float32)[None], format="fltp", layout="mono")
+    frame = av.AudioFrame.from_ndarray(waveform.astype("float32")[None], format="fltp", layout="mono")
     frame.sample_rate, frame.pts = sample_rate, 0
     for part in (*resampler.resample(frame), *resampler.resample(None)):
         yield from stream.encode(part)

@@ -9,11 +9,11 @@ from fastapi import Request, Response
 from app.dependencies import Services
 from app.responses.accept import best_media_type
 from app.responses.problems import problems
-from app.responses.ranges import file_response
+from app.responses.ranges import file_response, stored_response
 from clipsynth.errors import NotFound, NotReady
 from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Status
 from clipsynth.security.api_keys import ApiKey
-from clipsynth.storage import audio_key, file_name
+from clipsynth.storage import audio_key, file_name, result_video_key
 
 SOUND = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
 SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -30,6 +30,10 @@ SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
         "download_budget",
     ),
 }
+
+
+# Media types of the videos of outputs; no generation has both.
+VIDEO_TYPES = ("video/mp4", "video/webm")
 
 
 def succeeded(services: Services, generation_id: str, caller: ApiKey, *, n: int | None = None) -> Generation:
@@ -85,4 +89,41 @@ def sound(
         account=(services.budgets.downloads, caller.id),
     )
     response.headers.update({"Vary": "Accept", **(headers or {})})
+    return response
+
+
+def video_type(generation: Generation) -> str | None:
+    """Return the media type of the videos of a generation; None if its request had no video."""
+    source = generation.input.video
+    return f"video/{source.extension}" if source else None
+
+
+def video_with_sound(
+    services: Services,
+    generation: Generation,
+    n: int,
+    request: Request,
+    *,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """Return the video of the request with the sound of output n.
+
+    Raises:
+        NotFound: the request had no video.
+        RangeNotSatisfiable, StorageUnavailable: as `stored_response`.
+    """
+    media_type = video_type(generation)
+    if media_type is None:
+        raise NotFound("the request had no video")
+    extension = media_type.removeprefix("video/")
+    key = result_video_key(generation.folder, n, extension)
+    response = stored_response(
+        request,
+        services.storage,
+        key,
+        etag=key.replace("/", "-"),
+        media_type=media_type,
+        disposition=f'inline; filename="{generation.id}-{n}.{extension}"',
+    )
+    response.headers.update(headers or {})
     return response

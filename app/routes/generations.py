@@ -23,9 +23,17 @@ from app.requests.images import image_slot
 from app.requests.submit import accept, cancel_generation
 from app.requests.video import copied
 from app.responses.accept import best_media_type
-from app.responses.audio import SOUND, SOUND_RESPONSES, sound, succeeded
+from app.responses.audio import (
+    SOUND,
+    SOUND_RESPONSES,
+    VIDEO_TYPES,
+    sound,
+    succeeded,
+    video_type,
+    video_with_sound,
+)
 from app.responses.problems import problems
-from clipsynth.errors import InvalidRequest, StorageUnavailable
+from clipsynth.errors import InvalidRequest, NotAcceptable, StorageUnavailable
 from clipsynth.jobs.queue import withdraw
 from clipsynth.schemas.generation import MEDIA_TYPES, TERMINAL, Format, Generation, Page, Status
 from clipsynth.schemas.request import GenerationRequest
@@ -107,7 +115,8 @@ async def create(
 
     A form may have a `video`: each of its scenes gets a sound, and the outputs are also videos.
     A repeated request with the same `Idempotency-Key` returns the same generation. With `Prefer: wait=10` the
-    response waits up to 10 s for the end and is then 200; with `Accept: audio/wav` it is the sound. Without
+    response waits up to 10 s for the end and is then 200; with `Accept: audio/wav` it is the sound, with
+    `Accept: video/mp4` the video. Without
     `output_formats`, the sound is made in the format that `Accept` prefers.
     """
     accept_header = request.headers.get("accept", "*/*")
@@ -130,13 +139,29 @@ async def create(
             headers["Preference-Applied"] = f"wait={wait_s}"
             del headers["Retry-After"]
             response.status_code = 200
-            made = [JSON, *(output.media_type for output in generation.outputs)]
-            if generation.outputs and best_media_type(made, accept_header) != JSON:
+            preferred = _preferred(generation, accept_header)
+            if preferred == video_type(generation):
+                return await run_in_threadpool(
+                    video_with_sound, services, generation, 0, request, headers=headers
+                )
+            if preferred != JSON:
                 return await run_in_threadpool(
                     sound, services, caller, generation, 0, request, headers=headers
                 )
     response.headers.update(headers)
     return generation
+
+
+def _preferred(generation: Generation, accept_header: str) -> str:
+    """Return the media type of an ended generation's first output that Accept prefers, or JSON."""
+    made = [output.media_type for output in generation.outputs]
+    video = video_type(generation)
+    if made and video:
+        made.append(video)
+    # A client may have accepted only the container that the video does not have.
+    with contextlib.suppress(NotAcceptable):
+        return best_media_type([JSON, *made], accept_header)
+    return JSON
 
 
 def _in_accepted_format(wanted: GenerationRequest, accept_header: str) -> GenerationRequest:
@@ -147,8 +172,9 @@ def _in_accepted_format(wanted: GenerationRequest, accept_header: str) -> Genera
     """
     is_open = "output_formats" not in wanted.model_fields_set
     formats = get_args(Format) if is_open else wanted.output_formats
-    media_type = best_media_type([JSON, *(MEDIA_TYPES[f] for f in formats)], accept_header)
-    if not is_open or media_type == JSON:
+    offered = [JSON, *(MEDIA_TYPES[f] for f in formats), *(VIDEO_TYPES if wanted.video else ())]
+    media_type = best_media_type(offered, accept_header)
+    if not is_open or media_type == JSON or media_type in VIDEO_TYPES:
         return wanted
     preferred = next(f for f in formats if MEDIA_TYPES[f] == media_type)
     return wanted.model_copy(update={"output_formats": [preferred]})

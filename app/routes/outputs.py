@@ -7,11 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.dependencies import Reader, ServicesDep
-from app.responses.audio import succeeded
+from app.responses.audio import succeeded, video_with_sound
 from app.responses.problems import problems
-from app.responses.ranges import file_response, stored_response
-from clipsynth.errors import NotFound
-from clipsynth.storage import result_video_key
+from app.responses.ranges import file_response
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 
@@ -83,18 +81,7 @@ def spectrogram(
 def video(generation_id: str, n: int, request: Request, services: ServicesDep, caller: Reader) -> Response:
     """Return the video of the request with the sound of output n."""
     generation = succeeded(services, generation_id, caller, n=n)
-    source = generation.input.video
-    if source is None:
-        raise NotFound("the request had no video")
-    key = result_video_key(generation.folder, n, source.extension)
-    return stored_response(
-        request,
-        services.storage,
-        key,
-        etag=key.replace("/", "-"),
-        media_type=f"video/{source.extension}",
-        disposition=f'inline; filename="{generation.id}-{n}.{source.extension}"',
-    )
+    return video_with_sound(services, generation, n, request)
 
 
 @router.get("/{generation_id}/peaks/{n}", response_class=Response, responses=_JSON)

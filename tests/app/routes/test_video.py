@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
 import pytest
 
 from clipsynth.budgets import MAX_VIDEOS
+from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from tests.support.api_service import SHORT, check_problem, image, serving
 from tests.support.video_kinds import packet_hashes, spans_s, write_kind, write_scenes
@@ -189,3 +191,17 @@ def test_the_api_does_not_load_the_video_library():
     code = "import sys, app.main, app.requests.video; print('av' in sys.modules, 'numpy' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["False", "False"]
+
+
+def test_a_waiting_client_may_get_the_video(service, tmp_path):
+    path = write_scenes(tmp_path / "a.mp4")
+    headers = {"prefer": "wait=60", "accept": "video/mp4"}
+    with ThreadPoolExecutor(1) as client:
+        response = client.submit(send, service, path, STEPS, **headers)
+        assert wait_until(lambda: service.queue.count == 1, timeout_s=30)
+        service.worker.work(burst=True, logging_level="ERROR")
+        response = response.result()
+    assert (response.status_code, response.headers["content-type"]) == (200, "video/mp4")
+    result = tmp_path / "result.mp4"
+    result.write_bytes(response.content)
+    assert packet_hashes(result) == packet_hashes(path)
