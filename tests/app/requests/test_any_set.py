@@ -19,6 +19,7 @@ from clipsynth.errors import InvalidRequest
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import JobPayload, ReplayToken
 from clipsynth.schemas.request import GenerationRequest
+from clipsynth.settings import Settings
 from models.conditioning.prompts import COMPOSITIONS
 from tests.support.api_service import SHORT, image
 from worker.job_runner import JobRunner
@@ -93,7 +94,7 @@ def test_any_set_is_rejected_or_survives_the_recipe_and_back(tiny_info, made, co
         return
     assert not bad
     assert not complaint(prompts)
-    payload = resolve(wanted, tiny_info, new_id())
+    payload = resolve(wanted, tiny_info, new_id(), Settings())
     for item in payload.prompts:
         item.image_sha256 = f"{rng.random()}" if item.image_key else None
     assert [(i.text, i.weight) for i in payload.prompts] == [
@@ -104,7 +105,7 @@ def test_any_set_is_rejected_or_survives_the_recipe_and_back(tiny_info, made, co
     recipe = ReplayToken.read(recipe_of(read).token())
     shuffled = read.model_copy(update={"prompts": rng.sample(read.prompts, len(read.prompts))})
     assert recipe_of(shuffled).token() == recipe.token()
-    again = resolve(replayed(recipe), tiny_info, new_id())
+    again = resolve(replayed(recipe), tiny_info, new_id(), Settings())
     for item, old in zip(again.prompts, recipe.prompts, strict=True):
         item.image_sha256 = old.image_sha256
     assert (identity(again), again.composition) == (identity(payload), composition)
@@ -157,7 +158,7 @@ def test_the_rows_of_any_set_do_not_depend_on_its_order(
             "seed": 1,
             **SHORT,
         }
-        return resolve(validate(GenerationRequest, fields, strict=True), tiny_info, new_id())
+        return resolve(validate(GenerationRequest, fields, strict=True), tiny_info, new_id(), Settings())
 
     def rows(order):
         payload = resolved(order)

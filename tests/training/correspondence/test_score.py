@@ -197,7 +197,7 @@ def test_mismatched_clips_keep_their_image_and_swap_all_sound(planted, exchanged
         for name in ("gain", "attributes"):
             assert line[name] == before.index[j][name]
         assert line["video"] == before.index[i]["video"]
-    assert load_clips(folder).dev.index == load_clips(planted).dev.index
+    assert list(load_clips(folder).dev.index) == list(load_clips(planted).dev.index)
 
 
 def test_mismatching_can_be_repeated_and_copies_no_shard(planted, exchanged, tmp_path):
