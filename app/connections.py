@@ -15,18 +15,26 @@ from app.responses.problems import STATUS, problem
 PROBES = frozenset({"/healthz", "/livez"})
 # Connections over the limit, for probes; each has this many seconds for its request.
 PROBE_CONNECTIONS, PROBE_S = 16, 5.0
-# At the limit, a client that has read nothing for this time loses its connection.
-STALLED_S = 5.0
+# At the limit, a client that has read nothing for this time loses its connection; looked at every LOOK_S.
+STALLED_S, LOOK_S = 1.0, 0.5
+# So does one without a request since this time.
+IDLE_S = 1.0
+# Connections that are accepted at once.
+MAX_BURST = 128
 # Files of a process beside its connections, each of which may send a file.
-OTHER_FILES = 64
+OTHER_FILES = 96
 
 
-def connection_limit(most: int) -> int:
-    """Return the most connections that the limit of open files allows, at most `most`."""
+def connection_limit(most: int) -> tuple[int, int]:
+    """Return the most connections, at most `most`, and how many may come at once, by the limit of open files.
+
+    Those that come at once are open before any is refused.
+    """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
-        return most
-    return max(1, min(most, (files - OTHER_FILES - PROBE_CONNECTIONS) // 2))
+        return most, MAX_BURST
+    burst = max(1, min(MAX_BURST, files // 8))
+    return max(1, min(most, (files - OTHER_FILES - PROBE_CONNECTIONS - burst) // 2)), burst
 
 
 class LimitedProtocol(H11Protocol):
@@ -57,7 +65,7 @@ class LimitedProtocol(H11Protocol):
                 min(probes, key=lambda c: c.began_at).transport.abort()
         self.began_at = self.loop.time()
         self._expect()
-        self._look = self.loop.call_later(self.send_timeout_s / 4, self._check_progress)
+        self._look_later()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -98,15 +106,25 @@ class LimitedProtocol(H11Protocol):
         elif now - self.stalled_since >= self.send_timeout_s:
             self.transport.abort()
             return
-        self._look = self.loop.call_later(self.send_timeout_s / 4, self._check_progress)
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._look = self.loop.call_later(min(LOOK_S, self.send_timeout_s / 4), self._check_progress)
 
     def _make_room(self) -> None:
-        """Close the connection whose client has read nothing for longest, if that is a while."""
+        """Close the connection whose client has read nothing for longest, else one without a request."""
         stalled = {c: c.stalled_since for c in self._others() if c.stalled_since is not None}
+        now = self.loop.time()
+        idle = {c: c.began_at for c in self._others() if c._is_idle() and now - c.began_at >= IDLE_S}
         slowest = min(stalled, key=stalled.__getitem__, default=None)
-        if slowest and self.loop.time() - stalled[slowest] >= STALLED_S:
-            slowest.transport.abort()
-            self.connections.discard(slowest)
+        if slowest and now - stalled[slowest] < STALLED_S:
+            slowest = None
+        if leaves := slowest or min(idle, key=idle.__getitem__, default=None):
+            leaves.transport.abort()
+            self.connections.discard(leaves)
+
+    def _is_idle(self) -> bool:
+        return self.conn.their_state is h11.IDLE and not self.transport.get_write_buffer_size()
 
     def _others(self) -> list[LimitedProtocol]:
         return [c for c in self.connections if isinstance(c, LimitedProtocol) and c is not self]

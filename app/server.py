@@ -12,16 +12,17 @@ from app.main import create_app
 from app.memory import bound_arenas
 from app.requests.decode_image import decode_image
 from clipsynth.services.limited_process import warm_up
-from clipsynth.services.processes import listen
+from clipsynth.services.processes import BACKLOG, listen
 from clipsynth.settings import Settings
 
 
 def config(settings: Settings, **options: Any) -> uvicorn.Config:
     """Return the configuration of uvicorn."""
+    max_connections, burst = connection_limit(settings.max_connections)
     limits = {
         "receive_timeout_s": settings.receive_timeout_s,
         "send_timeout_s": settings.send_timeout_s,
-        "max_connections": connection_limit(settings.max_connections),
+        "max_connections": max_connections,
     }
     protocol = type("Protocol", (LimitedProtocol,), limits)
     return uvicorn.Config(
@@ -29,11 +30,21 @@ def config(settings: Settings, **options: Any) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         http=protocol,
+        backlog=burst,
         ws="none",
         log_level="warning",
         timeout_graceful_shutdown=5,  # an open event stream would block it
         **options,
     )
+
+
+class _Server(uvicorn.Server):
+    """Lets more connections wait for their turn than it accepts at once."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
 
 def run(settings: Settings, fd: int | None = None) -> None:
@@ -52,4 +63,4 @@ def run(settings: Settings, fd: int | None = None) -> None:
     # Or the processes that decode images would hold the port.
     listener.set_inheritable(False)
     warm_up(decode_image)
-    uvicorn.Server(config(settings)).run([listener])
+    _Server(config(settings)).run([listener])

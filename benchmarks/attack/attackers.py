@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import sys
 import time
 from collections import Counter
@@ -177,6 +178,8 @@ async def attack(port: int, token: str, seconds: float, rate: float, kinds: list
 
 if __name__ == "__main__":
     os.nice(19)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     print(
         json.dumps(
             asyncio.run(attack(int(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:5]), sys.argv[5:]))

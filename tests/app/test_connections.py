@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from app import connections
 from app.connections import OTHER_FILES, PROBE_CONNECTIONS, connection_limit
 from clipsynth.services.processes import wait_until
 from tests.support.api_server import api_server
@@ -22,6 +23,7 @@ def ask(port, path, *, times=1, read=True):
     connection.connect(("127.0.0.1", port))
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * times)
     if not read:
+        connection.recv(1)  # its answer has begun
         return connection
     with connection:
         return connection.recv(200).decode()
@@ -43,7 +45,26 @@ def test_a_client_that_does_not_read_is_cut_off(redis_url, tmp_path):
         assert cut_off(silent)
 
 
-def test_probes_are_answered_at_the_limit_of_connections(redis_url, tmp_path):
+def test_at_the_limit_a_client_that_does_not_read_makes_room(redis_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "STALLED_S", 0.1)
+    monkeypatch.setattr(connections, "LOOK_S", 0.1)
+    with api_server(redis_url, tmp_path, max_connections=2) as port:
+        held = [ask(port, LARGE, times=10, read=False) for _ in range(2)]
+        assert wait_until(lambda: " 200 " in ask(port, "/v1/models"), timeout_s=10)
+        assert True in list(map(cut_off, held))
+
+
+def test_at_the_limit_an_idle_connection_makes_room(redis_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "IDLE_S", 0)
+    with api_server(redis_url, tmp_path, max_connections=2) as port:
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        assert wait_until(lambda: " 200 " in ask(port, "/v1/models"), timeout_s=10)
+        for connection in idle:
+            connection.close()
+
+
+def test_probes_are_answered_at_the_limit_of_connections(redis_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "STALLED_S", 3600)
     with api_server(redis_url, tmp_path, max_connections=2) as port:
         held = [ask(port, LARGE, times=10, read=False) for _ in range(2)]
         assert wait_until(lambda: " 503 " in ask(port, "/v1/models"), timeout_s=10)
@@ -56,8 +77,10 @@ def test_probes_are_answered_at_the_limit_of_connections(redis_url, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "expected"), [(resource.RLIM_INFINITY, 1000), (220, (220 - OTHER_FILES - 16) // 2), (10, 1)]
+    ("files", "expected"), [(resource.RLIM_INFINITY, (1000, 128)), (220, (40, 27)), (10, (1, 1))]
 )
 def test_connections_leave_room_for_files(monkeypatch, files, expected):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
-    assert connection_limit(1000) == expected
+    most, burst = connection_limit(1000)
+    assert (most, burst) == expected
+    assert 2 * most + burst + PROBE_CONNECTIONS + OTHER_FILES <= max(files, 100) or files < 0
