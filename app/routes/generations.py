@@ -116,8 +116,7 @@ async def create(
     A form may have a `video`: each of its scenes gets a sound, and the outputs are also videos.
     A repeated request with the same `Idempotency-Key` returns the same generation. With `Prefer: wait=10` the
     response waits up to 10 s for the end and is then 200; with `Accept: audio/wav` it is the sound, with
-    `Accept: video/mp4` the video. Without
-    `output_formats`, the sound is made in the format that `Accept` prefers.
+    `Accept: video/mp4` the video. Without `output_formats`, `Accept` names the format of the sound.
     """
     accept_header = request.headers.get("accept", "*/*")
     async with read_body(request, services, caller) as (wanted, files):
