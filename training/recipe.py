@@ -70,7 +70,7 @@ class DenoiserRecipe(_Section):
     speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)  # a row plays at one
     scalars: tuple[str, ...] = Field((), strict=False)  # of `CONDITIONS`, and "agreement": the correspondence
     correspondence_weighting: bool = False  # draw clips by their correspondence
-    density_balance: Share = 0.0  # draw clips with weight 1 / density of images ** this
+    density_balance: Share = 0.0  # draw clips with weight 1 / density ** this
     attribute_semitones: NonNegativeFloat = 0.0  # largest change of pitch either way
     attribute_tilt_db: NonNegativeFloat = 0.0  # per octave: largest tilt of the spectrum, in brightness
     attribute_contrast: PositiveFloat = 1.0  # largest factor on band distances, in noisiness
