@@ -19,7 +19,16 @@ BT2020_TO_BT709 = np.array(
 )
 
 
-def upright_image(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Image.Image:
+def display_matrix(frame: av.VideoFrame) -> list[int]:
+    """Return the first five numbers of a frame's display matrix, the identity if it has none.
+
+    Looking at the side data of a frame keeps the frame until the next garbage collection.
+    """
+    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    return [1, 0, 0, 0, 1] if data is None else np.frombuffer(bytes(data)[:20], np.int32).tolist()
+
+
+def upright_image(frame: av.VideoFrame, pixel_aspect: Fraction | None, matrix: list[int]) -> Image.Image:
     """Return a frame as RGB of at most `SIDE` pixels, turned as its display matrix says."""
     image = frame.to_image()
     aspect = float(pixel_aspect or 1)
@@ -32,15 +41,12 @@ def upright_image(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Image.
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
         image = _tone_mapped(image, hlg=frame.color_trc == ColorTrc.ARIB_STD_B67)
-    return _turned(image, frame)
+    return _turned(image, matrix)
 
 
-def _turned(image: Image.Image, frame: av.VideoFrame) -> Image.Image:
-    """Return the image after the quarter turns and flips of the frame's display matrix."""
-    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if data is None:
-        return image
-    a, b, _, c, d = np.frombuffer(bytes(data)[:20], np.int32).tolist()
+def _turned(image: Image.Image, matrix: list[int]) -> Image.Image:
+    """Return the image after the quarter turns and flips of a display matrix."""
+    a, b, _, c, d = matrix
     if abs(b) > abs(a):
         # Rows and columns change places; then each axis may be mirrored.
         image, a, d = image.transpose(Image.Transpose.TRANSPOSE), c, b
