@@ -23,7 +23,7 @@ from clipsynth.schemas.prompts import MAX_TIMELINE, StoredItem, StoredVideo
 from clipsynth.services.limited_process import ChildError, run_limited
 from clipsynth.storage import Storage, result_video_key, scene_key, video_key
 from clipsynth.video_file import add_sound, open_video, video_stream
-from models.media.images import upright_image
+from models.media.images import display_matrix, upright_image
 
 # Images a second that the encoder sees.
 SAMPLES_PER_S = 2.0
@@ -67,6 +67,7 @@ def sample_video(path: str) -> SampledVideo:
     images: list[bytes] = []
     changes: list[tuple[float, float]] = []
     before: np.ndarray | None = None
+    matrix: list[int] | None = None
     with open(path, "rb") as file, open_video(file) as container:
         stream = video_stream(container)
         stream.codec_context.thread_count = 2
@@ -85,13 +86,14 @@ def sample_video(path: str) -> SampledVideo:
                 before = small
                 if not times_s or shown_s >= times_s[-1] + 1 / SAMPLES_PER_S - 1e-3:
                     times_s.append(shown_s)
-                    images.append(_png(frame, stream))
+                    matrix = display_matrix(frame) if matrix is None else matrix
+                    images.append(_png(upright_image(frame, stream.sample_aspect_ratio, matrix)))
     return SampledVideo(times_s, images, np.array(changes, np.float32).reshape(-1, 2))
 
 
-def _png(frame: av.VideoFrame, stream: av.VideoStream) -> bytes:
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    upright_image(frame, stream.sample_aspect_ratio).save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
