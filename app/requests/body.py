@@ -171,9 +171,11 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def validate(model: type[Body], fields: dict[str, Any], *, strict: bool) -> Body:
+def validate(
+    model: type[Body], fields: dict[str, Any], *, strict: bool, context: dict[str, Any] | None = None
+) -> Body:
     try:
-        return model.model_validate(fields, strict=strict)
+        return model.model_validate(fields, strict=strict, context=context)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(errors[:MAX_ERRORS]) from None

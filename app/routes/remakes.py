@@ -18,7 +18,7 @@ from app.responses.problems import problems
 from clipsynth.errors import ImageGone, InvalidRequest, NotFound, RecipeMismatch
 from clipsynth.schemas.generation import Generation, ReplayToken
 from clipsynth.schemas.prompts import MAX_ITEMS, MAX_PROMPTS, StoredPrompt
-from clipsynth.schemas.request import GenerationRequest
+from clipsynth.schemas.request import REPLAY, GenerationRequest
 from clipsynth.storage import is_image_key
 
 router = APIRouter(tags=["generations"])
@@ -142,7 +142,7 @@ def _wanted(services: Services, token: str) -> tuple[GenerationRequest, dict[str
     if recipe.image_key is not None:
         image = StoredPrompt(image_key=recipe.image_key, image_sha256=recipe.image_sha256)
         fields["image"] = _prompt(services, image, files)["image"]
-    return validate(GenerationRequest, fields, strict=True), files
+    return validate(GenerationRequest, fields, strict=True, context=REPLAY), files
 
 
 def _prompt(services: Services, item: StoredPrompt, files: dict[str, ReadImage]) -> dict[str, object]:

@@ -8,7 +8,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 # Prompts of a set, and items of a timeline at one moment.
 MAX_PROMPTS = 8
-MAX_TIMELINE = 32
 MAX_IMAGES = 4
 MAX_ITEMS, MIN_ITEM_S, MAX_FADE_S = 32, 0.1, 5.0
 MAX_TEXT = 1000

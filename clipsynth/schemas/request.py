@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from clipsynth.schemas.generation import Format
@@ -33,6 +41,10 @@ Metadata = dict[
     Annotated[str, StringConstraints(min_length=1, max_length=64)],
     Annotated[str, StringConstraints(max_length=500)],
 ]
+
+
+# Context of the validation of a recipe's request.
+REPLAY = {"is_replay": True}
 
 
 class GenerationRequest(BaseModel):
@@ -154,14 +166,18 @@ class GenerationRequest(BaseModel):
 
     @field_validator("timeline")
     @classmethod
-    def _is_not_crowded(cls, value: list[TimelineItem] | None) -> list[TimelineItem] | None:
+    def _is_not_crowded(
+        cls, value: list[TimelineItem] | None, info: ValidationInfo
+    ) -> list[TimelineItem] | None:
         items = value or []
         if any(
             sum(i.start_s <= at < i.end_s for i in items) > MAX_PROMPTS for at in {i.start_s for i in items}
         ):
             raise ValueError(f"at most {MAX_PROMPTS} items at one moment")
-        if sum(item.is_image for item in items) > MAX_IMAGES:
-            raise ValueError(f"at most {MAX_IMAGES} images")
+        # The recipe of a video has an image for each scene.
+        most = MAX_ITEMS if info.context == REPLAY else MAX_IMAGES
+        if sum(item.is_image for item in items) > most:
+            raise ValueError(f"at most {most} images")
         return value
 
     @field_validator("output_formats")
