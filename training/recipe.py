@@ -193,7 +193,9 @@ class RunRecipe(_Section):
     """Settings of every run; relative paths count from the working directory."""
 
     name: str
-    clips: str  # prepared folder
+    clips: str  # prepared folder, or its URL (s3://…, any of fsspec)
+    cache: str | None = None  # folder on the node for copies of what a URL holds; default: ~/.cache/clipsynth
+    cache_gb: PositiveFloat | None = None  # largest size of the copied shards; default: all of them
     run: str  # folder of the run
     seed: Seed = 0
     save_every_s: PositiveFloat = 120.0
