@@ -17,7 +17,7 @@ from app.responses.audio import succeeded
 from app.responses.problems import problems
 from clipsynth.errors import ImageGone, InvalidRequest, NotFound, RecipeMismatch
 from clipsynth.schemas.generation import Generation, ReplayToken
-from clipsynth.schemas.prompts import MAX_ITEMS, MAX_PROMPTS, StoredPrompt
+from clipsynth.schemas.prompts import StoredPrompt
 from clipsynth.schemas.request import REPLAY, GenerationRequest
 from clipsynth.storage import is_image_key
 
@@ -133,11 +133,10 @@ def _wanted(services: Services, token: str) -> tuple[GenerationRequest, dict[str
     files: dict[str, ReadImage] = {}
     fields = recipe.model_dump(include=KEPT)
     if recipe.prompts is not None:
-        fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts[: MAX_PROMPTS + 1]]
+        fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts]
     if recipe.timeline is not None:
         fields["timeline"] = [
-            _prompt(services, item, files) | item.model_dump(include=TIMES)
-            for item in recipe.timeline[: MAX_ITEMS + 1]
+            _prompt(services, item, files) | item.model_dump(include=TIMES) for item in recipe.timeline
         ]
     if recipe.image_key is not None:
         image = StoredPrompt(image_key=recipe.image_key, image_sha256=recipe.image_sha256)

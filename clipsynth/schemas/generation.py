@@ -27,7 +27,7 @@ from clipsynth.schemas.model_info import Method
 from clipsynth.schemas.paths import PATH_PREFIX, RoutePath
 from clipsynth.schemas.payload import Format as Format
 from clipsynth.schemas.payload import JobPayload as JobPayload
-from clipsynth.schemas.prompts import Composition, StoredItem, StoredPrompt
+from clipsynth.schemas.prompts import MAX_ITEMS, MAX_PROMPTS, Composition, StoredItem, StoredPrompt
 
 MEDIA_TYPES: dict[Format, str] = {
     "wav": "audio/wav",
@@ -76,7 +76,7 @@ class ReplayToken(BaseModel):
     model: str
     version: str
     prompt: str | None
-    prompts: list[StoredPrompt] | None = None
+    prompts: list[StoredPrompt] | None = Field(default=None, max_length=MAX_PROMPTS)
     composition: Composition = "set"
     image_key: str | None
     image_sha256: str | None
@@ -89,7 +89,9 @@ class ReplayToken(BaseModel):
     guidance_scale: float
     duration_s: float
     loop: bool = Field(default=False, exclude_if=lambda value: not value)
-    timeline: list[StoredItem] | None = Field(default=None, exclude_if=lambda value: value is None)
+    timeline: list[StoredItem] | None = Field(
+        default=None, max_length=MAX_ITEMS, exclude_if=lambda value: value is None
+    )
     dtype: str
     torch: str
 
