@@ -107,7 +107,8 @@ def prepare(
             remove=remove,
             filters=Filters(min_motion, 1.0 if max_speech is None else max_speech),
         ):
-            progress.update(bar, completed=done, total=total)
+            stage = "prepare" if done < total else "pack shards"
+            progress.update(bar, completed=done, total=total, description=stage)
     print((out / "report.json").read_text())
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 SIDE = 512  # larger images are reduced at once, as uploads are
 MAX_ASPECT = 4  # of a pixel; more is a broken header
 WHITE_NITS = 203.0  # of diffuse white in HDR (ITU-R BT.2408)
-PEAK_NITS = 1000.0
+KNEE = 0.6  # of diffuse white
 BT2020_TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )
@@ -63,11 +63,10 @@ def _tone_mapped(image: Image.Image, *, hlg: bool) -> Image.Image:
     light = _hlg_nits(signal) if hlg else _pq_nits(signal)
     linear = (light / WHITE_NITS)[np.asarray(image)] @ BT2020_TO_BT709.T
     linear = np.maximum(linear, 0)
-    # Reinhard et al. 2002, eq. 4, on the largest channel, so that hues stay.
+    # The largest channel bends from KNEE on, so that hues stay; diffuse white becomes 85 % of the range.
     largest = np.maximum(linear.max(-1, keepdims=True), 1e-6)
-    pressed = largest * (1 + largest / (PEAK_NITS / WHITE_NITS) ** 2) / (1 + largest)
-    # Mid grey keeps its light, diffuse white becomes 65 % of it.
-    linear = np.clip(1.25 * linear * pressed / largest, 0, 1)
+    bent = KNEE + (1 - KNEE) * (1 - np.exp(-(largest - KNEE) / (1 - KNEE)))
+    linear = np.clip(linear * np.where(largest > KNEE, bent / largest, 1), 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return Image.fromarray((255 * srgb).round().astype(np.uint8))
 
