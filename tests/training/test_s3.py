@@ -26,7 +26,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = ("denoiser.mix_share=0.5", "denoiser.decay_share=0.0", "denoiser.warmup_steps=1", "bf16=false")
+SETTINGS = (
+    "denoiser.mix_share=0.5",
+    "denoiser.decay_share=0.0",
+    "denoiser.warmup_steps=1",
+    # Each process draws its own dropout.
+    "denoiser.dropout=0.0",
+    "bf16=false",
+)
 
 
 @pytest.fixture
@@ -49,12 +56,8 @@ def stored(tmp_path, monkeypatch):
     moto.stop()
 
 
-def state(run):
-    return load_state(run / "denoiser" / "state.pt")
-
-
 def weights(run):
-    return state(run)["weights"]
+    return load_state(run / "denoiser" / "state.pt")["weights"]
 
 
 def test_a_resumed_run_and_two_processes_equal_a_local_run(stored, tmp_path):
@@ -75,11 +78,9 @@ def test_a_resumed_run_and_two_processes_equal_a_local_run(stored, tmp_path):
         cwd=ROOT,
         timeout=300,
     )
-    assert state(tmp_path / "two")["best"] == pytest.approx(state(tmp_path / "one")["best"], rel=1e-3)
-    # AdamW turns a rounding of a gradient near 0 into a whole step of 8e-4, so few weights may differ.
     two = weights(tmp_path / "two")
-    differences = torch.cat([(two[name] - value).abs().flatten() for name, value in one.items()])
-    assert float(differences.quantile(0.99)) < 2e-4
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=2e-4, rtol=0)
 
 
 def test_workers_read_from_the_store_too(stored, tmp_path):
