@@ -19,6 +19,7 @@ from app.middleware.metrics import CountRequests, Metrics
 from app.notifications import Notifications
 from app.responses import problems
 from app.routes import elevenlabs, estimate, generations, health, outputs, pages, remakes, usage
+from app.routes import events as event_routes
 from clipsynth.budgets import Budgets
 from clipsynth.errors import ServeError
 from clipsynth.jobs.queue import connect
@@ -93,7 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app, count=metrics.refused)
     pages.install(app)
     app.include_router(generations.router)
-    for routes in (outputs, remakes, estimate, usage, elevenlabs, health):
+    for routes in (event_routes, outputs, remakes, estimate, usage, elevenlabs, health):
         app.include_router(routes.router)
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=problems.problems())

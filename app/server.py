@@ -15,6 +15,9 @@ from clipsynth.services.limited_process import warm_up
 from clipsynth.services.processes import BACKLOG, listen
 from clipsynth.settings import Settings
 
+# Bytes of an answer that the system takes before the client reads; by default up to 4 MB a connection.
+SEND_BUFFER = 131_072
+
 
 def config(settings: Settings, **options: Any) -> uvicorn.Config:
     """Return the configuration of uvicorn."""
@@ -60,6 +63,8 @@ def run(settings: Settings, fd: int | None = None) -> None:
     if settings.metrics_port:
         listen(settings.metrics_address, settings.metrics_port).close()
     listener = listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
+    # Its connections inherit this.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     # Or the processes that decode images would hold the port.
     listener.set_inheritable(False)
     warm_up(decode_image)

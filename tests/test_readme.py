@@ -69,6 +69,28 @@ def test_every_readme_command_is_tested_or_exists():
     assert len(tried) == 6
 
 
+@pytest.mark.parametrize("version, says", [("3, 11", None), ("3, 12", None), ("3, 10", "3.10"), ("3, 13", "3.13")])
+def test_setup_accepts_the_supported_pythons(tmp_path, version, says):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "python"  # answers for another version, and makes an empty environment
+    python.write_text(
+        f"""#!/bin/sh
+if [ "$1" = -c ]; then exec {sys.executable} -c "import sys; sys.version_info = ({version}, 0)
+$2"; fi
+mkdir -p .venv/bin && printf '#!/bin/sh\n' > .venv/bin/pip && chmod +x .venv/bin/pip
+"""
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "setup", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if says is None:
+        assert (done.returncode, (tmp_path / ".venv/ready").exists()) == (0, True), done.stderr
+    else:
+        assert done.returncode != 0 and f"this is {says}" in done.stderr
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_the_curl_commands_work(served, tmp_path):
     service, _ = served

@@ -97,7 +97,7 @@ def export(
     for part in parts[:3]:
         check_finite(part.half())
     known = read_attribution(attribution) if attribution else {}
-    pipe = ClipSynthPipeline(load_encoder(Path(recipe.clips) / "encoder"), *parts)
+    pipe = ClipSynthPipeline(load_encoder(clips.folder / "encoder"), *parts)
     pipe.manifest = Manifest(
         name=recipe.name,
         min_duration_s=0.5,

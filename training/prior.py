@@ -7,8 +7,6 @@ instead of generation), so no text belongs to a clip.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 
@@ -65,6 +63,7 @@ def fit_prior(
     return fitted.changed(bank_share=encoder.config.bank_share)
 
 
-def load_bank(folder: Path, clips: ClipSet) -> PhraseBank:
+def load_bank(clips: ClipSet) -> PhraseBank:
     """Return the phrase bank of a prepared folder, stored there as `phrases.safetensors`."""
+    folder = clips.folder
     return PhraseBank.kept(folder / FILE, lambda: load_encoder(folder / "encoder"), clips.image_mean)

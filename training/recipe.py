@@ -70,7 +70,7 @@ class DenoiserRecipe(_Section):
     speeds: tuple[PositiveFloat, ...] = Field((1.0,), strict=False, min_length=1)  # a row plays at one
     scalars: tuple[str, ...] = Field((), strict=False)  # of `CONDITIONS`, and "agreement": the correspondence
     correspondence_weighting: bool = False  # draw clips by their correspondence
-    density_balance: Share = 0.0  # draw clips with weight 1 / density of images ** this
+    density_balance: Share = 0.0  # draw clips with weight 1 / density ** this
     attribute_semitones: NonNegativeFloat = 0.0  # largest change of pitch either way
     attribute_tilt_db: NonNegativeFloat = 0.0  # per octave: largest tilt of the spectrum, in brightness
     attribute_contrast: PositiveFloat = 1.0  # largest factor on band distances, in noisiness
@@ -193,7 +193,9 @@ class RunRecipe(_Section):
     """Settings of every run; relative paths count from the working directory."""
 
     name: str
-    clips: str  # prepared folder
+    clips: str  # prepared folder, or its URL (s3://…, any of fsspec)
+    cache: str | None = None  # folder on the node for copies of what a URL holds; default: ~/.cache/clipsynth
+    cache_gb: PositiveFloat | None = None  # largest size of the copied shards; default: all of them
     run: str  # folder of the run
     seed: Seed = 0
     save_every_s: PositiveFloat = 120.0

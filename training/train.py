@@ -17,7 +17,7 @@ from models.audio.vocoder import load_vocoder
 from models.networks.condition_encoder import ConditionEncoder
 from models.networks.denoiser import Denoiser
 from models.pipeline import ClipSynthPipeline
-from training.data.clips import ClipSet, load_clips
+from training.data.clips import ClipSet, open_clips
 from training.denoiser.adapt import adapt_to_encoder
 from training.denoiser.guidance_distillation import distil
 from training.denoiser.train import train_denoiser
@@ -70,11 +70,10 @@ def train(
         torch.set_num_threads(recipe.threads)
     start = ClipSynthPipeline.from_pretrained(init) if init else None
     mel = MelSpectrogram()
-    clips = load_clips(Path(recipe.clips))
-    if recipe.in_memory:
-        clips.train.keep()
-        clips.dev.keep()
+    clips = open_clips(recipe)
     accelerator = build_accelerator()
+    if accelerator.is_main_process:
+        clips.train.verify()
     if fork_to:
         if accelerator.is_main_process:
             fork(Path(recipe.run), fork_to, recipe, clips.hashes)
@@ -93,7 +92,7 @@ def train(
         return train_vocoder(recipe, clips, mel, accelerator, begin, generated, view)
 
     def denoiser(recipe: Recipe, until: int | None = None):
-        parts = _parts(start, recipe, clips) if start else None
+        parts = _parts(start, clips) if start else None
         return train_denoiser(recipe, clips, accelerator, parts, view=view, until=until)
 
     def network(recipe: Recipe, *, begin: bool = False):
@@ -135,10 +134,10 @@ def train(
     return folder
 
 
-def _parts(start: ClipSynthPipeline, recipe: Recipe, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
+def _parts(start: ClipSynthPipeline, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:
     """Return the bundle's parts, adapted if the clips were prepared with another encoder."""
     parts = start.condition_encoder, start.denoiser
-    saved = json.loads((Path(recipe.clips) / "encoder" / "config.json").read_text())
+    saved = json.loads((clips.folder / "encoder" / "config.json").read_text())
     own = {name: value for name, value in start.encoder.config.items() if not name.startswith("_")}
     if all(saved.get(name) == value for name, value in own.items()):
         return parts

@@ -7,7 +7,6 @@ A waveform that was batched with others differs from the same one made alone by 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
 import threading
@@ -28,7 +27,8 @@ from worker.metrics import JOB_SECONDS, OUT_OF_MEMORY, count_step, stage
 from worker.model_protocol import ServingModel
 
 logger = logging.getLogger(__name__)
-SIDE_THREADS = 2
+# Slow tasks have a thread of their own, so that other requests do not wait for them.
+SIDE_THREADS, SLOW_THREADS = 2, 1
 # Components decoded in one call; a row with more is decoded alone.
 MAX_DECODED = 8
 
@@ -38,15 +38,14 @@ class SamplingRequest:
     """One job in the engine.
 
     Attributes:
-        prepare: returns the job's rows; runs on a side thread.
+        prepare, prepares_slowly: returns the job's rows, on a side thread; whether it takes many seconds.
         deliver: takes (row index, waveform (T,)) and returns the row's result; runs on a side thread.
         num_rows, num_tokens, passes: rows of the job, tokens per row, and network passes per guided step.
         kind: label for the metrics.
         shortcut: yields the results of all rows without the network, instead of `prepare` and `deliver`; runs
             on a side thread.
         results: results of `deliver` by row index; complete unless canceled or failed.
-        error: the exception that ended the job.
-        tasks: running side tasks.
+        error, tasks: the exception that ended the job; running side tasks.
         joined_at: monotonic time at which the first row joined the batch; 0 before.
     """
 
@@ -57,6 +56,7 @@ class SamplingRequest:
     duration_s: float
     passes: int = 2
     kind: str = "text"
+    prepares_slowly: bool = False
     shortcut: Callable[[], Iterable[Any]] | None = None
     rows: list[SamplerRow] = field(default_factory=list)
     results: dict[int, Any] = field(default_factory=dict)
@@ -124,6 +124,7 @@ class Engine:
         self._waiting: deque[_Slot] = deque()
         self._running: list[_Slot] = []
         self._side = ThreadPoolExecutor(SIDE_THREADS, thread_name_prefix="side")
+        self._slow = ThreadPoolExecutor(SLOW_THREADS, thread_name_prefix="slow")
         self._thread: threading.Thread | None = None
         self._stopping = False
 
@@ -145,6 +146,7 @@ class Engine:
         if self._thread:
             self._thread.join()
         self._side.shutdown()
+        self._slow.shutdown()
 
     def submit(self, request: SamplingRequest) -> None:
         """Prepare the rows now; they join before the next step with room for them."""
@@ -164,7 +166,7 @@ class Engine:
     def turn(self) -> None:
         """Run the calls of the inbox, then one step of every running row; wait if there is none."""
         self._read_inbox()
-        for slot in itertools.chain(self._waiting, self._running):
+        for slot in (*self._waiting, *self._running):
             self._end_if_complete(slot.request)
         self._waiting = deque(slot for slot in self._waiting if not slot.request.dead)
         self._running = [slot for slot in self._running if not slot.request.dead]
@@ -214,7 +216,8 @@ class Engine:
             except Exception as error:
                 if is_device_lost(error):
                     raise
-                out_of_memory = is_out_of_memory(error) and (len(chunk) > 1 or self._can_split(rows[0]))
+                can_split = rows[0].windows and min(self.group_rows, rows[0].passes) > 1
+                out_of_memory = is_out_of_memory(error) and (len(chunk) > 1 or bool(can_split))
                 if not out_of_memory:
                     self._step_one_by_one(chunk, error)
             # Outside `except`, so that the traceback no longer holds tensors.
@@ -230,9 +233,6 @@ class Engine:
                 free_cache()
             else:
                 left = left[len(chunk) :]
-
-    def _can_split(self, row: SamplerRow) -> bool:
-        return bool(row.windows) and min(self.group_rows, row.passes) > 1
 
     def _chunk(self, slots: list[_Slot]) -> list[_Slot]:
         """Return as many first slots as the limit allows, at least one."""
@@ -271,7 +271,7 @@ class Engine:
                 error = raised
             self._inbox.put(partial(self._task_done, request, error))
 
-        self._side.submit(run)
+        (self._slow if request.prepares_slowly else self._side).submit(run)
 
     def _task_done(self, request: SamplingRequest, error: Exception | None) -> None:
         if error is not None and is_device_lost(error):

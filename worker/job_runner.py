@@ -138,7 +138,7 @@ class JobRunner:
             request.num_tokens, request.passes, request.deliver = own.num_tokens, own.passes, own.deliver
             return own.prepare()
 
-        request.prepare = prepare
+        request.prepare, request.prepares_slowly = prepare, True
         return request
 
     def _prepare(self, payload: JobPayload) -> list[SamplerRow]:

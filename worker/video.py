@@ -19,11 +19,11 @@ from PIL import Image
 
 from clipsynth.errors import VideoUndecodable
 from clipsynth.limited_child import Limits
-from clipsynth.schemas.prompts import MAX_TIMELINE, StoredItem, StoredVideo
+from clipsynth.schemas.prompts import MAX_ITEMS, StoredItem, StoredVideo
 from clipsynth.services.limited_process import ChildError, run_limited
 from clipsynth.storage import Storage, result_video_key, scene_key, video_key
 from clipsynth.video_file import add_sound, open_video, video_stream
-from models.media.images import upright_image
+from models.media.images import display_matrix, upright_image
 
 # Images a second that the encoder sees.
 SAMPLES_PER_S = 2.0
@@ -67,6 +67,7 @@ def sample_video(path: str) -> SampledVideo:
     images: list[bytes] = []
     changes: list[tuple[float, float]] = []
     before: np.ndarray | None = None
+    matrix: list[int] | None = None
     with open(path, "rb") as file, open_video(file) as container:
         stream = video_stream(container)
         stream.codec_context.thread_count = 2
@@ -85,18 +86,20 @@ def sample_video(path: str) -> SampledVideo:
                 before = small
                 if not times_s or shown_s >= times_s[-1] + 1 / SAMPLES_PER_S - 1e-3:
                     times_s.append(shown_s)
-                    images.append(_png(frame, stream))
+                    matrix = display_matrix(frame) if matrix is None else matrix
+                    images.append(_png(upright_image(frame, stream.sample_aspect_ratio, matrix), level=1))
     return SampledVideo(times_s, images, np.array(changes, np.float32).reshape(-1, 2))
 
 
-def _png(frame: av.VideoFrame, stream: av.VideoStream) -> bytes:
+def _png(image: Image.Image, *, level: int = 6) -> bytes:
+    """Encode an image; by default with the bytes that the API stores for it, so that recipes agree."""
     file = io.BytesIO()
-    upright_image(frame, stream.sample_aspect_ratio).save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=level)
     return file.getvalue()
 
 
 def find_scenes(
-    sampled: SampledVideo, embeddings: np.ndarray, seconds: float, *, most: int = MAX_TIMELINE
+    sampled: SampledVideo, embeddings: np.ndarray, seconds: float, *, most: int = MAX_ITEMS
 ) -> list[Scene]:
     """Cut a video where its images change their meaning.
 
@@ -174,16 +177,17 @@ class Soundtrack:
             raise VideoUndecodable(f"the images of the video cannot be decoded: {error}") from error
         if not sampled.images:
             raise VideoUndecodable("no image of the video can be decoded")
-        embeddings = embed([Image.open(io.BytesIO(data), formats=["PNG"]) for data in sampled.images])
+        images = [Image.open(io.BytesIO(data), formats=["PNG"]) for data in sampled.images]
+        embeddings = embed(images)
         items = []
         if prompt is not None:
             items.append(StoredItem(text=prompt, start_s=0.0, end_s=duration_s, fade_s=FADE_S))
-        most = MAX_TIMELINE - len(items)
+        most = MAX_ITEMS - len(items)
         for n, scene in enumerate(find_scenes(sampled, embeddings, self._video.seconds, most=most)):
             if round(scene.start_s, 3) >= duration_s:
                 break
             own = embeddings[scene.first : scene.last + 1]
-            image = sampled.images[scene.first + int((own @ own.mean(0)).argmax())]
+            image = _png(images[scene.first + int((own @ own.mean(0)).argmax())])
             key = scene_key(self._folder, n)
             self._storage.put(key, image)
             items.append(

@@ -40,7 +40,7 @@ from clipsynth.settings import Settings
 # Fields that a form repeats.
 LISTS = frozenset({"output_formats", "webhook_events"})
 # Fields that a form has as JSON text.
-JSON_FIELDS = frozenset({"prompts", "attributes", "metadata"})
+JSON_FIELDS = frozenset({"prompts", "timeline", "attributes", "metadata"})
 # Objects and their names in a body, and errors that an answer reports.
 MAX_NAMES, MAX_ERRORS = 1000, 20
 # An image in base64 of at least this length is cut out of a JSON body before it is parsed.
@@ -74,6 +74,7 @@ def request_body() -> dict[str, Any]:
     }
     examples = {
         "prompts": [{"image": "part:beach"}, {"text": "piano", "weight": 0.5}],
+        "timeline": [{"text": "rain", "start_s": 0, "end_s": 8}, {"text": "a dog", "start_s": 2, "end_s": 4}],
         "attributes": {"pitch": 0.85},
         "metadata": {"project": "demo"},
     }
@@ -170,9 +171,11 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def validate(model: type[Body], fields: dict[str, Any], *, strict: bool) -> Body:
+def validate(
+    model: type[Body], fields: dict[str, Any], *, strict: bool, context: dict[str, Any] | None = None
+) -> Body:
     try:
-        return model.model_validate(fields, strict=strict)
+        return model.model_validate(fields, strict=strict, context=context)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(errors[:MAX_ERRORS]) from None
@@ -216,7 +219,7 @@ def _number(text: str) -> float:
 
 
 def _read_form(form: FormData, settings: Settings) -> tuple[GenerationRequest, dict[str, ReadImage]]:
-    """Read a form. Without `prompts`, its only file is the image, whatever its name.
+    """Read a form. Without `prompts` and `timeline`, its only file is the image, whatever its name.
 
     Browsers send a field that was left empty as an empty text or a file without name and content.
     """
@@ -243,7 +246,7 @@ def _read_form(form: FormData, settings: Settings) -> tuple[GenerationRequest, d
         fields[FIELD] = f"{PART}{FIELD}"
     elif FIELD in fields:
         raise InvalidRequest(f"/{FIELD}: {NO_FILE}")
-    if "prompts" not in fields:
+    if not {"prompts", "timeline"} & fields.keys():
         for name in files.keys() - {FIELD}:
             if fields.setdefault("image", f"{PART}{name}") != f"{PART}{name}":
                 raise InvalidRequest(f"/image: names another file than {name!r}")

@@ -77,7 +77,7 @@ class FormFile:
 
 @dataclass(frozen=True)
 class RequestImage:
-    """One image of a request: of item `n` of prompts, or 0 without prompts.
+    """One image of a request: of item `n` of prompts or timeline, or 0 without them.
 
     `read` returns its bytes; with a `url` it fetches them, which takes up to `FETCH_S`.
     """
@@ -170,7 +170,8 @@ def read_images(
 def _fields(wanted: GenerationRequest) -> Iterator[tuple[int, str, str | None, str | None]]:
     """Return (item, pointer, image, image_url) of each image."""
     items = [(0, "", wanted.image, wanted.image_url)]
-    items += [(n, f"/prompts/{n}", item.image, item.image_url) for n, item in enumerate(wanted.prompts or ())]
+    name = "timeline" if wanted.timeline else "prompts"
+    items += [(n, f"/{name}/{n}", item.image, item.image_url) for n, item in enumerate(wanted.items)]
     for n, parent, image, url in items:
         if image is not None or url is not None:
             yield n, f"{parent}/image" if image is not None else f"{parent}/image_url", image, url

@@ -7,8 +7,8 @@ import hashlib
 import logging
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from redis.exceptions import RedisError
 
@@ -17,14 +17,21 @@ from app.requests.images import ReadImage, RequestImage, read_images
 from app.requests.texts import readable
 from app.requests.video import CopiedVideo
 from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
-from clipsynth.errors import InvalidRequest, MethodUnavailable, NotFound, NotReady, TooLong
+from clipsynth.errors import (
+    AttributeUnavailable,
+    InvalidRequest,
+    MethodUnavailable,
+    NotFound,
+    NotReady,
+    TooLong,
+)
 from clipsynth.jobs import idempotency
 from clipsynth.jobs.queue import withdraw
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Generation, JobPayload, Status, Webhook
 from clipsynth.schemas.model_info import ModelInfo
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredPrompt, StoredVideo
+from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredItem, StoredPrompt, StoredVideo
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.headers import ANSWER_HEADERS
@@ -36,6 +43,7 @@ from clipsynth.storage import image_key, video_key
 logger = logging.getLogger(__name__)
 # How long to wait for a concurrent request with the same idempotency key.
 CONCURRENT_S = 5.0
+WITHOUT_IMAGES: Any = {"image": True, "prompts": {"__all__": {"image"}}, "timeline": {"__all__": {"image"}}}
 # Requests that wait so at a time; each occupies a thread.
 _WAITING = threading.BoundedSemaphore(4)
 
@@ -123,9 +131,10 @@ def _store(
     encoded = [image.normalised(services.settings) for image in images]
     services.state.expect_files(generation_id)
     for image, data in zip(images, encoded, strict=True):
-        holder = payload.prompts[image.n] if payload.prompts else payload
+        items: Sequence[StoredPrompt] = payload.prompts or payload.timeline or ()
+        holder = items[image.n] if items else payload
         holder.image_sha256 = hashlib.sha256(data).hexdigest()
-        services.storage.put(image_key(generation_id, image.n), data)
+        services.storage.put(holder.image_key or "", data)
 
 
 def cancel_generation(services: Services, generation_id: str, *, owner: str | None = None) -> Generation:
@@ -156,7 +165,7 @@ def _claim(
     key: str,
     generation_id: str,
 ) -> Claim:
-    request = wanted.model_dump_json(exclude={"image": True, "prompts": {"__all__": {"image"}}})
+    request = wanted.model_dump_json(exclude=WITHOUT_IMAGES)
     parts = [request, *(image.fingerprint for image in images)]
     parts += [f"/video {video.stored.sha256}"] if video else []
     fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -225,6 +234,7 @@ def resolve(
         model=model.name,
         prompt=prompt,
         prompts=prompts,
+        timeline=_timeline(wanted, model, generation_id, read),
         composition=wanted.composition,
         image_key=image_key(generation_id) if has_image else None,
         negative_prompt=read(wanted.negative_prompt, "/negative_prompt"),
@@ -235,7 +245,7 @@ def resolve(
         seed=wanted.seed if wanted.seed is not None else 0 if is_retrieval else secrets.randbelow(2**32),
         num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
-        duration_s=wanted.duration_s or _length_s(video, model, settings) or model.duration_s,
+        duration_s=wanted.duration_s or _length_s(wanted, video, model, settings) or model.duration_s,
         video=video,
         num_outputs=wanted.num_outputs,
         deadline_s=wanted.deadline_s,
@@ -253,12 +263,44 @@ def resolve(
     return payload
 
 
-def _length_s(video: StoredVideo | None, model: ModelInfo, settings: Settings) -> float:
-    """Return the seconds of sound for a video, in whole milliseconds; 0 without one."""
+def _length_s(
+    wanted: GenerationRequest, video: StoredVideo | None, model: ModelInfo, settings: Settings
+) -> float:
+    """Return the seconds of a timeline, or of sound for a video in whole milliseconds; 0 without them."""
     if video is None:
-        return 0.0
+        return max((item.end_s for item in wanted.timeline or ()), default=0.0)
     longest_s = max(settings.max_duration_s, model.window_s or model.max_duration_s)
     return round(min(max(video.seconds, model.min_duration_s), longest_s), 3)
+
+
+def _timeline(
+    wanted: GenerationRequest,
+    model: ModelInfo,
+    generation_id: str,
+    read: Callable[[str | None, str], str | None],
+) -> list[StoredItem] | None:
+    """Return the timeline for the payload, with times in whole milliseconds."""
+    found = []
+    for n, item in enumerate(wanted.timeline or ()):
+        try:
+            asked = item.attributes.model_dump(exclude_none=True)
+            _, attributes = resolve_attributes(None, asked, model.attributes, model=model.name)
+        except AttributeUnavailable as error:
+            raise AttributeUnavailable(f"/timeline/{n}{error}") from None
+        found.append(
+            StoredItem(
+                text=read(item.text, f"/timeline/{n}/text"),
+                image_key=image_key(generation_id, sum(o.is_image for o in wanted.items[:n]))
+                if item.is_image
+                else None,
+                weight=item.weight,
+                start_s=round(item.start_s, 3),
+                end_s=round(item.end_s, 3),
+                attributes=attributes,
+                fade_s=item.fade_s,
+            )
+        )
+    return found or None
 
 
 def _check_length(payload: JobPayload, model: ModelInfo, settings: Settings) -> None:

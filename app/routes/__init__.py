@@ -2,7 +2,8 @@
 
 Jobs are submitted by `app/requests`.
 
-generations.py  /v1/generations: create, follow, list, cancel, delete, audio.
+generations.py  /v1/generations: create, list, cancel, delete, audio.
+events.py       Server-sent events of a generation.
 outputs.py      Spectrogram and waveform peaks of an output.
 remakes.py      Recipes of a generation and /v1/replay.
 estimate.py     /v1/estimate.

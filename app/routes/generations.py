@@ -7,17 +7,13 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from starlette.types import Receive, Scope, Send
 
 from app.dependencies import Maker, Reader, ServicesDep
-from app.notifications import event_id_of
 from app.requests.body import read_body, request_body
 from app.requests.images import image_slot
 from app.requests.submit import accept, cancel_generation
@@ -33,9 +29,9 @@ from app.responses.audio import (
     video_with_sound,
 )
 from app.responses.problems import problems
-from clipsynth.errors import InvalidRequest, NotAcceptable, StorageUnavailable
+from clipsynth.errors import DownloadBudget, InvalidRequest, NotAcceptable, StorageUnavailable
 from clipsynth.jobs.queue import withdraw
-from clipsynth.schemas.generation import MEDIA_TYPES, TERMINAL, Format, Generation, Page, Status
+from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Page, Status
 from clipsynth.schemas.request import GenerationRequest
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
@@ -45,13 +41,6 @@ DELETE_S = 10
 JSON = "application/json"
 KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 FormatQuery = Annotated[Format | None, Query(alias="format")]
-# A text: generated clients read the stream as a whole.
-EVENTS = {
-    "type": "string",
-    "description": "Server-sent events `status`, `progress` and `completed` with the generation as data, or "
-    "`gone`; the id is the state.",
-    "examples": ['event: completed\ndata: {"id": "gen_…", …}\nid: succeeded-0\n\n'],
-}
 PreferHeader = Annotated[
     str | None, Header(description="wait=N: wait for the end for up to N seconds, at most 60.")
 ]
@@ -144,9 +133,10 @@ async def create(
                     video_with_sound, services, generation, 0, request, headers=headers
                 )
             if preferred != JSON:
-                return await run_in_threadpool(
-                    sound, services, caller, generation, 0, request, headers=headers
-                )
+                with contextlib.suppress(DownloadBudget):  # then the client can fetch it later
+                    return await run_in_threadpool(
+                        sound, services, caller, generation, 0, request, headers=headers
+                    )
     response.headers.update(headers)
     return generation
 
@@ -183,59 +173,6 @@ def _wait_s(prefer: str) -> int:
     """Return the seconds to wait by a Prefer header (RFC 7240), or 0."""
     match = re.search(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", prefer)
     return min(int(match[1]), MAX_WAIT_S) if match else 0
-
-
-@router.get(
-    "/{generation_id}/events",
-    response_class=StreamingResponse,
-    responses={
-        200: {
-            "description": "The `data` of each event is the generation.",
-            "content": {"text/event-stream": {"schema": EVENTS}},
-        },
-        204: {"description": "The client has the final event."},
-        **problems("not_found", "gone"),
-    },
-)
-async def events(
-    generation_id: str,
-    request: Request,
-    services: ServicesDep,
-    caller: Reader,
-    last_event_id: Annotated[str | None, Header(max_length=100)] = None,
-) -> Response:
-    """Follow a generation as server-sent events: `status`, `progress`, and finally `completed`.
-
-    The data of each event is the generation. A client whose `Last-Event-ID` is the final event gets 204, so
-    that it does not connect again.
-    """
-    generation = await run_in_threadpool(services.state.get, generation_id, owner=caller.id)
-    if generation.status in TERMINAL and last_event_id == event_id_of(generation):
-        return Response(status_code=204)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    if "is_head" in request.scope:
-        return Response(media_type="text/event-stream", headers=headers)
-    share = await run_in_threadpool(services.budgets.streams.take, caller.id, 1)
-    return _Stream(
-        services.events.stream(generation_id, caller.id, last_event_id),
-        media_type="text/event-stream",
-        headers=headers,
-        at_end=lambda: services.budgets.streams.give_soon(share),
-    )
-
-
-class _Stream(StreamingResponse):
-    """Calls `at_end` however it ends: with the stream, or because the client has left."""
-
-    def __init__(self, *args: Any, at_end: Callable[[], object], **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.at_end = at_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.at_end()
 
 
 @router.get("", response_model=Page, responses=problems())

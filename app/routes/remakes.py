@@ -17,8 +17,8 @@ from app.responses.audio import succeeded
 from app.responses.problems import problems
 from clipsynth.errors import ImageGone, InvalidRequest, NotFound, RecipeMismatch
 from clipsynth.schemas.generation import Generation, ReplayToken
-from clipsynth.schemas.prompts import MAX_PROMPTS, StoredPrompt
-from clipsynth.schemas.request import GenerationRequest
+from clipsynth.schemas.prompts import StoredPrompt
+from clipsynth.schemas.request import REPLAY, GenerationRequest
 from clipsynth.storage import is_image_key
 
 router = APIRouter(tags=["generations"])
@@ -36,6 +36,9 @@ KEPT = {
     "duration_s",
     "loop",
 }
+
+
+TIMES = {"start_s", "end_s", "attributes", "fade_s"}
 
 
 class ReplayRequest(BaseModel):
@@ -130,11 +133,15 @@ def _wanted(services: Services, token: str) -> tuple[GenerationRequest, dict[str
     files: dict[str, ReadImage] = {}
     fields = recipe.model_dump(include=KEPT)
     if recipe.prompts is not None:
-        fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts[: MAX_PROMPTS + 1]]
+        fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts]
+    if recipe.timeline is not None:
+        fields["timeline"] = [
+            _prompt(services, item, files) | item.model_dump(include=TIMES) for item in recipe.timeline
+        ]
     if recipe.image_key is not None:
         image = StoredPrompt(image_key=recipe.image_key, image_sha256=recipe.image_sha256)
         fields["image"] = _prompt(services, image, files)["image"]
-    return validate(GenerationRequest, fields, strict=True), files
+    return validate(GenerationRequest, fields, strict=True, context=REPLAY), files
 
 
 def _prompt(services: Services, item: StoredPrompt, files: dict[str, ReadImage]) -> dict[str, object]:

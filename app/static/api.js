@@ -17,10 +17,11 @@ export const setKey = (key) => sessionStorage.setItem(KEY, key);
 async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   const key = sessionStorage.getItem(KEY);
   if (key) headers = { ...headers, Authorization: `Bearer ${key}` };
-  if (body !== undefined) headers = { ...headers, "Content-Type": "application/json" };
+  const isForm = body instanceof FormData; // the browser adds its content type
+  if (body !== undefined && !isForm) headers = { ...headers, "Content-Type": "application/json" };
   let response;
   try {
-    response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) });
+    response = await fetch(path, { method, headers, signal, body: isForm ? body : body && JSON.stringify(body) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, "unreachable", "The service does not answer. Is it running?");
@@ -44,6 +45,16 @@ const resource = (id) => `v1/generations/${id}`;
 export const models = () => json("v1/models");
 export const estimate = (body, signal) => json("v1/estimate", { method: "POST", body, signal });
 export const create = (body) => json("v1/generations", { method: "POST", body, headers: { "Idempotency-Key": crypto.randomUUID?.() ?? `${Math.random()}` } });
+/** Create a generation for a video: fields of a request, and the file. */
+export function createForVideo(fields, file) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields)) {
+    if (Array.isArray(value)) value.forEach((item) => form.append(name, item));
+    else form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
+  }
+  form.append("video", file);
+  return create(form);
+}
 export const replay = (recipe) => json("v1/replay", { method: "POST", body: { recipe } });
 export const get = (id) => json(resource(id));
 export const cancel = (id) => json(`${resource(id)}/cancel`, { method: "POST" });

@@ -10,6 +10,7 @@ import { curl, python, recipeLink } from "./snippets.js";
 
 /** Return what a request asks for in words. */
 export function title(body) {
+  if (body.video) return [body.video, body.prompt].filter(Boolean).join(" + ");
   const name = (item) => (item.image ? "an image" : item.text);
   if (!body.prompts) return [body.prompt, body.image && "an image"].filter(Boolean).join(" + ");
   return body.prompts.map((item) => `${name(item)}${item.weight === 1 ? "" : ` ×${Number(item.weight.toFixed(2))}`}`).join(" + ");
@@ -46,7 +47,8 @@ export class Card {
   #meta() {
     const { composition, seed, duration_s, num_inference_steps, guidance_scale, attributes } = this.entry.body;
     const how = composition ? `${COMPOSITIONS[composition]} · ` : "";
-    return `${how}seed ${seed} · ${duration_s} s · ${num_inference_steps} steps · guidance ${guidance_scale}${inWords(attributes)}`;
+    const length = duration_s === undefined ? "" : ` · ${duration_s} s`;
+    return `${how}seed ${seed}${length} · ${num_inference_steps} steps · guidance ${guidance_scale}${inWords(attributes)}`;
   }
 
   /** Follow the generation to its end. */

@@ -8,29 +8,52 @@ import * as history from "./history.js";
 import { Mixture } from "./mixture.js";
 import { toggleLast } from "./player.js";
 import { SettingsForm } from "./settings.js";
+import { VideoInput } from "./video.js";
 
 const EXAMPLES = ["somebody plays the drums", "an acoustic guitar", "a dog barking", "a saxophone solo", "birds singing"];
 const NO_MODEL_RETRY_MS = 2000;
 
 const mixture = new Mixture(() => estimateSoon());
+const video = new VideoInput(() => estimateSoon());
 const character = new Character();
 const settings = new SettingsForm(() => estimateSoon(), (model) => character.offer(model.attributes));
 
 // --- asking ---
 
 function body() {
+  if (video.file) return videoBody();
   const conditions = mixture.fields();
   return conditions && { ...conditions, ...character.fields(), ...settings.fields() };
 }
 
+/** Return the request for a video: words add to each scene, and its length is the video's. */
+function videoBody() {
+  const { prompt, ...others } = mixture.fields() ?? {};
+  if (Object.keys(others).length) throw new Error("With a video there can be words in the box, and nothing mixed in.");
+  const { duration_s: _, ...fields } = settings.fields();
+  return { ...(prompt && { prompt }), ...character.fields(), ...fields };
+}
+
 async function generate() {
-  const wanted = body();
+  let wanted;
+  try {
+    wanted = body();
+  } catch (error) {
+    complain(error);
+    return;
+  }
   if (!wanted) {
-    complain(new Error("Say what it should sound like, or add an image."));
+    complain(new Error("Say what it should sound like, or add an image or a video."));
     $("prompt").focus();
     return;
   }
-  await start(title(wanted), wanted, () => api.create(wanted));
+  const { file } = video;
+  if (file) {
+    const shown = { ...wanted, video: file.name };
+    await start(title(shown), shown, () => api.createForVideo(wanted, file));
+  } else {
+    await start(title(wanted), wanted, () => api.create(wanted));
+  }
   settings.used();
 }
 
@@ -130,11 +153,14 @@ async function recall() {
   }
 }
 
-// --- images ---
+// --- images and videos ---
 
-async function addImages(files) {
+async function addFiles(files) {
   try {
-    for (const file of files) if (file.type.startsWith("image/")) await mixture.addImage(file);
+    for (const file of files) {
+      if (file.type.startsWith("image/")) await mixture.addImage(file);
+      else if (file.type.startsWith("video/") || file.name.endsWith(".mkv")) video.set(file);
+    }
     complain(null);
   } catch (error) {
     complain(error);
@@ -174,13 +200,15 @@ $("composer").addEventListener("submit", (event) => { event.preventDefault(); ge
 $("add-text").addEventListener("click", guarded(() => mixture.addText()));
 $("add-negative").addEventListener("click", guarded(() => mixture.addText("", -1)));
 $("add-image").addEventListener("click", () => $("file").click());
-$("file").addEventListener("change", async ({ target }) => { await addImages(target.files); target.value = ""; });
+$("add-video").addEventListener("click", () => $("video-file").click());
+$("video-file").addEventListener("change", async ({ target }) => { await addFiles(target.files); target.value = ""; });
+$("file").addEventListener("change", async ({ target }) => { await addFiles(target.files); target.value = ""; });
 $("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", onclick: () => { $("prompt").value = text; mixture.onchange(); $("prompt").focus(); } }, text)));
 
 document.addEventListener("dragover", (event) => { event.preventDefault(); $("composer").classList.add("dropping"); });
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("composer").classList.remove("dropping"); });
-document.addEventListener("drop", (event) => { event.preventDefault(); $("composer").classList.remove("dropping"); addImages(event.dataTransfer.files); });
-document.addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); addImages(event.clipboardData.files); } });
+document.addEventListener("drop", (event) => { event.preventDefault(); $("composer").classList.remove("dropping"); addFiles(event.dataTransfer.files); });
+document.addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); addFiles(event.clipboardData.files); } });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); if (!event.repeat) generate(); }
   const typing = event.target.closest("input, textarea, select, button, a, summary, dialog");

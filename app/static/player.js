@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { h, save } from "./dom.js";
 import { nearness } from "./nearest.js";
+import { videoResult } from "./video.js";
 
 let playing = null; // one sound at a time
 let lastUsed = null;
@@ -33,6 +34,7 @@ export class Player {
       this.view,
       h("div", { className: "tools" }, this.button, this.loop, ...sides, this.time),
       h("div", { className: "downloads" }, "Download", ...downloads),
+      ...videoResult(this.first, label),
       ...nearness(this.first));
     this.position = 0;
     this.#show();

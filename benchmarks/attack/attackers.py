@@ -26,6 +26,8 @@ from PIL import Image
 from benchmarks.attack.wire import Target, hold
 
 CLIENTS = 10
+# Seconds for attacks that have begun.
+GRACE_S = 5.0
 LONG = [{"text": f"{n}" * 1000} for n in range(8)]
 Attack = Callable[[Target, int], Awaitable[int]]
 
@@ -172,7 +174,7 @@ async def attack(port: int, token: str, seconds: float, rate: float, kinds: list
             await asyncio.sleep(max(0.0, pause_s - (time.monotonic() - began)))
 
     tasks = [asyncio.ensure_future(client(n)) for n in range(CLIENTS)]
-    await asyncio.wait(tasks, timeout=seconds + 5)
+    await asyncio.wait(tasks, timeout=seconds + GRACE_S)
     return {"sent": target.sent, "statuses": {str(k): v for k, v in statuses.items()}}
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.data.batches import Batch, Batches, BatchMaker
-from training.data.clips import load_clips
+from training.data.clips import open_clips
 from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
 from training.denoiser.train import attention, build_optimizers
 from training.loop import autocast, one_ahead
@@ -41,7 +41,7 @@ def main(
     recipe = load_recipe(recipe_file, list(overrides))
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    clips = load_clips(Path(recipe.clips))
+    clips = open_clips(recipe)
     model = FlowMatching(build_condition_encoder(recipe, clips), build_denoiser(recipe, clips)).train()
     (optimizer, *_) = build_optimizers(recipe, model)
     ema = EMAModel(model.parameters(), decay=recipe.denoiser.ema_decay, use_ema_warmup=True, power=0.75)

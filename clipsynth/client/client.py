@@ -104,12 +104,14 @@ class AsyncClient:
         *,
         image: Image | None = None,
         prompts: Sequence[Mapping[str, Any]] | None = None,
+        timeline: Sequence[Mapping[str, Any]] | None = None,
         on_progress: Progress | None = None,
         **options: Any,
     ) -> Sounds:
         """Request sounds, wait, and return them.
 
         Args: prompts: a weighted set: `[{"text": "piano"}, {"image": Path("x.jpg"), "weight": 0.5}]`.
+            timeline: such items with times: `[{"text": "rain", "start_s": 0, "end_s": 8}]`.
             on_progress: called with the generation at each change. options: further fields of the request:
             `seed`, `duration_s`, `num_outputs`, `negative_prompt`, `composition`, `attributes={"pitch":
             0.8}`, …
@@ -117,7 +119,9 @@ class AsyncClient:
         Raises:
             ServiceError: it was refused, or ended without a sound; `code` says why.
         """
-        submitted = generation = await self.submit(prompt, image=image, prompts=prompts, **options)
+        submitted = generation = await self.submit(
+            prompt, image=image, prompts=prompts, timeline=timeline, **options
+        )
         async for generation in self.follow(submitted.id):
             if on_progress:
                 on_progress(generation)
@@ -129,17 +133,15 @@ class AsyncClient:
         *,
         image: Image | None = None,
         prompts: Sequence[Mapping[str, Any]] | None = None,
+        timeline: Sequence[Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> Generation:
         """Request sounds and return at once. An idempotency key makes retries safe."""
         body = {
             "prompt": prompt,
             "image": image and _base64(image),
-            "prompts": prompts
-            and [
-                {**item, **({"image": _base64(item["image"])} if item.get("image") else {})}
-                for item in prompts
-            ],
+            "prompts": prompts and [_as_json(item) for item in prompts],
+            "timeline": timeline and [_as_json(item) for item in timeline],
             **options,
         }
         response = await self._send(
@@ -305,6 +307,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _as_json(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item of a set or a timeline with its image in base64."""
+    return {**item, **({"image": _base64(item["image"])} if item.get("image") else {})}
 
 
 def _base64(image: Image) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -16,7 +17,10 @@ import typer
 from clipsynth.commands.options import Bundle, Device, settings_with
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from clipsynth.client.client import Client
+    from clipsynth.schemas.prompts import StoredItem
     from clipsynth.settings import Settings
 
 SUFFIX: dict[str, str] = {"wav_24": "wav", "wav_float": "wav"}  # other formats are their own suffix
@@ -32,9 +36,8 @@ class PromptQuery:
     @property
     def slug(self) -> str:
         """A name for its files."""
-        return re.sub(r"[^a-z0-9]+", "-", (self.prompt or (self.image or Path()).stem).lower()).strip("-")[
-            :40
-        ]
+        name = self.prompt or (self.image or Path()).stem or "timeline"
+        return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
 
 
 # Returns the files' bytes for a query and seed; calls `on_step(done, all)`.
@@ -55,6 +58,14 @@ def generate(
         list[Path] | None,
         typer.Option(help="An image: with a prompt, one for both; without, each becomes a sound."),
     ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file instead of prompts: a list of items with text or image (a file), start_s, "
+            "end_s, weight, attributes and fade_s."
+        ),
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="The end continues at the beginning.")] = False,
     negative_prompt: Annotated[str | None, typer.Option(help="Sounds to avoid.")] = None,
     composition: Annotated[
         str,
@@ -95,7 +106,14 @@ def generate(
 
     clipsynth generate --from prompts.txt -o sounds/ --server http://localhost:8000
     """
-    queries = read_queries(prompts or [], from_file, image or [])
+    items = read_timeline(timeline) if timeline else None
+    queries = (
+        [PromptQuery(None, None)]
+        if items is not None
+        else read_queries(prompts or [], from_file, image or [])
+    )
+    if items is not None and (prompts or from_file or image):
+        raise ValueError("--timeline cannot be combined with prompts, --from or --image")
     paths = name_files(queries, output, num_outputs, output_format)
     fields = {
         "negative_prompt": negative_prompt,
@@ -103,6 +121,8 @@ def generate(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "duration_s": duration,
+        "loop": loop or None,
+        "timeline": items,
         "attributes": read_attributes(attribute),
     }
     with ExitStack() as stack:
@@ -137,6 +157,31 @@ def read_queries(prompts: list[str], from_file: Path | None, images: list[Path])
     if texts:
         return [PromptQuery(text, images[0] if images else None) for text in texts]
     return [PromptQuery(None, path) for path in images]
+
+
+def read_timeline(file: Path) -> list[dict[str, Any]]:
+    """Return the items of a timeline file; paths of images are relative to it.
+
+    Raises:
+        ValueError: not a list of items, or a bad one.
+        FileNotFoundError: no such file or image.
+    """
+    from pydantic import ValidationError
+
+    from clipsynth.schemas.request import GenerationRequest
+
+    items = json.loads(file.read_text())
+    try:
+        GenerationRequest.model_validate({"timeline": items})
+    except ValidationError as error:
+        place = "/".join(map(str, error.errors()[0]["loc"][1:]))
+        raise ValueError(f"{file}: {place}: {error.errors()[0]['msg']}") from None
+    for item in items:
+        if item.get("image") is not None:
+            item["image"] = file.parent / item["image"]
+            if not item["image"].is_file():
+                raise FileNotFoundError(f"{item['image']}: no such image")
+    return list(items)
 
 
 def read_attributes(options: list[str] | None) -> dict[str, float] | None:
@@ -208,8 +253,6 @@ def _write(queries: list[PromptQuery], paths: list[list[Path]], seed: int, make:
 
 
 def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields: dict[str, Any]) -> Make:
-    from PIL import Image, UnidentifiedImageError
-
     from clipsynth.schemas.generation import JobPayload, output_seed
     from clipsynth.schemas.prompt_parser import resolve_attributes
     from clipsynth.services.processes import let_threads_sleep
@@ -220,15 +263,16 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
     predictor = Predictor.setup(settings)
     manifest = predictor.manifest
     taken = predictor.pipeline.attributes
-    own = fields.keys() - {"attributes"}
+    own = fields.keys() - {"attributes", "timeline"}
     defaults = {name: getattr(manifest, name) for name in own if hasattr(manifest, name)}
     resolved = defaults | {name: fields[name] for name in own if fields[name] is not None}
+    if fields["timeline"]:
+        resolved["duration_s"] = fields["duration_s"] or max(item["end_s"] for item in fields["timeline"])
 
     def make(query: PromptQuery, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
-        try:
-            opened_image = Image.open(query.image).convert("RGB") if query.image else None
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{query.image} cannot be read as an image: {error}") from None
+        items = fields["timeline"] or []
+        paths = [path for path in (query.image, *(item.get("image") for item in items)) if path]
+        images = {str(path): open_image(path) for path in paths}
         prompt, attributes = resolve_attributes(
             query.prompt, fields["attributes"], taken, model=manifest.name
         )
@@ -237,17 +281,34 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
             "model": manifest.name,
             "negative_prompt": fields["negative_prompt"],
             "prompt": prompt,
-            "image_key": "image" if opened_image else None,
+            "image_key": str(query.image) if query.image else None,
+            "timeline": [stored_item(item) for item in items] or None,
             "attributes": attributes,
             "num_outputs": 1,
             "output_formats": [output_format],
         }
         payloads = [JobPayload(**request, seed=output_seed(seed, n)) for n in range(num_outputs)]
-        images = {"image": opened_image} if opened_image else {}
         waves = [predictor.predict(payload, images, on_step) for payload in payloads]
         return [predictor.encode_response(wave, output_format) for wave in waves]  # type: ignore[arg-type]
 
     return make
+
+
+def open_image(path: Path) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(path).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from None
+
+
+def stored_item(item: dict[str, Any]) -> StoredItem:
+    """Return an item of a timeline file as a payload has it; the path of its image is its key."""
+    from clipsynth.schemas.prompts import StoredItem
+
+    own = {name: value for name, value in item.items() if name != "image"}
+    return StoredItem(**own, image_key=str(item["image"]) if item.get("image") else None)
 
 
 @contextmanager

@@ -187,7 +187,7 @@ def _fit_prior(prepared: Path | None) -> Callable[[ClipSynthPipeline], Condition
 
         clips = load_clips(prepared)
         embeds = torch.cat([clips.train.embeds(i) for i in range(len(clips.train))])
-        return fit_prior(pipe.condition_encoder, load_bank(prepared, clips), embeds)
+        return fit_prior(pipe.condition_encoder, load_bank(clips), embeds)
 
     return fit
 

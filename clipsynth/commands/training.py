@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 from functools import partial
@@ -11,6 +12,14 @@ from typing import Annotated
 import typer
 
 from clipsynth.limited_child import Limits
+
+
+class Executor(enum.StrEnum):
+    """Where `prepare` runs."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
 
 VIDEO_MEMORY = 4 << 30  # bytes that decoding a video may take
 WINDOW_BYTES = 1 << 30  # of a window's sound and frames
@@ -49,6 +58,9 @@ def prepare(
     )
     if hasattr(os, "sched_getaffinity")
     else os.cpu_count() or 1,
+    executor: Annotated[
+        Executor, typer.Option(help="ray: on all nodes of the cluster of RAY_ADDRESS.")
+    ] = Executor.LOCAL,
     device: Annotated[
         str | None, typer.Option(help="Compute embeddings there in batches, e.g. cuda; default: on the CPU.")
     ] = None,
@@ -89,12 +101,14 @@ def prepare(
             captions=captions,
             workers=workers,
             device=device,
+            executor=executor.value,
             part=_read_part(part) if part else None,
             stream=partial(stream_limited, limits=limits),
             remove=remove,
             filters=Filters(min_motion, 1.0 if max_speech is None else max_speech),
         ):
-            progress.update(bar, completed=done, total=total)
+            stage = "prepare" if done < total else "pack shards"
+            progress.update(bar, completed=done, total=total, description=stage)
     print((out / "report.json").read_text())
 
 

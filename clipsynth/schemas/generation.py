@@ -27,7 +27,7 @@ from clipsynth.schemas.model_info import Method
 from clipsynth.schemas.paths import PATH_PREFIX, RoutePath
 from clipsynth.schemas.payload import Format as Format
 from clipsynth.schemas.payload import JobPayload as JobPayload
-from clipsynth.schemas.prompts import Composition, StoredPrompt
+from clipsynth.schemas.prompts import MAX_ITEMS, MAX_PROMPTS, Composition, StoredItem, StoredPrompt
 
 MEDIA_TYPES: dict[Format, str] = {
     "wav": "audio/wav",
@@ -63,6 +63,10 @@ class Status(StrEnum):
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED})
 
 
+# A key in storage is no part of the sound.
+KEY = {"image_key"}
+
+
 class ReplayToken(BaseModel):
     """Request for exactly one output, with the versions that made it. `image_key` is a key in storage."""
 
@@ -72,7 +76,7 @@ class ReplayToken(BaseModel):
     model: str
     version: str
     prompt: str | None
-    prompts: list[StoredPrompt] | None = None
+    prompts: list[StoredPrompt] | None = Field(default=None, max_length=MAX_PROMPTS)
     composition: Composition = "set"
     image_key: str | None
     image_sha256: str | None
@@ -85,6 +89,9 @@ class ReplayToken(BaseModel):
     guidance_scale: float
     duration_s: float
     loop: bool = Field(default=False, exclude_if=lambda value: not value)
+    timeline: list[StoredItem] | None = Field(
+        default=None, max_length=MAX_ITEMS, exclude_if=lambda value: value is None
+    )
     dtype: str
     torch: str
 
@@ -93,6 +100,12 @@ class ReplayToken(BaseModel):
     def _sorted(cls, prompts: list[StoredPrompt] | None) -> list[StoredPrompt] | None:
         """Sort the prompts, so that equal sets have equal tokens."""
         return prompts and sorted(prompts, key=lambda p: (p.text or "", p.image_sha256 or "", p.weight))
+
+    @field_validator("timeline")
+    @classmethod
+    def _in_order(cls, items: list[StoredItem] | None) -> list[StoredItem] | None:
+        """Sort the items, so that equal timelines have equal tokens."""
+        return items and sorted(items, key=lambda i: (i.start_s, i.end_s, i.model_dump_json(exclude=KEY)))
 
     def token(self) -> str:
         """Return the token: compact JSON in urlsafe base64."""
@@ -104,7 +117,11 @@ class ReplayToken(BaseModel):
 
         Fields added later are left out at their default, so that ids of older tokens stay the same.
         """
-        excluded: dict[str, Any] = {"image_key": True, "prompts": {"__all__": {"image_key"}}}
+        excluded: dict[str, Any] = {
+            "image_key": True,
+            "prompts": {"__all__": KEY},
+            "timeline": {"__all__": KEY},
+        }
         if not self.attributes:
             excluded["attributes"] = True
         if self.method == "diffusion":

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+# Prompts of a set, and items of a timeline at one moment.
 MAX_PROMPTS = 8
-MAX_TIMELINE = 32
 MAX_IMAGES = 4
+MAX_ITEMS, MIN_ITEM_S, MAX_FADE_S = 32, 0.1, 5.0
 MAX_TEXT = 1000
 # Limits of a weight's magnitude.
 MAX_WEIGHT, MIN_WEIGHT = 10.0, 0.01
@@ -109,6 +110,34 @@ class Attributes(BaseModel):
 
 
 NAMES = tuple(Attributes.model_fields)
+
+
+class TimelineItem(WeightedPrompt):
+    """One text or image of a timeline, which sounds from `start_s` to `end_s`."""
+
+    weight: float = Field(
+        default=1.0,
+        ge=MIN_WEIGHT,
+        le=MAX_WEIGHT,
+        allow_inf_nan=False,
+        description="Strength beside the other items of the same moment.",
+    )
+    start_s: float = Field(ge=0, allow_inf_nan=False)
+    end_s: float = Field(gt=0, allow_inf_nan=False, description=f"At least {MIN_ITEM_S} s after start_s.")
+    attributes: Attributes = Attributes()
+    fade_s: float = Field(
+        default=0.25,
+        ge=0,
+        le=MAX_FADE_S,
+        allow_inf_nan=False,
+        description="Seconds of its fades: within the item next to silence, else around the change.",
+    )
+
+    @model_validator(mode="after")
+    def _has_length(self) -> TimelineItem:
+        if self.end_s - self.start_s < MIN_ITEM_S - 1e-6:
+            raise ValueError(f"end_s must be at least {MIN_ITEM_S} s after start_s")
+        return self
 
 
 class StoredPrompt(BaseModel):

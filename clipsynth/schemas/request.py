@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from clipsynth.schemas.generation import Format
@@ -14,6 +23,7 @@ from clipsynth.schemas.prompts import (
     IMAGE,
     MAX_GUIDANCE,
     MAX_IMAGES,
+    MAX_ITEMS,
     MAX_PROMPTS,
     MAX_TEXT,
     MAX_TOTAL_S,
@@ -22,6 +32,7 @@ from clipsynth.schemas.prompts import (
     Attributes,
     Composition,
     ImageUrl,
+    TimelineItem,
     WeightedPrompt,
 )
 
@@ -30,6 +41,10 @@ Metadata = dict[
     Annotated[str, StringConstraints(min_length=1, max_length=64)],
     Annotated[str, StringConstraints(max_length=500)],
 ]
+
+
+# Context of the validation of a recipe's request.
+REPLAY = {"is_replay": True}
 
 
 class GenerationRequest(BaseModel):
@@ -63,6 +78,14 @@ class GenerationRequest(BaseModel):
     )
     # `part:video` in a form; JSON has none.
     video: SkipJsonSchema[str | None] = Field(default=None, exclude_if=lambda value: value is None)
+    timeline: list[TimelineItem] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_ITEMS,
+        exclude_if=lambda value: value is None,
+        description=f"Texts and images with times, at most {MAX_PROMPTS} at one moment, instead of prompts. "
+        "duration_s is then by default the last end_s.",
+    )
     composition: Composition = "set"
     negative_prompt: str | None = Field(
         default=None, max_length=MAX_TEXT, description="Text of a sound to avoid: a prompt with weight -1."
@@ -141,6 +164,22 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"at most {MAX_IMAGES} images")
         return value
 
+    @field_validator("timeline")
+    @classmethod
+    def _is_not_crowded(
+        cls, value: list[TimelineItem] | None, info: ValidationInfo
+    ) -> list[TimelineItem] | None:
+        items = value or []
+        if any(
+            sum(i.start_s <= at < i.end_s for i in items) > MAX_PROMPTS for at in {i.start_s for i in items}
+        ):
+            raise ValueError(f"at most {MAX_PROMPTS} items at one moment")
+        # The recipe of a video has an image for each scene.
+        most = MAX_ITEMS if info.context == REPLAY else MAX_IMAGES
+        if sum(item.is_image for item in items) > most:
+            raise ValueError(f"at most {most} images")
+        return value
+
     @field_validator("output_formats")
     @classmethod
     def _each_once(cls, value: list[Format]) -> list[Format]:
@@ -151,8 +190,10 @@ class GenerationRequest(BaseModel):
     @model_validator(mode="after")
     def _has_condition(self) -> GenerationRequest:
         single = (self.prompt, self.image, self.image_url)
-        if self.prompts is None and self.video is None and single == (None, None, None):
-            raise ValueError("give one of prompt, prompts, image and image_url")
+        if self.timeline is not None:
+            self._check_timeline(self.timeline)
+        elif self.prompts is None and self.video is None and single == (None, None, None):
+            raise ValueError("give one of prompt, prompts, timeline, image and image_url")
         if self.prompts is not None and single != (None, None, None):
             raise ValueError("prompts cannot be combined with prompt, image or image_url")
         if self.image is not None and self.image_url is not None:
@@ -167,19 +208,32 @@ class GenerationRequest(BaseModel):
     def _has_one_video(self) -> GenerationRequest:
         if self.video is None:
             return self
-        if (self.prompts, self.image, self.image_url) != (None, None, None):
-            raise ValueError("video can be combined with prompt only, not with prompts or an image")
+        if (self.prompts, self.timeline, self.image, self.image_url) != (None,) * 4:
+            raise ValueError(
+                "video can be combined with prompt only, not with prompts, a timeline or an image"
+            )
         if self.composition == "mix" or self.method == "retrieval" or self.loop:
             raise ValueError("video cannot be combined with loop, composition mix or method retrieval")
         return self
 
+    def _check_timeline(self, items: list[TimelineItem]) -> None:
+        if (self.prompt, self.prompts, self.image, self.image_url) != (None,) * 4:
+            raise ValueError("timeline cannot be combined with prompt, prompts, image or image_url")
+        if self.composition == "mix" or self.method == "retrieval":
+            raise ValueError("timeline cannot be combined with the composition mix or the method retrieval")
+        if self.duration_s is not None and max(item.end_s for item in items) > self.duration_s:
+            raise ValueError("an item of timeline ends after duration_s")
+
+    @property
+    def items(self) -> Sequence[WeightedPrompt]:
+        """The prompts of a set, or the items of a timeline."""
+        return self.timeline or self.prompts or ()
+
     @property
     def has_urls(self) -> bool:
         """Whether the service must fetch images."""
-        return any(item.image_url is not None for item in (self, *(self.prompts or ())))
+        return self.image_url is not None or any(item.image_url is not None for item in self.items)
 
     @cached_property
     def has_images(self) -> bool:
-        return any(
-            item.image is not None or item.image_url is not None for item in (self, *(self.prompts or ()))
-        )
+        return self.image is not None or self.has_urls or any(item.is_image for item in self.items)

@@ -13,13 +13,22 @@ from PIL import Image
 SIDE = 512  # larger images are reduced at once, as uploads are
 MAX_ASPECT = 4  # of a pixel; more is a broken header
 WHITE_NITS = 203.0  # of diffuse white in HDR (ITU-R BT.2408)
-PEAK_NITS = 1000.0
+KNEE = 0.6  # of diffuse white
 BT2020_TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )
 
 
-def upright_image(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Image.Image:
+def display_matrix(frame: av.VideoFrame) -> list[int]:
+    """Return the first five numbers of a frame's display matrix, the identity if it has none.
+
+    Looking at the side data of a frame keeps the frame until the next garbage collection.
+    """
+    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    return [1, 0, 0, 0, 1] if data is None else np.frombuffer(bytes(data)[:20], np.int32).tolist()
+
+
+def upright_image(frame: av.VideoFrame, pixel_aspect: Fraction | None, matrix: list[int]) -> Image.Image:
     """Return a frame as RGB of at most `SIDE` pixels, turned as its display matrix says."""
     image = frame.to_image()
     aspect = float(pixel_aspect or 1)
@@ -32,15 +41,12 @@ def upright_image(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Image.
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67):
         image = _tone_mapped(image, hlg=frame.color_trc == ColorTrc.ARIB_STD_B67)
-    return _turned(image, frame)
+    return _turned(image, matrix)
 
 
-def _turned(image: Image.Image, frame: av.VideoFrame) -> Image.Image:
-    """Return the image after the quarter turns and flips of the frame's display matrix."""
-    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if data is None:
-        return image
-    a, b, _, c, d = np.frombuffer(bytes(data)[:20], np.int32).tolist()
+def _turned(image: Image.Image, matrix: list[int]) -> Image.Image:
+    """Return the image after the quarter turns and flips of a display matrix."""
+    a, b, _, c, d = matrix
     if abs(b) > abs(a):
         # Rows and columns change places; then each axis may be mirrored.
         image, a, d = image.transpose(Image.Transpose.TRANSPOSE), c, b
@@ -57,11 +63,10 @@ def _tone_mapped(image: Image.Image, *, hlg: bool) -> Image.Image:
     light = _hlg_nits(signal) if hlg else _pq_nits(signal)
     linear = (light / WHITE_NITS)[np.asarray(image)] @ BT2020_TO_BT709.T
     linear = np.maximum(linear, 0)
-    # Reinhard et al. 2002, eq. 4, on the largest channel, so that hues stay.
+    # The largest channel bends from KNEE on, so that hues stay; diffuse white becomes 85 % of the range.
     largest = np.maximum(linear.max(-1, keepdims=True), 1e-6)
-    pressed = largest * (1 + largest / (PEAK_NITS / WHITE_NITS) ** 2) / (1 + largest)
-    # Mid grey keeps its light, diffuse white becomes 65 % of it.
-    linear = np.clip(1.25 * linear * pressed / largest, 0, 1)
+    bent = KNEE + (1 - KNEE) * (1 - np.exp(-(largest - KNEE) / (1 - KNEE)))
+    linear = np.clip(linear * np.where(largest > KNEE, bent / largest, 1), 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return Image.fromarray((255 * srgb).round().astype(np.uint8))
 

@@ -11,11 +11,14 @@ import io
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from models.bundle import file_sha256
 
 END = bytes(1024)  # of a tar file
 
@@ -75,11 +78,16 @@ def member_offsets(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     return offsets
 
 
+def shard_hash(name: str) -> str:
+    """Return the start of the sha256 in a shard's name `NNNNNN-HASH.tar`; "" without one."""
+    return name.removesuffix(".tar").partition("-")[2]
+
+
 class ShardReader:
     """Random access to arrays of shards in one folder. Safe for several threads and after a fork."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.damaged = folder, ""
 
     def array(self, line: Mapping[str, Any], name: str) -> np.ndarray:
         """Return an array of a clip by its line of the index.
@@ -94,12 +102,11 @@ class ShardReader:
         Raises:
             ValueError: the shard is missing or damaged; the message says what to do.
         """
-        path = self.folder / shard
+        if self.damaged:
+            raise ValueError(self.damaged)
+        path = self.path(shard)
         try:
-            # Opened each time: a large set has more shards than a process may keep open.
-            with path.open("rb") as f:
-                f.seek(offset)
-                data = f.read(size)
+            data = self._bytes(shard, offset, size)
         except FileNotFoundError:
             raise ValueError(f"{path} is missing; prepare again") from None
         if len(data) < size:
@@ -109,3 +116,29 @@ class ShardReader:
         except (ValueError, EOFError, OSError) as error:
             raise ValueError(f"{path} is damaged at byte {offset}; delete it and prepare again") from error
         return array
+
+    def _bytes(self, shard: str, offset: int, size: int) -> bytes:
+        # Opened each time: a large set has more shards than a process may keep open.
+        with self.path(shard).open("rb") as f:
+            f.seek(offset)
+            return f.read(size)
+
+    def path(self, shard: str) -> Path:
+        """Return the file of a shard."""
+        return self.folder / shard
+
+    def ahead(self, places: Sequence[tuple[str, int, int]]) -> None:
+        """Take note of the arrays that will be read next; local files need no preparation."""
+
+    def verify(self, shards: Sequence[str]) -> threading.Thread | None:
+        """Compare shards with their checksums in the background; `read` then reports one that differs."""
+
+        def compare() -> None:
+            for shard in shards:
+                path, digest = self.folder / shard, shard_hash(shard)
+                if digest and path.is_file() and not file_sha256(path).startswith(digest):
+                    self.damaged = f"{path} differs from its checksum; delete it and prepare again"
+
+        thread = threading.Thread(target=compare, daemon=True)
+        thread.start()
+        return thread

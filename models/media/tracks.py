@@ -39,8 +39,8 @@ def downmix(samples: np.ndarray) -> np.ndarray:
     if samples.ndim == 1:
         return samples
     mono = samples.mean(0, dtype=np.float32)
-    power = samples.var(1, dtype=np.float64)
-    return mono if mono.var(dtype=np.float64) >= CANCELLED * power.max() else samples[int(power.argmax())]
+    power = [channel.var() for channel in samples]
+    return mono if mono.var() >= CANCELLED * max(power) else samples[int(np.argmax(power))]
 
 
 class SoundPlacer:

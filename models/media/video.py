@@ -15,7 +15,7 @@ from av.container import InputContainer
 from PIL import Image
 
 from models.audio.level import SILENT_PEAK
-from models.media.images import upright_image
+from models.media.images import display_matrix, upright_image
 from models.media.tracks import SoundPlacer, audio_streams, downmix, video_stream
 
 # Containers of videos that FFmpeg reads.
@@ -101,6 +101,7 @@ def decode(
             raise VideoError("silent")
         placer = SoundPlacer(sample_rate)
         next_frame_s, failed = float("-inf"), 0
+        matrices: dict[int, list[int]] = {}
         for item in _decoded(container, (video, tracks[track])):
             if item is None:
                 failed += 1
@@ -108,7 +109,10 @@ def decode(
                 yield from (AudioTrack(*part) for part in placer.place(item))
             elif (item.time is None or item.time >= next_frame_s) and not item.is_corrupt:
                 shown_s = 0.0 if item.time is None else item.time
-                yield Frame(shown_s, upright_image(item, video.sample_aspect_ratio))
+                if item.rotation not in matrices:
+                    matrices[item.rotation] = display_matrix(item)
+                image = upright_image(item, video.sample_aspect_ratio, matrices[item.rotation])
+                yield Frame(shown_s, image)
                 next_frame_s = max(next_frame_s, shown_s - 1e-3) + 1 / frames_per_s
         yield from (AudioTrack(*part) for part in placer.flush())
         if failed:
@@ -157,12 +161,18 @@ class Clocks:
         # By stream: the number of its shift, and start and end of its last packet.
         self._number: dict[int, int] = {}
         self._last_s: dict[int, tuple[float, float]] = {}
+        # Seconds of a tick; asking a packet for it takes longer than the rest.
+        self._tick_s: dict[int, float] = {}
 
     def put_right(self, packet: av.Packet) -> None:
         """Shift a packet, by a new amount if its timestamps jump."""
-        if packet.dts is None or packet.time_base is None:
+        dts, stream = packet.dts, packet.stream_index
+        if dts is None:
             return
-        stream, time_s = packet.stream_index, float(packet.dts * packet.time_base)
+        if stream not in self._tick_s:
+            self._tick_s[stream] = float(packet.time_base or 0)
+        tick_s = self._tick_s[stream]
+        time_s = dts * tick_s
         number = self._number.get(stream, 0)
         shifted_s = time_s + self._shifts_s[number]
         start_s, end_s = self._last_s.get(stream, (shifted_s, shifted_s))
@@ -172,10 +182,11 @@ class Clocks:
                 self._shifts_s.append(end_s - time_s)
             shifted_s = time_s + self._shifts_s[number]
         self._number[stream] = number
-        duration_s = min(1.0, float((packet.duration or 0) * packet.time_base))
+        duration_s = min(1.0, (packet.duration or 0) * tick_s)
         self._last_s[stream] = shifted_s, shifted_s + duration_s
-        if shift := round(self._shifts_s[number] / packet.time_base):
-            packet.dts += shift
+        if number and tick_s:
+            shift = round(self._shifts_s[number] / tick_s)
+            packet.dts = dts + shift
             packet.pts = None if packet.pts is None else packet.pts + shift
 
 

@@ -11,6 +11,7 @@ import soundfile
 from axe_playwright_python.sync_playwright import Axe
 
 from tests.support.page import body_of, generate, image, set_slider
+from tests.support.video_kinds import packet_hashes, write_scenes
 
 
 def test_a_prompt_is_played_and_downloaded(page, tmp_path):
@@ -240,3 +241,37 @@ def test_two_sounds_are_compared_in_turn(page):
     bar.get_by_role("button", name="Hear A").wait_for()
     bar.get_by_role("button", name="Stop comparing").click()
     bar.wait_for(state="hidden")
+
+
+def test_a_video_gets_a_sound(page, tmp_path):
+    source = write_scenes(tmp_path / "my clip.webm", codec="libvpx", audio=None, seconds=1.0)
+    page.get_by_label("Video", exact=True).set_input_files(source)
+    page.locator(".chip.video video").wait_for()
+    page.get_by_text("my clip.webm").wait_for()
+    assert Axe().run(page).response["violations"] == []
+    card = generate(page, "rain")
+    card.get_by_role("heading", name="my clip.webm + rain").wait_for()
+    player = card.locator(".player").first
+    player.get_by_role("button", name="Show the video").click()
+    page.wait_for_function(
+        "(video) => video.readyState > 0 && video.duration > 0.9",
+        arg=player.locator(".video video").element_handle(),
+    )
+    assert Axe().run(page).response["violations"] == []
+    with page.expect_download() as download:
+        player.get_by_role("button", name="Download the video").click()
+    result = tmp_path / "result.webm"
+    download.value.save_as(result)
+    assert download.value.suggested_filename.endswith(".webm")
+    assert packet_hashes(result) == packet_hashes(source)
+    page.get_by_role("button", name="Remove the video").click()
+    assert page.locator(".chip.video").count() == 0
+
+
+def test_nothing_is_mixed_into_a_video(page, tmp_path):
+    source = write_scenes(tmp_path / "a.mp4", seconds=1.0)
+    page.get_by_label("Video", exact=True).set_input_files(source)
+    page.get_by_label("Images").set_input_files(image("red"))
+    page.locator(".chip img").wait_for()
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("With a video there can be words").wait_for()

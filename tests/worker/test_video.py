@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,6 +18,7 @@ from clipsynth.schemas.prompts import StoredVideo
 from clipsynth.storage import Storage, result_video_key, scene_key, video_key
 from clipsynth.video_file import copy_video
 from tests.support.video_kinds import packet_hashes, spans_s, write_kind, write_scenes
+from worker.engine import Engine, SamplingRequest
 from worker.video import MIN_SCENE_S, SampledVideo, Soundtrack, find_scenes, sample_video
 
 ID = "gen_" + "0" * 26
@@ -120,3 +123,26 @@ def test_a_changed_or_removed_video_is_refused(stored):
     storage.delete(ID)
     with pytest.raises(NotFound):
         Soundtrack(storage, ID, FOLDER, video).timeline(embed, 3.0, None)
+
+
+def test_a_slow_preparation_does_not_hold_up_others():
+    engine = Engine(SimpleNamespace(), limit=1)
+    released, others = threading.Event(), threading.Semaphore(0)
+
+    def prepare_slowly():
+        released.wait(60)
+        return []
+
+    def prepare():
+        others.release()
+        return []
+
+    options = {"deliver": lambda *_: None, "num_rows": 0, "num_tokens": 1, "duration_s": 1.0}
+    for _ in range(3):
+        engine.submit(SamplingRequest(prepare_slowly, prepares_slowly=True, **options))
+    for _ in range(3):
+        engine.submit(SamplingRequest(prepare, **options))
+    assert all(others.acquire(timeout=30) for _ in range(3))
+    released.set()
+    engine.start()
+    engine.stop()

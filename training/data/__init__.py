@@ -2,6 +2,7 @@
 
 clips.py             Read clips from shards.
 index.py             Open the index of many clips.
+remote.py            Read clips from object storage through a cache on the node.
 batches.py           Draw and make batches.
 density.py           Weights against the density of images.
 waveforms.py         Waveforms on a device, and mels made from them.

@@ -223,6 +223,9 @@ class Batches(Dataset[Draw]):
         frames -= frames % d.frames_per_token
         seeds = torch.randint(2**62, (self.size,), generator=g).tolist()
         mine = list(zip(self.clip_numbers(n), seeds, strict=True))[self.rank :: self.world_size]
+        kind = {"image": "embeds", "text": "captions"}.get(d.condition)
+        names = [name for name in (kind, None if self.keep else "waveform") if name]
+        self.clips.ahead([clip for clip, _ in mine], names)
         rows = [self._row(clip, frames, torch.Generator().manual_seed(row_seed)) for clip, row_seed in mine]
         sources = WaveformSources(
             **{f.name: torch.tensor([made[f.name] for made, _ in rows]) for f in fields(WaveformSources)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from models.audio.mel import LOG_FLOOR
 from models.media.shards import ShardReader
 from training.data.index import INDEX, ClipIndex, open_index
+from training.data.remote import open_remote
+from training.recipe import RunRecipe
 
 
 class ClipLines(Sequence[dict[str, Any]]):
@@ -66,6 +68,20 @@ class Clips:
         place, row = self._all.places[name], self._rows[i]
         shard = self._all.shards[place.shard[row]]
         return torch.from_numpy(self._reader.read(shard, int(place.offset[row]), int(place.size[row])))
+
+    def ahead(self, numbers: Sequence[int], names: Sequence[str]) -> None:
+        """Prepare to read arrays of clips."""
+        places = []
+        for name in names:
+            place = self._all.places[name]
+            for row in self._rows[list(numbers)].tolist():
+                shard = self._all.shards[place.shard[row]]
+                places.append((shard, int(place.offset[row]), int(place.size[row])))
+        self._reader.ahead(places)
+
+    def verify(self) -> None:
+        """Compare the shards with their checksums in the background."""
+        self._reader.verify(self._all.shards)
 
     @property
     def identity(self) -> str:
@@ -144,7 +160,8 @@ class ClipSet:
     image_mean: torch.Tensor
     text_mean: torch.Tensor
     output_gain: float
-    hashes: Mapping[str, str] = field(default_factory=dict)  # of the files that describe the clips
+    folder: Path  # on this node, without the shards if they are elsewhere
+    hashes: Mapping[str, str]  # of the files that describe the clips
 
     @property
     def max_duration_s(self) -> float:
@@ -152,17 +169,31 @@ class ClipSet:
         return int(2 * self.train.longest_s) / 2
 
 
-def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
+def load_clips(
+    place: Path | str,
+    *,
+    correspondence: bool = True,
+    cache: Path | None = None,
+    cache_gb: float | None = None,
+) -> ClipSet:
     """Open a prepared folder, by default with the scores of `clipsynth correspondence` if there are any.
 
+    Args:
+        place: a folder, or a URL that fsspec reads.
+        cache, cache_gb: where to keep copies of what a URL holds, and how many shards; see `open_remote`.
+
     Raises:
-        ValueError: `folder` is not a prepared folder, its statistics are not finite, or its `agreement.json`
+        ValueError: `place` is not a prepared folder, its statistics are not finite, or its `agreement.json`
             belongs to another index.
     """
-    if not (folder / "index.jsonl").is_file():
+    reader: ShardReader
+    if isinstance(place, str) and "://" in place:
+        folder, reader = open_remote(place, cache, cache_gb)
+    else:
+        folder, reader = Path(place), ShardReader(Path(place) / "shards")
+    if not (folder / INDEX).is_file():
         raise ValueError(f"{folder} holds no prepared clips; run: clipsynth prepare VIDEOS {folder}")
     index = open_index(folder, correspondence=correspondence)
-    reader = ShardReader(folder / "shards")
     train, dev = (np.flatnonzero(index.dev == split) for split in (False, True))
     try:
         statistics = load_file(folder / "statistics.safetensors")
@@ -178,9 +209,20 @@ def load_clips(folder: Path, *, correspondence: bool = True) -> ClipSet:
         Clips(reader, index, train if len(train) else dev),
         Clips(reader, index, dev if len(dev) else train),
         output_gain=output_gain,
+        folder=folder,
         hashes=index.hashes,
         **statistics,
     )
+
+
+def open_clips(recipe: RunRecipe) -> ClipSet:
+    """Open the clips of a recipe, in memory if it says so."""
+    cache = None if recipe.cache is None else Path(recipe.cache)
+    clips = load_clips(recipe.clips, cache=cache, cache_gb=recipe.cache_gb)
+    if recipe.in_memory:
+        clips.train.keep()
+        clips.dev.keep()
+    return clips
 
 
 def crop(x: torch.Tensor, length: int, start: int, *, fill: float = 0.0) -> torch.Tensor:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from training.data.clips import Clips
 
-NEIGHBOUR = 10  # the median distance to this neighbour is the width of the kernel
-MAX_REFERENCES = 8192  # clips to compare with; in larger sets a random part stands for all
+NEIGHBOURS = 10  # of a clip in the graph
+STEPS, WALKERS = 4, 256  # of random walks over it
 CHUNK = 1024
 FILE = "density.safetensors"
 
@@ -39,34 +39,45 @@ def clip_densities(clips: Clips, run: Path) -> torch.Tensor:
 
 @torch.inference_mode()
 def densities(images: torch.Tensor) -> torch.Tensor:
-    """Return about how many clips look like each of these (N,), itself included.
+    """Return about how many clips are of a kind with each of these (N,), itself included.
 
-    A sum of Gaussian kernels over the clips. Their width is the median distance to the tenth nearest
-    neighbour, so that no scale of the embedding space is assumed.
+    Random walks over the graph of nearest neighbours start at each clip. The result is the inverse of the
+    probability that two of them end at the same clip. It does not depend on distances: with those, a kind of
+    many different images would seem rare, and a kind of few alike ones frequent.
 
     Args:
-        images: embeddings (N, D), one per clip; not centred, which would spread out a kind near the mean.
+        images: embeddings (N, D), one per clip.
     """
-    images, count = F.normalize(images, dim=1), len(images)
-    if count <= NEIGHBOUR:
+    count = len(images)
+    if count <= NEIGHBOURS:
         return torch.ones(count)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MAX_REFERENCES]
-    references, share = images[order], len(order) / count
-    # A part of the clips is sparser: fewer of its members are as near.
-    rank = 1 + max(1, round(NEIGHBOUR * share))
-    nearest = [
-        _squared(rows, references).kthvalue(rank).values
-        for rows in references[: MAX_REFERENCES // 4].split(CHUNK)
-    ]
-    width = torch.cat(nearest).median().clamp(min=1e-6)
-    sums = torch.cat(
-        [(_squared(rows, references) / (-2 * width)).exp().sum(1) for rows in images.split(CHUNK)]
-    )
-    # A reference is its own neighbour at distance 0.
-    sums[order] -= 1
-    return 1 + sums.clamp(min=0) / share
+    starts, others = _graph(F.normalize(images - images.mean(0), dim=1))
+    degrees = starts.diff()
+    g = torch.Generator().manual_seed(0)
+    found = []
+    for clips in torch.arange(count).split(CHUNK):
+        at = clips[:, None].expand(-1, WALKERS)
+        for _ in range(STEPS):
+            at = others[starts[at] + (torch.rand(at.shape, generator=g) * degrees[at]).long()]
+        ends = at.sort(1).values
+        # Of a run of n equal ends, n - 1 pairs are neighbours at distance 1, n - 2 at distance 2, …
+        lengths = torch.ones_like(ends)
+        for n in range(1, WALKERS):
+            lengths[:, n] += torch.where(ends[:, n] == ends[:, n - 1], lengths[:, n - 1], 0)
+        pairs = (lengths - 1).sum(1).clamp(min=1)
+        found.append(WALKERS * (WALKERS - 1) / 2 / pairs)
+    return torch.cat(found)
 
 
-def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return squared distances (N, M) of unit vectors (N, D) and (M, D)."""
-    return (2 - 2 * a @ b.T).clamp(min=0)
+def _graph(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first places (N + 1,) of clips in a list of their neighbours, and that list.
+
+    Each clip is its own neighbour, and neighbourhood holds in both directions.
+    """
+    on = images.to("cuda") if torch.cuda.is_available() else images
+    near = torch.cat([(rows @ on.T).topk(NEIGHBOURS + 1).indices.cpu() for rows in on.split(CHUNK)])
+    clips = torch.arange(len(images))[:, None].expand_as(near)
+    pairs = torch.cat([torch.stack([clips, near]).flatten(1), torch.stack([near, clips]).flatten(1)], 1)
+    order = pairs[0].argsort(stable=True)
+    starts = F.pad(torch.bincount(pairs[0], minlength=len(images)).cumsum(0), (1, 0))
+    return starts, pairs[1][order]

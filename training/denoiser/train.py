@@ -169,7 +169,7 @@ def _fit(
             if isinstance(part, Denoiser):
                 part.transformer.compile(dynamic=True)
     wrapped = accelerator.prepare_model(objective.loss)
-    bank = load_bank(Path(recipe.clips), clips) if d.condition == "image" and d.pseudo_text else None
+    bank = load_bank(clips) if d.condition == "image" and d.pseudo_text else None
     # The first process computes what all read.
     with accelerator.main_process_first():
         batches = Batches(

@@ -191,6 +191,8 @@ class Finisher:
             header |= {"summed": digest, "sums": _sums(self._out, header["shard"], chosen).to_json()}
             lines = [header, *videos]
             write_atomic(sidecar(self._out, shard), "".join(json.dumps(line) + "\n" for line in lines))
+        for identity in self._parts.pop(shard, []):
+            part_path(self._out, identity).unlink(missing_ok=True)
         return header, videos
 
 

@@ -43,7 +43,7 @@ from training.prepare.folder import (
     read_records,
     video_id,
 )
-from training.prepare.process_pool import Died, run_in_processes
+from training.prepare.process_pool import Died, run_in_processes, run_on_ray
 from training.prepare.sources import PrepareError, Source, find_sources
 
 BATCH = 64  # images per call on a device
@@ -69,6 +69,7 @@ def prepare(
     remove: bool = False,
     filters: Filters | None = None,
     device: str | None = None,
+    executor: str = "local",
 ) -> Iterator[tuple[int, int]]:
     """Prepare `videos` into `out`, or what changed of them; yield (videos done, total) after each video.
 
@@ -80,6 +81,7 @@ def prepare(
         part: (I, N), only every Nth video by the hash of its name, to merge later.
         stream: runs a generator in a child process with limits; None decodes without limits.
         remove: allow that most of the known videos are gone.
+        executor: "local", or "ray" for all nodes of a cluster, which must see `videos` and `out`.
         device: computes the embeddings, with workers in batches of several videos; None: each worker's CPU.
         filters: choose clips for training; all are in the shards, so another run may choose others.
 
@@ -87,6 +89,10 @@ def prepare(
         PrepareError: no videos, none usable, or `out` was started with other options or another encoder.
     """
     options = options or PrepareOptions()
+    if executor == "ray" and find_spec("ray") is None:
+        raise PrepareError('--executor ray needs the extra "ray"')
+    if executor == "ray" and device:
+        raise PrepareError("--device works with --executor local; with ray use --part on each machine")
     if options.speech and find_spec("silero_vad") is None:
         raise PrepareError('to measure speech install silero-vad, the extra "speech"')
     found = find_sources(videos, listing)
@@ -108,7 +114,7 @@ def prepare(
         yield done, len(sources)
         # On the CPU, on every machine.
         text_mean = encoder.class_anchors.mean(0).cpu()
-        for record in _run(tasks, workers, out, options, encoder, stream, device):
+        for record in _run(tasks, workers, out, options, encoder, stream, device, executor):
             records[record.video] = record
             append_record(out, record)
             done += 1
@@ -182,14 +188,21 @@ def _run(
     encoder: JointEncoder,
     stream: Stream | None,
     device: str | None,
+    executor: str,
 ) -> Iterator[VideoRecord]:
     """Yield the record of each task as it ends."""
     encoder.to(device or "cpu")
-    if workers == 0:
+    if workers == 0 and executor == "local":
         yield from map(VideoPreparer(out, options, encoder, stream), tasks)
         return
     answer = partial(_encode, encoder) if device else None
-    for task, result in run_in_processes(_make_preparer, (out, options, stream), tasks, workers, answer):
+    arguments = out.absolute(), options, stream
+    results = (
+        run_on_ray(_make_preparer, arguments, tasks)
+        if executor == "ray"
+        else run_in_processes(_make_preparer, arguments, tasks, workers, answer)
+    )
+    for task, result in results:
         if isinstance(result, Died):
             result = VideoRecord(task.name, (), "", skipped=result.reason, retry=True)
         yield result
@@ -252,7 +265,7 @@ def _tasks(
                 continue
         alike = sorted(by_size.get(state[0], ()))
         known = tuple(digest for digest in alike if video_id(digest, captions) in ids)
-        tasks.append(Task(source.name, str(source.path), captions, known))
+        tasks.append(Task(source.name, str(source.path.absolute()), captions, known))
     return tasks
 
 

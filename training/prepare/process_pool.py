@@ -1,9 +1,11 @@
-"""Run a function on many inputs in several processes; an input that kills its process is named."""
+"""Run a function on many inputs in processes or on Ray; an input that kills its process is named."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -126,3 +128,44 @@ def _work(connection: Connection, make: Make, arguments: tuple[Any, ...], asks: 
     with contextlib.suppress(EOFError):
         while True:
             connection.send(function(connection.recv()))
+
+
+def run_on_ray(make: Make, arguments: tuple[Any, ...], inputs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield (input, result) as they end, on the cluster of `RAY_ADDRESS`, else on this machine.
+
+    An input whose node dies runs on another one.
+    """
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False)
+    task = ray.remote(num_cpus=1, max_retries=ATTEMPTS)(_call_cached)
+    waiting = list(reversed(inputs))
+    running: dict[Any, Any] = {}
+    try:
+        while waiting or running:
+            # Twice as many as fit, so that no processor waits; the cluster may grow.
+            while waiting and len(running) < 2 * max(1, int(ray.cluster_resources().get("CPU", 1))):
+                item = waiting.pop()
+                running[task.remote(make, arguments, item)] = item
+            (ready, *_), _ = ray.wait(list(running))
+            item = running.pop(ready)
+            try:
+                yield item, ray.get(ready)
+            except ray.exceptions.RayError as error:
+                yield item, Died(f"it ends the process that prepares it ({type(error).__name__})")
+    finally:
+        if started:
+            ray.shutdown()
+
+
+_functions: dict[bytes, Callable[[Any], Any]] = {}
+
+
+def _call_cached(make: Make, arguments: tuple[Any, ...], item: Any) -> Any:
+    """Call the function of these arguments, which is made once a process."""
+    key = pickle.dumps((make, arguments))
+    if key not in _functions:
+        _functions[key] = make(*arguments)
+    return _functions[key](item)

@@ -52,6 +52,8 @@ def find_sources(folder: Path, listing: Path | None = None) -> FoundVideos:
     Raises:
         PrepareError: there are no videos, or the list has neither form.
     """
+    if not folder.is_dir():
+        raise PrepareError(f"{folder} is not a folder")
     found, skipped, ignored = list[Source](), dict[str, str](), Counter[str]()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -62,7 +64,8 @@ def find_sources(folder: Path, listing: Path | None = None) -> FoundVideos:
         elif not path.is_dir():
             skipped[name] = "not a file"
     if not found:
-        raise PrepareError(f"{folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        others = ", ".join(f"{n} {suffix or 'without ending'}" for suffix, n in sorted(ignored.items()) if n)
+        raise PrepareError(f"{folder} holds no videos{f', only other files ({others})' if others else ''}")
     missing: list[str] = []
     if listing is not None:
         found, missing = _listed(found, folder, listing)

@@ -9,7 +9,7 @@ import torch
 
 from models.baselines.specvqgan import SpecVqganPipeline
 from models.pipeline import ClipSynthPipeline
-from training.data.clips import load_clips
+from training.data.clips import open_clips
 from training.loop import build_accelerator
 from training.recipe import SpecVqganRecipe
 from training.specvqgan.codec import train_vqgan
@@ -31,7 +31,7 @@ def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | 
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(get_args(SpecVqganStage))}")
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    clips = load_clips(Path(recipe.clips))
+    clips = open_clips(recipe)
     accelerator = build_accelerator()
     if accelerator.num_processes > 1:
         raise ValueError(f"SpecVQGAN is trained by one process, got {accelerator.num_processes}")

@@ -9,9 +9,11 @@ import socket
 from tempfile import SpooledTemporaryFile
 
 import pytest
+from redis import Redis
 from starlette import formparsers
 
 from app.requests import upload
+from clipsynth.redis_keys import SHARES
 from clipsynth.services.processes import wait_until
 from tests.support.api_server import api_server
 from tests.support.api_service import check_problem, image
@@ -33,7 +35,7 @@ def head(length=LARGE, kind="application/json"):
 
 def begin(port):
     """Return a connection with the beginning of an upload."""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     connection.sendall(head() + b"{")
     return connection
 
@@ -49,28 +51,32 @@ def answer(connection):
 
 def begun(port):
     with begin(port) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         return answer(connection)
 
 
 def whole(port):
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head() + b'{"image":"' + b"A" * (LARGE - 12) + b'"}')
         return answer(connection)
 
 
-def test_slow_uploads_of_a_key_are_bounded(port):
+def test_slow_uploads_of_a_key_are_bounded(port, redis_url):
     held = [begin(port), begin(port)]
-    assert wait_until(lambda: begun(port) == 429, timeout_s=60)
-    for connection in held:
-        connection.close()
-    assert wait_until(lambda: whole(port) == 415, timeout_s=60)
+    with Redis.from_url(redis_url) as redis:
+        name = f"{SHARES}upload_bytes:anonymous"
+        assert wait_until(lambda: redis.zcard(name) == 2, timeout_s=60)
+        assert begun(port) == 429
+        for connection in held:
+            connection.close()
+        assert wait_until(lambda: not redis.exists(name), timeout_s=60)
+    assert whole(port) == 415
 
 
 def test_a_body_of_unknown_length_is_counted_as_it_comes(port):
     form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + b"a" * 300_000
     chunk = f"{len(form):x}\r\n".encode() + form + b"\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head(0, "multipart/form-data; boundary=x") + chunk)
         assert answer(connection) == 429
 

@@ -178,9 +178,9 @@ def test_conditions_and_ranges_are_of_a_get_alone(service):
     url = made.headers["location"] + "/audio/0"
     assert service.client.get(url, headers={"range": "bytes=0-3"}).status_code == 206
     request = Request({"type": "http", "method": "POST", "headers": Headers(headers).raw})
-    account = (service.client.app.state.services.budgets.downloads, "anonymous")
-    options = {"media_type": "audio/wav", "disposition": "inline", "account": account}
-    answer = file_response(request, b"RIFF...", **options)
+    account = service.client.app.state.services.budgets.downloads, "anonymous"
+    whole = {"media_type": "audio/wav", "disposition": "inline", "account": account}
+    answer = file_response(request, b"RIFF...", **whole)
     assert (answer.status_code, answer.body) == (200, b"RIFF...")
 
 

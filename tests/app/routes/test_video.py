@@ -94,6 +94,23 @@ def test_a_generation_without_a_video_has_none(service):
     check_problem(service.client.get(f"{done['links']['self']}/video/0"), 404, "not_found")
 
 
+def test_a_recipe_of_a_video_makes_its_sound_again(service, tmp_path):
+    colours = ["red", "lime", "blue", "white", "yellow", "magenta"]
+    path = write_scenes(tmp_path / "a.mp4", colours, seconds=7.2, size=(64, 48))
+    done = service.finish(send(service, path))
+    recipe = done["outputs"][0]["recipe"]
+    replay = service.client.post("/v1/replay", json={"recipe": recipe})
+    again = service.finish(replay)
+    assert again["status"] == "succeeded", again
+    first, second = (service.client.get(d["outputs"][0]["url"]).content for d in (done, again))
+    assert first == second
+    ids = [service.client.get(d["links"]["recipe"]).json()["data"][0]["id"] for d in (done, again)]
+    assert ids[0] == ids[1]
+    assert "video_url" not in again["outputs"][0]
+    service.client.delete(done["links"]["self"])
+    check_problem(service.client.post("/v1/replay", json={"recipe": recipe}), 410, "image_gone")
+
+
 def test_a_repeated_request_is_one_generation(service, tmp_path):
     one, other = write_scenes(tmp_path / "a.mp4"), write_scenes(tmp_path / "b.mp4", ["white"])
     key = {"idempotency-key": "k"}

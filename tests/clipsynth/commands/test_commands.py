@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from clipsynth.cli import app
 from clipsynth.client.client import ServiceError
+from tests.support.constants import BATCHED_TOLERANCE
 
 TINY = ["--duration", "0.5", "--steps", "2"]
 
@@ -53,6 +55,37 @@ def test_a_service_makes_the_same_sound_as_this_process(served, tiny_bundle, tmp
     samples = here[start + 8 : start + 8 + int.from_bytes(here[start + 4 : start + 8], "little")]
     assert len(samples) == 16_000
     assert samples in there
+
+
+def test_a_timeline_file_makes_one_loop_here_and_in_a_service(served, tiny_bundle, tmp_path):
+    service, _ = served
+    service.wait_for_worker()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    items = [
+        {"text": "rain", "start_s": 0, "end_s": 1.2, "attributes": {"loudness": 0.3}},
+        {"image": "red.png", "start_s": 0.5, "end_s": 1, "weight": 2, "fade_s": 0.1},
+    ]
+    (tmp_path / "scene.json").write_text(json.dumps(items))
+    query = ["--timeline", tmp_path / "scene.json", "--loop", "--seed", "7", "--steps", "2"]
+    run("generate", *query, "-o", tmp_path / "here.wav", "--model", tiny_bundle)
+    run("generate", *query, "-o", tmp_path / "there.wav", "--server", service.url)
+    here, there = (soundfile.read(tmp_path / name)[0] for name in ("here.wav", "there.wav"))
+    assert len(here) == 30 * 640
+    np.testing.assert_allclose(here, there, atol=BATCHED_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{"text": "rain", "start_s": 2, "end_s": 1}], "at least 0.1 s"),
+        ([{"image": "none.png", "start_s": 0, "end_s": 1}], "no such image"),
+        ({}, "list"),
+    ],
+)
+def test_a_bad_timeline_file_is_rejected(tmp_path, items, message):
+    (tmp_path / "scene.json").write_text(json.dumps(items))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run("generate", "--timeline", tmp_path / "scene.json")
 
 
 def test_attributes_are_asked_for_by_option_or_in_words(served, tiny_bundle, tmp_path):

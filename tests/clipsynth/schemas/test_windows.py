@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -26,8 +27,8 @@ def payload(**fields):
 def share(window, at):
     """The share of a window in its sound at a time."""
     (a, b), (c, d) = window.rise, window.fall
-    rise = 1.0 if at >= b else max(0.0, (at - a) / (b - a))
-    return min(rise, 1.0 if at <= c else max(0.0, (d - at) / (d - c)))
+    rise = 1.0 if at >= b else 0.0 if at <= a else (at - a) / (b - a)
+    return min(rise, 1.0 if at <= c else 0.0 if at >= d else (d - at) / (d - c))
 
 
 @pytest.mark.parametrize("duration_s", [0.5, 4.0, 5.0, 5.01, 9.0, 9.1, 30.0, 60.0])
@@ -83,6 +84,35 @@ def test_a_timeline_joins_at_the_loop_point():
     assert [(w.start_s, w.end_s) for w in changed] == [(-0.5, 4.5), (3.5, 8.5)]
     whole = windows(8.0, WINDOW_S, [item("rain", 0, 8)], loop=True)
     assert whole == [w._replace(items=(0,)) for w in windows(8.0, WINDOW_S, loop=True)]
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_windows_of_any_timeline_have_what_sounds_in_them(seed):
+    draw = random.Random(seed)
+    duration_s, loop = round(draw.uniform(0.5, 30), 3), draw.random() < 0.5
+    timeline = []
+    for _ in range(draw.randint(1, 12)):
+        start_s = round(draw.uniform(0, duration_s - 0.1), 3) if draw.random() < 0.7 else 0.0
+        end_s = round(draw.uniform(start_s + 0.1, duration_s), 3) if draw.random() < 0.7 else duration_s
+        timeline.append(
+            item(
+                "rain", start_s, min(duration_s, max(end_s, start_s + 0.1)), fade_s=draw.choice([0, 0.25, 5])
+            )
+        )
+    found = windows(duration_s, WINDOW_S, timeline, loop=loop)
+    assert all(0 < window.seconds <= WINDOW_S + 1e-6 for window in found)
+    assert sum(window.seconds for window in found) <= 1.25 * duration_s + 6 * (2 * len(timeline) + 1)
+    if not loop:
+        assert all(0 <= w.start_s < w.end_s <= max(1.0, duration_s) + 1e-6 for w in found)
+    for n in range(100):
+        at = duration_s * (n + 0.5) / 100
+        sounding = tuple(k for k, i in enumerate(timeline) if i.start_s <= at < i.end_s)
+        turns = (-duration_s, 0, duration_s) if loop else (0,)
+        here = {
+            w.items for w in found for k in turns if share(w, at + k) > 0 and w.start_s <= at + k <= w.end_s
+        }
+        if sounding:
+            assert sounding in here
 
 
 def test_a_request_costs_its_windows_times_its_branches():

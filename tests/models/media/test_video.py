@@ -173,7 +173,7 @@ def test_hdr_looks_like_the_standard_range(tmp_path):
     )
     image = np.asarray(read_video(path, sample_rate=RATE).frames[0].image, float)
     for x in (20, 60):
-        np.testing.assert_allclose(image[20, x], grey[20, x], atol=25)
+        np.testing.assert_allclose(image[20, x], grey[20, x], atol=12)
 
 
 def write_blue(container, images):

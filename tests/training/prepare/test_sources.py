@@ -59,3 +59,11 @@ def test_every_file_is_a_video_or_counted(tmp_path):
     assert [s.name for s in found.videos] == ["a.ts", "b.wmv", "c.ogv", odd]
     assert found.skipped == {"gone.mp4": "not a file", "pipe.mp4": "not a file"}
     assert found.ignored == {"": 1, ".json": 2, ".mp4": 1, ".txt": 1}
+
+
+def test_a_folder_without_videos_is_explained(tmp_path):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(PrepareError, match=r"holds no videos, only other files \(1 .txt\)"):
+        find_sources(tmp_path)
+    with pytest.raises(PrepareError, match="is not a folder"):
+        find_sources(tmp_path / "a.txt")
