@@ -26,15 +26,9 @@ OTHER_FILES = 96
 
 
 def connection_limit(most: int) -> tuple[int, int]:
-<<<<<<< HEAD
-    """Return the most connections, and how many may come at once, by the limit of open files.
-
-    At most `most`. Those that come at once are open before any is refused.
-=======
     """Return the most connections, at most `most`, and how many may come at once.
 
     Each may open a file, too. Those that come at once are open before any is refused.
->>>>>>> hubmain
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
