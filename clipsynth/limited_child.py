@@ -182,7 +182,8 @@ def _run_child(call: bytes, limits: Limits, pipe: int, stream: bool) -> NoReturn
             answer = DONE
         else:
             answer = RESULT + pickle.dumps(target(*args), protocol=5)
-    except MemoryError:
+    except (MemoryError, BlockingIOError):
+        # Without memory for its stack a thread of a library cannot start.
         answer = ERROR + b'["MemoryExceeded", "it ran out of memory"]'
     except BaseException as error:
         kind = f"{type(error).__module__}.{type(error).__qualname__}"

@@ -29,6 +29,7 @@ VIDEO_SUFFIXES = {
 # fmt: on
 LISTS = {"concat", "dash", "hls", "imf"}  # FFmpeg's formats of files that name other files
 MIN_DURATION_S = 0.5
+SAMPLE_RATES = range(1000, 1_000_001)  # others are a broken header
 BACK_S, FORTH_S = 0.5, 600.0  # jumps of a stream's timestamps beyond these start its clock again
 MAX_FAILED_READS = 20
 
@@ -106,6 +107,8 @@ def decode(
             if item is None:
                 failed += 1
             elif isinstance(item, av.AudioFrame):
+                if item.sample_rate not in SAMPLE_RATES:
+                    raise VideoError(f"sound of {item.sample_rate} Hz")
                 yield from (AudioTrack(*part) for part in placer.place(item))
             elif (item.time is None or item.time >= next_frame_s) and not item.is_corrupt:
                 shown_s = 0.0 if item.time is None else item.time

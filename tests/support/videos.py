@@ -20,9 +20,10 @@ def write_video(
     sound: bool = True,
     samples: np.ndarray | None = None,
     images: list[Image.Image] | None = None,
+    muxer: dict[str, str] | None = None,
 ) -> Path:
     """Write an H.264/AAC clip of one colour and tone, or `images` at 3 Hz and `samples` (T,) at 16 kHz."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         video = container.add_stream("libx264", rate=3)
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None

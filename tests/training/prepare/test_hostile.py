@@ -18,7 +18,7 @@ LIMITS = Limits(cpu_s=20, wall_s=60, memory_bytes=250 << 20, output_bytes=100 <<
 
 
 @pytest.mark.parametrize(
-    ("good", "bad"), [(40, 10), pytest.param(160, 40, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("good", "bad"), [(12, 25), pytest.param(160, 40, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_bad_files_change_no_byte(encoder, tmp_path, good, bad):
     clean, mixed = tmp_path / "clean", tmp_path / "mixed"
