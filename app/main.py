@@ -118,6 +118,8 @@ def create_app(settings: Settings) -> FastAPI:
         for model in (
             GenerationRequest,
             remakes.ReplayRequest,
+            remakes.VariationRequest,
+            remakes.ContinuationRequest,
             elevenlabs.SoundGenerationRequest,
             problems.ProblemDetails,
         ):

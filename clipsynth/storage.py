@@ -31,7 +31,10 @@ _NUMBERED = (
 )
 # A video has up to 32 scenes.
 _SCENE = rf"{_ATTEMPT.pattern}/[0-9]{{1,2}}\.scene"
-_KEY = re.compile(rf"{_ID.pattern}/(in/[0-9]{{1,2}}\.png|in/video\.(mp4|webm)|{_SCENE}|{_NUMBERED})")
+_PARENT = rf"in/parent\.({'|'.join(MEDIA_TYPES)})"
+_KEY = re.compile(
+    rf"{_ID.pattern}/(in/[0-9]{{1,2}}\.png|in/video\.(mp4|webm)|{_PARENT}|{_SCENE}|{_NUMBERED})"
+)
 CHUNK_BYTES = 262_144
 
 
@@ -44,6 +47,16 @@ def is_image_key(key: str) -> bool:
     """Return whether a key from outside is one of `image_key` or `scene_key`."""
     is_image = re.search(r"/in/[0-9]\.png$|\.scene$", key)
     return is_image is not None and _KEY.fullmatch(key) is not None
+
+
+def parent_key(generation_id: str, source: str) -> str:
+    """Return the key of a request's copy of a sound that it varies or continues, from the sound's key."""
+    return f"{generation_id}/in/parent.{source.rpartition('.')[2]}"
+
+
+def is_parent_key(key: str) -> bool:
+    """Return whether a key from outside is one of `parent_key`."""
+    return re.fullmatch(f"{_ID.pattern}/{_PARENT}", key) is not None
 
 
 def video_key(generation_id: str, extension: str) -> str:

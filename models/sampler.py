@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from models.conditioning.timeline import Plateau
 from models.networks.condition_encoder import ConditionTokens
-from models.schedule import time_at
+from models.schedule import share_at, time_at
 
 Velocity = Callable[[torch.Tensor, torch.Tensor, ConditionTokens, torch.Tensor | None], torch.Tensor]
 
@@ -58,8 +59,10 @@ class SamplerRow:
         network with distilled guidance. They replace the second pass. Empty for other networks.
         guidance_rescale: share in [0, 1] by which a guided velocity is scaled to the deviation of the
         unguided one. windows: of a row that is made in windows; they replace its own conditions. Tokens in no
-        window stay noise. loop: whether the end continues at the beginning. plateaus: levels of the sound of
-        a timeline.
+        window stay noise. start: share of the steps that the row leaves out, because it begins between noise
+        and data (SDEdit, Meng et al. 2022). held: velocity (V, n, C) of the first n tokens, which lead to
+        known data. parent: waveform that the sound continues. loop: whether the end continues at the
+        beginning. plateaus: levels of the sound of a timeline.
 
     Raises:
         ValueError: the numbers of components, conditions and weights do not fit.
@@ -81,6 +84,9 @@ class SamplerRow:
     windows: Sequence[RowWindow] = ()
     loop: bool = False
     plateaus: Sequence[Plateau] = ()
+    start: float = 0.0
+    held: torch.Tensor | None = None
+    parent: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.conds) or self.components not in (1, len(self.conds)):
@@ -116,7 +122,8 @@ class SamplerRow:
 
     def time_after(self, steps: int) -> float:
         """Return the time after this many steps."""
-        return time_at(steps / self.num_inference_steps, self.time_shift)
+        share = self.start + (1 - self.start) * (steps / self.num_inference_steps)
+        return time_at(share, self.time_shift)
 
     @property
     def guided(self) -> bool:
@@ -186,11 +193,25 @@ def advance(rows: Sequence[SamplerRow], velocity: Velocity, group_rows: int = GR
     for row, group in zip(rows, groups, strict=True):
         own = [next(combined) for _ in group]
         v_row = _joined(row, own) if row.windows else own[0]
+        if row.held is not None:
+            v_row = torch.cat([row.held, v_row[:, row.held.shape[1] :]], dim=1)
         stepped.append((row.latents + _change(row, v_row), v_row))
     for row, (latents, v_row) in zip(rows, stepped, strict=True):
         row.latents, row.previous_velocity = latents, v_row
         row.step += 1
     return len(batch)
+
+
+def varied(row: SamplerRow, data: torch.Tensor, strength: float) -> SamplerRow:
+    """Return a new row that begins between its noise and data (1, L, C): at strength 1 with noise alone."""
+    time = 1 - strength
+    latents = strength * row.latents + time * data
+    return replace(row, latents=latents, start=share_at(time, row.time_shift))
+
+
+def continuing(row: SamplerRow, data: torch.Tensor, parent: np.ndarray) -> SamplerRow:
+    """Return a new row whose first tokens become data (1, n, C), the end of the parent (T,)."""
+    return replace(row, held=data - row.latents[:, : data.shape[1]], parent=parent)
 
 
 def _joined(row: SamplerRow, velocities: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -301,7 +301,7 @@ class Engine:
         groups: dict[tuple[int, ...], list[_Slot]] = {}
         for slot in done:
             row = slot.row
-            own = id(slot.request) if row.plateaus else 0
+            own = id(slot.request) if row.plateaus or row.parent is not None else 0
             key = (row.components * max(1, len(row.windows)), row.length, row.loop, own)
             groups.setdefault((*key, round(slot.request.duration_s * 1e6)), []).append(slot)
         for (parts, *_), slots in groups.items():

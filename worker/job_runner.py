@@ -21,6 +21,7 @@ from clipsynth.jobs.store import End, JobStore
 from clipsynth.schemas.generation import (
     MEDIA_TYPES,
     TERMINAL,
+    Format,
     JobPayload,
     Nearness,
     Output,
@@ -39,7 +40,7 @@ from worker.calibration import is_out_of_memory
 from worker.engine import SamplingRequest
 from worker.metrics import RECOVERED, kind
 from worker.model_protocol import ServingModel
-from worker.output_files import peaks_json, spectrogram_png
+from worker.output_files import decode, peaks_json, spectrogram_png
 from worker.video import Soundtrack
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class JobRunner:
         model = self.model
         rows = payload.rows(model.manifest.max_duration_s, model.distilled_guidance_range)
         return SamplingRequest(
-            shortcut=shortcut if payload.method == "retrieval" else None,
+            shortcut=shortcut if payload.method == "retrieval" or payload.is_copy else None,
             prepare=partial(self._prepare, payload),
             deliver=deliver,
             num_rows=payload.num_outputs,
@@ -143,7 +144,23 @@ class JobRunner:
 
     def _prepare(self, payload: JobPayload) -> list[SamplerRow]:
         with rejecting():
-            return self.model.rows(payload, self._images(payload))
+            return self.model.rows(payload, self._images(payload), self._parent(payload))
+
+    def _parent(self, payload: JobPayload) -> np.ndarray | None:
+        """Return the waveform of the payload's parent, if it has one."""
+        if payload.parent is None:
+            return None
+        data = self.storage.get(payload.parent.audio_key)
+        if hashlib.sha256(data).hexdigest() != payload.parent.audio_sha256:
+            raise StoredImageChanged("the stored sound is not the one of the parent")
+        return decode(data, self.model.manifest.sample_rate)
+
+    def _copy(self, payload: JobPayload, fmt: Format) -> bytes | None:
+        """Return the file of a parent that is to be copied, if it has this format."""
+        # A lossy format would lose more if it were encoded again.
+        if payload.parent is None or not payload.is_copy or not payload.parent.audio_key.endswith(f".{fmt}"):
+            return None
+        return self.storage.get(payload.parent.audio_key)
 
     def _images(self, payload: JobPayload) -> dict[str, Image.Image]:
         return {item.image_key: self._image(item) for item in payload.conditions if item.image_key}
@@ -155,10 +172,13 @@ class JobRunner:
         # The API stores PNG only; another format would reach decoders that it keeps away.
         return Image.open(io.BytesIO(data), formats=["PNG"])
 
-    def _retrieve(
-        self, payload: JobPayload, deliver: Callable[[int, np.ndarray, TrainingClip], list[Output]]
-    ) -> Iterator[list[Output]]:
-        """Find the nearest training clips and write each as an output."""
+    def _retrieve(self, payload: JobPayload, deliver: Callable[..., list[Output]]) -> Iterator[list[Output]]:
+        """Write the nearest training clips, or the parent's sound, as outputs."""
+        if payload.is_copy:
+            with rejecting():
+                parent = self._parent(payload)
+            yield from (deliver(n, parent) for n in range(payload.num_outputs))
+            return
         with rejecting():
             if not self.model.retrieves:
                 raise Unavailable("this worker has no training sounds to play")
@@ -183,7 +203,10 @@ class JobRunner:
             clip: the training clip, if the output was retrieved.
         """
         sample_rate = self.model.manifest.sample_rate
-        waveform = fade_ends(waveform, sample_rate)
+        # A loop continues at its ends, and a copy has its own.
+        if not (payload.loop or payload.is_copy):
+            is_continuation = payload.parent is not None and payload.parent.extend_s is not None
+            waveform = fade_ends(waveform, sample_rate, begin=not is_continuation)
         folder = result_folder(generation_id, attempt)
         self.storage.put_previews(
             folder,
@@ -199,7 +222,7 @@ class JobRunner:
             track.write(n, waveform, sample_rate, comment)
         outputs = []
         for fmt in payload.output_formats:
-            data = self.model.encode_response(waveform, fmt, comment=comment)
+            data = self._copy(payload, fmt) or self.model.encode_response(waveform, fmt, comment=comment)
             self.storage.put(audio_key(folder, n, fmt), data)
             outputs.append(
                 Output(

@@ -38,11 +38,14 @@ class ServingModel(Protocol):
     def measure(self) -> StepCost:
         """Measure the cost of a denoising step on this device."""
 
-    def rows(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[SamplerRow]:
+    def rows(
+        self, payload: JobPayload, images: Mapping[str, Image.Image], parent: np.ndarray | None = None
+    ) -> list[SamplerRow]:
         """Return one row per output, at step 0.
 
         Args:
             images: the images of the payload, by key.
+            parent: waveform (T,) of the payload's parent, if it has one.
 
         Raises:
             ValueError: the bundle cannot do this; the message is safe for the client.

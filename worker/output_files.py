@@ -52,6 +52,21 @@ def encode(waveform: np.ndarray, sample_rate: int, output_format: Format, *, com
     return _without_time(file.getvalue()) if subtype == "FLOAT" else file.getvalue()
 
 
+def decode(data: bytes, sample_rate: int) -> np.ndarray:
+    """Return the waveform (T,) of a mono file that `encode` made.
+
+    Raises:
+        ValueError: it cannot be read, or has another sample rate.
+    """
+    try:
+        waveform, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise ValueError("the parent's sound cannot be read") from error
+    if rate != sample_rate or waveform.ndim != 1:
+        raise ValueError(f"the parent's sound has {rate} Hz, the model makes {sample_rate}")
+    return np.asarray(waveform)
+
+
 def _without_time(wav: bytes) -> bytes:
     """Set the time in libsndfile's PEAK chunk (id, size, version, time) to 0."""
     at = wav.find(b"PEAK", 12, wav.find(b"data", 12))

@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 
 from clipsynth.schemas.generation import Format, JobPayload, NearClip, Nearness, TrainingClip, output_seed
-from clipsynth.schemas.payload import windows
+from clipsynth.schemas.payload import CONTEXT_S, windows
 from clipsynth.schemas.prompts import StoredItem
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
-from models.audio.level import level
+from models.audio.continuation import continued, held_samples
+from models.audio.level import fit, level
 from models.conditioning.timeline import Stretch
 from models.networks.precision import choose_precision, set_precision
 from models.retrieval.clip_audio import ClipAudio, open_audio
 from models.retriever import Retrieval
-from models.sampler import SamplerRow, advance
+from models.sampler import SamplerRow, advance, continuing, varied
 from worker.calibration import StepCost, measure_pipeline
 from worker.model_protocol import ServingModel
 from worker.output_files import encode
@@ -103,10 +104,11 @@ class Predictor(ServingModel):
         self,
         payload: JobPayload,
         images: Mapping[str, Image.Image] = {},
+        parent: np.ndarray | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """Return the waveform (T,) of a payload with one output; arguments and errors as `rows`."""
-        rows = self.rows(payload, images)
+        rows = self.rows(payload, images, parent)
         with torch.inference_mode():
             while not rows[0].done:
                 advance(rows, self.velocity)
@@ -122,15 +124,17 @@ class Predictor(ServingModel):
     def measure(self) -> StepCost:
         return measure_pipeline(self.pipeline)
 
-    def rows(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[SamplerRow]:
+    def rows(
+        self, payload: JobPayload, images: Mapping[str, Image.Image], parent: np.ndarray | None = None
+    ) -> list[SamplerRow]:
         windows = payload.windows(self.manifest.max_duration_s)
         is_plain = len(windows) == 1 and not payload.loop and not payload.timeline
-        return self.pipeline.prepare_rows(
+        rows = self.pipeline.prepare_rows(
             _prompts(payload, images),
             composition=payload.composition,
             num_inference_steps=payload.num_inference_steps,
             guidance_scale=payload.guidance_scale,
-            duration_s=payload.duration_s,
+            duration_s=payload.sampled_s,
             attributes=payload.attributes,
             generators=[
                 torch.Generator("cpu").manual_seed(output_seed(payload.seed, n))
@@ -140,6 +144,31 @@ class Predictor(ServingModel):
             timeline=[Stretch(*span) for span in payload.spans()] if payload.timeline else [],
             loop=payload.loop,
         )
+        if payload.parent is None or parent is None:
+            return rows
+        seconds = payload.duration_s - (payload.parent.extend_s or 0)
+        parent = fit(parent, seconds, self.manifest.sample_rate)
+        with torch.inference_mode():
+            if payload.parent.strength is not None:
+                data = self._tokens(parent, rows[0].length)
+                return [varied(row, data, payload.parent.strength) for row in rows]
+            start, held = self._context(len(parent))
+            data = self._tokens(parent[start:], held)
+            return [continuing(row, data, parent) for row in rows]
+
+    def _tokens(self, waveform: np.ndarray, count: int) -> torch.Tensor:
+        """Return the first tokens (1, count, C) of a waveform (T,) at the level of the training clips."""
+        tokens = self.pipeline.denoiser.to_tokens(
+            self.pipeline.mel(torch.from_numpy(level(waveform)[0])[None].to(self.pipeline.mel.device))
+        )
+        missing = max(0, count - tokens.shape[1])
+        return torch.cat([tokens, tokens[:, -1:].expand(-1, missing, -1)], dim=1)[:, :count]
+
+    def _context(self, size: int) -> tuple[int, int]:
+        """Return the sample of a parent with which its continuation begins, and its tokens that are held."""
+        token = round(self.manifest.sample_rate / self.num_tokens(1.0))
+        start = max(0, -(-size // token) - self.num_tokens(CONTEXT_S)) * token
+        return start, (held_samples(size, self.manifest.sample_rate) - start) // token
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         with torch.inference_mode():
@@ -149,7 +178,12 @@ class Predictor(ServingModel):
         return embeddings
 
     def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
-        return self.pipeline.decode(rows, duration_s)
+        if (parent := rows[0].parent) is None:
+            return self.pipeline.decode(rows, duration_s)
+        sample_rate = self.manifest.sample_rate
+        made = self.pipeline.decode(rows, rows[0].length / self.num_tokens(1.0))
+        start, size = self._context(len(parent))[0], round(duration_s * sample_rate)
+        return [continued(parent, wave, start, size, sample_rate) for wave in made]
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
         mel = self.pipeline.mel

@@ -6,5 +6,6 @@ upload.py        Bodies on their way in: budgets, and files for large ones.
 decode_image.py  Decode one image; runs in a limited child process.
 images.py        Images of a request, checked and re-encoded.
 texts.py   Texts as the model can read them.
+recipe.py         Requests from recipes: replays, variations, continuations.
 submit.py        Defaults and limits of the model, idempotency, admission, submission.
 """

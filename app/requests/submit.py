@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from app.dependencies import Services
 from app.requests.images import ReadImage, RequestImage, read_images
+from app.requests.recipe import ParentSound
 from app.requests.texts import readable
 from app.requests.video import CopiedVideo
 from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
@@ -31,14 +32,14 @@ from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Generation, JobPayload, Status, Webhook
 from clipsynth.schemas.model_info import ModelInfo
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredItem, StoredPrompt, StoredVideo
+from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredItem, StoredParent, StoredPrompt, StoredVideo
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.headers import ANSWER_HEADERS
 from clipsynth.security.safe_http import UrlRefused, check_url
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from clipsynth.storage import image_key, video_key
+from clipsynth.storage import image_key, parent_key, video_key
 
 logger = logging.getLogger(__name__)
 # How long to wait for a concurrent request with the same idempotency key.
@@ -56,13 +57,17 @@ def accept(
     idempotency_key: str | None,
     video: CopiedVideo | None = None,
     *,
+    parent: ParentSound | None = None,
     is_replay: bool = False,
+    sent: str | None = None,
 ) -> tuple[Generation, bool]:
     """Resolve a request, reserve a place, store its images, and submit its job.
 
     Args:
         files: images of a form, which `wanted` names as `part:<name>`.
+        parent: the output that it varies or continues.
         is_replay: as for `resolve`.
+        sent: path and body of a request that names its parent; the idempotency key belongs to them.
 
     Returns:
         The generation, and whether an earlier request with the same idempotency key has created it.
@@ -74,13 +79,14 @@ def accept(
     webhook = _webhook(settings, caller, wanted) if wanted.webhook_url is not None else None
     generation_id, claim = new_id(), None
     if idempotency_key is not None:
-        claim = _claim(caller, wanted, images, video, idempotency_key, generation_id)
-        if bound := cast(bytes | None, services.redis.get(claim.key)):
-            return _earlier(services, caller, idempotency.bound_id(bound, claim)), True
+        sent = sent or _sent(wanted, images, video)
+        claim = _claim(caller, idempotency_key, sent, generation_id)
+        if earlier := repeated(services, caller, idempotency_key, sent):
+            return earlier, True
     services.budgets.room.check()
     model = state.model(wanted.model)
-    stored = video.stored if video else None
-    payload = resolve(wanted, model, generation_id, settings, stored, is_replay=is_replay)
+    stored = video.stored if video else None, parent.stored if parent else None
+    payload = resolve(wanted, model, generation_id, settings, *stored, is_replay=is_replay)
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
     reservation.rate_per_s, reservation.max_kept_bytes = caller.rate_per_s, caller.max_kept_bytes
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
@@ -100,6 +106,11 @@ def accept(
         if video:
             state.expect_files(generation_id)
             services.storage.put(video_key(generation_id, video.stored.extension), video.path)
+        if parent and payload.parent:
+            data = parent.read()
+            payload.parent.audio_sha256 = hashlib.sha256(data).hexdigest()
+            state.expect_files(generation_id)
+            services.storage.put(payload.parent.audio_key, data)
         generation = state.submit(
             generation_id,
             payload,
@@ -157,19 +168,27 @@ def _webhook(settings: Settings, caller: ApiKey, wanted: GenerationRequest) -> W
     return Webhook(url=url, events=list(dict.fromkeys(wanted.webhook_events)))
 
 
-def _claim(
-    caller: ApiKey,
-    wanted: GenerationRequest,
-    images: Sequence[RequestImage],
-    video: CopiedVideo | None,
-    key: str,
-    generation_id: str,
-) -> Claim:
-    request = wanted.model_dump_json(exclude=WITHOUT_IMAGES)
-    parts = [request, *(image.fingerprint for image in images)]
-    parts += [f"/video {video.stored.sha256}"] if video else []
-    fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _sent(wanted: GenerationRequest, images: Sequence[RequestImage], video: CopiedVideo | None) -> str:
+    """Return the text that stands for a request: its fields and the hashes of its files."""
+    parts = [wanted.model_dump_json(exclude=WITHOUT_IMAGES), *(image.fingerprint for image in images)]
+    return "\n".join([*parts, f"/video {video.stored.sha256}"] if video else parts)
+
+
+def _claim(caller: ApiKey, key: str, sent: str, generation_id: str) -> Claim:
+    fingerprint = hashlib.sha256(sent.encode()).hexdigest()
     return idempotency.claim(owner=caller.id, key=key, fingerprint=fingerprint, generation_id=generation_id)
+
+
+def repeated(services: Services, caller: ApiKey, key: str, sent: str) -> Generation | None:
+    """Return the generation of an earlier request with the same idempotency key, if there is one.
+
+    Raises:
+        IdempotencyMismatch: it was another request.
+        NotReady: as `_earlier`.
+    """
+    claim = _claim(caller, key, sent, "")
+    bound = cast(bytes | None, services.redis.get(claim.key))
+    return _earlier(services, caller, idempotency.bound_id(bound, claim)) if bound else None
 
 
 def _earlier(services: Services, caller: ApiKey, generation_id: str) -> Generation:
@@ -196,6 +215,7 @@ def resolve(
     generation_id: str,
     settings: Settings,
     video: StoredVideo | None = None,
+    parent: StoredParent | None = None,
     *,
     is_replay: bool = False,
 ) -> JobPayload:
@@ -247,6 +267,8 @@ def resolve(
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
         duration_s=wanted.duration_s or _length_s(wanted, video, model, settings) or model.duration_s,
         video=video,
+        parent=parent
+        and parent.model_copy(update={"audio_key": parent_key(generation_id, parent.audio_key)}),
         num_outputs=wanted.num_outputs,
         deadline_s=wanted.deadline_s,
         output_formats=wanted.output_formats,

@@ -1,44 +1,50 @@
-"""Routes of recipes (replay tokens): the recipes of a generation, and /v1/replay."""
+"""Routes that start from an output: its recipe (replay token), /v1/replay, variations, continuations."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.dependencies import Maker, Reader, Services, ServicesDep
-from app.requests.body import json_body, read_json, validate
-from app.requests.images import PART, ReadImage, image_slot
-from app.requests.submit import accept
+from app.requests.body import json_body, read_json
+from app.requests.images import image_slot
+from app.requests.recipe import Remake, continuation, of_recipe, variation
+from app.requests.submit import accept, repeated
 from app.responses.audio import succeeded
 from app.responses.problems import problems
-from clipsynth.errors import ImageGone, InvalidRequest, NotFound, RecipeMismatch
 from clipsynth.schemas.generation import Generation, ReplayToken
-from clipsynth.schemas.prompts import StoredPrompt
-from clipsynth.schemas.request import REPLAY, GenerationRequest
-from clipsynth.storage import is_image_key
+from clipsynth.schemas.prompts import MIN_DURATION_S
+from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["generations"])
-KEPT = {
-    "model",
-    "prompt",
-    "composition",
-    "negative_prompt",
-    "attributes",  # {} for none: then the words of the prompt are not read
-    "method",
-    "rank",
-    "seed",
-    "num_inference_steps",
-    "guidance_scale",
-    "duration_s",
-    "loop",
-}
-
-
-TIMES = {"start_s", "end_s", "attributes", "fade_s"}
+KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
+PROBLEMS = (
+    "not_found",
+    "gone",
+    "not_ready",
+    "idempotency_mismatch",
+    "invalid_body",
+    "model_not_found",
+    "attribute_unavailable",
+    "method_unavailable",
+    "too_long",
+    "payload_too_large",
+    "receive_timeout",
+    "unsupported_media",
+    "recipe_mismatch",
+    "image_gone",
+    "rate_limited",
+    "kept_quota",
+    "queue_full",
+    "no_worker",
+    "storage_unavailable",
+    "storage_full",
+)
 
 
 class ReplayRequest(BaseModel):
@@ -49,6 +55,29 @@ class ReplayRequest(BaseModel):
     )
 
     recipe: str = Field(max_length=100_000, description="`recipe` of an output.")
+
+
+class VariationRequest(BaseModel):
+    """Body of POST /v1/generations/{id}/variations."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"strength": 0.4}]})
+
+    output: int = Field(default=0, ge=0, le=7, description="Number of the output.")
+    strength: float = Field(
+        default=0.5, ge=0, le=1, allow_inf_nan=False, description="How far to go from the output."
+    )
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="Seed; variation n has seed + n.")
+    num_outputs: int = Field(default=1, ge=1, le=8, description="Number of variations.")
+
+
+class ContinuationRequest(BaseModel):
+    """Body of POST /v1/generations/{id}/continuations."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"extend_s": 4}]})
+
+    output: int = Field(default=0, ge=0, le=7, description="Number of the output.")
+    extend_s: float = Field(ge=MIN_DURATION_S, allow_inf_nan=False, description="Seconds to add.")
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="Seed of the new part.")
 
 
 class OutputRecipe(BaseModel):
@@ -88,24 +117,7 @@ def recipes(generation_id: str, services: ServicesDep, caller: Reader) -> Recipe
     status_code=202,
     response_model=Generation,
     openapi_extra={"requestBody": json_body(ReplayRequest)},
-    responses=problems(
-        "invalid_body",
-        "model_not_found",
-        "attribute_unavailable",
-        "method_unavailable",
-        "too_long",
-        "payload_too_large",
-        "receive_timeout",
-        "unsupported_media",
-        "recipe_mismatch",
-        "image_gone",
-        "rate_limited",
-        "kept_quota",
-        "queue_full",
-        "no_worker",
-        "storage_unavailable",
-        "storage_full",
-    ),
+    responses=problems(*PROBLEMS),
 )
 async def replay(request: Request, response: Response, services: ServicesDep, caller: Maker) -> Generation:
     """Generate the sound of a recipe again.
@@ -113,54 +125,77 @@ async def replay(request: Request, response: Response, services: ServicesDep, ca
     On the same device it is equal byte for byte if it runs alone, and within 2e-3 of full scale in a batch.
     """
     body = await read_json(request, services, caller, ReplayRequest)
-    wanted, files = await run_in_threadpool(_wanted, services, body.recipe)
-    async with image_slot(services, caller, wanted):
-        generation = (await run_in_threadpool(accept, services, caller, wanted, files, None, is_replay=True))[
-            0
-        ]
+    return await _accept(services, caller, response, partial(of_recipe, services, body.recipe))
+
+
+@router.post(
+    "/v1/generations/{generation_id}/variations",
+    status_code=202,
+    response_model=Generation,
+    openapi_extra={"requestBody": json_body(VariationRequest)},
+    responses=problems(*PROBLEMS),
+)
+async def vary(
+    generation_id: str,
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: Maker,
+    idempotency_key: KeyHeader = None,
+) -> Generation:
+    """Generate variations of an output (SDEdit). Strength 0 is its sound, 1 a new one of the same prompt."""
+    body = await read_json(request, services, caller, VariationRequest)
+    fields = body.model_dump()
+    make = partial(variation, services, caller, generation_id, fields.pop("output"), **fields)
+    sent = f"{generation_id}/variations {body.model_dump_json()}"
+    return await _accept(services, caller, response, make, idempotency_key, sent)
+
+
+@router.post(
+    "/v1/generations/{generation_id}/continuations",
+    status_code=202,
+    response_model=Generation,
+    openapi_extra={"requestBody": json_body(ContinuationRequest)},
+    responses=problems(*PROBLEMS),
+)
+async def continue_(
+    generation_id: str,
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: Maker,
+    idempotency_key: KeyHeader = None,
+) -> Generation:
+    """Generate a longer sound that begins with an output. Its last 0.5 s may change."""
+    body = await read_json(request, services, caller, ContinuationRequest)
+    fields = body.model_dump()
+    make = partial(continuation, services, caller, generation_id, fields.pop("output"), **fields)
+    sent = f"{generation_id}/continuations {body.model_dump_json()}"
+    return await _accept(services, caller, response, make, idempotency_key, sent)
+
+
+async def _accept(
+    services: Services,
+    caller: ApiKey,
+    response: Response,
+    make: Callable[[], Remake],
+    idempotency_key: str | None = None,
+    sent: str = "",
+) -> Generation:
+    """Submit the request that `make` returns, or return the earlier one with this idempotency key."""
+    earlier = None
+    # Before `make`, whose parent may be gone by now.
+    if idempotency_key is not None:
+        earlier = await run_in_threadpool(repeated, services, caller, idempotency_key, sent)
+    if earlier is not None:
+        generation, is_repeated = earlier, True
+    else:
+        remade = await run_in_threadpool(make)
+        own = partial(accept, parent=remade.parent, is_replay=True, sent=sent)
+        async with image_slot(services, caller, remade.wanted):
+            arguments = services, caller, remade.wanted, remade.files, idempotency_key
+            generation, is_repeated = await run_in_threadpool(own, *arguments)
     response.headers.update({"Location": generation.links["self"], "Retry-After": "1"})
+    if is_repeated:
+        response.headers["Idempotent-Replayed"] = "true"
     return generation
-
-
-def _wanted(services: Services, token: str) -> tuple[GenerationRequest, dict[str, ReadImage]]:
-    """Return the request of a recipe, and its images by name; none is read before admission."""
-    recipe = ReplayToken.read(token)
-    served = services.state.model(recipe.model)
-    if served.version != recipe.version:
-        raise RecipeMismatch(
-            f"the recipe has version {recipe.version} of {recipe.model}; the service has {served.version}"
-        )
-    files: dict[str, ReadImage] = {}
-    fields = recipe.model_dump(include=KEPT)
-    if recipe.prompts is not None:
-        fields["prompts"] = [_prompt(services, item, files) for item in recipe.prompts]
-    if recipe.timeline is not None:
-        fields["timeline"] = [
-            _prompt(services, item, files) | item.model_dump(include=TIMES) for item in recipe.timeline
-        ]
-    if recipe.image_key is not None:
-        image = StoredPrompt(image_key=recipe.image_key, image_sha256=recipe.image_sha256)
-        fields["image"] = _prompt(services, image, files)["image"]
-    return validate(GenerationRequest, fields, strict=True, context=REPLAY), files
-
-
-def _prompt(services: Services, item: StoredPrompt, files: dict[str, ReadImage]) -> dict[str, object]:
-    """Return an item as a client sends it; add its image to `files`."""
-    content: dict[str, object] = {"text": item.text}
-    if item.image_key is not None:
-        if not is_image_key(item.image_key):
-            raise InvalidRequest("/recipe: image_key is not the key of an image")
-        name = str(len(files))
-        files[name] = partial(_image, services, item.image_key, item.image_sha256)
-        content["image"] = PART + name
-    return content | {"weight": item.weight}
-
-
-def _image(services: Services, key: str, sha256: str | None) -> bytes:
-    try:
-        image = services.storage.get(key)
-    except NotFound:
-        image = b""
-    if hashlib.sha256(image).hexdigest() != sha256:
-        raise ImageGone("the image of the recipe was removed; send it with a new request")
-    return image

@@ -50,7 +50,7 @@ class SimulatedPredictor(ServingModel):
     def num_tokens(self, _: float) -> int:
         return TOKENS
 
-    def rows(self, payload: JobPayload, _: object = None) -> list[SamplerRow]:
+    def rows(self, payload: JobPayload, *_: object) -> list[SamplerRow]:
         condition = _CONDITIONS[payload.prompt == POISON]
         latents, sampling = torch.zeros(1, TOKENS, 1), (payload.num_inference_steps, payload.guidance_scale)
         return [

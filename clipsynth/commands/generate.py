@@ -288,7 +288,7 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
             "output_formats": [output_format],
         }
         payloads = [JobPayload(**request, seed=output_seed(seed, n)) for n in range(num_outputs)]
-        waves = [predictor.predict(payload, images, on_step) for payload in payloads]
+        waves = [predictor.predict(payload, images, on_step=on_step) for payload in payloads]
         return [predictor.encode_response(wave, output_format) for wave in waves]  # type: ignore[arg-type]
 
     return make

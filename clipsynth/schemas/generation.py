@@ -27,7 +27,14 @@ from clipsynth.schemas.model_info import Method
 from clipsynth.schemas.paths import PATH_PREFIX, RoutePath
 from clipsynth.schemas.payload import Format as Format
 from clipsynth.schemas.payload import JobPayload as JobPayload
-from clipsynth.schemas.prompts import MAX_ITEMS, MAX_PROMPTS, Composition, StoredItem, StoredPrompt
+from clipsynth.schemas.prompts import (
+    MAX_ITEMS,
+    MAX_PROMPTS,
+    Composition,
+    StoredItem,
+    StoredParent,
+    StoredPrompt,
+)
 
 MEDIA_TYPES: dict[Format, str] = {
     "wav": "audio/wav",
@@ -92,6 +99,7 @@ class ReplayToken(BaseModel):
     timeline: list[StoredItem] | None = Field(
         default=None, max_length=MAX_ITEMS, exclude_if=lambda value: value is None
     )
+    parent: StoredParent | None = Field(default=None, exclude_if=lambda value: value is None)
     dtype: str
     torch: str
 
@@ -121,6 +129,7 @@ class ReplayToken(BaseModel):
             "image_key": True,
             "prompts": {"__all__": KEY},
             "timeline": {"__all__": KEY},
+            "parent": {"id", "output", "audio_key"},
         }
         if not self.attributes:
             excluded["attributes"] = True
@@ -236,6 +245,13 @@ class Progress(BaseModel):
     num_steps: int = Field(description="Steps in total.")
 
 
+class Parent(BaseModel):
+    """The output that a generation varies or continues."""
+
+    id: str
+    output: int
+
+
 class Generation(BaseModel):
     """A generation: the request, its status, and its outputs."""
 
@@ -259,6 +275,13 @@ class Generation(BaseModel):
     metadata: dict[str, str] = {}
     # The attempt whose results it has. Older workers had one folder for all attempts.
     _attempt: str | None = PrivateAttr(default=None)
+
+    @computed_field(exclude_if=lambda value: value is None)  # type: ignore[prop-decorator]
+    @property
+    def parent(self) -> Parent | None:
+        """The output that it varies or continues."""
+        stored = self.input.parent
+        return Parent(id=stored.id, output=stored.output) if stored else None
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from clipsynth.schemas.model_info import Method, ModelInfo
-from clipsynth.schemas.prompts import Composition, StoredItem, StoredPrompt, StoredVideo
+from clipsynth.schemas.prompts import Composition, StoredItem, StoredParent, StoredPrompt, StoredVideo
 
 # wav has 16 bits, as flac.
 Format = Literal["wav", "wav_24", "wav_float", "flac", "ogg", "mp3"]
@@ -25,6 +25,8 @@ OVERLAP_S, OVERLAP_SHARE, LOOP_SHARE = 1.0, 0.2, 0.25
 MIN_WINDOW_S = 1.0
 # Shortest fade of a timeline, to both sides.
 MIN_FADE_S = 0.01
+# A continuation hears so much of its parent's end.
+CONTEXT_S = 2.0
 Ramp = tuple[float, float]
 
 
@@ -165,6 +167,7 @@ class JobPayload(BaseModel):
     loop: bool = Field(default=False, exclude_if=lambda value: not value)
     timeline: list[StoredItem] | None = Field(default=None, exclude_if=lambda value: value is None)
     video: StoredVideo | None = Field(default=None, exclude_if=lambda value: value is None)
+    parent: StoredParent | None = Field(default=None, exclude_if=lambda value: value is None)
     seed: int = Field(ge=0, lt=2**32)
     num_inference_steps: int = Field(ge=1, le=200)
     guidance_scale: float
@@ -193,9 +196,20 @@ class JobPayload(BaseModel):
             items.append(StoredPrompt(text=self.negative_prompt, weight=-1.0))
         return items
 
+    @property
+    def sampled_s(self) -> float:
+        """Seconds of an output that the network makes: of a continuation also the end of its parent."""
+        extend_s = self.parent.extend_s if self.parent else None
+        return self.duration_s if extend_s is None else extend_s + min(CONTEXT_S, self.duration_s - extend_s)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the outputs are the parent's sound."""
+        return self.parent is not None and self.parent.strength == 0
+
     def windows(self, window_s: float) -> list[Span]:
         """Return the windows of an output of a model that makes `window_s` seconds at a time."""
-        return windows(self.duration_s, window_s, self.timeline, loop=self.loop)
+        return windows(self.sampled_s, window_s, self.timeline, loop=self.loop)
 
     def spans(self) -> list[Span]:
         """Return the stretches in which the same items sound."""
@@ -233,11 +247,11 @@ class JobPayload(BaseModel):
         return conditional, len(wanted) if self.composition == "mix" else 1
 
     def work(self, model: ModelInfo | None) -> float:
-        """Return the work: network passes times seconds of sound, over all outputs; 0 for retrieval.
+        """Return the work: network passes times seconds of sound, over all outputs; 0 without the network.
 
         Without a measured cost, guidance is counted in every step.
         """
-        if self.method == "retrieval":
+        if self.method == "retrieval" or self.is_copy:
             return 0.0
         cost = model.cost if model else None
         share, learned = (cost.guided_share, cost.distilled_guidance_range) if cost else (1.0, [])

@@ -160,6 +160,25 @@ class StoredItem(StoredPrompt):
     fade_s: float = 0.25
 
 
+class StoredParent(BaseModel):
+    """The output that a job varies, by `strength`, or continues, by `extend_s`; a copy of its sound."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(max_length=64)
+    output: int = Field(ge=0, le=7)
+    audio_key: str = Field(max_length=100)
+    audio_sha256: str = Field(default="", max_length=64)
+    strength: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    extend_s: float | None = Field(default=None, ge=MIN_DURATION_S, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _has_one_kind(self) -> StoredParent:
+        if (self.strength is None) == (self.extend_s is None):
+            raise ValueError("requires either strength or extend_s")
+        return self
+
+
 class StoredVideo(BaseModel):
     """The video of a job payload, without its sound: container, content, and length in seconds."""
 

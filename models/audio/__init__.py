@@ -5,5 +5,6 @@ vocoder.py      Log-mels to waveforms, and mixing.
 istft_vocoder.py  A vocoder at the mel frame rate, with its own noise and tones.
 corrections.py  Harmonics, noise texture and mel correction of a vocoder's output.
 level.py        Level and length of waveforms.
+continuation.py  Join a waveform and its continuation.
 attributes.py   Loudness, brightness, pitch, noisiness and density of a sound.
 """

@@ -24,11 +24,16 @@ def fit(waveform: np.ndarray, duration_s: float, sample_rate: int) -> np.ndarray
     return np.pad(waveform[:length], (0, max(0, length - len(waveform))))
 
 
-def fade_ends(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return a waveform (T,) that begins and ends in silence, by a raised cosine of `FADE_S`."""
+def fade_ends(waveform: np.ndarray, sample_rate: int, *, begin: bool = True) -> np.ndarray:
+    """Return a waveform (T,) that begins and ends in silence, by a raised cosine of `FADE_S`.
+
+    Args:
+        begin: whether the beginning is faded too.
+    """
     n = min(round(FADE_S * sample_rate), len(waveform) // 2)
     ramp = np.sin(np.linspace(0, np.pi / 2, n, endpoint=False, dtype=np.float32)) ** 2
     faded = waveform.copy()
-    faded[:n] *= ramp
+    if begin:
+        faded[:n] *= ramp
     faded[len(faded) - n :] *= ramp[::-1]
     return faded

@@ -41,7 +41,7 @@ class Toy(ServingModel):
     def num_tokens(self, duration_s):
         return round(10 * duration_s)
 
-    def rows(self, payload, image):
+    def rows(self, payload, *_):
         if payload.prompt == "refused":
             raise ValueError("not this one")
         value = self.prompts.setdefault(payload.prompt, float(len(self.prompts) + 1))

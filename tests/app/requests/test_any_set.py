@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.requests.body import validate
+from app.requests.recipe import KEPT, _prompt
 from app.requests.submit import resolve
-from app.routes.remakes import KEPT, _prompt
 from clipsynth.errors import InvalidRequest
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import JobPayload, ReplayToken

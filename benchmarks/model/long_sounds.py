@@ -1,0 +1,249 @@
+"""Sounds of many windows against single clips: classes, joints, cost, loops and timelines.
+
+python -m benchmarks.model.long_sounds BUNDLE CLIPS LABELS QUERIES YAMNET OUT [--seeds 8] [--kinds 19]
+
+The judge is linear on YAMNet's embeddings of the training recordings. OUT keeps its embeddings, and gets a
+JSON file of all figures.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+
+from clipsynth.schemas.payload import JobPayload, spans
+from clipsynth.schemas.prompts import StoredItem
+from evaluation.clips import read_labels, read_sound
+from evaluation.embedders.linear_judge import LinearJudge
+from evaluation.embedders.yamnet import YamNet
+from evaluation.metrics.class_accuracy import read_phrases
+from evaluation.metrics.frechet import frechet_distance
+from models.audio.level import level
+from models.pipeline import ClipSynthPipeline
+from worker.predictor import Predictor
+
+CLIP_S, RATE = 4.0, 16000
+DURATIONS_S = (5.0, 10.0, 30.0, 60.0)
+LOOPS_S = (4.0, 10.0)
+PER_CLASS = 30
+# Mel frames around a joint that count as joint.
+NEAR = 4
+
+
+def recordings(clips: Path, labels: Path, kinds: Sequence[str], judge: YamNet, cache: Path) -> LinearJudge:
+    """Return the judge of the kinds; `cache` keeps the embeddings of the recordings."""
+    if not cache.is_file():
+        chosen: list[tuple[str, str]] = []
+        for file, label in read_labels(labels, "train").items():
+            if label in kinds and sum(label == other for _, other in chosen) < PER_CLASS:
+                chosen.append((file, label))
+        embeds = judge.embed([level(read_sound(clips / file))[0][: int(CLIP_S * RATE)] for file, _ in chosen])
+        np.savez(cache, embeds=embeds, labels=np.array([label for _, label in chosen]))
+    saved = np.load(cache)
+    found = LinearJudge(saved["embeds"], saved["labels"].tolist())
+    found.embeds = saved["embeds"].mean(1)  # type: ignore[attr-defined]
+    return found
+
+
+class Study:
+    """Makes the sounds and measures them."""
+
+    def __init__(self, predictor: Predictor, judge: LinearJudge, ears: YamNet) -> None:
+        self.predictor, self.judge, self.ears = predictor, judge, ears
+
+    def make(self, **fields: Any) -> np.ndarray:
+        m = self.predictor.manifest
+        defaults = {"model": m.name, "prompt": None, "image_key": None, "negative_prompt": None, "seed": 0}
+        defaults |= {"num_inference_steps": m.num_inference_steps, "guidance_scale": m.guidance_scale}
+        defaults |= {"duration_s": CLIP_S, "num_outputs": 1, "output_formats": ["wav"]}
+        return self.predictor.predict(JobPayload.model_validate(defaults | fields))
+
+    def embed(self, waves: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([self.ears.embed([wave])[0].mean(0) for wave in waves])
+
+    def heard(self, embeds: np.ndarray, k: int = 1) -> list[set[str]]:
+        """Return the k most probable classes of each sound (N, D)."""
+        probable = self.judge.probabilities(embeds[:, None])
+        return [{self.judge.labels[i] for i in np.argsort(-row)[:k]} for row in probable]
+
+    def flux(self, wave: np.ndarray, *, loop: bool = False) -> np.ndarray:
+        """Return the mean rise of the log-mel from frame to frame (F - 1,), or (F,) around a loop."""
+        edge = 40 * 160
+        wave = np.concatenate([wave[-edge:], wave, wave[:edge]]) if loop else wave
+        mel = self.predictor.log_mel(wave)
+        rises = np.maximum(np.diff(mel, axis=0), 0).mean(1)
+        return rises[39:-40] if loop else rises
+
+
+def inside(flux: np.ndarray, at: Sequence[float]) -> tuple[list[bool], list[float]]:
+    """Return whether the flux at each time lies in the 95 % range of other places, and their ratio.
+
+    The flux of a place is the largest within `NEAR` frames. The ratio is to the mean of other places.
+    """
+    width = 2 * NEAR + 1
+    largest = np.lib.stride_tricks.sliding_window_view(np.pad(flux, NEAR, "edge"), width).max(1)
+    frames = [min(max(0, round(t * 100) - 1), len(flux) - 1) for t in at]
+    near = {n for f in frames for n in range(f - width, f + width + 1)}
+    other = largest[[n for n in range(len(flux)) if n not in near]]
+    low, high = np.quantile(other, [0.025, 0.975])
+    own = largest[frames]
+    return [bool(low <= x <= high) for x in own], [float(x / other.mean()) for x in own]
+
+
+def parts(wave: np.ndarray, seconds: float = CLIP_S) -> list[np.ndarray]:
+    """Return the whole parts of this length."""
+    size = round(seconds * RATE)
+    return [wave[n : n + size] for n in range(0, len(wave) - size + 1, size)]
+
+
+def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, Any]) -> dict[str, float]:
+    """Measure clips of 4 s, longer sounds and loops; return how often each class is found in its clips."""
+    clips, labels = [], []
+    cpu = time.process_time()
+    for label, text in texts.items():
+        for seed in range(seeds):
+            clips.append(study.make(prompt=text, seed=1000 + seed))
+            labels.append(label)
+    clip_s = (time.process_time() - cpu) / (CLIP_S * len(clips))
+    embeds = study.embed(clips)
+    hits = np.array([label in heard for label, heard in zip(labels, study.heard(embeds), strict=True)])
+    reference = study.judge.embeds  # type: ignore[attr-defined]
+    out["clip"] = {"accuracy": hits.mean(), "fad": frechet_distance(embeds, reference), "cpu_s": clip_s}
+    draw = np.random.default_rng(0)
+    apart = [
+        np.linalg.norm(embeds[i] - embeds[j])
+        for i, j in draw.integers(0, len(clips), (4000, 2))
+        if labels[i] == labels[j] and i != j
+    ]
+    print("clip", out["clip"], flush=True)
+    for seconds in DURATIONS_S:
+        cpu, found, own, seen, ratios, between, rss = time.process_time(), [], [], [], [], [], 0
+        for n, (label, text) in enumerate(texts.items()):
+            wave = study.make(prompt=text, seed=n, duration_s=seconds)
+            if seconds > study.predictor.manifest.max_duration_s:
+                windows = JobPayload.model_construct(duration_s=seconds, timeline=None, loop=False).windows(
+                    study.predictor.manifest.max_duration_s
+                )
+                joints = [
+                    t for a, b in pairwise(windows) for t in (b.start_s, a.end_s, (b.start_s + a.end_s) / 2)
+                ]
+                good, ratio = inside(study.flux(wave), joints)
+                seen += good
+                ratios += ratio
+            made = parts(wave)
+            found += made
+            own += [label] * len(made)
+        took = (time.process_time() - cpu) / (seconds * len(texts))
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        vectors = study.embed(found)
+        right = [label in heard for label, heard in zip(own, study.heard(vectors), strict=True)]
+        count = len(parts(np.zeros(round(seconds * RATE))))
+        for k in range(len(texts)):
+            rows = vectors[k * count : (k + 1) * count]
+            between += [np.linalg.norm(rows[i] - rows[i + 2]) for i in range(len(rows) - 2)]
+        same = min(len(vectors), len(embeds))
+        pick = draw.permutation(len(vectors))[:same], draw.permutation(len(embeds))[:same]
+        fads = [frechet_distance(x[p], reference) for x, p in zip((vectors, embeds), pick, strict=True)]
+        out[f"{seconds:g} s"] = {
+            "accuracy": float(np.mean(right)),
+            "fad ratio": fads[0] / fads[1],
+            "apart ratio": float(np.mean(between) / np.mean(apart)) if between else None,
+            "joints inside": float(np.mean(seen)) if seen else None,
+            "joint flux ratio": float(np.mean(ratios)) if ratios else None,
+            "work ratio": took / clip_s,
+            "rss MB": rss,
+        }
+        print(seconds, out[f"{seconds:g} s"], flush=True)
+    for seconds in LOOPS_S:
+        seen, ratios, plain = [], [], []
+        for n, text in enumerate(texts.values()):
+            wave = study.make(prompt=text, seed=n, duration_s=seconds, loop=True)
+            good, ratio = inside(study.flux(wave, loop=True), [0.01])
+            seen += good
+            ratios += ratio
+            cut = study.make(prompt=text, seed=n, duration_s=seconds)
+            plain += inside(study.flux(cut, loop=True), [0.01])[0]
+        out[f"loop {seconds:g} s"] = {
+            "inside": float(np.mean(seen)),
+            "flux ratio": float(np.mean(ratios)),
+            "without loop inside": float(np.mean(plain)),
+        }
+        print("loop", seconds, out[f"loop {seconds:g} s"], flush=True)
+    return {label: float(hits[[other == label for other in labels]].mean()) for label in texts}
+
+
+def draw_timeline(draw: np.random.Generator, texts: dict[str, str]) -> list[tuple[str, StoredItem]]:
+    """Return 2 to 4 items of different classes, of 2.5 to 6 s; a third overlaps the one before."""
+    found, end = [], 0.0
+    for label in draw.permutation(sorted(texts))[: draw.integers(2, 5)]:
+        start = (
+            max(0.0, end - 2.0) if found and draw.random() < 1 / 3 else end + float(draw.choice([0, 0, 1.5]))
+        )
+        end = start + float(draw.choice([2.5, 4.0, 6.0]))
+        found.append((str(label), StoredItem(text=texts[str(label)], start_s=start, end_s=end)))
+    return found
+
+
+def of_timelines(study: Study, texts: dict[str, str], alone: dict[str, float], count: int) -> dict[str, Any]:
+    """Measure how often items are found where they are asked, and elsewhere."""
+    draw = np.random.default_rng(1)
+    asked, expected, elsewhere, single = [], [], [], []
+    for n in range(count):
+        chosen = draw_timeline(draw, texts)
+        items = [item for _, item in chosen]
+        duration_s = max(item.end_s for item in items)
+        wave = study.make(timeline=[item.model_dump() for item in items], duration_s=duration_s, seed=n)
+        for span in spans(duration_s, items):
+            if span.items and span.seconds >= 1.0:
+                part = wave[round(span.start_s * RATE) : round(span.end_s * RATE)]
+                wanted = {chosen[k][0] for k in span.items}
+                [heard] = study.heard(study.embed([part]), len(wanted))
+                asked += [label in heard for label in wanted]
+                expected += [alone[label] for label in wanted]
+                single += [label in heard for label in wanted] if len(wanted) == 1 else []
+                others = {label for label, _ in chosen} - wanted
+                elsewhere += [label in heard for label in others]
+    return {
+        "found": float(np.mean(asked)),
+        "in clips of 4 s": float(np.mean(expected)),
+        "found, one at a time": float(np.mean(single)),
+        "elsewhere": float(np.mean(elsewhere)),
+        "places": len(asked),
+    }
+
+
+def main(
+    bundle: Path,
+    clips: Path,
+    labels: Path,
+    queries: Path,
+    yamnet: Path,
+    out: Path,
+    seeds: int = 8,
+    kinds: int = 19,
+) -> None:
+    """Measure a bundle."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {label: phrases[0] for label, phrases in list(read_phrases(queries).items())[:kinds]}
+    ears = YamNet(yamnet)
+    judge = recordings(clips, labels, list(texts), ears, out / "recordings.npz")
+    study = Study(Predictor(ClipSynthPipeline.from_pretrained(bundle)), judge, ears)
+    figures: dict[str, Any] = {}
+    alone = of_lengths(study, texts, seeds, figures)
+    figures["timelines"] = of_timelines(study, texts, alone, 20)
+    print("timelines", figures["timelines"])
+    (out / "long_sounds.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
