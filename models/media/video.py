@@ -29,6 +29,7 @@ VIDEO_SUFFIXES = {
 # fmt: on
 LISTS = {"concat", "dash", "hls", "imf"}  # FFmpeg's formats of files that name other files
 MIN_DURATION_S = 0.5
+MAX_PIXELS = 40_000_000  # of an image; 8K has 33 million
 SAMPLE_RATES = range(1000, 1_000_001)  # others are a broken header
 BACK_S, FORTH_S = 0.5, 600.0  # jumps of a stream's timestamps beyond these start its clock again
 MAX_FAILED_READS = 20
@@ -96,6 +97,8 @@ def decode(
         video, tracks = video_stream(container), audio_streams(container)
         if video is None:
             raise VideoError("no image")
+        if video.width * video.height > MAX_PIXELS:
+            raise VideoError(f"images of {video.width} x {video.height} pixels")
         if not tracks:
             raise VideoError("no sound")
         if track >= len(tracks):

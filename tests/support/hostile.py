@@ -201,7 +201,7 @@ KINDS = (
     (_silent, "silent"),
     (_short, "shorter than"),
     (_pipe, "not a file"),
-    (_giant, "MemoryExceeded"),
+    (_giant, "images of 8000 x 8000 pixels"),
     (_not_a_number, "samples that are not finite"),
     (_absurdly_loud, "samples up to"),
     (_rate_of_1_hz, "sound of 1 Hz"),

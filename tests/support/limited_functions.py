@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import signal
 import subprocess
@@ -63,6 +64,10 @@ def sleep_with_child(announce: str) -> None:
 
 def allocate(size: int) -> int:
     return len(bytearray(size))
+
+
+def start_a_thread_too_many() -> None:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def large(size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Read prepared clips from object storage: whole shards in a cache on the node, single arrays until then."""
+"""Read prepared clips from object storage: whole shards in a node cache, single arrays until then."""
 
 from __future__ import annotations
 

@@ -52,6 +52,7 @@ def test_a_result_comes_back():
         (functions.spin, (), replace(LIMITS, cpu_s=1), CpuExceeded),
         (functions.sleep, (), replace(LIMITS, wall_s=0.2), WallTimeExceeded),
         (functions.allocate, (500_000_000,), LIMITS, MemoryExceeded),
+        (functions.start_a_thread_too_many, (), LIMITS, MemoryExceeded),
         (functions.large, (1_000_001,), LIMITS, OutputTooLarge),
         (functions.large, (50_000_000,), LIMITS, OutputTooLarge),
         (functions.end_by, (signal.SIGSEGV,), LIMITS, ChildCrashed),
