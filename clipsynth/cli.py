@@ -15,6 +15,7 @@ from clipsynth.commands.evaluation import evaluate, listen
 from clipsynth.commands.generate import generate
 from clipsynth.commands.inspect import inspect, models
 from clipsynth.commands.keys import keys
+from clipsynth.commands.remake import extend, vary
 from clipsynth.commands.services import api, janitor, openapi, serve, webhooks, worker
 from clipsynth.commands.study import study
 from clipsynth.commands.training import average, correspondence, export, merge, mismatch, prepare, train
@@ -27,7 +28,7 @@ app = typer.Typer(
     help="Text or image in, sound out.",
 )
 PANELS = {
-    "Sounds": (generate, models, inspect),
+    "Sounds": (generate, vary, extend, models, inspect),
     "Service": (serve, doctor, api, worker, janitor, webhooks, openapi),
     "Training": (prepare, merge, correspondence, mismatch, train, export, average),
     "Evaluation": (evaluate, study, listen),

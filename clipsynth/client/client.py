@@ -214,6 +214,27 @@ class AsyncClient:
         response = await self._send("POST", "/v1/replay", json={"recipe": recipe})
         return Generation.model_validate(response.json())
 
+    async def vary(
+        self, generation_id: str, *, output: int = 0, strength: float = 0.5, **options: Any
+    ) -> Generation:
+        """Request variations of an output; strength 0 is its sound, 1 a new one of the same prompt.
+
+        Args: options: `seed`, `num_outputs`.
+        """
+        body = {"output": output, "strength": strength, **options}
+        return await self._remake(f"/v1/generations/{generation_id}/variations", body)
+
+    async def extend(
+        self, generation_id: str, extend_s: float, *, output: int = 0, seed: int | None = None
+    ) -> Generation:
+        """Request a sound that begins with an output and is `extend_s` seconds longer."""
+        body = {"output": output, "extend_s": extend_s, "seed": seed}
+        return await self._remake(f"/v1/generations/{generation_id}/continuations", body)
+
+    async def _remake(self, url: str, body: dict[str, Any]) -> Generation:
+        response = await self._send("POST", url, json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
+        return Generation.model_validate(response.json())
+
     async def estimate(self, prompt: str, **options: Any) -> Estimate:
         """Return how long a request would take."""
         response = await self._send("POST", "/v1/estimate", json={"prompt": prompt, **options})
@@ -290,6 +311,12 @@ class Client:
 
     def replay(self, recipe: str) -> Generation:
         return self._run(self._client.replay, recipe)
+
+    def vary(self, generation_id: str, **options: Any) -> Generation:
+        return self._run(self._client.vary, generation_id, **options)
+
+    def extend(self, generation_id: str, extend_s: float, **options: Any) -> Generation:
+        return self._run(self._client.extend, generation_id, extend_s, **options)
 
     def estimate(self, prompt: str, **options: Any) -> Estimate:
         return self._run(self._client.estimate, prompt, **options)

@@ -1,6 +1,7 @@
 """The commands of `clipsynth`, one file per family. They may import every floor, lazily.
 
 generate.py    generate: prompts and images to files.
+remake.py      vary, extend: sounds from an output.
 inspect.py     inspect, models: describe a bundle or a service.
 services.py    serve, api, worker, janitor, webhooks, openapi.
 doctor.py      doctor: can a service run here?

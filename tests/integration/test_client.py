@@ -70,6 +70,9 @@ def test_the_client_covers_the_rest_of_the_api(client):
     generation = client.generate("a dog", duration_s=0.5).generation
     again = client.replay(generation.outputs[0].recipe)
     assert [g.status for g in client.follow(again.id)][-1] is Status.SUCCEEDED
+    for made in (client.vary(generation.id, strength=0.3), client.extend(generation.id, 0.5, seed=1)):
+        [*_, last] = client.follow(made.id)
+        assert (last.status, last.parent.id) == (Status.SUCCEEDED, generation.id)
     with pytest.raises(ServiceError, match="has ended"):
         client.cancel(generation.id)
     client.forget(generation.id)

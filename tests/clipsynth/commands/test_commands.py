@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipsynth.cli import app
-from clipsynth.client.client import ServiceError
+from clipsynth.client.client import Client, ServiceError
 from tests.support.constants import BATCHED_TOLERANCE
 
 TINY = ["--duration", "0.5", "--steps", "2"]
@@ -55,6 +55,22 @@ def test_a_service_makes_the_same_sound_as_this_process(served, tiny_bundle, tmp
     samples = here[start + 8 : start + 8 + int.from_bytes(here[start + 4 : start + 8], "little")]
     assert len(samples) == 16_000
     assert samples in there
+
+
+def test_an_output_is_varied_and_extended(served, tmp_path):
+    service, _ = served
+    service.wait_for_worker()
+    where = ["--server", service.url]
+    with Client(service.url) as client:
+        parent = client.generate("a dog", duration_s=0.5).generation
+    run("vary", parent.id, "-o", tmp_path / "v.wav", "--strength", 0.3, "--num-outputs", 2, *where)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v-1.wav", "v.wav"]
+    run("extend", f"{parent.id}/0", 1, "-o", tmp_path / "longer.wav", *where)
+    assert soundfile.info(tmp_path / "longer.wav").duration == 1.5
+    with pytest.raises(ValueError, match="GENERATION/OUTPUT"):
+        run("vary", f"{parent.id}/a", *where)
+    with pytest.raises(ServiceError, match="counted from 0"):
+        run("extend", f"{parent.id}/3", 1, *where)
 
 
 def test_a_timeline_file_makes_one_loop_here_and_in_a_service(served, tiny_bundle, tmp_path):
