@@ -10,10 +10,9 @@ from pathlib import Path
 
 import typer
 
-from clipsynth.commands.doctor import doctor
 from clipsynth.commands.evaluation import evaluate, listen
 from clipsynth.commands.generate import generate
-from clipsynth.commands.inspect import inspect, models
+from clipsynth.commands.inspect import doctor, inspect, models
 from clipsynth.commands.keys import keys
 from clipsynth.commands.remake import extend, vary
 from clipsynth.commands.services import api, janitor, openapi, serve, webhooks, worker

@@ -34,13 +34,12 @@ from clipsynth.schemas.generation import (
 )
 from clipsynth.schemas.prompts import StoredPrompt, StoredVideo
 from clipsynth.storage import Storage, audio_key, file_name
-from models.audio.level import fade_ends
 from models.sampler import SamplerRow
 from worker.calibration import is_out_of_memory
 from worker.engine import SamplingRequest
 from worker.metrics import RECOVERED, kind
 from worker.model_protocol import ServingModel
-from worker.output_files import decode, peaks_json, spectrogram_png
+from worker.output_files import decode, faded, peaks_json, spectrogram_png
 from worker.video import Soundtrack
 
 logger = logging.getLogger(__name__)
@@ -203,10 +202,7 @@ class JobRunner:
             clip: the training clip, if the output was retrieved.
         """
         sample_rate = self.model.manifest.sample_rate
-        # A loop continues at its ends, and a copy has its own.
-        if not (payload.loop or payload.is_copy):
-            is_continuation = payload.parent is not None and payload.parent.extend_s is not None
-            waveform = fade_ends(waveform, sample_rate, begin=not is_continuation)
+        waveform = faded(waveform, payload, sample_rate)
         folder = result_folder(generation_id, attempt)
         self.storage.put_previews(
             folder,

@@ -13,7 +13,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from clipsynth.schemas.generation import Format
+from clipsynth.schemas.generation import Format, JobPayload
+from models.audio.level import fade_ends
 
 CONTAINERS: dict[Format, tuple[str, str]] = {
     "wav": ("WAV", "PCM_16"),
@@ -50,6 +51,14 @@ def encode(waveform: np.ndarray, sample_rate: int, output_format: Format, *, com
         sound.comment = comment
         sound.write(waveform)
     return _without_time(file.getvalue()) if subtype == "FLOAT" else file.getvalue()
+
+
+def faded(waveform: np.ndarray, payload: JobPayload, sample_rate: int) -> np.ndarray:
+    """Return a waveform (T,) with short fades, but none at the ends of a loop or of its parent's sound."""
+    if payload.loop or payload.is_copy:
+        return waveform
+    is_continuation = payload.parent is not None and payload.parent.extend_s is not None
+    return fade_ends(waveform, sample_rate, begin=not is_continuation)
 
 
 def decode(data: bytes, sample_rate: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from models.retriever import Retrieval
 from models.sampler import SamplerRow, advance, continuing, varied
 from worker.calibration import StepCost, measure_pipeline
 from worker.model_protocol import ServingModel
-from worker.output_files import encode
+from worker.output_files import encode, faded
 
 logger = logging.getLogger(__name__)
 # Training clips listed with an output.
@@ -114,7 +114,8 @@ class Predictor(ServingModel):
                 advance(rows, self.velocity)
                 if on_step:
                     on_step(rows[0].step, payload.num_inference_steps)
-            return self.decode(rows, payload.duration_s)[0]
+            waveform = self.decode(rows, payload.duration_s)[0]
+        return faded(waveform, payload, self.manifest.sample_rate)
 
     # ------------------------------------------------------------------------------------------- sampling
 

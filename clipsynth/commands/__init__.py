@@ -2,9 +2,8 @@
 
 generate.py    generate: prompts and images to files.
 remake.py      vary, extend: sounds from an output.
-inspect.py     inspect, models: describe a bundle or a service.
+inspect.py     inspect, models, doctor: describe a bundle, a service, this machine.
 services.py    serve, api, worker, janitor, webhooks, openapi.
-doctor.py      doctor: can a service run here?
 keys.py        keys create, list, revoke.
 training.py    prepare, merge, correspondence, mismatch, train, export, average.
 evaluation.py  evaluate, listen.

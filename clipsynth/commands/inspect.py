@@ -1,13 +1,137 @@
-"""`clipsynth inspect BUNDLE` and `clipsynth models`: describe a bundle, and the models of a service."""
+"""`clipsynth inspect`, `models` and `doctor`: a bundle, the models of a service, and this machine."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from clipsynth.errors import ClipSynthError
+
+if TYPE_CHECKING:
+    from clipsynth.settings import Settings
+
+MIN_FREE_BYTES = 1_000_000_000
+ROLES = {"app": "fastapi", "client": "httpx_sse", "worker": "torch", "train": "accelerate"}
+
+
+class Failure(Exception):
+    """A failed check; the message says how to fix it."""
+
+
+def doctor() -> None:
+    """Check whether a service can run here; exit code 1 on a failure.
+
+    Checks Python, packages, Redis, the bundle, the device, the port and the disk.
+    """
+    from clipsynth.settings import Settings
+
+    settings = Settings()
+    failed = 0
+    for name, check in CHECKS.items():
+        try:
+            print(f"ok     {name:<9}{check(settings)}")
+        except (Failure, ClipSynthError, ValueError, OSError) as error:
+            failed += 1
+            print(f"wrong  {name:<9}{error}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _python(_: Settings) -> str:
+    if not (3, 11) <= sys.version_info < (3, 13):
+        raise Failure(f"Python {sys.version.split()[0]}; CLIPSynth needs 3.11 or 3.12")
+    return f"{sys.version.split()[0]}, clipsynth {version('clipsynth')}"
+
+
+def _packages(_: Settings) -> str:
+    there = [role for role, package in ROLES.items() if importlib.util.find_spec(package)]
+    missing = [role for role in ROLES if role not in there]
+    if not {"app", "worker"} <= set(there):
+        raise Failure(f"the parts {', '.join(missing)} are not installed; `pip install 'clipsynth[all]'`")
+    return f"installed for {', '.join(there)}" + (f"; not for {', '.join(missing)}" if missing else "")
+
+
+def _redis(settings: Settings) -> str:
+    from clipsynth.jobs.queue import connect, is_redis_up
+    from clipsynth.services.embedded_redis import find_redis_server, running_url
+
+    url = settings.redis_url or running_url(settings.data_dir)
+    if url:
+        with connect(url) as redis:
+            if is_redis_up(redis):
+                server = redis.info("server")
+                return f"{server['redis_version']} answers" + (
+                    "" if settings.redis_url else ", that of a running serve"
+                )
+        if settings.redis_url:
+            raise Failure("CLIPSYNTH_REDIS_URL is set, and nothing answers there; start Redis or unset it")
+    return f"`clipsynth serve` would start {find_redis_server()}"
+
+
+def _bundle(settings: Settings) -> str:
+    from models.bundle import Manifest
+
+    manifest = Manifest.read(settings.model)
+    return f"{manifest.name} {manifest.version}, all hashes match"
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    from models.networks.precision import choose_precision
+    from worker.predictor import choose_device
+
+    device, reason = choose_device(settings.device)
+    dtype, why = choose_precision(device, settings.precision)
+    name = str(dtype).removeprefix("torch.")
+    return f"{device} ({reason}), {name} ({why}); torch {torch.__version__}, {os.cpu_count()} cores"
+
+
+def _port(settings: Settings) -> str:
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            place = f"{settings.host}:{settings.port}"
+            raise Failure(
+                f"{place} is not free ({error.strerror}); stop its user or set CLIPSYNTH_PORT"
+            ) from None
+    return f"{settings.host}:{settings.port} is free"
+
+
+def _disk(settings: Settings) -> str:
+    there = next(
+        p for p in (settings.data_dir.absolute(), *settings.data_dir.absolute().parents) if p.exists()
+    )
+    if not os.access(there, os.W_OK):
+        raise Failure(f"{settings.data_dir} cannot be written; set CLIPSYNTH_DATA_DIR to a folder of yours")
+    free = shutil.disk_usage(there).free
+    if free < MIN_FREE_BYTES:
+        raise Failure(f"{free / 1e9:.1f} GB free at {Path(there)}; a day of results may take more")
+    return f"{free / 1e9:.0f} GB free for {settings.data_dir}"
+
+
+CHECKS: dict[str, Callable[[Settings], str]] = {
+    "python": _python,
+    "packages": _packages,
+    "redis": _redis,
+    "bundle": _bundle,
+    "device": _device,
+    "port": _port,
+    "disk": _disk,
+}
 
 
 def inspect(

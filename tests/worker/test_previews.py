@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from clipsynth.schemas.payload import JobPayload
+from clipsynth.schemas.prompts import StoredParent
 from models.audio.level import fade_ends
 from models.audio.mel import MelSpectrogram
-from worker.output_files import HEIGHT, MAX_POINTS, peaks_json, spectrogram_png
+from worker.output_files import HEIGHT, MAX_POINTS, faded, peaks_json, spectrogram_png
 
 
 def log_mel(waveform):
@@ -65,10 +67,28 @@ def test_peaks_hold_every_sample(length):
 @pytest.mark.parametrize("samples", [0, 1, 2, 100, 16000])
 def test_a_sound_begins_and_ends_in_silence(samples):
     loud = np.full(samples, 0.75, np.float32)
-    faded = fade_ends(loud, 16000)
-    assert (len(faded), loud.min(initial=0.75)) == (samples, 0.75)
+    found = fade_ends(loud, 16000)
+    assert (len(found), loud.min(initial=0.75)) == (samples, 0.75)
     n = min(80, samples // 2)
-    assert np.all(np.diff(faded[: n + 1]) >= 0)
-    np.testing.assert_array_equal(faded[:n], faded[::-1][:n])
-    np.testing.assert_array_equal(faded[n : samples - n], loud[n : samples - n])
-    assert n == 0 or (faded[0], faded[-1]) == (0, 0)
+    assert np.all(np.diff(found[: n + 1]) >= 0)
+    np.testing.assert_array_equal(found[:n], found[::-1][:n])
+    np.testing.assert_array_equal(found[n : samples - n], loud[n : samples - n])
+    assert n == 0 or (found[0], found[-1]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ends"),
+    [
+        ({}, (0, 0)),
+        ({"loop": True}, (0.75, 0.75)),
+        ({"parent": {"strength": 0}}, (0.75, 0.75)),
+        ({"parent": {"strength": 0.5}}, (0, 0)),
+        ({"parent": {"extend_s": 1}}, (0.75, 0)),
+    ],
+    ids=str,
+)
+def test_loops_and_parents_keep_their_ends(fields, ends):
+    parent = StoredParent.model_construct(**fields["parent"]) if "parent" in fields else None
+    payload = JobPayload.model_construct(**{"loop": False} | fields | {"parent": parent})
+    found = faded(np.full(16000, 0.75, np.float32), payload, 16000)
+    assert (found[0], found[-1]) == ends
