@@ -27,6 +27,7 @@ MODELS = "clipsynth:models"  # set: names of all models that a worker has announ
 MODEL = "clipsynth:model:"  # JSON of ModelInfo
 ALIVE = "clipsynth:alive:"  # present while a worker serves the model
 SEEN = "clipsynth:seen"  # hash: when a worker last served the model, by name
+PRECISIONS = "clipsynth:precisions:"  # sorted set: precision by when a worker last announced it
 STARTING = "clipsynth:starting:"  # present while a worker loads the model
 
 # Admission. The suffix is the model's name, or the API key's id for BUCKET.

@@ -235,7 +235,16 @@ class ServedBundle:
         info = with_cost(self.info, self.worker.runner.model, learner.cost) if learner else self.info
         metrics.UP.labels(self.info.name, self.info.version).set(1)
         try:
-            self.worker.runner.state.announce(info)
+            state = self.worker.runner.state
+            state.announce(info)
+            precisions = state.precisions(info.name)
+            metrics.PRECISIONS.labels(info.name).set(len(precisions))
+            if len(precisions) > 1:
+                logger.warning(
+                    "workers of model %s have several precisions: %s; set CLIPSYNTH_PRECISION",
+                    info.name,
+                    ", ".join(precisions),
+                )
         except RedisError:
             logger.warning("cannot announce the model: Redis does not answer")
 

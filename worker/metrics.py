@@ -56,6 +56,12 @@ REAL_TIME_FACTOR = Histogram(
     registry=REGISTRY,
 )
 UP = Gauge("clipsynth_worker_up", "1 once the bundle is loaded.", ("model", "version"), registry=REGISTRY)
+PRECISIONS = Gauge(
+    "clipsynth_model_precisions",
+    "Precisions among the workers of a model. With two, a seed may mean two sounds.",
+    ("model",),
+    registry=REGISTRY,
+)
 CLAIMED = Gauge("clipsynth_worker_jobs", "Claimed jobs.", registry=REGISTRY)
 STEP_AGE = Gauge(
     "clipsynth_last_step_age_seconds",

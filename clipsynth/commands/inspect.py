@@ -79,6 +79,30 @@ def _redis(settings: Settings) -> str:
     return f"`clipsynth serve` would start {find_redis_server()}"
 
 
+def _workers(settings: Settings) -> str:
+    from clipsynth.jobs.queue import connect, is_redis_up
+    from clipsynth.jobs.store import JobStore
+    from clipsynth.services.embedded_redis import running_url
+
+    found = []
+    url = settings.redis_url or running_url(settings.data_dir)
+    if not url:
+        return "none"
+    with connect(url) as redis:
+        if not is_redis_up(redis):
+            return "none"
+        state = JobStore.from_settings(redis, settings)
+        for model in state.models():
+            precisions = state.precisions(model.name)
+            if len(precisions) > 1:
+                raise Failure(
+                    f"those of {model.name} have several precisions ({', '.join(precisions)}), so a seed may "
+                    "mean several sounds; set CLIPSYNTH_PRECISION for all of them"
+                )
+            found.append(f"{model.name} {', '.join([model.status, *precisions])}")
+    return "; ".join(found) or "none"
+
+
 def _bundle(settings: Settings) -> str:
     from models.bundle import Manifest
 
@@ -127,6 +151,7 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
     "python": _python,
     "packages": _packages,
     "redis": _redis,
+    "workers": _workers,
     "bundle": _bundle,
     "device": _device,
     "port": _port,

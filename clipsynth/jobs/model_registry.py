@@ -10,7 +10,7 @@ from typing import cast
 from redis import Redis
 
 from clipsynth.errors import ModelNotFound, NoWorker
-from clipsynth.redis_keys import ALIVE, MODEL, MODELS, SEEN, STARTING, WORKERS, lua_names
+from clipsynth.redis_keys import ALIVE, MODEL, MODELS, PRECISIONS, SEEN, STARTING, WORKERS, lua_names
 from clipsynth.schemas.model_info import ModelInfo, ServedModel
 
 logger = logging.getLogger(__name__)
@@ -81,9 +81,17 @@ class ModelRegistry:
             pipeline.sadd(MODELS, info.name)
             pipeline.set(MODEL + info.name, info.model_dump_json())
             pipeline.set(ALIVE + info.name, "1", ex=MODEL_TTL_S)
-            pipeline.hset(SEEN, info.name, repr(time.time()))
+            pipeline.hset(SEEN, info.name, repr(now := time.time()))
             pipeline.delete(STARTING + info.name)
+            pipeline.zadd(PRECISIONS + info.name, {info.precision: now})
+            pipeline.expire(PRECISIONS + info.name, MODEL_TTL_S)
             pipeline.execute()
+
+    def precisions(self, name: str) -> list[str]:
+        """Return the precisions of a model's workers, by name. With two, a seed may mean two sounds."""
+        since = time.time() - MODEL_TTL_S
+        found = cast(list[bytes], self.redis.zrangebyscore(PRECISIONS + name, since, "inf"))
+        return sorted(precision.decode() for precision in found)
 
     def announce_stopped(self, name: str) -> None:
         """Announce that a worker no longer loads a model."""

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from clipsynth.redis_keys import ALIVE, RECORD, SEEN, STARTING, WORKERS
+from clipsynth.commands import inspect
+from clipsynth.redis_keys import ALIVE, PRECISIONS, RECORD, SEEN, STARTING, WORKERS
 from clipsynth.services.janitor import expire_unserved, run
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
@@ -130,3 +131,15 @@ def test_a_worker_withdraws_when_it_ends_in_order(redis_url, tmp_path, monkeypat
         worker.kill()
         worker.wait()
         service.redis.close()
+
+
+def test_two_precisions_of_one_model_are_noticed(service, redis_url, tmp_path):
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path)
+    assert service.state.precisions("tiny") == ["float32"]
+    service.state.announce(INFO.model_copy(update={"precision": "bfloat16"}))
+    assert service.state.precisions("tiny") == ["bfloat16", "float32"]
+    with pytest.raises(inspect.Failure, match="bfloat16, float32"):
+        inspect._workers(settings)
+    service.redis.zadd(PRECISIONS + "tiny", {"float32": time.time() - 60})
+    assert service.state.precisions("tiny") == ["bfloat16"]
+    assert inspect._workers(settings) == "tiny ready, bfloat16"
