@@ -66,7 +66,8 @@ def test_five_lines_and_a_sound_from_the_first_one_on(tiny_bundle, tmp_path):
         assert "it/s" not in log  # no progress bar
         socket_dir = Path((tmp_path / "data" / "redis.url").read_text().removeprefix("unix://")).parent
         assert socket_dir.is_dir()
-        process.send_signal(signal.SIGHUP)
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # under nohup
+        process.send_signal(signal.SIGTERM if is_ignored else signal.SIGHUP)
         printed, error = process.communicate(timeout=TIMEOUT_S)
         assert (process.returncode, printed, error) == (0, "", "")
         assert not socket_dir.exists()

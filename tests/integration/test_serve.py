@@ -136,7 +136,7 @@ def test_serve_ends_and_names_a_missing_part(tiny_bundle, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "vocoder")
     service = Serve(tmp_path / "broken", tmp_path / "data")
-    assert service.process.wait(TIMEOUT_S) == 1
+    assert service.process.wait(TIMEOUT_S) == os.EX_CONFIG
     message = service.log.read_text()
     assert "vocoder" in message
-    assert message.splitlines()[-1].startswith("error: the worker cannot use the model")
+    assert message.splitlines()[-1].startswith("error: vocoder: ")

@@ -82,7 +82,7 @@ def test_the_time_of_all_stages_is_known_before_the_first(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         stages.train(planted_recipe(folder, tmp_path / "run", *steps))
     shown = seen["view"].stages
-    assert list(shown) == ["vocoder", "denoiser", "finetune"]
+    assert list(shown) == ["vocoder", "denoiser", "distil", "finetune"]
     assert shown["denoiser"].done == 2
     assert shown["denoiser"].left_s > 0
     assert steps_taken(tmp_path / "run" / "denoiser" / "state.pt") == 2

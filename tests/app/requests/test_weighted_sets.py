@@ -153,7 +153,7 @@ def test_an_invalid_field_is_pointed_at(service, body, status, pointer):
     [
         (form([PIANO], left=PNG), 422, "invalid_request"),
         (form([{"image": "part:other"}], one=PNG), 422, "invalid_request"),
-        (form([{"image": "part:f0"}], **{f"f{n}": PNG for n in range(5)}), 400, "invalid_body"),
+        (form([{"image": "part:f0"}], **{f"f{n}": PNG for n in range(6)}), 400, "invalid_body"),
         (form([PIANO, {"image": "part:a"}], a=PNG) * 2, 400, "invalid_body"),
         ([("prompts", (None, "[")), ("a", ("x", PNG))], 400, "invalid_body"),
         ([("prompts", (None, "3"))], 422, "invalid_request"),

@@ -51,6 +51,7 @@ TINY = [
     "denoiser.speeds=[1.0]",
     "denoiser.attribute_semitones=0",
     "requests.guidance_scale=8.0",
+    "distil.max_guidance=10.0",
     "requests.guidance_interval=[0.0, 0.65]",
 ]
 
