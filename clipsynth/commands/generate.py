@@ -258,7 +258,6 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
-    from models.audio.level import fade_ends
     from worker.predictor import Predictor
 
     predictor = Predictor.setup(settings)
@@ -290,8 +289,6 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
         }
         payloads = [JobPayload(**request, seed=output_seed(seed, n)) for n in range(num_outputs)]
         waves = [predictor.predict(payload, images, on_step=on_step) for payload in payloads]
-        if not fields["loop"]:
-            waves = [fade_ends(wave, manifest.sample_rate) for wave in waves]
         return [predictor.encode_response(wave, output_format) for wave in waves]  # type: ignore[arg-type]
 
     return make
