@@ -44,6 +44,7 @@ ILL = {
     "ClipSynthWorkersLost": {"clipsynth_recovered_jobs_total": "0+1x45"},
     "ClipSynthOrphanedJobs": {"clipsynth_orphaned_jobs_total": "0x20 1x24"},
     "ClipSynthOutOfMemory": {'clipsynth_out_of_memory_total{instance="w"}': "0+1x45"},
+    "ClipSynthTwoPrecisions": {'clipsynth_model_precisions{model="m"}': "2x45"},
     "ClipSynthRejecting": {
         "clipsynth_admission_rejects_total": "0+11x45",
         'http_requests_total{method="POST",status="202"}': "0+100x45",
@@ -63,6 +64,7 @@ WELL = {
     "clipsynth_redis_saves": "1x45",
     'clipsynth_model_ready{model="m"}': "1x45",
     'clipsynth_unfinished{model="m"}': "3x45",
+    'clipsynth_model_precisions{model="m"}': "1x45",
     'clipsynth_last_step_age_seconds{instance="w"}': "119x45",
     'clipsynth_estimated_wait_seconds{model="m"}': "59x45",
     'clipsynth_queue_oldest_age_seconds{model="m"}': "1799x45",
