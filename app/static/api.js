@@ -44,7 +44,10 @@ const resource = (id) => `v1/generations/${id}`;
 
 export const models = () => json("v1/models");
 export const estimate = (body, signal) => json("v1/estimate", { method: "POST", body, signal });
-export const create = (body) => json("v1/generations", { method: "POST", body, headers: { "Idempotency-Key": crypto.randomUUID?.() ?? `${Math.random()}` } });
+const post = (path, body) => json(path, { method: "POST", body, headers: { "Idempotency-Key": crypto.randomUUID?.() ?? `${Math.random()}` } });
+export const create = (body) => post("v1/generations", body);
+export const vary = (id, output) => post(`${resource(id)}/variations`, { output, strength: 0.5 });
+export const extend = (id, output) => post(`${resource(id)}/continuations`, { output, extend_s: 4 });
 /** Create a generation for a video: fields of a request, and the file. */
 export function createForVideo(fields, file) {
   const form = new FormData();

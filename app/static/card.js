@@ -28,7 +28,7 @@ export function standing({ status, queue_position: before, eta_s: eta, progress,
 }
 
 export class Card {
-  /** @param entry {id, title, body}  @param actions {reuse(body), remove(card)} */
+  /** @param entry {id, title, body, parent}  @param actions {reuse(body), remove(card), vary(entry, n), extend(entry, n)} */
   constructor(entry, actions) {
     this.entry = entry;
     this.actions = actions;
@@ -80,7 +80,7 @@ export class Card {
     const sounds = byIndex(outputs);
     const players = [...sounds.values()].map((files, n) => {
       const label = sounds.size > 1 ? `${this.entry.title}, variation ${n + 1}` : this.entry.title;
-      return new Player(files, label, choose);
+      return new Player(files, label, choose, this.#remakes(files[0], label));
     });
     this.outputs.replaceChildren(...players.map((player) => player.element));
     use(players[0]);
@@ -88,13 +88,23 @@ export class Card {
     this.#showTools();
   }
 
+  /** Return the buttons that make sounds of an output; a retrieved one has none. */
+  #remakes({ index, clip }, label) {
+    if (clip) return [];
+    const remake = (name, says, action) => h("button", { type: "button", title: says, "aria-label": `${name} ${label}`, onclick: () => action(this.entry, index) }, name);
+    return [
+      remake("Vary", "Make a sound like this one", this.actions.vary),
+      remake("Continue", "Make this sound 4 s longer", this.actions.extend),
+    ];
+  }
+
   #showTools() {
-    const { body } = this.entry;
+    const { body, parent } = this.entry;
     const button = (label, action) => h("button", { type: "button", onclick: (event) => action(event.currentTarget) }, label);
+    const snippets = [button("Copy as curl", (b) => copy(b, curl(body))), button("Copy as Python", (b) => copy(b, python(body)))];
     this.tools.replaceChildren(
       button("Use these settings", () => this.actions.reuse(body)),
-      button("Copy as curl", (b) => copy(b, curl(body))),
-      button("Copy as Python", (b) => copy(b, python(body))),
+      ...(parent ? [] : snippets), // they would make another sound
       ...(this.recipe ? [button("Copy recipe link", (b) => copy(b, recipeLink(this.recipe)))] : []),
       button("Remove", () => this.actions.remove(this)),
     );

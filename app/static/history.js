@@ -1,4 +1,4 @@
-/** What was made in this browser: {id, title, body}, the newest first. The sounds themselves are the service's. */
+/** What was made in this browser: {id, title, body, parent}, the newest first. The sounds themselves are the service's. */
 
 const NAME = "clipsynth.history";
 const MAX = 50;

@@ -62,7 +62,8 @@ async function start(name, wanted, ask) {
   $("generate").disabled = true;
   try {
     const generation = await ask();
-    const entry = { id: generation.id, title: name, body: wanted ?? settled(generation) };
+    const { id, parent } = generation;
+    const entry = { id, title: name, body: wanted ?? settled(generation), ...(parent && { parent }) };
     history.add(entry);
     const card = addCard(entry, "prepend");
     card.show(generation);
@@ -119,7 +120,7 @@ function sketch() {
 // --- sounds ---
 
 function addCard(entry, where) {
-  const card = new Card(entry, { reuse, remove });
+  const card = new Card(entry, { reuse, remove, vary, extend });
   $("cards")[where](card.element);
   $("empty").hidden = true;
   return card;
@@ -132,6 +133,9 @@ function reuse(earlier) {
   $("prompt").focus();
   announce("The settings are filled in");
 }
+
+const vary = ({ id, title: name }, n) => start(`${name}, varied`, null, () => api.vary(id, n));
+const extend = ({ id, title: name }, n) => start(`${name}, continued`, null, () => api.extend(id, n));
 
 async function remove(card) {
   history.remove(card.entry.id);

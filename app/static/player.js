@@ -11,8 +11,8 @@ let lastUsed = null;
 const clock = (s) => s.toFixed(1);
 
 export class Player {
-  /** @param files the entries of `outputs` for one index: the same sound in each format */
-  constructor(files, label, oncompare) {
+  /** @param files the entries of `outputs` for one index: the same sound in each format  @param remakes buttons for sounds made of this one */
+  constructor(files, label, oncompare, remakes = []) {
     [this.first] = this.files = files;
     this.duration = this.first.duration_s;
     this.label = label;
@@ -34,6 +34,7 @@ export class Player {
       this.view,
       h("div", { className: "tools" }, this.button, this.loop, ...sides, this.time),
       h("div", { className: "downloads" }, "Download", ...downloads),
+      ...(remakes.length ? [h("div", { className: "tools" }, ...remakes)] : []),
       ...videoResult(this.first, label),
       ...nearness(this.first));
     this.position = 0;

@@ -230,6 +230,25 @@ def test_a_recipe_link_replays_the_sound(page, served):
     page.get_by_role("article").nth(1).locator(".player").first.wait_for()
 
 
+def test_a_sound_is_varied_and_continued(page):
+    card = generate(page, "origin")
+    card.locator(".player").nth(1).wait_for()
+    card.get_by_role("button", name="Vary origin, variation 2").click()
+    varied = page.get_by_role("article", name="origin, varied")
+    varied.locator(".player").first.wait_for()
+    assert varied.get_by_role("button", name="Copy as curl").count() == 0
+    length = "(view) => Number(view.getAttribute('aria-valuemax'))"
+    before = varied.locator(".view").first.evaluate(length)
+    varied.get_by_role("button", name="Continue").first.click()
+    longer = page.get_by_role("article", name="origin, varied, continued")
+    longer.locator(".player").first.wait_for()
+    assert longer.locator(".view").first.evaluate(length) == before + 4
+    assert Axe().run(page).response["violations"] == []
+    page.reload()
+    longer.locator(".player").first.wait_for()
+    assert longer.get_by_role("button", name="Copy as curl").count() == 0
+
+
 def test_two_sounds_are_compared_in_turn(page):
     card = generate(page, "pair")
     card.locator(".player").nth(1).wait_for()
