@@ -14,7 +14,14 @@ from models.schedule import share_at
 FILE_NAME = "clipsynth.json"
 FORMAT_VERSION = 1
 # Fields that the first bundles lack. At their default they are left out of the hash, so old versions stay.
-ADDED = ("time_shift", "attribute_reach", "scripts")
+ADDED = ("time_shift", "attribute_reach", "scripts", "familiarity")
+# By encoder, for bundles that do not say so: the similarity to training frames at familiarity 0.5 and the
+# width of the logistic curve, of texts and of images; "" for any other (docs/decisions/model.md).
+FAMILIARITY = {
+    "PackagedEncoder": (0.50, 0.17, 1.01, 0.26),
+    "MultilingualEncoder": (0.39, 0.10, 0.83, 0.21),
+    "": (0.40, 0.12, 0.85, 0.2),
+}
 # ISO 15924 codes of the scripts that an encoder reads, for bundles that do not say so.
 SCRIPTS = {
     "PackagedEncoder": ["Latn"],
@@ -54,6 +61,7 @@ class Manifest:
         attribute_reach: margin of attribute targets beyond the clips near the query, as a share of all clips
             (`models.conditioning.attribute_targets`). Saved under this name.
         scripts: ISO 15924 codes of the scripts that the encoder reads; empty for those in `SCRIPTS`.
+        familiarity: as `FAMILIARITY`; empty for its values.
         sha256: hash of every file but this one, by relative path.
     """
 
@@ -70,6 +78,7 @@ class Manifest:
     attributes: dict[str, list[float]] = field(default_factory=dict)
     attribute_reach: float = 0.0
     scripts: tuple[str, ...] = ()
+    familiarity: tuple[float, ...] = ()
     format_version: int = FORMAT_VERSION
     sha256: dict[str, str] = field(default_factory=dict)
 
@@ -110,7 +119,8 @@ class Manifest:
         try:
             values = json.loads(path.read_text())
             values["guidance_interval"] = tuple(values["guidance_interval"])
-            values["scripts"] = tuple(values.get("scripts", ()))
+            for name in ("scripts", "familiarity"):
+                values[name] = tuple(values.get(name, ()))
             manifest = cls(**values)
         except (TypeError, KeyError, json.JSONDecodeError) as error:
             raise BundleError(f"{FILE_NAME} of {folder} cannot be read: {error}") from error

@@ -296,7 +296,7 @@ class ClipSynthPipeline(DiffusionPipeline):
 
     def encode_conditions(self, prompts: Sequence[Prompt], sign: int) -> list[Condition]:
         """Return the conditions of the prompts whose weight has this sign, in a fixed order."""
-        return in_order(prompts, [self._embed(prompt.content) for prompt in prompts], sign)
+        return [found for found, _ in in_order(prompts, [self._embed(p.content) for p in prompts], sign)]
 
     def _embed(self, content: str | Image.Image) -> tuple[torch.Tensor, Kind]:
         """Embed one prompt alone: in a batch, padding would depend on the other prompts."""

@@ -57,14 +57,22 @@ class Conditioner:
         distilled guidance (`ConditionEncoder.takes_guidance`) receives the guidance weight as a scalar and
         skips the unconditional pass, unless there is a negative prompt or a composition of several.
         """
-        wanted, unwanted = (self._conditions(items, sign) for sign in (1, -1))
-        asked = self._asked(items)
-        scalars = attribute_targets.resolve(asked, wanted, self.encoder, self.scales, self.index, self.reach)
+        (wanted, own), (unwanted, _) = (self._conditions(items, sign) for sign in (1, -1))
+        if self.composition == "set" or not any(own):
+            scalars = [self._scalars(self._asked(items), wanted)] * max(1, len(wanted))
+        else:
+            scalars = [
+                self._scalars({**self.attributes, **asked}, [condition])
+                for condition, asked in zip(wanted, own, strict=True)
+            ]
         conds, weights = self._compose(wanted, scalars)
+        if self.composition == "mix" and len(wanted) > 1:
+            weights = tuple(w * self._level(asked) for w, asked in zip(weights, own, strict=True))
         guided: list[ConditionTokens] = []
         alone = (self.composition != "compose" or weights == (1.0,)) and not unwanted
         if alone and self.encoder.takes_guidance(self.guidance_scale, self.guidance_interval):
-            guided, _ = self._compose(wanted, {**scalars, GUIDANCE: guidance_as_scalar(self.guidance_scale)})
+            guidance = {GUIDANCE: guidance_as_scalar(self.guidance_scale)}
+            guided, _ = self._compose(wanted, [{**own_scalars, **guidance} for own_scalars in scalars])
         return Branches(conds, self.encoder.encode([unwanted]), weights, guided)
 
     def loudness(self, items: tuple[int, ...] | None = None) -> float | None:
@@ -72,9 +80,23 @@ class Conditioner:
         quantile = self._asked(items).get("loudness")
         return None if quantile is None else self.scales.value("loudness", quantile)
 
-    def _conditions(self, items: tuple[int, ...] | None, sign: int) -> list[Condition]:
+    def _scalars(self, asked: Mapping[str, float], near: Sequence[Condition]) -> dict[str, float]:
+        return attribute_targets.resolve(asked, near, self.encoder, self.scales, self.index, self.reach)
+
+    def _level(self, asked: Mapping[str, float]) -> float:
+        """Return the factor of a component in a mix for its own loudness, against the usual one."""
+        if "loudness" not in asked:
+            return 1.0
+        usual_db = self.scales.value("loudness", 0.5)
+        return float(10 ** ((self.scales.value("loudness", asked["loudness"]) - usual_db) / 20))
+
+    def _conditions(
+        self, items: tuple[int, ...] | None, sign: int
+    ) -> tuple[list[Condition], list[Mapping[str, float]]]:
+        """Return the conditions of this sign, and the attributes of each one's prompt."""
         chosen = [n for n in range(len(self.prompts)) if items is None or sign < 0 or n in items]
-        return in_order([self.prompts[n] for n in chosen], [self.embeddings[n] for n in chosen], sign)
+        found = in_order([self.prompts[n] for n in chosen], [self.embeddings[n] for n in chosen], sign)
+        return [condition for condition, _ in found], [own for _, own in found]
 
     def _asked(self, items: tuple[int, ...] | None) -> dict[str, float]:
         """Return the attributes of the request, and those of its items: the mean by weight of each name."""
@@ -90,12 +112,15 @@ class Conditioner:
         return {**self.attributes, **means}
 
     def _compose(
-        self, wanted: Sequence[Condition], scalars: Mapping[str, float]
+        self, wanted: Sequence[Condition], scalars: Sequence[Mapping[str, float]]
     ) -> tuple[list[ConditionTokens], tuple[float, ...]]:
         """Return the condition tokens of each row of the network, and their weights."""
         if self.composition == "set":
-            return [self.encoder.encode([list(wanted)], [scalars])], (1.0,)
-        conds = [self.encoder.encode([[replace(condition, weight=1.0)]], [scalars]) for condition in wanted]
+            return [self.encoder.encode([list(wanted)], [scalars[0]])], (1.0,)
+        conds = [
+            self.encoder.encode([[replace(condition, weight=1.0)]], [own])
+            for condition, own in zip(wanted, scalars, strict=False)
+        ]
         if self.composition == "mix" and len(wanted) == 1:
             return conds, (1.0,)
         return conds, tuple(condition.weight for condition in wanted)
@@ -103,14 +128,14 @@ class Conditioner:
 
 def in_order(
     prompts: Sequence[Prompt], embeddings: Sequence[tuple[torch.Tensor, Kind]], sign: int
-) -> list[Condition]:
-    """Return the conditions of the prompts whose weight has this sign, in a fixed order.
+) -> list[tuple[Condition, Mapping[str, float]]]:
+    """Return the conditions of this sign and the attributes of their prompts, in a fixed order.
 
     The order does not depend on the request's, so that sums are byte-equal.
     """
     conditions = [
-        Condition(embedding, kind, abs(prompt.weight))
+        (Condition(embedding, kind, abs(prompt.weight)), prompt.attributes)
         for prompt, (embedding, kind) in zip(prompts, embeddings, strict=True)
         if sign * prompt.weight > 0
     ]
-    return sorted(conditions, key=lambda c: (c.kind != "text", c.weight, c.embedding.tolist()))
+    return sorted(conditions, key=lambda c: (c[0].kind != "text", c[0].weight, c[0].embedding.tolist()))

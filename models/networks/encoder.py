@@ -37,6 +37,10 @@ class JointEncoder(ConfigOnlyPart):
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         raise NotImplementedError
 
+    def cuts_off(self, text: str) -> bool:
+        """Return whether `encode_text` reads only the beginning of a text."""
+        return False
+
     def encode_image(self, images: list[Image.Image]) -> torch.Tensor:
         return self.encode_pixels(self.pixels(images))
 

@@ -70,6 +70,10 @@ class OpenClipEncoder(JointEncoder):
     def embed_dim(self) -> int:
         return int(self.config.architecture["embed_dim"])
 
+    def cuts_off(self, text: str) -> bool:
+        # A row without padding is full.
+        return bool((self.tokenizer([text])[0] != 0).all())
+
     @torch.inference_mode()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=-1)

@@ -19,6 +19,7 @@ from models.bundle import file_sha256
 from models.networks.encoder import JointEncoder
 
 SIDE = 224  # pixels that EfficientNet-Lite0 was trained at
+MAX_TOKENS = 256
 
 
 def weight_hashes(
@@ -147,12 +148,15 @@ class PackagedEncoder(AnchorsFromFile):
     def embed_dim(self) -> int:
         return int(self.language_model.config.hidden_size)
 
+    def cuts_off(self, text: str) -> bool:
+        return len(self.tokenizer(text, verbose=False)["input_ids"]) > MAX_TOKENS
+
     @torch.inference_mode()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """Return the mean-pooled sentence embedding of each text."""
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt").to(
-            self.device
-        )
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).to(self.device)
         hidden = self.language_model(**tokens).last_hidden_state.float()  # (N, L, D)
         mask = tokens["attention_mask"][..., None].float()
         return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
