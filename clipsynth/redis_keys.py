@@ -28,6 +28,8 @@ MODEL = "clipsynth:model:"  # JSON of ModelInfo
 ALIVE = "clipsynth:alive:"  # present while a worker serves the model
 SEEN = "clipsynth:seen"  # hash: when a worker last served the model, by name
 PRECISIONS = "clipsynth:precisions:"  # sorted set: precision by when a worker last announced it
+ASK = "clipsynth:ask:"  # list: questions of the API about the model, expires
+ANSWER = "clipsynth:answer:"  # list: the answer to the question of this id, expires
 STARTING = "clipsynth:starting:"  # present while a worker loads the model
 
 # Admission. The suffix is the model's name, or the API key's id for BUCKET.

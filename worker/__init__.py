@@ -9,4 +9,7 @@ calibration.py     The measured cost of a step, and the batch limit.
 output_files.py    Audio, spectrogram and peaks as files.
 video.py           The scenes of a video, and the video with a sound.
 metrics.py         Prometheus metrics.
+
+understanding/  How the model understands prompts.
+rq_adapter/     Jobs from RQ.
 """

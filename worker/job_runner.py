@@ -70,10 +70,15 @@ def rejecting() -> Iterator[None]:
 
 
 class JobRunner:
-    """Makes requests for the engine from payloads, and final states from ended requests."""
+    """Makes requests for the engine from payloads, and final states from ended requests.
+
+    Attributes:
+        note: called with each job that starts, to note how the model understands it.
+    """
 
     def __init__(self, model: ServingModel, state: JobStore, storage: Storage, *, max_attempts: int) -> None:
         self.model, self.state, self.storage, self.max_attempts = model, state, storage, max_attempts
+        self.note: Callable[[str, JobPayload], None] = lambda *_: None
 
     def read_payload(
         self, generation_id: str, args: Any, status_view: JobStatusView | None
@@ -109,6 +114,7 @@ class JobRunner:
         self, generation_id: str, payload: JobPayload, attempt: str, track: Soundtrack | None = None
     ) -> SamplingRequest:
         deliver = partial(self._deliver, generation_id, attempt, payload, track)
+        self.note(generation_id, payload)
         shortcut = partial(self._retrieve, payload, deliver)
         model = self.model
         rows = payload.rows(model.manifest.max_duration_s, model.distilled_guidance_range)

@@ -18,7 +18,7 @@ from clipsynth.errors import ModelUnusable, ServeError
 from clipsynth.jobs.model_registry import MODEL_TTL_S
 from clipsynth.jobs.queue import connect, get_queue
 from clipsynth.jobs.store import JobStore
-from clipsynth.schemas.model_info import Method, ModelCost, ModelInfo
+from clipsynth.schemas.model_info import Method, ModelCost, ModelInfo, ModelSound
 from clipsynth.services.metrics_server import expose
 from clipsynth.services.processes import let_threads_sleep
 from clipsynth.settings import Settings
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # Without a heartbeat for this long the process hangs; an unreachable Redis delays a heartbeat by less.
 HEARTBEAT_TIMEOUT_S = 60.0
+# Sounds of a model that are listed.
+MOST_SOUNDS = 100
 Load = Callable[[Settings], "ServingModel"]
 
 
@@ -84,6 +86,7 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
 
     from worker.job_runner import JobRunner
     from worker.rq_adapter.worker import BatchWorker
+    from worker.understanding.answers import Understander
 
     runner = JobRunner(predictor, state, Storage(settings.results_url), max_attempts=settings.max_attempts)
     engine = Engine(predictor, limit=cost.limit, learner=learner(predictor, cost))
@@ -103,12 +106,15 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     served.announce()
     threading.Thread(target=served.keep_announcing, daemon=True).start()
     engine.start()
+    understander = Understander(runner)
+    understander.start()
     worker.leases.start()
     metrics.CLAIMED.set_function(lambda: len(worker.claimed))
     metrics.STEP_AGE.set_function(lambda: worker.step_age_s)
     logger.info("worker ready in %.1f s: model %s %s", time.perf_counter() - started, info.name, info.version)
     worker.work(logging_level="WARNING")
     served.withdraw()
+    understander.stop()
     worker.leases.stop()
     engine.stop()
 
@@ -151,7 +157,7 @@ def model_info(
     scripts: Sequence[str] = (),
 ) -> ModelInfo:
     """Describe a bundle for the API before it is loaded; `scalars` as `read_scalars` returns them."""
-    later = {"attributes", "cost", "device", "methods", "precision", "scripts", "window_s"}
+    later = {"attributes", "cost", "device", "methods", "precision", "scripts", "sounds", "window_s"}
     fields = ModelInfo.model_fields.keys() - later
     return ModelInfo(
         **{name: getattr(manifest, name) for name in fields},
@@ -162,12 +168,19 @@ def model_info(
     )
 
 
+def sounds_of(predictor: ServingModel) -> list[ModelSound]:
+    """Return the most frequent sounds of the training clips; none without an index."""
+    named = predictor.frames.sounds()[:MOST_SOUNDS] if predictor.frames else []
+    return [ModelSound(name=name, share=round(share, 4)) for name, share in named]
+
+
 def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> ModelInfo:
     """Add the cost of a step to the description of a bundle."""
     return info.model_copy(
         update={
             "precision": predictor.dtype,
             "device": predictor.device,
+            "sounds": sounds_of(predictor),
             "cost": ModelCost(
                 audio_step_s=cost.step_s * predictor.num_tokens(1.0) / cost.limit,
                 step_s=cost.step_s,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from clipsynth.schemas.generation import Format, JobPayload, Nearness, TrainingClip
 from models.bundle import Manifest
+from models.conditioning.familiarity import Frames
 from models.sampler import SamplerRow, Velocity
 from worker.calibration import StepCost
 
@@ -24,6 +26,8 @@ class ServingModel(Protocol):
         distilled_guidance_range: lowest and highest guidance scale that needs no second pass; empty without
             distilled guidance.
         retrieves: whether `nearest_clips` and `clip` work.
+        frames: the training frames, which say how well the model knows a prompt; None without an index.
+        encoding: held by a thread that uses the encoder.
     """
 
     manifest: Manifest
@@ -32,6 +36,8 @@ class ServingModel(Protocol):
     velocity: Velocity
     distilled_guidance_range: Sequence[float] = ()
     retrieves: bool = False
+    frames: Frames | None = None
+    encoding: AbstractContextManager[Any] = nullcontext()
 
     def num_tokens(self, duration_s: float) -> int: ...
 
@@ -50,6 +56,10 @@ class ServingModel(Protocol):
         Raises:
             ValueError: the bundle cannot do this; the message is safe for the client.
         """
+
+    def cuts_off(self, text: str) -> bool:
+        """Return whether the encoder reads only the beginning of a text."""
+        return False
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return embeddings (N, D) of images, at unit norm: those of the bundle's encoder."""

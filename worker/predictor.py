@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,11 @@ from PIL import Image
 
 from clipsynth.schemas.generation import Format, JobPayload, NearClip, Nearness, TrainingClip, output_seed
 from clipsynth.schemas.payload import CONTEXT_S, windows
-from clipsynth.schemas.prompts import StoredItem
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
 from models.audio.continuation import continued, held_samples
 from models.audio.level import fit, level
+from models.conditioning.familiarity import Frames
 from models.conditioning.timeline import Stretch
 from models.networks.precision import choose_precision, set_precision
 from models.retrieval.clip_audio import ClipAudio, open_audio
@@ -65,6 +66,10 @@ class Predictor(ServingModel):
         self.dtype = str(pipeline.denoiser.dtype).removeprefix("torch.")
         self.device = pipeline.denoiser.device.type
         self.distilled_guidance_range = pipeline.distilled_guidance_range
+        self.encoding = threading.Lock()
+        index = pipeline.index
+        if index is not None:
+            self.frames = Frames(pipeline.encoder, pipeline.condition_encoder, index, pipeline.manifest)
         self.retrieves = audio is not None and pipeline.index is not None
         if audio is not None and pipeline.index is not None:
             self._retrieval = Retrieval(pipeline, pipeline.index, audio)
@@ -130,21 +135,22 @@ class Predictor(ServingModel):
     ) -> list[SamplerRow]:
         windows = payload.windows(self.manifest.max_duration_s)
         is_plain = len(windows) == 1 and not payload.loop and not payload.timeline
-        rows = self.pipeline.prepare_rows(
-            _prompts(payload, images),
-            composition=payload.composition,
-            num_inference_steps=payload.num_inference_steps,
-            guidance_scale=payload.guidance_scale,
-            duration_s=payload.sampled_s,
-            attributes=payload.attributes,
-            generators=[
-                torch.Generator("cpu").manual_seed(output_seed(payload.seed, n))
-                for n in range(payload.num_outputs)
-            ],
-            windows=[] if is_plain else [Stretch(*window) for window in windows],
-            timeline=[Stretch(*span) for span in payload.spans()] if payload.timeline else [],
-            loop=payload.loop,
-        )
+        with self.encoding:
+            rows = self.pipeline.prepare_rows(
+                _prompts(payload, images),
+                composition=payload.composition,
+                num_inference_steps=payload.num_inference_steps,
+                guidance_scale=payload.guidance_scale,
+                duration_s=payload.sampled_s,
+                attributes=payload.attributes,
+                generators=[
+                    torch.Generator("cpu").manual_seed(output_seed(payload.seed, n))
+                    for n in range(payload.num_outputs)
+                ],
+                windows=[] if is_plain else [Stretch(*window) for window in windows],
+                timeline=[Stretch(*span) for span in payload.spans()] if payload.timeline else [],
+                loop=payload.loop,
+            )
         if payload.parent is None or parent is None:
             return rows
         seconds = payload.duration_s - (payload.parent.extend_s or 0)
@@ -171,8 +177,12 @@ class Predictor(ServingModel):
         start = max(0, -(-size // token) - self.num_tokens(CONTEXT_S)) * token
         return start, (held_samples(size, self.manifest.sample_rate) - start) // token
 
+    def cuts_off(self, text: str) -> bool:
+        is_cut: bool = self.pipeline.encoder.cuts_off(text)
+        return is_cut
+
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
-        with torch.inference_mode():
+        with self.encoding, torch.inference_mode():
             # One at a time: the memory of a video's images together would be large.
             rows = [self.pipeline.encoder.encode_image([image])[0] for image in images]
             embeddings: np.ndarray = torch.stack(rows).float().cpu().numpy()
@@ -237,7 +247,7 @@ def _prompts(payload: JobPayload, images: Mapping[str, Image.Image]) -> list[Pro
         Prompt(
             images[c.image_key] if c.image_key else c.text or "",
             c.weight,
-            c.attributes if isinstance(c, StoredItem) else {},
+            c.attributes,
         )
         for c in payload.conditions
     ]

@@ -212,7 +212,7 @@ def _prompt(services: Services, item: StoredPrompt, files: dict[str, ReadImage])
         name = str(len(files))
         files[name] = partial(_image, services, item.image_key, item.image_sha256)
         content["image"] = PART + name
-    return content | {"weight": item.weight}
+    return content | {"weight": item.weight, "attributes": item.attributes}
 
 
 def _image(services: Services, key: str, sha256: str | None) -> bytes:

@@ -7,19 +7,19 @@ import hashlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from redis.exceptions import RedisError
 
 from app.dependencies import Services
+from app.requests.conditions import interpret, split_prompts, stored_prompts, stored_timeline
 from app.requests.images import ReadImage, RequestImage, read_images
 from app.requests.recipe import ParentSound
 from app.requests.texts import readable
 from app.requests.video import CopiedVideo
 from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
 from clipsynth.errors import (
-    AttributeUnavailable,
     InvalidRequest,
     MethodUnavailable,
     NotFound,
@@ -32,8 +32,9 @@ from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Generation, JobPayload, Status, Webhook
 from clipsynth.schemas.model_info import ModelInfo
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredItem, StoredParent, StoredPrompt, StoredVideo
+from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredParent, StoredPrompt, StoredVideo
 from clipsynth.schemas.request import GenerationRequest
+from clipsynth.schemas.understanding import Understanding
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.headers import ANSWER_HEADERS
 from clipsynth.security.safe_http import UrlRefused, check_url
@@ -85,8 +86,10 @@ def accept(
             return earlier, True
     services.budgets.room.check()
     model = state.model(wanted.model)
+    asks = model.sounds and not is_replay and not video
+    parts, known = interpret(services, wanted, model) if asks else ([], [])
     stored = video.stored if video else None, parent.stored if parent else None
-    payload = resolve(wanted, model, generation_id, settings, *stored, is_replay=is_replay)
+    payload = resolve(wanted, model, generation_id, settings, *stored, parts=parts, is_replay=is_replay)
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
     reservation.rate_per_s, reservation.max_kept_bytes = caller.rate_per_s, caller.max_kept_bytes
     # Admission comes before the images, because it is the cheapest reason to refuse a request.
@@ -102,7 +105,7 @@ def accept(
         return _earlier(services, caller, generation_id), True
     try:
         if images:
-            _store(services, generation_id, payload, images)
+            store_images(services, generation_id, payload, images)
         if video:
             state.expect_files(generation_id)
             services.storage.put(video_key(generation_id, video.stored.extension), video.path)
@@ -118,6 +121,9 @@ def accept(
             webhook=webhook,
             metadata=wanted.metadata,
             ttl_s=wanted.ttl_s,
+            understanding=Understanding.of(payload.conditions, known, wanted.prompt if parts else None)
+            if known
+            else None,
         )
     except Exception:
         with contextlib.suppress(RedisError):  # then the janitor releases it
@@ -135,7 +141,7 @@ def _rate_headers(left: int, most: int, seconds: int) -> dict[str, str]:
     }
 
 
-def _store(
+def store_images(
     services: Services, generation_id: str, payload: JobPayload, images: Sequence[RequestImage]
 ) -> None:
     """Store the images and note their hashes in the payload; store none if one is refused."""
@@ -217,11 +223,13 @@ def resolve(
     video: StoredVideo | None = None,
     parent: StoredParent | None = None,
     *,
+    parts: Sequence[str] = (),
     is_replay: bool = False,
 ) -> JobPayload:
     """Fill in the model's defaults, a seed and the keys of images; check the limits.
 
     Args:
+        parts: the sounds that the prompt asks for, if they are several.
         is_replay: the texts come from a recipe and stay as they are.
     """
 
@@ -235,27 +243,20 @@ def resolve(
     is_retrieval = wanted.method == "retrieval"
     has_image = wanted.image is not None or wanted.image_url is not None
     requested = None if wanted.attributes is None else wanted.attributes.model_dump(exclude_none=True)
-    prompt, attributes = resolve_attributes(
-        read(wanted.prompt, "/prompt"), requested, model.attributes, model=model.name
-    )
-    prompts = (
-        None
-        if wanted.prompts is None
-        else [
-            StoredPrompt(
-                text=read(item.text, f"/prompts/{n}/text"),
-                image_key=image_key(generation_id, n) if item.is_image else None,
-                weight=item.weight,
-            )
-            for n, item in enumerate(wanted.prompts)
-        ]
-    )
+    # Words of a part bind to it.
+    text = None if parts else read(wanted.prompt, "/prompt")
+    prompt, attributes = resolve_attributes(text, requested, model.attributes, model=model.name)
+    prompts, composition = None, wanted.composition
+    if parts:
+        prompts, composition = split_prompts(wanted, parts, attributes, model)
+    elif wanted.prompts is not None:
+        prompts = stored_prompts(wanted.prompts, model, generation_id, read)
     payload = JobPayload(
         model=model.name,
         prompt=prompt,
         prompts=prompts,
-        timeline=_timeline(wanted, model, generation_id, read),
-        composition=wanted.composition,
+        timeline=stored_timeline(wanted, model, generation_id, read) if wanted.timeline else None,
+        composition=composition,
         image_key=image_key(generation_id) if has_image else None,
         negative_prompt=read(wanted.negative_prompt, "/negative_prompt"),
         attributes=attributes,
@@ -293,36 +294,6 @@ def _length_s(
         return max((item.end_s for item in wanted.timeline or ()), default=0.0)
     longest_s = max(settings.max_duration_s, model.window_s or model.max_duration_s)
     return round(min(max(video.seconds, model.min_duration_s), longest_s), 3)
-
-
-def _timeline(
-    wanted: GenerationRequest,
-    model: ModelInfo,
-    generation_id: str,
-    read: Callable[[str | None, str], str | None],
-) -> list[StoredItem] | None:
-    """Return the timeline for the payload, with times in whole milliseconds."""
-    found = []
-    for n, item in enumerate(wanted.timeline or ()):
-        try:
-            asked = item.attributes.model_dump(exclude_none=True)
-            _, attributes = resolve_attributes(None, asked, model.attributes, model=model.name)
-        except AttributeUnavailable as error:
-            raise AttributeUnavailable(f"/timeline/{n}{error}") from None
-        found.append(
-            StoredItem(
-                text=read(item.text, f"/timeline/{n}/text"),
-                image_key=image_key(generation_id, sum(o.is_image for o in wanted.items[:n]))
-                if item.is_image
-                else None,
-                weight=item.weight,
-                start_s=round(item.start_s, 3),
-                end_s=round(item.end_s, 3),
-                attributes=attributes,
-                fade_s=item.fade_s,
-            )
-        )
-    return found or None
 
 
 def _check_length(payload: JobPayload, model: ModelInfo, settings: Settings) -> None:

@@ -5,4 +5,5 @@ the place. Work is counted in network passes times seconds of sound (`JobPayload
 
 limits.py   Reserve a place; estimate the time until the end of a request.
 scripts.py  The Lua scripts.
+questions.py  Questions to a worker: how the model understands a prompt.
 """

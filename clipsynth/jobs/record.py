@@ -28,6 +28,7 @@ from clipsynth.schemas.generation import (
     Status,
     Webhook,
 )
+from clipsynth.schemas.understanding import Understanding
 from clipsynth.security.api_keys import ANONYMOUS
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,8 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
         metadata=json.loads(fields.get("metadata", "{}")),
     )
     generation._attempt = fields.get("attempt")
+    if "understood" in fields:
+        generation.explain(Understanding.model_validate_json(fields["understood"]))
     return generation
 
 

@@ -136,3 +136,12 @@ end
 return unwanted
 """
 )
+
+# Note how the model understands a generation.
+NOTE_UNDERSTOOD = """
+-- KEYS: 1 record, 2 channel of events. ARGV: fields (name, value).
+if redis.call('HEXISTS', KEYS[1], 'status') == 1 and redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
+  redis.call('HSET', KEYS[1], unpack(ARGV))
+  redis.call('PUBLISH', KEYS[2], 'progress')
+end
+"""

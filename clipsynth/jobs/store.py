@@ -22,7 +22,7 @@ from clipsynth.jobs.model_registry import ModelRegistry
 from clipsynth.jobs.queue import push_job, take_turn
 from clipsynth.jobs.record import RecordReader
 from clipsynth.jobs.removal import UNCREATED_S, RecordRemover
-from clipsynth.jobs.scripts import RECORD_BYTES, TRANSITION
+from clipsynth.jobs.scripts import NOTE_UNDERSTOOD, RECORD_BYTES, TRANSITION
 from clipsynth.redis_keys import (
     DEADLINES,
     ENDED,
@@ -36,6 +36,7 @@ from clipsynth.redis_keys import (
     UNFINISHED,
 )
 from clipsynth.schemas.generation import TERMINAL, Generation, JobPayload, Problem, Progress, Status, Webhook
+from clipsynth.schemas.understanding import Understanding
 from clipsynth.security.api_keys import ANONYMOUS
 from clipsynth.settings import Settings
 
@@ -105,12 +106,14 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         webhook: Webhook | None = None,
         metadata: Mapping[str, str] | None = None,
         ttl_s: int | None = None,
+        understanding: Understanding | None = None,
     ) -> Generation:
         """Create a generation and push its job, of the same id, in one transaction; return the resource.
 
         Args:
             reservation: its place, with owner and work; the record takes it over. Without one, the generation
                 is anonymous and counts in no limit.
+            understanding: how the model understands the payload, if a worker has said it.
             ttl_s: seconds for which it is kept after its end, if less than `result_ttl_s`.
         """
         now = time.time()
@@ -133,6 +136,8 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             fields["deadline_at"] = now + payload.deadline_s
         if ttl_s is not None:
             fields["ttl_s"] = ttl_s
+        if understanding is not None:
+            fields["understood"] = understanding.model_dump_json()
         if metadata:
             fields["metadata"] = json.dumps(metadata)
         if webhook is not None:
@@ -157,7 +162,7 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             pipeline.zrem(EXPIRY, generation_id)
             take_turn(pipeline, queue, generation_id, owner=owner, work=work)
             position = pipeline.execute()[-1]
-        return Generation(
+        generation = Generation(
             id=generation_id,
             status=Status.QUEUED,
             created_at=now,
@@ -169,6 +174,9 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             webhook=webhook,
             metadata=dict(metadata or {}),
         )
+        if understanding is not None:
+            generation.explain(understanding)
+        return generation
 
     # ------------------------------------------------------------------------------------------- transitions
 
@@ -249,6 +257,11 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         self.queue_transition(
             pipeline, generation_id, Status.PROCESSING, {"company": 1}, of=[Status.PROCESSING]
         )
+
+    def note_understood(self, generation_id: str, found: Understanding) -> None:
+        """Note how the model understands a generation, unless this is known or it was removed."""
+        keys = [RECORD + generation_id, EVENTS + generation_id]
+        self.redis.eval(NOTE_UNDERSTOOD, len(keys), *keys, "understood", found.model_dump_json())
 
     def queue_end(self, pipeline: Pipeline, end: End) -> None:
         """Queue a final status."""

@@ -34,7 +34,9 @@ from clipsynth.schemas.prompts import (
     StoredItem,
     StoredParent,
     StoredPrompt,
+    UnderstoodSound,
 )
+from clipsynth.schemas.understanding import RequestWarning, Understanding
 
 MEDIA_TYPES: dict[Format, str] = {
     "wav": "audio/wav",
@@ -74,6 +76,10 @@ TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.E
 KEY = {"image_key"}
 
 
+def _order(item: StoredPrompt) -> tuple[object, ...]:
+    return item.text or "", item.image_sha256 or "", item.weight, sorted(item.attributes.items())
+
+
 class ReplayToken(BaseModel):
     """Request for exactly one output, with the versions that made it. `image_key` is a key in storage."""
 
@@ -107,7 +113,7 @@ class ReplayToken(BaseModel):
     @classmethod
     def _sorted(cls, prompts: list[StoredPrompt] | None) -> list[StoredPrompt] | None:
         """Sort the prompts, so that equal sets have equal tokens."""
-        return prompts and sorted(prompts, key=lambda p: (p.text or "", p.image_sha256 or "", p.weight))
+        return prompts and sorted(prompts, key=_order)
 
     @field_validator("timeline")
     @classmethod
@@ -270,11 +276,29 @@ class Generation(BaseModel):
     eta_s: float | None = Field(default=None, description="While queued: estimated seconds until its end.")
     progress: Progress | None = Field(default=None, description="Present while it is processing.")
     outputs: list[Output] = []
+    familiarity: float | None = Field(
+        default=None,
+        description="How well the model knows the prompt, of several the least known, from 0 to 1. Half of "
+        "the queries at 0.5 are recognised. Null until a worker has said it.",
+    )
+    understood_as: list[UnderstoodSound] = Field(
+        default=[], description="Sounds of the training clips nearest to that prompt."
+    )
+    warnings: list[RequestWarning] = Field(default=[], description="What the client may not expect.")
     error: Problem | None = None
     webhook: Webhook | None = None
     metadata: dict[str, str] = {}
     # The attempt whose results it has. Older workers had one folder for all attempts.
     _attempt: str | None = PrivateAttr(default=None)
+
+    def explain(self, found: Understanding) -> None:
+        """Show how the model understands the input."""
+        conditions = self.input.conditions
+        for condition, own in zip(conditions, found.understood, strict=False):
+            condition.familiarity, condition.understood_as = own.familiarity, own.understood_as
+        least = found.least_familiar(conditions)
+        self.familiarity, self.understood_as = least.familiarity, least.understood_as
+        self.warnings = found.warnings
 
     @computed_field(exclude_if=lambda value: value is None)  # type: ignore[prop-decorator]
     @property
@@ -310,3 +334,7 @@ class Estimate(BaseModel):
     unfinished: int = Field(description="Number of unfinished generations of the model.")
     p50_s: float | None = Field(description="Half of the requests end within it; null while unmeasured.")
     p90_s: float | None = Field(description="90 % of the requests end within it; null while unmeasured.")
+    familiarity: float | None = Field(default=None, description="As of the generation.")
+    understood_as: list[UnderstoodSound] = Field(default=[], description="As of the generation.")
+    prompts: list[StoredPrompt] | None = Field(default=None, description="`input.prompts` of the generation.")
+    warnings: list[RequestWarning] = Field(default=[], description="As of the generation.")

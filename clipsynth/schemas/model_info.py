@@ -20,6 +20,13 @@ class ModelCost(BaseModel):
     )
 
 
+class ModelSound(BaseModel):
+    """A sound that a model has learned."""
+
+    name: str = Field(description="Class of objects that the images of its clips are nearest to.")
+    share: float = Field(description="Share of the training clips.")
+
+
 class ModelInfo(BaseModel):
     """A model as its worker describes it."""
 
@@ -38,6 +45,9 @@ class ModelInfo(BaseModel):
         default=[], description="ISO 15924 codes of the scripts that it reads; empty if unknown."
     )
     attributes: list[str] = Field(default=[], description="Attributes that a request may have.")
+    sounds: list[ModelSound] = Field(
+        default=[], description="The most frequent sounds of the training clips; empty while it is loaded."
+    )
     methods: list[Method] = Field(default=["diffusion"], description="Methods that a request may have.")
     precision: str = Field(
         default="float32", description="Of the denoiser. Another one may change a seed's sound slightly."

@@ -57,6 +57,23 @@ IMAGE = (
 Quantile = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+class Attributes(BaseModel):
+    """Attributes of the sound, each as a quantile (0 to 1) among training sounds near the prompt.
+
+    0.5 is typical for such sounds, 0.9 is more than most. An absent attribute is left open.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    loudness: Quantile | None = Field(
+        default=None, description="From quiet to loud, among all training sounds; applied as a gain."
+    )
+    brightness: Quantile | None = Field(default=None, description="From dull to bright.")
+    pitch: Quantile | None = Field(default=None, description="From low to high.")
+    noisiness: Quantile | None = Field(default=None, description="From tonal to noisy.")
+    density: Quantile | None = Field(default=None, description="From few events to many.")
+
+
 class WeightedPrompt(BaseModel):
     """One text or image of a set, and its weight."""
 
@@ -66,6 +83,11 @@ class WeightedPrompt(BaseModel):
     image: str | None = Field(default=None, description=f"{IMAGE}.")
     image_url: ImageUrl | None = None
     weight: Weight = 1.0
+    attributes: Attributes = Field(
+        default=Attributes(),
+        exclude_if=lambda value: value == Attributes(),
+        description="Attributes of this sound.",
+    )
 
     @field_validator("text")
     @classmethod
@@ -90,23 +112,6 @@ class WeightedPrompt(BaseModel):
     @property
     def is_image(self) -> bool:
         return self.text is None
-
-
-class Attributes(BaseModel):
-    """Attributes of the sound, each as a quantile (0 to 1) among training sounds near the prompt.
-
-    0.5 is typical for such sounds, 0.9 is more than most. An absent attribute is left open.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    loudness: Quantile | None = Field(
-        default=None, description="From quiet to loud, among all training sounds; applied as a gain."
-    )
-    brightness: Quantile | None = Field(default=None, description="From dull to bright.")
-    pitch: Quantile | None = Field(default=None, description="From low to high.")
-    noisiness: Quantile | None = Field(default=None, description="From tonal to noisy.")
-    density: Quantile | None = Field(default=None, description="From few events to many.")
 
 
 NAMES = tuple(Attributes.model_fields)
@@ -140,6 +145,13 @@ class TimelineItem(WeightedPrompt):
         return self
 
 
+class UnderstoodSound(BaseModel):
+    """A sound of the training clips near a prompt."""
+
+    name: str = Field(description="As in `sounds` of the model.")
+    similarity: float = Field(description="Cosine of the prompt and its nearest frame of this sound.")
+
+
 class StoredPrompt(BaseModel):
     """One text or image of a set in a job payload or replay token; `image_key` is its key in storage."""
 
@@ -149,6 +161,10 @@ class StoredPrompt(BaseModel):
     image_key: str | None = None
     image_sha256: str | None = None
     weight: float = 1.0
+    attributes: dict[str, float] = Field(default={}, exclude_if=lambda value: not value)
+    # In resources only.
+    familiarity: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    understood_as: list[UnderstoodSound] = Field(default=[], exclude_if=lambda value: not value)
 
 
 class StoredItem(StoredPrompt):

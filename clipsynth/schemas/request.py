@@ -71,6 +71,11 @@ class GenerationRequest(BaseModel):
     prompt: str | None = Field(
         default=None, max_length=MAX_TEXT, description="Text that describes the sound."
     )
+    interpret: bool = Field(
+        default=True,
+        exclude_if=lambda value: value,
+        description='Whether a prompt that asks for several sounds ("a dog and rain") becomes `prompts`.',
+    )
     image: str | None = Field(default=None, description=f"{IMAGE}. A form's only file may have any name.")
     image_url: ImageUrl | None = None
     prompts: list[WeightedPrompt] | None = Field(

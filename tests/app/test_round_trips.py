@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.connection import AbstractConnection
 
+from clipsynth.schemas.model_info import ModelSound
 from clipsynth.settings import Settings
 from tests.support.admission import COST
 from tests.support.api_client import INFO, Service
@@ -13,7 +14,8 @@ from tests.support.api_client import INFO, Service
 @pytest.fixture
 def service(redis_url, tmp_path):
     service = Service(Settings(redis_url=redis_url, data_dir=tmp_path))
-    service.state.announce(INFO.model_copy(update={"cost": COST}))
+    sounds = [ModelSound(name="tabby", share=1.0)]
+    service.state.announce(INFO.model_copy(update={"cost": COST, "sounds": sounds}))
     with service.client:
         yield service
     service.redis.close()

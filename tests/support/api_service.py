@@ -18,9 +18,10 @@ from clipsynth.storage import Storage
 from models.retrieval.clip_audio import open_audio
 from worker.engine import Engine
 from worker.job_runner import JobRunner
-from worker.main import model_info
+from worker.main import model_info, sounds_of
 from worker.predictor import Predictor
 from worker.rq_adapter.worker import BatchWorker
+from worker.understanding.answers import Understander
 
 _IMAGES = itertools.count()  # each is another
 
@@ -57,10 +58,15 @@ class Service:
             engine=self.engine,
         )
         offered = ["diffusion", "retrieval"] if self.predictor.retrieves else ["diffusion"]
-        self.info = model_info(pipeline.manifest, pipeline.condition_encoder.config.scalars, offered)
+        info = model_info(pipeline.manifest, pipeline.condition_encoder.config.scalars, offered)
+        self.info = info.model_copy(update={"sounds": sounds_of(self.predictor)})
+        self.understander = Understander(runner)
+        if self.info.sounds:
+            self.understander.start()
         self.state.announce(self.info)
 
     def close(self):
+        self.understander.stop()
         self.engine.stop()
         self.worker.leases.stop()
         self.redis.close()

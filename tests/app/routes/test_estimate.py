@@ -23,7 +23,8 @@ def ask(service, body=None, **kwargs):
 def test_an_estimate_counts_the_jobs_before(service):
     service.state.announce(INFO.model_copy(update={"cost": COST}))
     empty = ask(service, {"prompt": "a"}).json()
-    assert empty == {"model": "tiny", "unfinished": 0, "p50_s": REQUEST_S, "p90_s": pytest.approx(1.8)}
+    cost = {"model": "tiny", "unfinished": 0, "p50_s": REQUEST_S, "p90_s": pytest.approx(1.8)}
+    assert empty == cost | {"familiarity": None, "understood_as": [], "prompts": None, "warnings": []}
     service.post()
     after_one = ask(service, {"prompt": "a", "num_outputs": 2}).json()
     assert (after_one["unfinished"], after_one["p50_s"]) == (1, pytest.approx(3 * REQUEST_S))

@@ -42,7 +42,8 @@ def test_a_saved_replay_token_is_byte_equal(saved):
 def test_a_saved_record_is_read(service, saved):
     service.redis.hset(RECORD + saved["id"], mapping=saved["record"])
     expected = json.loads(json.dumps(saved["resource"]).replace('"novelty"', '"copy_distance"'))
-    assert service.client.get(f"/v1/generations/{saved['id']}").json() == expected
+    added = {"familiarity": None, "understood_as": [], "warnings": []}
+    assert service.client.get(f"/v1/generations/{saved['id']}").json() == expected | added
     assert expected["outputs"][0]["copy_distance"] == 0.25
 
 

@@ -1,0 +1,140 @@
+"""Prompts as a worker understands them: several sounds, familiarity, warnings."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipsynth.admission import questions
+from clipsynth.services.processes import wait_until
+from clipsynth.settings import Settings
+from tests.support.api_service import SHORT, image, serving
+from worker.understanding import sentences
+
+BOTH = {"prompt": "a dog and a cat", **SHORT}
+PARTS = ["a dog", "a cat"]
+
+
+@pytest.fixture
+def service(redis_url, indexed_pipeline, tmp_path, monkeypatch):
+    """The tiny model knows no words: every part is another sound to it."""
+    for name, value in {"KNOWN": 0, "WELL_KNOWN": 0, "SAME": 2}.items():
+        monkeypatch.setattr(sentences, name, value)
+    monkeypatch.setattr(questions, "TIMEOUT_S", 30)
+    yield from serving(Settings(redis_url=redis_url, data_dir=tmp_path), indexed_pipeline)
+
+
+@pytest.fixture
+def silent(redis_url, indexed_pipeline, tmp_path, monkeypatch):
+    """A service whose worker answers no questions in time."""
+    monkeypatch.setattr(questions, "TIMEOUT_S", 0.01)
+    for service in serving(Settings(redis_url=redis_url, data_dir=tmp_path), indexed_pipeline):
+        service.understander.stop()
+        service.understander._stopped.clear()
+        yield service
+
+
+def estimate(service, body):
+    return service.client.post("/v1/estimate", json=body).json()
+
+
+def texts(resource):
+    return [prompt["text"] for prompt in resource["input"]["prompts"] or ()]
+
+
+def codes(resource):
+    return [warning["code"] for warning in resource["warnings"]]
+
+
+def test_a_sentence_of_two_sounds_is_split(service):
+    made = service.post(BOTH).json()
+    assert texts(made) == PARTS
+    assert made["input"]["prompt"] is None
+    assert "interpreted" in codes(made)
+    for prompt in made["input"]["prompts"]:
+        assert 0 <= prompt["familiarity"] <= 1
+        assert prompt["understood_as"]
+    assert made["familiarity"] == min(prompt["familiarity"] for prompt in made["input"]["prompts"])
+    read = service.client.get(made["links"]["self"]).json()
+    assert {name: read[name] for name in ("input", "familiarity", "understood_as", "warnings")} == {
+        name: made[name] for name in ("input", "familiarity", "understood_as", "warnings")
+    }
+
+
+def test_an_estimate_understands_as_a_request_does(service):
+    said = estimate(service, BOTH)
+    made = service.post(BOTH).json()
+    assert said["prompts"] == made["input"]["prompts"]
+    assert (said["familiarity"], said["warnings"]) == (made["familiarity"], made["warnings"])
+    assert len(service.client.get("/v1/generations").json()["data"]) == 1
+
+
+def test_variations_keep_the_parts(service):
+    done = service.finish(service.post({**BOTH, "prompt": "a quiet dog and a loud cat"}))
+    path = f"/v1/generations/{done['id']}/variations"
+    varied = service.finish(service.client.post(path, json={}))
+    own, parents = ({p["text"]: p["attributes"] for p in one["input"]["prompts"]} for one in (varied, done))
+    assert own == parents
+
+
+def test_a_client_may_be_taken_literally(service):
+    for body in ({**BOTH, "interpret": False}, {"prompts": [{"text": BOTH["prompt"]}], **SHORT}):
+        made = service.post(body).json()
+        assert texts(made) in ([], [BOTH["prompt"]])
+        assert made["familiarity"] is None
+    assert service.redis.keys("clipsynth:ask:*") == []
+
+
+def test_attribute_words_bind_to_their_part(service):
+    made = service.post({"prompt": "a loud dog and a quiet bird", **SHORT}).json()
+    loud, quiet = (prompt["attributes"]["loudness"] for prompt in made["input"]["prompts"])
+    assert loud > 0.5 > quiet
+    assert texts(made) == ["a dog", "a bird"]
+    assert made["input"]["composition"] == "mix"
+
+
+@pytest.mark.parametrize("prompt", [BOTH["prompt"], "a quiet dog and a loud cat"])
+def test_a_recipe_holds_the_parts_as_understood(service, prompt):
+    done = service.finish(service.post({**BOTH, "prompt": prompt}))
+    recipe = done["outputs"][0]["recipe"]
+    replayed = service.finish(service.client.post("/v1/replay", json={"recipe": recipe}))
+    assert replayed["outputs"][0]["recipe"] == recipe
+    assert texts(replayed) == PARTS[::-1]
+    first, second = (service.client.get(one["outputs"][0]["url"]).content for one in (done, replayed))
+    assert first == second
+
+
+def test_an_idempotent_request_is_understood_once(service, monkeypatch):
+    headers = {"Idempotency-Key": "k"}
+    first = service.post(BOTH, headers=headers).json()
+    service.understander.stop()
+    monkeypatch.setattr(questions, "TIMEOUT_S", 0.01)
+    again = service.post(BOTH, headers=headers).json()
+    assert (again["id"], again["input"]) == (first["id"], first["input"])
+
+
+def test_an_image_has_a_familiarity_before_it_is_made(service):
+    said = service.client.post("/v1/estimate", files={"image": image("PNG")}).json()
+    assert 0 <= said["familiarity"] <= 1
+    assert service.client.post("/v1/estimate", files={"image": b"none"}).json()["familiarity"] is None
+
+
+def test_without_an_answer_the_prompt_is_whole(silent):
+    posted = silent.post(BOTH)
+    made = posted.json()
+    assert (made["input"]["prompt"], made["familiarity"], made["warnings"]) == (BOTH["prompt"], None, [])
+    assert estimate(silent, BOTH)["familiarity"] is None
+    assert silent.redis.keys("clipsynth:ask:*") == []
+
+
+def test_the_worker_says_it_when_the_job_starts(service):
+    posted = service.post({"prompt": "a dog", **SHORT})
+    assert posted.json()["familiarity"] is None
+    made = service.finish(posted)
+    assert wait_until(
+        lambda: service.client.get(made["links"]["self"]).json()["familiarity"] is not None, timeout_s=30
+    )
+
+
+def test_models_list_their_sounds(service):
+    sounds = service.client.get("/v1/models").json()[0]["sounds"]
+    assert sum(sound["share"] for sound in sounds) == pytest.approx(1, abs=1e-3)

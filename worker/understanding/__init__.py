@@ -1,0 +1,5 @@
+"""How the model understands prompts.
+
+answers.py    Answers to the API's questions, and notes on jobs.
+sentences.py  The sounds that a sentence asks for.
+"""
