@@ -115,7 +115,9 @@ class Manifest:
         """
         path = folder / FILE_NAME
         if not path.is_file():
-            raise BundleError(f"{folder} is no bundle: it has no {FILE_NAME}")
+            raise BundleError(
+                f"{folder} is no bundle: it has no {FILE_NAME}; `train` writes one to RUN/bundle"
+            )
         try:
             values = json.loads(path.read_text())
             values["guidance_interval"] = tuple(values["guidance_interval"])

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import torch
 from transformers import SpeechT5HifiGan
+from transformers.utils.logging import disable_progress_bar
 
 from models.audio.attributes import Scales, by_name
 from models.audio.mel import MelSpectrogram
@@ -107,6 +108,7 @@ def export(
         **recipe.requests.model_dump(),
     )
     pipe.index = build_index(clips.train, known)
+    disable_progress_bar()
     pipe.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(recipe, pipe, pipe.index.clips, results))
 

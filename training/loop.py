@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from models.bundle import Manifest
-from training.progress import ProgressView, Trackers
+from training.progress import LINE_EVERY_S, ProgressView, Trackers
 from training.recipe import RunRecipe
 from training.state import TrainingState
 
@@ -238,7 +238,8 @@ class Run(Generic[R]):
     ) -> None:
         """Take steps from `state.step` to `last`; save every `save_every_s` seconds and at the end.
 
-        Losses are read only every `LOG_EVERY` steps, because the host must wait for the device to read one.
+        Losses are read only every `LOG_EVERY` steps or once a minute, because the host must wait for the
+        device to read one.
         A state is saved only if all losses before it are finite.
 
         Args:
@@ -281,7 +282,8 @@ class Run(Generic[R]):
                     since, counted, self._waited_s = time.monotonic(), n, 0.0
                 stop = bool(request.number)
                 due = evaluate is not None and (n % evaluate_every == 0 or n == last)
-                if n % LOG_EVERY == 0 or n == last or due:
+                slow = time.monotonic() - since > LINE_EVERY_S
+                if n % LOG_EVERY == 0 or n == last or due or slow:
                     if (bad := first_bad()) is not None:
                         raise ValueError(self._not_finite(bad, clips_of))
                     self.log("loss", n, float(mean))

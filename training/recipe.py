@@ -290,7 +290,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe | Spec
     except ValidationError as error:
         wrong = [
             f"{'.'.join(map(str, e['loc']))}: "
-            + ("no such field" if e["type"] == "extra_forbidden" else f"{e['msg']}, got {e['input']!r}")
+            + ("no such field" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, "))
+            + ("" if e["type"] in ("extra_forbidden", "value_error") else f", got {e['input']!r}")
             for e in error.errors(include_url=False)
         ]
         raise ValueError(f"{path}: {'; '.join(wrong)}") from None

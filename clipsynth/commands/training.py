@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
 import re
 from functools import partial
@@ -91,7 +92,7 @@ def prepare(
     )
     encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else MultilingualEncoder()
     with Progress() as progress:
-        bar = progress.add_task("prepare", total=None)
+        bar = progress.add_task("prepare", visible=False)
         for done, total in run(
             videos,
             out,
@@ -108,8 +109,8 @@ def prepare(
             filters=Filters(min_motion, 1.0 if max_speech is None else max_speech),
         ):
             stage = "prepare" if done < total else "pack shards"
-            progress.update(bar, completed=done, total=total, description=stage)
-    print((out / "report.json").read_text())
+            progress.update(bar, completed=done, total=total, description=stage, visible=True)
+    _print_report(out)
 
 
 def _read_part(text: str) -> tuple[int, int]:
@@ -126,7 +127,14 @@ def merge(out: Path, parts: list[Path], min_motion: MinMotion = 0.0, max_speech:
     from training.prepare.prepare import merge as run
 
     run(out, parts, Filters(min_motion, 1.0 if max_speech is None else max_speech))
-    print((out / "report.json").read_text())
+    _print_report(out)
+
+
+def _print_report(out: Path) -> None:
+    path = out / "report.json"
+    report = json.loads(path.read_text())
+    parts = ", ".join(f"{len(report[name])} {name}" for name in ("skipped", "damaged") if report[name])
+    print(f"{report['clips']} clips, {report['hours']:g} h; videos: {parts or 'all used'}; see {path}")
 
 
 def correspondence(

@@ -160,9 +160,13 @@ def claim(out: Path, options: PrepareOptions, part: str | None) -> None:
             f"{out} was prepared by an earlier version: training reads it, but to change it prepare its "
             "videos again into another folder"
         )
-    different = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+    different = [
+        f"{name} {found.get(name)}, not {wanted.get(name)}"
+        for name in sorted({*wanted, *found})
+        if wanted.get(name) != found.get(name)
+    ]
     if different:
-        raise PrepareError(f"{out} was started with another {', '.join(different)}; use another folder")
+        raise PrepareError(f"{out} was started with {'; '.join(different)}; use another folder")
 
 
 def read_options(out: Path) -> tuple[PrepareOptions, str | None]:

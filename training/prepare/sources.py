@@ -53,7 +53,7 @@ def find_sources(folder: Path, listing: Path | None = None) -> FoundVideos:
         PrepareError: there are no videos, or the list has neither form.
     """
     if not folder.is_dir():
-        raise PrepareError(f"{folder} is not a folder")
+        raise PrepareError(f"{folder} is not a folder; name the one with your videos")
     found, skipped, ignored = list[Source](), dict[str, str](), Counter[str]()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -65,7 +65,10 @@ def find_sources(folder: Path, listing: Path | None = None) -> FoundVideos:
             skipped[name] = "not a file"
     if not found:
         others = ", ".join(f"{n} {suffix or 'without ending'}" for suffix, n in sorted(ignored.items()) if n)
-        raise PrepareError(f"{folder} holds no videos{f', only other files ({others})' if others else ''}")
+        only = f", only other files ({others})" if others else ""
+        raise PrepareError(
+            f"{folder} holds no videos{only}; their names must end in .mp4, .mov, .webm or such"
+        )
     missing: list[str] = []
     if listing is not None:
         found, missing = _listed(found, folder, listing)

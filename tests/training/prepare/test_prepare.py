@@ -112,7 +112,7 @@ def test_a_device_encodes_the_windows_of_all_processes(videos, prepared, encoder
 
 
 def test_other_options_and_empty_folders_are_rejected(videos, prepared, encoder, tmp_path):
-    with pytest.raises(PrepareError, match="use another folder"):
+    with pytest.raises(PrepareError, match=r"with clip_s 5\.0, not 1\.0; .*use another folder"):
         list(prepare(videos, prepared, encoder, options=PrepareOptions(clip_s=1.0)))
     with pytest.raises(PrepareError, match="no videos"):
         list(prepare(tmp_path, tmp_path / "out", encoder))
