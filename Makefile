@@ -1,5 +1,5 @@
 # make serve | test | test-fast | check | chaos | fuzz | screenshots | licences
-# PYTHON: the interpreter, 3.11 or 3.12. PORT: the port of the service.
+# PYTHON: the interpreter, 3.11 to 3.14. PORT: the port of the service.
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
@@ -8,8 +8,8 @@ BIN := .venv/bin
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else \
-		"Python 3.11 or 3.12 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) else \
+		"Python 3.11 to 3.14 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
 	@echo "installing into .venv; this takes minutes"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all,dev]"

@@ -70,7 +70,7 @@ def test_every_readme_command_is_tested_or_exists():
 
 
 @pytest.mark.parametrize(
-    ("version", "says"), [("3, 11", None), ("3, 12", None), ("3, 10", "3.10"), ("3, 13", "3.13")]
+    ("version", "says"), [("3, 11", None), ("3, 14", None), ("3, 10", "3.10"), ("3, 15", "3.15")]
 )
 def test_setup_accepts_the_supported_pythons(tmp_path, version, says):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):

