@@ -61,8 +61,8 @@ class SamplerRow:
         unguided one. windows: of a row that is made in windows; they replace its own conditions. Tokens in no
         window stay noise. start: share of the steps that the row leaves out, because it begins between noise
         and data (SDEdit, Meng et al. 2022). held: velocity (V, n, C) of the first n tokens, which lead to
-        known data. parent: waveform that the sound continues. loop: whether the end continues at the
-        beginning. plateaus: levels of the sound of a timeline.
+        known data. parent: waveform that the sound varies or, with `held`, continues. loop: whether the end
+        continues at the beginning. plateaus: levels of the sound of a timeline.
 
     Raises:
         ValueError: the numbers of components, conditions and weights do not fit.
@@ -202,11 +202,14 @@ def advance(rows: Sequence[SamplerRow], velocity: Velocity, group_rows: int = GR
     return len(batch)
 
 
-def varied(row: SamplerRow, data: torch.Tensor, strength: float) -> SamplerRow:
-    """Return a new row that begins between its noise and data (1, L, C): at strength 1 with noise alone."""
+def varied(row: SamplerRow, data: torch.Tensor, parent: np.ndarray, strength: float) -> SamplerRow:
+    """Return a new row that begins between its noise and data (1, L, C), those of the parent (T,).
+
+    At strength 1 it begins with noise alone.
+    """
     time = 1 - strength
     latents = strength * row.latents + time * data
-    return replace(row, latents=latents, start=share_at(time, row.time_shift))
+    return replace(row, latents=latents, start=share_at(time, row.time_shift), parent=parent)
 
 
 def continuing(row: SamplerRow, data: torch.Tensor, parent: np.ndarray) -> SamplerRow:

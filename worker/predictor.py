@@ -16,7 +16,7 @@ from clipsynth.schemas.payload import CONTEXT_S, windows
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
 from models.audio.continuation import continued, held_samples
-from models.audio.level import fit, level
+from models.audio.level import fit, level, towards_level
 from models.conditioning.familiarity import Frames
 from models.conditioning.timeline import Stretch
 from models.networks.precision import choose_precision, set_precision
@@ -158,7 +158,7 @@ class Predictor(ServingModel):
         with torch.inference_mode():
             if payload.parent.strength is not None:
                 data = self._tokens(parent, rows[0].length)
-                return [varied(row, data, payload.parent.strength) for row in rows]
+                return [varied(row, data, parent, payload.parent.strength) for row in rows]
             start, held = self._context(len(parent))
             data = self._tokens(parent[start:], held)
             return [continuing(row, data, parent) for row in rows]
@@ -191,6 +191,10 @@ class Predictor(ServingModel):
     def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
         if (parent := rows[0].parent) is None:
             return self.pipeline.decode(rows, duration_s)
+        if rows[0].held is None:
+            # At a small strength the sound is as loud as its parent.
+            made, kept = self.pipeline.decode(rows, duration_s), rows[0].time_after(0)
+            return [towards_level(wave, parent, kept) for wave in made]
         sample_rate = self.manifest.sample_rate
         made = self.pipeline.decode(rows, rows[0].length / self.num_tokens(1.0))
         start, size = self._context(len(parent))[0], round(duration_s * sample_rate)

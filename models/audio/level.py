@@ -24,6 +24,14 @@ def fit(waveform: np.ndarray, duration_s: float, sample_rate: int) -> np.ndarray
     return np.pad(waveform[:length], (0, max(0, length - len(waveform))))
 
 
+def towards_level(waveform: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """Return a waveform (T,) whose RMS in dB is moved to that of `other` by a share of their distance."""
+    own, wanted = (float(np.sqrt(np.mean(np.square(w, dtype=np.float64)))) for w in (waveform, other))
+    if min(own, wanted) < SILENT_PEAK:
+        return waveform
+    return waveform * np.float32(min((wanted / own) ** share, MAX_PEAK / np.abs(waveform).max()))
+
+
 def fade_ends(waveform: np.ndarray, sample_rate: int, *, begin: bool = True) -> np.ndarray:
     """Return a waveform (T,) that begins and ends in silence, by a raised cosine of `FADE_S`.
 

@@ -16,8 +16,10 @@ from clipsynth.schemas.model_info import ModelCost
 from clipsynth.security.api_keys import create_key
 from clipsynth.services.janitor import sweep
 from clipsynth.settings import Settings
+from clipsynth.storage import audio_key
 from tests.support.api_service import SHORT, check_problem, image, serving
 from tests.support.constants import BATCHED_TOLERANCE
+from worker.output_files import encode
 
 RAIN = {"prompt": "rain", "seed": 3, "output_formats": ["wav_float"], **SHORT}
 LOOP = {"timeline": [{"text": "rain", "start_s": 0, "end_s": 1}], "loop": True}
@@ -59,6 +61,19 @@ def test_distance_grows_with_strength(service):
         mels.append(service.predictor.log_mel(wave(service, made)))
     distances = [float(np.abs(mel - mels[0]).mean()) for mel in mels[1:]]
     assert distances == sorted(distances)
+
+
+def test_a_small_variation_is_as_loud_as_its_parent(service):
+    parent = service.finish(service.post({**RAIN, "duration_s": 1.0, "attributes": {"loudness": 0.2}}))
+    key = audio_key(service.state.get(parent["id"]).folder, 0, "wav_float")
+    loud = 4 * wave(service, parent)
+    service.storage.put(key, encode(loud, 16000, "wav_float", comment="x"))
+    near, far = (
+        np.sqrt(np.square(wave(service, service.finish(vary(service, parent, strength=s, seed=9)))).mean())
+        for s in (0.05, 0.9)
+    )
+    ratio = np.sqrt(np.square(loud).mean()) / np.array([near, far])
+    np.testing.assert_allclose(ratio, [4**0.05, 4**0.9], rtol=0.05)
 
 
 def test_a_continuation_begins_with_its_parent(service):
