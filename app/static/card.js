@@ -27,6 +27,9 @@ export function standing({ status, queue_position: before, eta_s: eta, progress,
   return { succeeded: "Done", canceled: "Canceled", expired: "Too late: its deadline had passed" }[status] ?? `Failed: ${error?.detail ?? "no reason given"}`;
 }
 
+/** Return a line for each warning. */
+export const notes = (warnings = []) => warnings.map(({ detail }) => h("p", { className: "note" }, detail));
+
 export class Card {
   /** @param entry {id, title, body, parent}  @param actions {reuse(body), remove(card), vary(entry, n), extend(entry, n)} */
   constructor(entry, actions) {
@@ -36,11 +39,12 @@ export class Card {
     this.bar = h("progress", { "aria-label": "Steps done" });
     this.cancel = h("button", { type: "button", onclick: () => this.#cancel() }, "Cancel");
     this.state = h("div", { className: "state" }, this.status, this.cancel);
+    this.notes = h("div", {});
     this.outputs = h("div", { className: "outputs" });
     this.failure = h("p", { className: "failure", hidden: true });
     this.tools = h("div", { className: "tools" });
     const heading = h("h2", {}, entry.title);
-    this.element = h("article", { className: "card", "aria-label": entry.title }, heading, h("p", { className: "meta" }, this.#meta()), this.state, this.bar, this.failure, this.outputs, this.tools);
+    this.element = h("article", { className: "card", "aria-label": entry.title }, heading, h("p", { className: "meta" }, this.#meta()), this.state, this.bar, this.failure, this.notes, this.outputs, this.tools);
     this.#showTools();
   }
 
@@ -65,6 +69,7 @@ export class Card {
     if (generation.status !== this.shown) announce(`${this.entry.title}: ${words}`);
     this.shown = generation.status;
     this.status.textContent = words;
+    this.notes.replaceChildren(...notes(generation.warnings));
     const ended = api.hasEnded(generation);
     this.cancel.hidden = ended;
     this.bar.hidden = ended;

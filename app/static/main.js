@@ -1,7 +1,7 @@
 /** The playground: composes a request, sends it, shows what comes of it. */
 
 import * as api from "./api.js";
-import { Card, title } from "./card.js";
+import { Card, notes, title } from "./card.js";
 import { Character } from "./character.js";
 import { $, announce, h } from "./dom.js";
 import * as history from "./history.js";
@@ -102,19 +102,28 @@ function estimateSoon() {
   estimateTimer = setTimeout(async () => {
     if (!settings.model) return;
     try {
-      const { p50_s: s } = await api.estimate({ ...settings.fields(), ...sketch() });
+      const { p50_s: s, warnings } = await api.estimate({ ...settings.fields(), ...character.fields(), ...sketch() });
       $("estimate").textContent = s === null ? "" : s < 1 ? "less than a second" : `about ${Math.round(s)} s`;
+      $("understood").replaceChildren(...notes(isWhole() ? warnings : []));
     } catch {
       $("estimate").textContent = ""; // a hint, no more
+      $("understood").replaceChildren();
     }
   }, 400);
 }
 
-/** Return what a request costs by, without its texts and images: in a set nothing of them, else how many are to be heard. */
+/** Return the request without its images and video: in their place something that costs as much. */
 function sketch() {
-  const { prompts, composition } = mixture.fields() ?? {};
-  if (!composition) return { prompt: "any" };
-  return { composition, prompts: prompts.filter((item) => item.weight > 0).map(() => ({ text: "any" })) };
+  const { prompt, prompts, composition } = mixture.fields() ?? {};
+  if (prompt && !video.file) return { prompt };
+  if (!prompts || video.file) return { prompt: "any", interpret: false };
+  return { ...(composition && { composition }), prompts: prompts.map(({ text, weight }) => ({ text: text ?? "any", weight })) };
+}
+
+/** Whether the sketch is the request itself. */
+function isWhole() {
+  const { prompt, prompts } = mixture.fields() ?? {};
+  return !video.file && Boolean(prompt || prompts?.every((item) => item.text));
 }
 
 // --- sounds ---

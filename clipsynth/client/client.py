@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ __all__ = ["AsyncClient", "Client", "ServiceError", "Sound", "Sounds"]
 DEFAULT_URL = "http://localhost:8000"
 READ_TIMEOUT_S = 30.0  # twice the time between two pings of an event stream
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 Image = bytes | str | Path  # its bytes, or the path of its file
 Progress = Callable[[Generation], None]
 
@@ -108,7 +110,7 @@ class AsyncClient:
         on_progress: Progress | None = None,
         **options: Any,
     ) -> Sounds:
-        """Request sounds, wait, and return them.
+        """Request sounds, wait, and return them; log what the client may not expect (`warnings`).
 
         Args: prompts: a weighted set: `[{"text": "piano"}, {"image": Path("x.jpg"), "weight": 0.5}]`.
             timeline: such items with times: `[{"text": "rain", "start_s": 0, "end_s": 8}]`.
@@ -125,6 +127,8 @@ class AsyncClient:
         async for generation in self.follow(submitted.id):
             if on_progress:
                 on_progress(generation)
+        for warning in generation.warnings:
+            logger.warning(warning.detail)
         return await self.sounds(generation)
 
     async def submit(

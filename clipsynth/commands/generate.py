@@ -68,11 +68,14 @@ def generate(
     loop: Annotated[bool, typer.Option("--loop", help="The end continues at the beginning.")] = False,
     negative_prompt: Annotated[str | None, typer.Option(help="Sounds to avoid.")] = None,
     composition: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How prompt and image are combined: set (at once), compose (each guides), mix (two sounds)."
         ),
-    ] = "set",
+    ] = None,
+    literal: Annotated[
+        bool, typer.Option("--literal", help="With --server: a prompt of several sounds is not split.")
+    ] = False,
     attribute: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,6 +127,7 @@ def generate(
         "loop": loop or None,
         "timeline": items,
         "attributes": read_attributes(attribute),
+        "interpret": False if literal else None,
     }
     with ExitStack() as stack:
         if server:
@@ -263,7 +267,7 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
     predictor = Predictor.setup(settings)
     manifest = predictor.manifest
     taken = predictor.pipeline.attributes
-    own = fields.keys() - {"attributes", "timeline"}
+    own = fields.keys() - {"attributes", "timeline", "interpret"}
     defaults = {name: getattr(manifest, name) for name in own if hasattr(manifest, name)}
     resolved = defaults | {name: fields[name] for name in own if fields[name] is not None}
     if fields["timeline"]:

@@ -39,6 +39,14 @@ def test_a_prompt_becomes_files(client, tmp_path):
     assert seen[-1].status is Status.SUCCEEDED
 
 
+def test_unknown_sounds_are_logged(client, caplog):
+    sounds = client.generate("church bells", duration_s=0.5)
+    assert [warning.code for warning in sounds.generation.warnings] == ["unfamiliar"]
+    assert caplog.messages == [warning.detail for warning in sounds.generation.warnings]
+    assert client.estimate("church bells").warnings == sounds.generation.warnings
+    assert 0 < client.models()[0].sounds[0].share <= 1
+
+
 def test_an_image_becomes_a_sound_in_another_format(client, tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     sounds = client.generate(image=tmp_path / "red.png", duration_s=0.5, output_formats=["wav", "flac"])

@@ -1,4 +1,4 @@
-"""Sliders of attributes and snippets of code on the page."""
+"""Sliders of attributes, warnings and snippets of code on the page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ import soundfile
 
 from tests.support.constants import BATCHED_TOLERANCE
 from tests.support.page import body_of, generate, image, set_slider
+
+
+def test_the_page_says_what_the_model_does_not_know(page):
+    page.get_by_label("What should it sound like?").fill("church bells")
+    says = "this model has not heard 'church bells'; nearest:"
+    page.locator("#understood").get_by_text(says).wait_for()
+    page.keyboard.press("Control+Enter")
+    card = page.get_by_role("article").first
+    card.locator(".player").first.wait_for()
+    card.get_by_text(says).wait_for()
+    page.get_by_label("What should it sound like?").fill("")
+    page.locator("#understood p").wait_for(state="detached")
 
 
 def test_snippets_say_how_things_come_together(page):
