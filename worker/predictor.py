@@ -157,16 +157,16 @@ class Predictor(ServingModel):
         parent = fit(parent, seconds, self.manifest.sample_rate)
         with torch.inference_mode():
             if payload.parent.strength is not None:
-                data = self._tokens(parent, rows[0].length)
+                data = self._tokens(level(parent)[0], rows[0].length)
                 return [varied(row, data, parent, payload.parent.strength) for row in rows]
             start, held = self._context(len(parent))
-            data = self._tokens(parent[start:], held)
+            data = self._tokens(level(parent)[0][start:], held)
             return [continuing(row, data, parent) for row in rows]
 
     def _tokens(self, waveform: np.ndarray, count: int) -> torch.Tensor:
-        """Return the first tokens (1, count, C) of a waveform (T,) at the level of the training clips."""
+        """Return the first tokens (1, count, C) of a waveform (T,)."""
         tokens = self.pipeline.denoiser.to_tokens(
-            self.pipeline.mel(torch.from_numpy(level(waveform)[0])[None].to(self.pipeline.mel.device))
+            self.pipeline.mel(torch.from_numpy(waveform)[None].to(self.pipeline.mel.device))
         )
         missing = max(0, count - tokens.shape[1])
         return torch.cat([tokens, tokens[:, -1:].expand(-1, missing, -1)], dim=1)[:, :count]

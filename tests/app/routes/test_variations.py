@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from clipsynth.schemas.generation import MEDIA_TYPES, ReplayToken
+from clipsynth.schemas.generation import MEDIA_TYPES, JobPayload, ReplayToken
 from clipsynth.schemas.model_info import ModelCost
 from clipsynth.security.api_keys import create_key
 from clipsynth.services.janitor import sweep
 from clipsynth.settings import Settings
 from clipsynth.storage import audio_key
+from models.audio.level import level
 from tests.support.api_service import SHORT, check_problem, image, serving
 from tests.support.constants import BATCHED_TOLERANCE
 from worker.output_files import encode
@@ -74,6 +75,20 @@ def test_a_small_variation_is_as_loud_as_its_parent(service):
     )
     ratio = np.sqrt(np.square(loud).mean()) / np.array([near, far])
     np.testing.assert_allclose(ratio, [4**0.05, 4**0.9], rtol=0.05)
+
+
+def test_the_end_of_a_parent_has_its_level_in_the_whole(service):
+    parent = np.random.default_rng(0).normal(size=48000).astype(np.float32) / 10
+    parent[16000:] /= 10
+    made = service.post({**RAIN, "duration_s": 4.0}).json()["input"]
+    payload = JobPayload.model_validate(
+        made | {"parent": {"id": "", "output": 0, "audio_key": "", "extend_s": 1}}
+    )
+    [row] = service.predictor.rows(payload, {}, parent)
+    held = row.held + row.latents[:, : row.held.shape[1]]
+    whole = service.predictor._tokens(level(parent)[0], service.predictor.num_tokens(3.0))
+    end = whole[:, -service.predictor.num_tokens(2.0) :]
+    assert float(held.mean()) == pytest.approx(float(end.mean()), abs=0.1)
 
 
 def test_a_continuation_begins_with_its_parent(service):
