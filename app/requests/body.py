@@ -174,6 +174,8 @@ def _content_type(request: Request) -> str:
 def validate(
     model: type[Body], fields: dict[str, Any], *, strict: bool, context: dict[str, Any] | None = None
 ) -> Body:
+    known = model.model_fields
+    fields = {name: value for name, value in fields.items() if value is not None or name not in known}
     try:
         return model.model_validate(fields, strict=strict, context=context)
     except ValidationError as error:
@@ -182,14 +184,16 @@ def validate(
 
 
 def _parse_object(data: bytes) -> dict[str, Any]:
-    body = _parse_json(data, "the body")
+    body = _parse_json(data, "the body", with_nulls=True)
     if not isinstance(body, dict):
         raise InvalidBody("the body must be a JSON object")
     return body
 
 
-def _parse_json(data: str | bytes, what: str) -> Any:
+def _parse_json(data: str | bytes, what: str, *, with_nulls: bool = False) -> Any:
+    """Read a JSON text; null means absent. `with_nulls`: but not in the outermost object."""
     names = 0
+    nulls: list[str] = []
 
     def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal names
@@ -198,14 +202,17 @@ def _parse_json(data: str | bytes, what: str) -> Any:
             raise ValueError(f"it has more than {MAX_NAMES} names and objects")
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a name occurs twice in an object")
+        nulls[:] = [name for name, value in pairs if value is None]
         return {name: value for name, value in pairs if value is not None}  # null means absent
 
     try:
-        return json.loads(
+        read = json.loads(
             data, parse_constant=_no_constant, parse_float=_number, object_pairs_hook=read_object
         )
     except (ValueError, RecursionError) as error:
         raise InvalidBody(f"{what} is not valid JSON: {error}") from None
+    # The outermost object was read last.
+    return read | dict.fromkeys(nulls) if with_nulls and isinstance(read, dict) else read
 
 
 def _no_constant(name: str) -> None:

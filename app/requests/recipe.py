@@ -63,11 +63,12 @@ class ParentSound:
 
 @dataclass(frozen=True)
 class Remake:
-    """A request from a recipe, its images by name, and its parent. None is read before admission."""
+    """A request from a recipe: images by name, parent and precision. No file is read before admission."""
 
     wanted: GenerationRequest
     files: Mapping[str, ReadImage] = field(default_factory=dict)
     parent: ParentSound | None = None
+    precision: str | None = None
 
 
 def variation(
@@ -200,7 +201,8 @@ def of_recipe(services: Services, token: str) -> Remake:
             recipe.parent,
             partial(_sound, services, recipe.parent.audio_key, recipe.parent.audio_sha256),
         )
-    return Remake(validate(GenerationRequest, fields, strict=True, context=REPLAY), files, parent)
+    wanted = validate(GenerationRequest, fields, strict=True, context=REPLAY)
+    return Remake(wanted, files, parent, recipe.dtype)
 
 
 def _prompt(services: Services, item: StoredPrompt, files: dict[str, ReadImage]) -> dict[str, object]:

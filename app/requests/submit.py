@@ -61,6 +61,7 @@ def accept(
     parent: ParentSound | None = None,
     is_replay: bool = False,
     sent: str | None = None,
+    precision: str | None = None,
 ) -> tuple[Generation, bool]:
     """Resolve a request, reserve a place, store its images, and submit its job.
 
@@ -68,6 +69,7 @@ def accept(
         files: images of a form, which `wanted` names as `part:<name>`.
         parent: the output that it varies or continues.
         is_replay: as for `resolve`.
+        precision: of the recipe that is replayed.
         sent: path and body of a request that names its parent; the idempotency key belongs to them.
 
     Returns:
@@ -90,6 +92,8 @@ def accept(
     parts, known = interpret(services, wanted, model) if asks else ([], [])
     stored = video.stored if video else None, parent.stored if parent else None
     payload = resolve(wanted, model, generation_id, settings, *stored, parts=parts, is_replay=is_replay)
+    if model.status == "ready" and precision not in (None, model.precision):
+        payload.precision = precision
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
     reservation.rate_per_s, reservation.max_kept_bytes = caller.rate_per_s, caller.max_kept_bytes
     # Admission comes before the images, because it is the cheapest reason to refuse a request.

@@ -24,6 +24,8 @@ from clipsynth.security.api_keys import ApiKey
 MAX_TEXT_BYTES = SMALL_UPLOAD
 # Bytes by which the share of a body of unknown length grows.
 BLOCK_BYTES = 1_048_576
+# Bytes that are received of a refused body.
+DRAINED_BYTES = 4 * MAX_TEXT_BYTES
 _DATA_URL = re.compile(rb'"image_url"\s*:\s*"data:', re.IGNORECASE)
 
 
@@ -72,14 +74,21 @@ async def spooled(request: Request, *, images: bool) -> AsyncIterator[bytes | mm
     """
     with SpooledTemporaryFile(max_size=MAX_TEXT_BYTES) as file:
         size = 0
+        error: Exception | None = None
         async for chunk in request.stream():
             size += len(chunk)
             if size <= MAX_TEXT_BYTES:
                 file.write(chunk)
             else:
                 if size - len(chunk) <= MAX_TEXT_BYTES:
-                    _check_beginning(file, chunk, images=images)
-                await run_in_threadpool(file.write, chunk)
+                    error = _beginning_error(file, chunk, images=images)
+                # A client that still sends may miss the answer.
+                if error and size > DRAINED_BYTES:
+                    raise error
+                if not error:
+                    await run_in_threadpool(file.write, chunk)
+        if error:
+            raise error
         if size <= MAX_TEXT_BYTES:
             file.seek(0)
             yield file.read()
@@ -94,11 +103,12 @@ def text_too_large() -> PayloadTooLarge:
     return PayloadTooLarge(f"the body without its images is larger than {MAX_TEXT_BYTES} bytes")
 
 
-def _check_beginning(file: IO[bytes], chunk: bytes, *, images: bool) -> None:
-    """Refuse a body that has no image in its first `MAX_TEXT_BYTES`."""
+def _beginning_error(file: IO[bytes], chunk: bytes, *, images: bool) -> Exception | None:
+    """Return the error of a body that has no image in its first `MAX_TEXT_BYTES`; None of another one."""
     file.seek(0)
     beginning = (file.read() + chunk)[:MAX_TEXT_BYTES]
-    if not images or b'"image"' not in beginning:
-        if images and _DATA_URL.search(beginning):
-            raise InvalidRequest(f"/image_url: {NO_DATA_URL}")
-        raise refusal(text_too_large())
+    if images and b'"image"' in beginning:
+        return None
+    if images and _DATA_URL.search(beginning):
+        return InvalidRequest(f"/image_url: {NO_DATA_URL}")
+    return refusal(text_too_large())

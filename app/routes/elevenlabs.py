@@ -57,7 +57,7 @@ class SoundGenerationRequest(BaseModel):
     model_id: str | None = Field(
         default=None, max_length=40, description="a model served here; ElevenLabs' names mean the first one"
     )
-    loop: bool = Field(default=False, description="whether the end continues at the beginning")
+    loop: bool | None = Field(default=None, description="whether the end continues at the beginning")
 
 
 def guidance_scale(prompt_influence: float, own: float) -> float:
@@ -142,7 +142,7 @@ def _accept(
         "prompt": body.text,
         "model": model.name,
         "duration_s": body.duration_seconds,
-        "loop": body.loop,
+        "loop": body.loop or False,
         "output_formats": [file_format],
         "deadline_s": float(WAIT_S),  # the client cannot fetch it later
     }

@@ -16,9 +16,8 @@ from app.responses.problems import problems
 from clipsynth.schemas.generation import TERMINAL
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
-# A text: generated clients read the stream as a whole.
+# Of any type: some clients read the stream as one text, others each event as an object.
 EVENTS = {
-    "type": "string",
     "description": "Server-sent events `status`, `progress` and `completed` with the generation as data, or "
     "`gone`; the id is the state.",
     "examples": ['event: completed\ndata: {"id": "gen_…", …}\nid: succeeded-0\n\n'],

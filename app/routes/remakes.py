@@ -191,7 +191,7 @@ async def _accept(
         generation, is_repeated = earlier, True
     else:
         remade = await run_in_threadpool(make)
-        own = partial(accept, parent=remade.parent, is_replay=True, sent=sent)
+        own = partial(accept, parent=remade.parent, is_replay=True, sent=sent, precision=remade.precision)
         async with image_slot(services, caller, remade.wanted):
             arguments = services, caller, remade.wanted, remade.files, idempotency_key
             generation, is_repeated = await run_in_threadpool(own, *arguments)

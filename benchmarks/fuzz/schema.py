@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import httpx
 
@@ -14,6 +15,7 @@ from clipsynth.security.api_keys import SCOPES, create_key
 
 # A schema cannot express a bundle's limits, or that a request needs a prompt or an image.
 EXCLUDED = "positive_data_acceptance"
+CONFIG = Path(__file__).with_name("schemathesis.toml")
 PHASES = "examples,coverage,fuzzing,stateful"
 
 
@@ -28,7 +30,7 @@ def run(service: ServiceProcesses, *, requests: int, seed: int) -> tuple[int, bo
     good = True
     while good and (made := answered(service, authorization) - before) < requests:
         examples = max(1, math.ceil((requests - made) / operations / 2))
-        command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run"]
+        command = [sys.executable, "-m", "schemathesis.cli", "--no-color", f"--config-file={CONFIG}", "run"]
         command += [f"{service.url}/openapi.json", f"--phases={PHASES}", f"--exclude-checks={EXCLUDED}"]
         command += [f"--max-examples={examples}", f"--seed={seed}", "--continue-on-failure"]
         command += ["--header", f"Authorization:{authorization['Authorization']}"]

@@ -28,7 +28,7 @@ from clipsynth.schemas.generation import (
     Status,
     Webhook,
 )
-from clipsynth.schemas.understanding import Understanding
+from clipsynth.schemas.understanding import RequestWarning, Understanding
 from clipsynth.security.api_keys import ANONYMOUS
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,8 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
         metadata=json.loads(fields.get("metadata", "{}")),
     )
     generation._attempt = fields.get("attempt")
+    if payload.precision is not None:
+        generation.warnings = [RequestWarning.of_precision(payload.precision)]
     if "understood" in fields:
         generation.explain(Understanding.model_validate_json(fields["understood"]))
     return generation

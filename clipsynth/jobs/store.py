@@ -36,7 +36,7 @@ from clipsynth.redis_keys import (
     UNFINISHED,
 )
 from clipsynth.schemas.generation import TERMINAL, Generation, JobPayload, Problem, Progress, Status, Webhook
-from clipsynth.schemas.understanding import Understanding
+from clipsynth.schemas.understanding import RequestWarning, Understanding
 from clipsynth.security.api_keys import ANONYMOUS
 from clipsynth.settings import Settings
 
@@ -174,6 +174,8 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             webhook=webhook,
             metadata=dict(metadata or {}),
         )
+        if payload.precision is not None:
+            generation.warnings = [RequestWarning.of_precision(payload.precision)]
         if understanding is not None:
             generation.explain(understanding)
         return generation

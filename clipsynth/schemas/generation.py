@@ -298,7 +298,7 @@ class Generation(BaseModel):
             condition.familiarity, condition.understood_as = own.familiarity, own.understood_as
         least = found.least_familiar(conditions)
         self.familiarity, self.understood_as = least.familiarity, least.understood_as
-        self.warnings = found.warnings
+        self.warnings = self.warnings + found.warnings
 
     @computed_field(exclude_if=lambda value: value is None)  # type: ignore[prop-decorator]
     @property

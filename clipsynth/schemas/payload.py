@@ -167,6 +167,8 @@ class JobPayload(BaseModel):
     loop: bool = Field(default=False, exclude_if=lambda value: not value)
     timeline: list[StoredItem] | None = Field(default=None, exclude_if=lambda value: value is None)
     video: StoredVideo | None = Field(default=None, exclude_if=lambda value: value is None)
+    # Of the recipe that is replayed, if the model now has another one.
+    precision: str | None = Field(default=None, exclude_if=lambda value: value is None)
     parent: StoredParent | None = Field(default=None, exclude_if=lambda value: value is None)
     seed: int = Field(ge=0, lt=2**32)
     num_inference_steps: int = Field(ge=1, le=200)

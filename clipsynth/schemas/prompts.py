@@ -48,7 +48,11 @@ NO_DATA_URL = "a data URL belongs in `image`"
 ImageUrl = Annotated[
     str,
     BeforeValidator(_no_data_url),
-    Field(max_length=MAX_URL, description="https URL, if the service fetches images."),
+    Field(
+        max_length=MAX_URL,
+        pattern=r"^[hH][tT][tT][pP][sS]?://",
+        description="https URL, if the service fetches images.",
+    ),
 ]
 IMAGE = (
     "PNG, JPEG, WebP or AVIF in base64 or as a data URL; in a form `part:<name>`, the name of a file in the "

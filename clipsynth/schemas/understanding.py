@@ -51,6 +51,14 @@ class RequestWarning(BaseModel):
     detail: str
     pointer: str = Field(default="", description="Path of the field in the request.")
 
+    @classmethod
+    def of_precision(cls, precision: str) -> RequestWarning:
+        """Return the warning that a replayed recipe has this precision, and the model another one."""
+        detail = (
+            f"the recipe was made in {precision}, and the model has another precision; the sound may differ"
+        )
+        return cls(code="different_precision", detail=detail, pointer="/recipe")
+
 
 class Understanding(BaseModel):
     """How the model understands the conditions of a payload, in their order."""

@@ -82,6 +82,15 @@ def test_a_large_chunked_body_is_rejected_early(port, path, kind):
     assert not answer or b"HTTP/1.1 413" in answer  # a client that goes on sending may miss it
 
 
+def test_a_sender_of_too_much_text_gets_the_answer(port):
+    """The rest of the body is received, so that the connection does not break before the answer."""
+    text = b'{"prompt":"' + b"a" * 900_000 + b'"}'
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(post(headers=JSON + b"Content-Length: %d\r\n" % len(text)) + text)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
 @pytest.mark.parametrize("kind", [JSON, FORM])
 @pytest.mark.parametrize("length", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"])
 def test_an_incomplete_body_times_out(port, kind, length):

@@ -117,6 +117,21 @@ def test_null_means_absent(service):
     assert service.post({"prompts": [item]}).json()["input"]["prompts"][0]["weight"] == 1
     fields = form(prompt="a", attributes="null", metadata="null")
     assert service.post(files=fields).json()["input"]["attributes"] == {}
+    shim = {"text": "a", "loop": None, "duration_seconds": 90}
+    check_problem(service.client.post("/v1/sound-generation", json=shim), 422, "too_long")
+
+
+@pytest.mark.parametrize("name", ["", "promt"])
+def test_an_unknown_name_is_refused_with_null_too(service, name):
+    check_problem(service.post({"prompt": "a", name: None}), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("path", ["/v1/generations", "/v1/estimate"])
+@pytest.mark.parametrize("url", ["false", "ftp://a.org/b.png", "javascript:1", "//a.org/b.png", "a.png"])
+def test_an_address_of_an_image_is_one_of_the_web(service, path, url):
+    response = service.client.post(path, json={"image_url": url})
+    check_problem(response, 422, "invalid_request")
+    assert response.json()["errors"][0]["pointer"] == "/image_url"
 
 
 @pytest.mark.parametrize("path", ["/v1/generations", "/v1/estimate", "/v1/replay", "/v1/sound-generation"])

@@ -14,7 +14,7 @@ import pytest
 
 from app.requests import images, submit
 from clipsynth.schemas.generation import ReplayToken
-from clipsynth.schemas.model_info import ModelCost
+from clipsynth.schemas.model_info import ModelCost, ModelInfo
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 from tests.support.api_service import SHORT, check_problem, image, serving
@@ -40,6 +40,18 @@ def test_a_replay_is_byte_equal(service):
     again, same = made(service, replay(service, recipe))
     assert (again, same) == (recipe, sound)
     assert not set("+/=") & set(recipe)
+
+
+def test_a_replay_in_another_precision_says_so(service):
+    recipe, _ = made(service, service.post({"prompt": "a", **SHORT}))
+    assert service.finish(replay(service, recipe))["warnings"] == []
+    info = service.state.model(None).model_dump(exclude={"status", "last_seen_at"})
+    service.state.announce(ModelInfo(**info | {"precision": "bfloat16"}))
+    response = replay(service, recipe)
+    [warning] = response.json()["warnings"]
+    assert (warning["code"], warning["pointer"]) == ("different_precision", "/recipe")
+    assert "float32" in warning["detail"]
+    assert service.finish(response)["warnings"] == [warning]
 
 
 @pytest.mark.parametrize("fields", [{"duration_s": 6.0}, {"loop": True, "duration_s": 0.5}], ids=str)
