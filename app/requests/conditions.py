@@ -16,9 +16,8 @@ from clipsynth.schemas.request import GenerationRequest
 from clipsynth.schemas.understanding import Understood, may_be_several
 from clipsynth.storage import image_key
 
-# Of the sounds of a sentence, and of sounds with attributes of their own (docs/decisions/model.md).
-OF_PARTS: Composition = "set"
-OF_DESCRIBED_PARTS: Composition = "mix"
+# Of the sounds of a sentence (docs/decisions/model.md).
+OF_PARTS: Composition = "mix"
 # Takes a text and its pointer.
 ReadText = Callable[[str | None, str], str | None]
 
@@ -91,9 +90,7 @@ def split_prompts(
         for item in prompts:
             item.text, words = read_words(item.text or "", model.attributes)
             item.attributes = {name: value for name, value in words.items() if name not in attributes}
-    if "composition" in wanted.model_fields_set:
-        return prompts, wanted.composition
-    return prompts, OF_DESCRIBED_PARTS if any(item.attributes for item in prompts) else OF_PARTS
+    return prompts, wanted.composition if "composition" in wanted.model_fields_set else OF_PARTS
 
 
 def stored_timeline(

@@ -48,7 +48,7 @@ def codes(resource):
 def test_a_sentence_of_two_sounds_is_split(service):
     made = service.post(BOTH).json()
     assert texts(made) == PARTS
-    assert made["input"]["prompt"] is None
+    assert (made["input"]["prompt"], made["input"]["composition"]) == (None, "mix")
     assert "interpreted" in codes(made)
     for prompt in made["input"]["prompts"]:
         assert 0 <= prompt["familiarity"] <= 1
@@ -89,7 +89,8 @@ def test_attribute_words_bind_to_their_part(service):
     loud, quiet = (prompt["attributes"]["loudness"] for prompt in made["input"]["prompts"])
     assert loud > 0.5 > quiet
     assert texts(made) == ["a dog", "a bird"]
-    assert made["input"]["composition"] == "mix"
+    made = service.post({**BOTH, "composition": "compose"}).json()
+    assert (texts(made), made["input"]["composition"]) == (PARTS, "compose")
 
 
 @pytest.mark.parametrize("prompt", [BOTH["prompt"], "a quiet dog and a loud cat"])
