@@ -23,6 +23,9 @@ def test_one_unreadable_record_does_not_break_a_list(service, damage):
     page = service.client.get("/v1/generations").json()
     assert [g["id"] for g in page["data"]] == [third, first]
     check_problem(service.client.get(f"/v1/generations/{second}"), 500, "record_unreadable")
+    service.redis.hset(RECORD + third, "understood", "[")
+    check_problem(service.client.get(f"/v1/generations/{third}"), 500, "record_unreadable")
+    service.redis.hdel(RECORD + third, "understood")
     service.redis.delete(RECORD + first)
     service.redis.set(RECORD + first, "a key of another type")
     assert [g["id"] for g in service.client.get("/v1/generations").json()["data"]] == [third]
