@@ -95,9 +95,9 @@ def test_event_streams_have_the_documented_format(client):
         line.split(": ", 1) for line in client.get(made["links"]["events"]).text.splitlines() if line
     )
     assert fields["event"] == "completed"
-    # Generators of clients read it as text.
+    # Some generated clients read it as text, others each event as an object.
     described = client.app.openapi()["paths"]["/v1/generations/{generation_id}/events"]["get"]["responses"]
-    assert described["200"]["content"]["text/event-stream"]["schema"]["type"] == "string"
+    assert described["200"]["content"]["text/event-stream"]["schema"].keys() == {"description", "examples"}
     assert json.loads(fields["data"])["status"] == "canceled"
 
 

@@ -18,6 +18,7 @@ from tests.support.engine import TIMEOUT_S, arrive, finish, run
 from tests.support.tiny import build_tiny_pipeline
 from worker.engine import weight
 from worker.job_runner import JobRunner
+from worker.output_files import faded
 from worker.predictor import Predictor
 
 
@@ -170,7 +171,7 @@ def test_a_long_sound_alone_has_equal_bytes_at_any_limit(engines, tiny_pipeline)
         for limit in (1, 10_000):
             each = job(predictor, wanted)
             run(engines(predictor, limit=limit), each)
-            np.testing.assert_array_equal(each.results[0], expected)
+            np.testing.assert_array_equal(faded(each.results[0], wanted, 16000), expected)
 
 
 def test_a_long_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
@@ -183,7 +184,8 @@ def test_a_long_sound_does_not_depend_on_its_company(engines, tiny_pipeline):
     finish(engine, *tickets)
     for wanted, each in zip(LONG, tickets[1:-1], strict=True):
         assert each.error is None
-        np.testing.assert_allclose(each.results[0], predictor.predict(wanted), atol=BATCHED_TOLERANCE, rtol=0)
+        sound = faded(each.results[0], wanted, 16000)
+        np.testing.assert_allclose(sound, predictor.predict(wanted), atol=BATCHED_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("wanted", LONG, ids=["long", "loop", "mix", "timeline"])
