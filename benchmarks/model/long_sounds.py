@@ -1,4 +1,4 @@
-"""Sounds of many windows against single clips: classes, joints, cost, loops and timelines.
+"""Long sounds, loops, timelines, variations and continuations against single clips.
 
 python -m benchmarks.model.long_sounds BUNDLE CLIPS LABELS QUERIES YAMNET OUT [--seeds 8] [--kinds 19]
 
@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 import typer
+from scipy.stats import spearmanr
 
-from clipsynth.schemas.payload import JobPayload, spans
-from clipsynth.schemas.prompts import StoredItem
+from clipsynth.schemas.payload import JobPayload, spans, windows
+from clipsynth.schemas.prompts import StoredItem, StoredParent
 from evaluation.clips import read_labels, read_sound
 from evaluation.embedders.linear_judge import LinearJudge
 from evaluation.embedders.yamnet import YamNet
 from evaluation.metrics.class_accuracy import read_phrases
 from evaluation.metrics.frechet import frechet_distance
+from models.audio.continuation import OVERLAP_S
 from models.audio.level import level
 from models.pipeline import ClipSynthPipeline
 from worker.predictor import Predictor
@@ -35,6 +37,10 @@ CLIP_S, RATE = 4.0, 16000
 DURATIONS_S = (5.0, 10.0, 30.0, 60.0)
 LOOPS_S = (4.0, 10.0)
 PER_CLASS = 30
+# Sets of equal size whose Frechet distances are averaged.
+PICKS = 8
+STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+EXTEND_S = 4.0
 # Mel frames around a joint that count as joint.
 NEAR = 4
 
@@ -59,13 +65,17 @@ class Study:
 
     def __init__(self, predictor: Predictor, judge: LinearJudge, ears: YamNet) -> None:
         self.predictor, self.judge, self.ears = predictor, judge, ears
+        self.cpu_s = 0.0
 
-    def make(self, **fields: Any) -> np.ndarray:
+    def make(self, sound: np.ndarray | None = None, **fields: Any) -> np.ndarray:
         m = self.predictor.manifest
         defaults = {"model": m.name, "prompt": None, "image_key": None, "negative_prompt": None, "seed": 0}
         defaults |= {"num_inference_steps": m.num_inference_steps, "guidance_scale": m.guidance_scale}
         defaults |= {"duration_s": CLIP_S, "num_outputs": 1, "output_formats": ["wav"]}
-        return self.predictor.predict(JobPayload.model_validate(defaults | fields))
+        self.cpu_s -= time.process_time()
+        wave = self.predictor.predict(JobPayload.model_validate(defaults | fields), parent=sound)
+        self.cpu_s += time.process_time()
+        return wave
 
     def embed(self, waves: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([self.ears.embed([wave])[0].mean(0) for wave in waves])
@@ -108,12 +118,12 @@ def parts(wave: np.ndarray, seconds: float = CLIP_S) -> list[np.ndarray]:
 def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, Any]) -> dict[str, float]:
     """Measure clips of 4 s, longer sounds and loops; return how often each class is found in its clips."""
     clips, labels = [], []
-    cpu = time.process_time()
+    cpu = study.cpu_s
     for label, text in texts.items():
         for seed in range(seeds):
             clips.append(study.make(prompt=text, seed=1000 + seed))
             labels.append(label)
-    clip_s = (time.process_time() - cpu) / (CLIP_S * len(clips))
+    clip_s = (study.cpu_s - cpu) / (CLIP_S * len(clips))
     embeds = study.embed(clips)
     hits = np.array([label in heard for label, heard in zip(labels, study.heard(embeds), strict=True)])
     reference = study.judge.embeds  # type: ignore[attr-defined]
@@ -126,15 +136,15 @@ def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, A
     ]
     print("clip", out["clip"], flush=True)
     for seconds in DURATIONS_S:
-        cpu, found, own, seen, ratios, between, rss = time.process_time(), [], [], [], [], [], 0
+        cpu, found, own, seen, ratios, between = study.cpu_s, [], [], [], [], []
         for n, (label, text) in enumerate(texts.items()):
             wave = study.make(prompt=text, seed=n, duration_s=seconds)
             if seconds > study.predictor.manifest.max_duration_s:
-                windows = JobPayload.model_construct(duration_s=seconds, timeline=None, loop=False).windows(
-                    study.predictor.manifest.max_duration_s
-                )
+                own_windows = windows(seconds, study.predictor.manifest.max_duration_s)
                 joints = [
-                    t for a, b in pairwise(windows) for t in (b.start_s, a.end_s, (b.start_s + a.end_s) / 2)
+                    t
+                    for a, b in pairwise(own_windows)
+                    for t in (b.start_s, a.end_s, (b.start_s + a.end_s) / 2)
                 ]
                 good, ratio = inside(study.flux(wave), joints)
                 seen += good
@@ -142,8 +152,7 @@ def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, A
             made = parts(wave)
             found += made
             own += [label] * len(made)
-        took = (time.process_time() - cpu) / (seconds * len(texts))
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        took = (study.cpu_s - cpu) / (seconds * len(texts))
         vectors = study.embed(found)
         right = [label in heard for label, heard in zip(own, study.heard(vectors), strict=True)]
         count = len(parts(np.zeros(round(seconds * RATE))))
@@ -151,8 +160,10 @@ def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, A
             rows = vectors[k * count : (k + 1) * count]
             between += [np.linalg.norm(rows[i] - rows[i + 2]) for i in range(len(rows) - 2)]
         same = min(len(vectors), len(embeds))
-        pick = draw.permutation(len(vectors))[:same], draw.permutation(len(embeds))[:same]
-        fads = [frechet_distance(x[p], reference) for x, p in zip((vectors, embeds), pick, strict=True)]
+        fads = [
+            np.mean([frechet_distance(x[draw.permutation(len(x))[:same]], reference) for _ in range(PICKS)])
+            for x in (vectors, embeds)
+        ]
         out[f"{seconds:g} s"] = {
             "accuracy": float(np.mean(right)),
             "fad ratio": fads[0] / fads[1],
@@ -160,7 +171,6 @@ def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, A
             "joints inside": float(np.mean(seen)) if seen else None,
             "joint flux ratio": float(np.mean(ratios)) if ratios else None,
             "work ratio": took / clip_s,
-            "rss MB": rss,
         }
         print(seconds, out[f"{seconds:g} s"], flush=True)
     for seconds in LOOPS_S:
@@ -179,6 +189,52 @@ def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, A
         }
         print("loop", seconds, out[f"loop {seconds:g} s"], flush=True)
     return {label: float(hits[[other == label for other in labels]].mean()) for label in texts}
+
+
+def memory(study: Study, text: str) -> float:
+    """Return the MB by which the peak of the process grows for each second of sound, from 5 s to 60 s."""
+    peaks = []
+    for seconds in (5.0, 60.0):
+        study.make(prompt=text, duration_s=seconds)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return (peaks[1] - peaks[0]) / 55.0
+
+
+def of_parents(study: Study, texts: dict[str, str]) -> dict[str, Any]:
+    """Measure variations and continuations of a clip of each class."""
+    correlations, kept, seen, ratios, alike, unchanged = [], [], [], [], [], []
+    for n, (label, text) in enumerate(texts.items()):
+        parent = study.make(prompt=text, seed=n)
+        size = len(parent)
+        stored = {"id": "", "output": 0, "audio_key": ""}
+        made = []
+        for strength in STRENGTHS:
+            own = StoredParent(**stored, strength=strength)
+            made.append(study.make(parent, prompt=text, seed=500 + n, parent=own))
+        mels = [study.predictor.log_mel(wave) for wave in (parent, *made)]
+        correlations.append(
+            spearmanr(STRENGTHS, [np.abs(mel - mels[0]).mean() for mel in mels[1:]]).statistic
+        )
+        heard = study.heard(study.embed([parent, made[STRENGTHS.index(0.5)]]))
+        kept += [label in heard[1]] if label in heard[0] else []
+        own = StoredParent(**stored, extend_s=EXTEND_S)
+        longer = study.make(parent, prompt=text, seed=900 + n, parent=own, duration_s=CLIP_S + EXTEND_S)
+        joint = size / RATE - OVERLAP_S
+        good, ratio = inside(study.flux(longer), [joint, joint + OVERLAP_S / 4, joint + OVERLAP_S / 2])
+        seen += good
+        ratios += ratio
+        alike += [label in h for h in study.heard(study.embed([longer[size:]]))] if label in heard[0] else []
+        edge = size - round(OVERLAP_S * RATE)
+        unchanged.append(np.array_equal(longer[:edge], parent[:edge]))
+    return {
+        "rank correlation": float(np.mean(correlations)),
+        "smallest": float(np.min(correlations)),
+        "class kept at 0.5": float(np.mean(kept)),
+        "continuation joints inside": float(np.mean(seen)),
+        "joint flux ratio": float(np.mean(ratios)),
+        "class kept in a continuation": float(np.mean(alike)),
+        "parent unchanged": float(np.mean(unchanged)),
+    }
 
 
 def draw_timeline(draw: np.random.Generator, texts: dict[str, str]) -> list[tuple[str, StoredItem]]:
@@ -239,6 +295,9 @@ def main(
     judge = recordings(clips, labels, list(texts), ears, out / "recordings.npz")
     study = Study(Predictor(ClipSynthPipeline.from_pretrained(bundle)), judge, ears)
     figures: dict[str, Any] = {}
+    figures["MB a second"] = memory(study, next(iter(texts.values())))
+    figures["parents"] = of_parents(study, texts)
+    print(figures, flush=True)
     alone = of_lengths(study, texts, seeds, figures)
     figures["timelines"] = of_timelines(study, texts, alone, 20)
     print("timelines", figures["timelines"])
