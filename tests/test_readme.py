@@ -122,6 +122,6 @@ def test_the_prepare_and_train_commands_make_a_bundle(videos, tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     [prepare], [train] = of("clipsynth", "prepare"), of("clipsynth", "train")
     said = run([word.replace("VIDEOS", str(videos)) for word in prepare] + ["--workers", "0"], tmp_path)
-    assert said.splitlines()[-1].endswith("videos: all used; see data/demo/report.json")
+    assert said.splitlines()[-1].endswith("videos: 2 skipped; see data/demo/report.json")
     run(train + [word for override in SHORT for word in ("--set", override)], tmp_path)
     assert (tmp_path / "runs" / "demo" / "bundle" / "clipsynth.json").is_file()
