@@ -5,9 +5,9 @@ const ENDED = new Set(["succeeded", "failed", "canceled", "expired"]);
 
 /** What went wrong, in words for the user. */
 export class Problem extends Error {
-  constructor(status, code, detail, retryAfterS = null) {
+  constructor(status, code, detail, retryAfterS = null, errors = []) {
     super(detail);
-    Object.assign(this, { status, code, retryAfterS });
+    Object.assign(this, { status, code, retryAfterS, errors });
   }
 }
 
@@ -32,11 +32,12 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
 
 async function problemOf(response) {
   const told = await response.json().catch(() => ({}));
-  const errors = (told.errors ?? []).map((e) => `${e.pointer.replaceAll("/", " ").trim()}: ${e.detail}`);
+  const found = (told.errors ?? []).map((e) => ({ ...e, detail: e.detail.replace(/^Value error, /, "") }));
+  const errors = found.map((e) => `${e.pointer.replaceAll("/", " ").trim()}: ${e.detail}`);
   let words = errors.join("; ") || told.detail || `The service answered ${response.status}.`;
   const retryAfterS = Number(response.headers.get("Retry-After")) || null;
   if (response.status === 429 && retryAfterS) words += `. Try again in ${retryAfterS} s`;
-  return new Problem(response.status, told.code ?? "unknown", words.charAt(0).toUpperCase() + words.slice(1), retryAfterS);
+  return new Problem(response.status, told.code ?? "unknown", words.charAt(0).toUpperCase() + words.slice(1), retryAfterS, found);
 }
 
 const json = async (...request) => (await send(...request)).json();

@@ -1,6 +1,7 @@
 /** One generation: where it stands, and what came of it. */
 
 import * as api from "./api.js";
+import { nameOf } from "./axis.js";
 import { choose } from "./compare.js";
 import { inWords } from "./character.js";
 import { announce, copy, h } from "./dom.js";
@@ -11,6 +12,7 @@ import { curl, python, recipeLink } from "./snippets.js";
 /** Return what a request asks for in words. */
 export function title(body) {
   if (body.video) return [body.video, body.prompt].filter(Boolean).join(" + ");
+  if (body.timeline) return [...new Set(body.timeline.map(nameOf))].join(" + ");
   const name = (item) => (item.image ? "an image" : item.text);
   if (!body.prompts) return [body.prompt, body.image && "an image"].filter(Boolean).join(" + ");
   return body.prompts.map((item) => `${name(item)}${item.weight === 1 ? "" : ` ×${Number(item.weight.toFixed(2))}`}`).join(" + ");
@@ -49,9 +51,9 @@ export class Card {
   }
 
   #meta() {
-    const { composition, seed, duration_s, num_inference_steps, guidance_scale, attributes } = this.entry.body;
+    const { composition, seed, duration_s, num_inference_steps, guidance_scale, attributes, loop } = this.entry.body;
     const how = composition ? `${COMPOSITIONS[composition]} · ` : "";
-    const length = duration_s === undefined ? "" : ` · ${duration_s} s`;
+    const length = duration_s === undefined ? "" : ` · ${duration_s} s${loop ? ", a loop" : ""}`;
     return `${how}seed ${seed}${length} · ${num_inference_steps} steps · guidance ${guidance_scale}${inWords(attributes)}`;
   }
 
@@ -85,8 +87,9 @@ export class Card {
     const sounds = byIndex(outputs);
     const players = [...sounds.values()].map((files, n) => {
       const label = sounds.size > 1 ? `${this.entry.title}, variation ${n + 1}` : this.entry.title;
-      return new Player(files, label, choose, this.#remakes(files[0], label));
+      return new Player(files, label, choose, this.#remakes(files[0], label), this.entry.body.timeline);
     });
+    this.outputs.classList.toggle("timed", Boolean(this.entry.body.timeline));
     this.outputs.replaceChildren(...players.map((player) => player.element));
     use(players[0]);
     this.recipe = outputs[0].recipe;

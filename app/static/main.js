@@ -8,19 +8,24 @@ import * as history from "./history.js";
 import { Mixture } from "./mixture.js";
 import { toggleLast } from "./player.js";
 import { SettingsForm } from "./settings.js";
+import { Timeline } from "./timeline.js";
 import { VideoInput } from "./video.js";
 
 const EXAMPLES = ["somebody plays the drums", "an acoustic guitar", "a dog barking", "a saxophone solo", "birds singing"];
 const NO_MODEL_RETRY_MS = 2000;
+const BOTH = "A video has a timeline of its own. Fold the timeline, or remove the video.";
 
 const mixture = new Mixture(() => estimateSoon());
 const video = new VideoInput(() => estimateSoon());
+const timeline = new Timeline(() => estimateSoon());
 const character = new Character();
 const settings = new SettingsForm(() => estimateSoon(), (model) => character.offer(model.attributes));
 
 // --- asking ---
 
 function body() {
+  if (timeline.isUsed && video.file) throw new Error(BOTH);
+  if (timeline.isUsed) return { ...character.fields(), ...settings.fields(), ...timeline.fields() };
   if (video.file) return videoBody();
   const conditions = mixture.fields();
   return conditions && { ...conditions, ...character.fields(), ...settings.fields() };
@@ -30,7 +35,7 @@ function body() {
 function videoBody() {
   const { prompt, ...others } = mixture.fields() ?? {};
   if (Object.keys(others).length) throw new Error("With a video there can be words in the box, and nothing mixed in.");
-  const { duration_s: _, ...fields } = settings.fields();
+  const { duration_s: _, loop: _loop, ...fields } = settings.fields();
   return { ...(prompt && { prompt }), ...character.fields(), ...fields };
 }
 
@@ -77,10 +82,13 @@ async function start(name, wanted, ask) {
 
 /** Return the request that a generation was made of, for one which was not made here. */
 function settled({ input }) {
-  const { prompt, prompts, composition, attributes, method, rank, seed, duration_s, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
+  const { prompt, prompts, timeline: items, composition, attributes, method, rank, seed, duration_s, loop, num_inference_steps, guidance_scale, num_outputs, output_formats } = input;
   const texts = prompts?.filter((item) => item.text).map(({ text, weight }) => ({ text, weight }));
+  const timed = items?.filter((item) => item.text).map(({ text, weight, start_s, end_s, attributes, fade_s }) => ({ text, weight, start_s, end_s, attributes, fade_s }));
   return {
     ...(prompt && { prompt }),
+    ...(timed?.length && { timeline: timed }),
+    ...(loop && { loop }),
     ...(texts?.length && { prompts: texts }),
     ...(composition !== "set" && { composition }),
     ...(method === "retrieval" && { method, rank }),
@@ -89,7 +97,8 @@ function settled({ input }) {
 }
 
 function complain(error) {
-  $("problem").hidden = !error;
+  const isSaid = timeline.explain(error?.errors);
+  $("problem").hidden = !error || isSaid;
   $("problem").textContent = error?.message ?? "";
   if (error?.status === 401) $("key-dialog").showModal();
 }
@@ -114,6 +123,10 @@ function estimateSoon() {
 
 /** Return the request without its images and video: in their place something that costs as much. */
 function sketch() {
+  if (timeline.isUsed) {
+    const { timeline: items, duration_s } = timeline.fields();
+    return { timeline: items.map(({ image, ...item }) => ({ ...item, text: item.text ?? "any" })), duration_s };
+  }
   const { prompt, prompts, composition } = mixture.fields() ?? {};
   if (prompt && !video.file) return { prompt };
   if (!prompts || video.file) return { prompt: "any", interpret: false };
@@ -122,6 +135,7 @@ function sketch() {
 
 /** Whether the sketch is the request itself. */
 function isWhole() {
+  if (timeline.isUsed) return timeline.isOfWords;
   const { prompt, prompts } = mixture.fields() ?? {};
   return !video.file && Boolean(prompt || prompts?.every((item) => item.text));
 }
@@ -137,9 +151,10 @@ function addCard(entry, where) {
 
 function reuse(earlier) {
   mixture.fill(earlier);
+  timeline.fill(earlier);
   settings.fill(earlier);
   character.fill(earlier.attributes);
-  $("prompt").focus();
+  (earlier.timeline ? $("timeline").querySelector("summary") : $("prompt")).focus();
   announce("The settings are filled in");
 }
 
@@ -168,10 +183,10 @@ async function recall() {
 
 // --- images and videos ---
 
-async function addFiles(files) {
+async function addFiles(files, images = timeline.isUsed ? timeline : mixture) {
   try {
     for (const file of files) {
-      if (file.type.startsWith("image/")) await mixture.addImage(file);
+      if (file.type.startsWith("image/")) await images.addImage(file);
       else if (file.type.startsWith("video/") || file.name.endsWith(".mkv")) video.set(file);
     }
     complain(null);
@@ -212,6 +227,9 @@ async function lookForModels() {
 $("composer").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
 $("add-text").addEventListener("click", guarded(() => mixture.addText()));
 $("add-negative").addEventListener("click", guarded(() => mixture.addText("", -1)));
+$("add-sound").addEventListener("click", guarded(() => timeline.add().text.focus()));
+$("add-picture").addEventListener("click", () => $("picture-file").click());
+$("picture-file").addEventListener("change", async ({ target }) => { await addFiles(target.files, timeline); target.value = ""; });
 $("add-image").addEventListener("click", () => $("file").click());
 $("add-video").addEventListener("click", () => $("video-file").click());
 $("video-file").addEventListener("change", async ({ target }) => { await addFiles(target.files); target.value = ""; });

@@ -4,13 +4,13 @@ import { $, h } from "./dom.js";
 
 const SIDE = 512; // px; the service makes images this small anyway
 const MAX_ITEMS = 8;
-const MAX_IMAGES = 4;
+export const MAX_IMAGES = 4;
 
 /** How several things come together, in words; the first is what a request without it means. */
 export const COMPOSITIONS = { set: "together", compose: "guided by each", mix: "separately, then mixed" };
 
 /** Read an image, however large, into a small JPEG in base64. */
-async function readImage(file) {
+export async function readImage(file) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
@@ -26,7 +26,7 @@ async function readImage(file) {
   return canvas.toDataURL("image/jpeg", 0.9).split(",")[1];
 }
 
-const imageBlob = (base64) => new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/jpeg" });
+export const imageBlob = (base64) => new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/jpeg" });
 
 export class Mixture {
   /** @param {() => void} onchange called when anything changes */

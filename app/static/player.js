@@ -1,6 +1,7 @@
 /** One sound: spectrogram and waveform under one playhead, play, seek, loop, download. */
 
 import * as api from "./api.js";
+import { inTimes, lanes } from "./axis.js";
 import { h, save } from "./dom.js";
 import { nearness } from "./nearest.js";
 import { videoResult } from "./video.js";
@@ -11,8 +12,8 @@ let lastUsed = null;
 const clock = (s) => s.toFixed(1);
 
 export class Player {
-  /** @param files the entries of `outputs` for one index: the same sound in each format  @param remakes buttons for sounds made of this one */
-  constructor(files, label, oncompare, remakes = []) {
+  /** @param files the entries of `outputs` for one index: the same sound in each format  @param remakes buttons for sounds made of this one  @param timeline the items that it was made of */
+  constructor(files, label, oncompare, remakes = [], timeline = undefined) {
     [this.first] = this.files = files;
     this.duration = this.first.duration_s;
     this.label = label;
@@ -24,7 +25,8 @@ export class Player {
       "aria-valuemin": "0", "aria-valuemax": String(this.duration),
       onpointerdown: (event) => this.#point(event), onpointermove: (event) => event.buttons && this.#point(event),
       onkeydown: (event) => this.#key(event),
-    }, this.image, this.canvas, this.head);
+    }, ...lanes(timeline, this.duration), this.image, this.canvas, this.head);
+    if (timeline) this.view.setAttribute("aria-description", inTimes(timeline));
     this.button = h("button", { type: "button", onclick: () => this.toggle() }, "▶ Play");
     this.time = h("span", { className: "time" });
     this.loop = h("button", { type: "button", "aria-pressed": "false", onclick: () => this.#setLoop() }, "⟳ Loop");

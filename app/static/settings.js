@@ -16,7 +16,6 @@ export class SettingsForm {
     this.roll();
   }
 
-  /** Offer what is served; the first that is ready is chosen. */
   /** Take the models that are served; while these are the same, what was set stays. */
   offer(models) {
     this.models = [...models].sort((a, b) => (b.status === "ready") - (a.status === "ready"));
@@ -37,6 +36,7 @@ export class SettingsForm {
     if (!model) return;
     Object.assign($("duration"), { min: model.min_duration_s, max: model.max_duration_s });
     set("duration", model.duration_s);
+    Object.assign($("length"), { min: model.min_duration_s, max: model.max_duration_s });
     set("steps", model.num_inference_steps);
     set("guidance", model.guidance_scale);
     show($("count"));
@@ -57,6 +57,7 @@ export class SettingsForm {
       num_outputs: Number($("count").value),
       seed: Math.trunc(Number($("seed").value)),
       output_formats: FORMATS,
+      ...($("loop").checked && { loop: true }),
     };
   }
 
@@ -70,6 +71,7 @@ export class SettingsForm {
     set("steps", body.num_inference_steps);
     set("guidance", body.guidance_scale);
     set("count", body.num_outputs);
+    $("loop").checked = Boolean(body.loop);
     $("seed").value = body.seed;
     $("lock").checked = true;
     $("settings").open = true;

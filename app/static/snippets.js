@@ -1,6 +1,6 @@
 /** A request as others would write it. */
 
-const JSON_TEXTS = new Set(["prompts", "attributes"]); // fields that a form carries as JSON
+const JSON_TEXTS = new Set(["prompts", "timeline", "attributes"]); // fields that a form carries as JSON
 const formText = ([name, value]) => [name, JSON_TEXTS.has(name) ? JSON.stringify(value) : value];
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
@@ -13,7 +13,8 @@ function withParts({ video, ...body }) {
     parts.push([name, `${name}.jpg`]);
     return { ...item, image: `part:${name}` };
   };
-  const named = body.prompts ? { ...body, prompts: body.prompts.map(part) } : part(body);
+  const list = ["prompts", "timeline"].find((name) => body[name]);
+  const named = list ? { ...body, [list]: body[list].map(part) } : part(body);
   const [accept, file] = video ? ["video/mp4, video/webm", /\.webm$/i.test(video) ? "sound.webm" : "sound.mp4"] : ["audio/wav", "sound.wav"];
   return { named: { ...named, output_formats: ["wav"], num_outputs: 1 }, parts, accept, file };
 }
