@@ -16,6 +16,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from clipsynth.cli import app
+from tests.support.video_kinds import write_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -66,7 +67,7 @@ def test_every_readme_command_is_tested_or_exists():
         else:  # `serve`, `evaluate` and `listen` have tests of their own
             assert program == ".venv/bin/clipsynth"
             assert {option for option in rest if option.startswith("-")} <= set(known[word])
-    assert len(tried) == 6
+    assert len(tried) == 7
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,7 @@ def test_the_curl_commands_work(served, tmp_path):
     service, _ = served
     service.wait_for_worker()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "dog.jpg")
+    write_scenes(tmp_path / "dog.mp4", ["red"], seconds=1.0)
     printed = []
     for command in of("curl"):
         printed.append(run([word.replace("localhost:8000", service.url) for word in command], tmp_path))
