@@ -41,9 +41,8 @@ class SamplingRequest:
         prepare, prepares_slowly: returns the job's rows, on a side thread; whether it takes many seconds.
         deliver: takes (row index, waveform (T,)) and returns the row's result; runs on a side thread.
         num_rows, num_tokens, passes: rows of the job, tokens per row, and network passes per guided step.
-        kind: label for the metrics.
-        shortcut: yields the results of all rows without the network, instead of `prepare` and `deliver`; runs
-            on a side thread.
+        kind, close: label for the metrics; removes the job's temporary files after its end.
+        shortcut: yields the results of all rows on a side thread, instead of `prepare`, steps and `deliver`.
         results: results of `deliver` by row index; complete unless canceled or failed.
         error, tasks: the exception that ended the job; running side tasks.
         joined_at: monotonic time at which the first row joined the batch; 0 before.
@@ -58,6 +57,7 @@ class SamplingRequest:
     kind: str = "text"
     prepares_slowly: bool = False
     shortcut: Callable[[], Iterable[Any]] | None = None
+    close: Callable[[], None] = lambda: None
     rows: list[SamplerRow] = field(default_factory=list)
     results: dict[int, Any] = field(default_factory=dict)
     error: Exception | None = None

@@ -144,7 +144,7 @@ class JobRunner:
             request.num_tokens, request.passes, request.deliver = own.num_tokens, own.passes, own.deliver
             return own.prepare()
 
-        request.prepare, request.prepares_slowly = prepare, True
+        request.prepare, request.prepares_slowly, request.close = prepare, True, track.close
         return request
 
     def _prepare(self, payload: JobPayload) -> list[SamplerRow]:
@@ -267,7 +267,8 @@ class JobRunner:
         request: SamplingRequest,
         stopped_by: Status | Problem | None,
     ) -> End:
-        """Return the final state of an ended request; `stopped_by` is why the worker stopped it."""
+        """Close an ended request; return its final state. `stopped_by` is why the worker stopped it."""
+        request.close()
         if isinstance(stopped_by, Status):
             return End(generation_id, stopped_by)
         if stopped_by is not None or request.error is not None:

@@ -159,7 +159,8 @@ class Soundtrack:
         self._storage, self._folder, self._video = storage, folder, video
         self._key = video_key(generation_id, video.extension)
         self._temporary = Path(mkdtemp(prefix="clipsynth-"))
-        weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+        # Its request is part of a circle of references, which is freed late.
+        self.close = weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
 
     def timeline(self, embed: Embed, duration_s: float, prompt: str | None) -> list[StoredItem]:
         """Return an item for each scene, whose image is stored, and one for the prompt.

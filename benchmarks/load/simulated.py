@@ -16,16 +16,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.load.workload import MODEL, POISON, ROWS, call_s
 from clipsynth.schemas.generation import Format, JobPayload
 from clipsynth.settings import Settings
 from models.bundle import Manifest
 from models.networks.condition_encoder import ConditionTokens
-from models.sampler import SamplerRow
+from models.sampler import RowWindow, SamplerRow
 from worker.calibration import StepCost
 from worker.main import model_info, run
 from worker.model_protocol import ServingModel
+from worker.output_files import encode
 
 MANIFEST = Manifest(name=MODEL, min_duration_s=0.5, max_duration_s=10.0, num_inference_steps=8)
 TOKENS = 10
@@ -52,10 +54,17 @@ class SimulatedPredictor(ServingModel):
 
     def rows(self, payload: JobPayload, *_: object) -> list[SamplerRow]:
         condition = _CONDITIONS[payload.prompt == POISON]
-        latents, sampling = torch.zeros(1, TOKENS, 1), (payload.num_inference_steps, payload.guidance_scale)
+        sampling = payload.num_inference_steps, payload.guidance_scale
+        places = torch.arange(TOKENS * len(payload.windows(MANIFEST.max_duration_s))).split(TOKENS)
+        own = [RowWindow(part, torch.ones(TOKENS, 1), [condition], condition) for part in places]
+        latents, windows = torch.zeros(1, TOKENS * len(own), 1), own if len(own) > 1 else []
         return [
-            SamplerRow(latents.clone(), [condition], condition, *sampling) for _ in range(payload.num_outputs)
+            SamplerRow(latents.clone(), [condition], condition, *sampling, windows=windows)
+            for _ in range(payload.num_outputs)
         ]
+
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return np.ones((len(images), 1), np.float32)
 
     def velocity(
         self, tokens: torch.Tensor, _: torch.Tensor, conditions: ConditionTokens, __: torch.Tensor | None
@@ -72,7 +81,7 @@ class SimulatedPredictor(ServingModel):
         return np.zeros((len(waveform), 64), np.float32)
 
     def encode_response(self, waveform: np.ndarray, output_format: Format, *, comment: str) -> bytes:
-        return waveform.tobytes()
+        return encode(waveform, MANIFEST.sample_rate, output_format, comment=comment)
 
 
 def work(settings: Settings, step_s: float, rows: int = ROWS) -> None:

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.load.simulated import SimulatedPredictor
+from benchmarks.load.workload import payload
 from clipsynth.errors import NotFound, VideoUndecodable
 from clipsynth.schemas.prompts import StoredVideo
 from clipsynth.storage import Storage, result_video_key, scene_key, video_key
 from clipsynth.video_file import copy_video
 from tests.support.video_kinds import packet_hashes, spans_s, write_kind, write_scenes
 from worker.engine import Engine, SamplingRequest
+from worker.job_runner import JobRunner
 from worker.video import MIN_SCENE_S, SampledVideo, Soundtrack, find_scenes, sample_video
 
 ID = "gen_" + "0" * 26
@@ -123,6 +126,18 @@ def test_a_changed_or_removed_video_is_refused(stored):
     storage.delete(ID)
     with pytest.raises(NotFound):
         Soundtrack(storage, ID, FOLDER, video).timeline(embed, 3.0, None)
+
+
+def test_a_job_leaves_no_temporary_files(stored, tmp_path, monkeypatch):
+    storage, video, _ = stored
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    runner = JobRunner(SimulatedPredictor(0.0), None, storage, max_attempts=1)
+    request = runner.request(ID, payload(video=video, prompt=None, duration_s=3.0), "0123abcd")
+    assert len(request.prepare()) == 1
+    request.results = {0: request.deliver(0, np.zeros(48_000, np.float32))}
+    assert runner.final_state(ID, "0123abcd", request, None).status == "succeeded"
+    assert not list(temporary.iterdir())
 
 
 def test_a_slow_preparation_does_not_hold_up_others():
