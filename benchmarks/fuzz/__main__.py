@@ -10,18 +10,26 @@ Ends with code 1 on any wrong answer.
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Literal
 
 import typer
 
 from benchmarks.fuzz import schema, wire
 from benchmarks.load.service import ServiceProcesses, running
+from clipsynth.services.processes import wait_until
 
 SCHEMA_REQUESTS, BYTES_REQUESTS = 20_000, 10_000
 # Requests before memory is first measured, and between two measurements.
 WARM_UP, PART = 500, 1000
 MAX_GROWTH_BYTES = 20_000_000
+# How long temporary files and child processes may outlive the last request.
+LEFT_S = 20
+# Not the web server's, which logs an error where the client's bytes end a request early.
+OWN_ERROR = re.compile("ERROR[ :](app|clipsynth|worker)")
 SETTINGS = {"rate_per_s": 0, "receive_timeout_s": 0.5, "webhook_secret": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0"}
 
 
@@ -42,11 +50,21 @@ def fuzz_bytes(service: ServiceProcesses, first: int, requests: int, seed: int) 
         wrong += more_wrong
         sizes.append(service.rss())
     growth = sizes[-1] - before
+    if not wait_until(lambda: not left(service), timeout_s=LEFT_S):
+        wrong += left(service)
+    wrong += [line for line in service.log.read_text().splitlines() if OWN_ERROR.match(line)]
     print(*wrong, sep="\n")
     print("bytes:", ", ".join(f"{count} x {name}" for name, count in sorted(answers.items())))
     print(f"API: {before / 1e6:.0f} MB after {warm_up} requests, {growth / 1e6:+.1f} MB at the end")
     print(f"MB after each {PART}: {', '.join(f'{size / 1e6:.0f}' for size in sizes)}")
     return not wrong and growth <= MAX_GROWTH_BYTES
+
+
+def left(service: ServiceProcesses) -> list[str]:
+    """Return temporary files, and children of the helpers of API and worker, which have none when idle."""
+    files = [f"left behind: {path}" for path in Path(os.environ["TMPDIR"]).glob("clipsynth-*")]
+    helpers = [child for name in ("api", "worker") for child in service.processes[name].children()]
+    return files + [f"left behind: {child}" for helper in helpers for child in helper.children()]
 
 
 def main(
@@ -60,7 +78,7 @@ def main(
     started, good = time.monotonic(), True
     print(f"seed {seed}", flush=True)
     for kind in ("bytes", "schema") if only == "both" else (only,):
-        with running(**SETTINGS) as service:
+        with tempfile.TemporaryDirectory() as os.environ["TMPDIR"], running(**SETTINGS) as service:
             if kind == "bytes":
                 good &= fuzz_bytes(service, first, requests or BYTES_REQUESTS, seed)
             else:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from benchmarks.fuzz.mutations import BrokenRequest, case
+import httpx
+
+from benchmarks.fuzz.mutations import PARENT, BrokenRequest, case
 from benchmarks.load.service import ServiceProcesses
+from clipsynth.budgets import MAX_VIDEOS
 
 # Far beyond the time after which the service closes unfinished requests.
 TIMEOUT_S = 20.0
 CLIENTS = 16
+# One more at a time would be refused.
+_VIDEOS = threading.BoundedSemaphore(MAX_VIDEOS)
 
 
 def run(
@@ -34,8 +42,12 @@ def run(
 
 def _try(service: ServiceProcesses, seed: int, number: int) -> tuple[int, str, str, str | None]:
     broken = case(seed, number)
+    if broken.kind == "remake":
+        # Other requests delete all generations.
+        broken = replace(broken, wire=broken.wire.replace(PARENT, _parent(service)))
     try:
-        answer = b"".join(_exchange(service.port, broken))
+        with _VIDEOS if broken.kind == "video" else contextlib.nullcontext():
+            answer = b"".join(_exchange(service.port, broken))
     except TimeoutError:
         return number, broken.kind, "hang", f"no end of the answer in {TIMEOUT_S:.0f} s"
     except ConnectionError:
@@ -47,6 +59,13 @@ def _try(service: ServiceProcesses, seed: int, number: int) -> tuple[int, str, s
         return number, broken.kind, "closed", None
     status = words[1].decode("latin-1")
     return number, broken.kind, status, complain(int(status), head.lower(), body, broken)
+
+
+def _parent(service: ServiceProcesses) -> bytes:
+    """Return the id of a new generation that has ended."""
+    body = {"prompt": "rain", "num_inference_steps": 1, "duration_s": 1}
+    answer = httpx.post(f"{service.url}/v1/generations", json=body, headers={"Prefer": "wait=10"}, timeout=20)
+    return str(answer.json().get("id", "gone")).encode()
 
 
 def _exchange(port: int, broken: BrokenRequest) -> Iterator[bytes]:

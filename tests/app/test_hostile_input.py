@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 from pathlib import Path
 
 import fastapi_swagger
@@ -12,7 +13,10 @@ import pytest
 from app.memory import bound_arenas
 from app.routes import pages
 from benchmarks.fuzz.mutations import case
+from benchmarks.fuzz.videos import draw_video
+from clipsynth.errors import VideoUndecodable
 from clipsynth.settings import Settings
+from clipsynth.video_file import copy_video
 from tests.support.api_client import Service
 
 
@@ -108,3 +112,15 @@ def test_malloc_takes_the_bound_of_arenas():
 
 def test_a_fuzzers_case_is_a_function_of_its_seed_and_number():
     assert case(1, 7) == case(1, 7) != case(2, 7)
+
+
+def test_a_fuzzers_videos_are_partly_whole(tmp_path):
+    """Broken and whole files reach the decoder, so that both answers occur."""
+    found = set()
+    for number in range(40):
+        (source := tmp_path / "source").write_bytes(draw_video(random.Random(number)))
+        try:
+            found.add(copy_video(str(source), str(tmp_path / "copy"), 60.0)[0])
+        except VideoUndecodable:
+            found.add("broken")
+    assert found == {"mp4", "webm", "broken"}
