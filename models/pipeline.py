@@ -257,7 +257,7 @@ class ClipSynthPipeline(DiffusionPipeline):
                 first.weights,
                 guided_conds=first.guided_conds,
                 loudness_dbfs=None if timeline else conditioner.loudness(),
-                time_shift=self.manifest.time_shift,
+                time_shift=self.manifest.time_shift_of(num_inference_steps),
                 windows=made,
                 plateaus=plateaus_of(timeline, conditioner.loudness),
                 loop=loop,

@@ -49,6 +49,13 @@ def test_the_error_falls_with_the_square_of_the_step(steps, shift):
     assert error(steps) / error(2 * steps) == pytest.approx(4.0, rel=0.2)
 
 
+def test_few_steps_have_less_time_shift():
+    manifest = Manifest("x", 1, 5, num_inference_steps=8, time_shift=8.0)
+    assert [manifest.time_shift_of(n) for n in (100, 8, 4, 2)] == [8.0, 8.0, 2.75, 1.4375]
+    for n in (2, 4):  # the last step is not most of the way
+        assert time_at(1 - 1 / n, manifest.time_shift_of(n)) > 0.4
+
+
 def test_a_time_shift_moves_steps_towards_the_noise():
     times = [time_at(n / 8, 8.0) for n in range(9)]
     assert times[0] == 0
