@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastapi import FastAPI, Response
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from clipsynth.security.headers import FRAMES
 
@@ -26,6 +27,14 @@ _START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#ui"});\n'
 _CSP = f"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; {FRAMES}"
 
 
+class WholeFiles(StaticFiles):
+    """Small files, always sent whole: Starlette answers a Range that it cannot read in plain text."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
+        return await super().get_response(path, scope)
+
+
 def install_docs(app: FastAPI) -> None:
     """Add `/docs`: Swagger UI from this host; FastAPI's own page loads scripts from another one."""
 
@@ -40,7 +49,7 @@ def install_docs(app: FastAPI) -> None:
     spec = find_spec("fastapi_swagger")  # for its files; its code is not imported
     assert spec
     assert spec.origin
-    app.mount("/docs/static", StaticFiles(directory=Path(spec.origin).parent / "resources"), name="docs")
+    app.mount("/docs/static", WholeFiles(directory=Path(spec.origin).parent / "resources"), name="docs")
 
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -50,8 +59,10 @@ def install(app: FastAPI) -> None:
     """Add the playground and `/docs`."""
     install_docs(app)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html")
+    files = WholeFiles(directory=STATIC)
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)
+
+    app.mount("/static", files, name="static")

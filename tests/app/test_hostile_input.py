@@ -82,6 +82,17 @@ def test_no_file_beside_the_pages_is_served(client, path):
     assert client.get(path).status_code == 404
 
 
+@pytest.mark.parametrize(
+    "wanted", ['"', "bytes=", "bytes=9-1", "bytes=999999999-", "bytes=0-1,5-6", "bytes=0-1"]
+)
+@pytest.mark.parametrize("path", ["/", "/static/api.js", "/docs/static/swagger-ui.css"])
+def test_pages_are_sent_whole(client, path, wanted):
+    whole = client.get(path)
+    answer = client.get(path, headers={"range": wanted})
+    assert (answer.status_code, answer.content) == (200, whole.content)
+    assert client.get(path, headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+
+
 def test_what_may_be_done_with_a_path_is_told(client):
     answers = {path: client.put(path) for path in ("/v1/generations", "/v1/generations/x", "/healthz")}
     assert {a.status_code for a in answers.values()} == {405}
