@@ -4,7 +4,8 @@
     python -m benchmarks.chaos --jobs 60 --kills 5 --restarts 1 --pauses 1 --disks 0 --memories 1
     python -m benchmarks.chaos --kills 0 --restarts 0 --pauses 0 --disks 0 --memories 0 --rolls 50
 
-The model is simulated, so that a restart is quick. A fifth of the jobs is canceled at random times. Ends with
+The model is simulated, so that a restart is quick. Half of the jobs are long sounds, loops, timelines, or
+variations and continuations of earlier jobs. A fifth of the jobs is canceled at random times. Ends with
 code 1 unless every canceled job is canceled, every job of a model whose worker never comes back expired, each
 other one succeeded, none is stuck or ended twice, and no file changed after its generation had succeeded. A
 job that runs while the disk is full may fail with `storage_failed`.
@@ -13,6 +14,7 @@ job that runs while the disk is full may fail with `storage_failed`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -32,15 +34,16 @@ from benchmarks.chaos.files import FileWatch, empty, fill, small_disk
 from benchmarks.chaos.verdict import find, verdict
 from benchmarks.load import simulated
 from benchmarks.load.workload import MODEL, POISON, payload
-from clipsynth.errors import AlreadyEnded, ServeError
+from clipsynth.errors import AlreadyEnded, ServeError, StorageUnavailable
 from clipsynth.jobs.queue import connect, withdraw
 from clipsynth.jobs.store import JobStore, new_id
 from clipsynth.redis_keys import ALIVE
 from clipsynth.schemas.generation import Status
+from clipsynth.schemas.prompts import StoredParent
 from clipsynth.services import janitor
 from clipsynth.services.embedded_redis import EmbeddedRedis
 from clipsynth.settings import Settings
-from clipsynth.storage import Storage
+from clipsynth.storage import Storage, audio_key, parent_key
 
 WORKERS = 2
 STEP_S = 0.005
@@ -52,8 +55,18 @@ PAUSE_S = 4.0
 FULL_S = 1.5
 QUEUE_TIMEOUT_S = 20.0
 STUCK_S = 120.0
+# Share of the jobs that start from the sound of an earlier one.
+REMADE = 0.25
 # A model whose worker never comes back.
 GONE = "gone"
+_ITEMS = [{"text": "rain", "start_s": 0.0, "end_s": 12.0}, {"text": "a dog", "start_s": 4.0, "end_s": 6.0}]
+KINDS: list[dict[str, object]] = [
+    {},
+    {"duration_s": 25.0},
+    {"duration_s": 8.0, "loop": True},
+    {"duration_s": 14.0, "prompt": None, "timeline": _ITEMS},
+]
+REMAKES: list[dict[str, float]] = [{"strength": 0.0}, {"strength": 0.5}, {"extend_s": 2.0}]
 
 
 class Chaos:
@@ -74,6 +87,7 @@ class Chaos:
         self.workers = [self.new_worker() for _ in range(WORKERS)]
         self.jobs: dict[str, str] = {}
         self.canceled: set[str] = set()
+        self.remade: set[str] = set()
         self.losses = 0
         self.later: list[tuple[float, Callable[[], None]]] = []
         self.state.announce(simulated.model_info(simulated.MANIFEST).model_copy(update={"name": GONE}))
@@ -120,17 +134,40 @@ class Chaos:
 
     def submit(self, prompt: str = "rain") -> None:
         generation_id = new_id()
-        sizes = {"num_inference_steps": self.draw.randint(4, 40), "num_outputs": self.draw.randint(1, 3)}
+        sizes: dict[str, object] = {
+            "num_inference_steps": self.draw.randint(4, 40),
+            "num_outputs": self.draw.randint(1, 3),
+        }
         model = GONE if prompt == GONE else MODEL
-        wanted = payload(model=model, prompt=prompt, guidance_scale=self.draw.choice([1.0, 3.0]), **sizes)
+        kind = self.draw.choices(KINDS, [6, 1, 1, 1])[0] if prompt == "rain" else {}
+        sizes |= {"model": model, "prompt": prompt, "guidance_scale": self.draw.choice([1.0, 3.0]), **kind}
+        earlier = list(self.watch.noted) if prompt == "rain" and self.draw.random() < REMADE else []
+        parent = self.draw.choice(earlier) if earlier else None
+        how = self.draw.choice(REMAKES)
 
         def act() -> None:
             # a job may have been accepted though the answer was lost
             if find(self.state, generation_id) is None:
-                self.state.submit(generation_id, wanted)
+                own = self.remake(generation_id, parent, how) if parent else {}
+                self.state.submit(generation_id, payload(**sizes | own))
 
         self.retry(act)
         self.jobs[generation_id] = prompt
+
+    def remake(self, generation_id: str, parent_id: str, how: dict[str, float]) -> dict[str, object]:
+        """Store the sound of an earlier job, as the API does; return what varies or continues it."""
+        parent, storage = self.state.get(parent_id), Storage(self.settings.results_url)
+        source = audio_key(parent.folder, 0, "wav")
+        data, key = storage.get(source), parent_key(generation_id, source)
+        self.state.expect_files(generation_id)
+        try:
+            storage.put(key, data)
+        except StorageUnavailable:  # while the disk is full
+            return {}
+        self.remade.add(generation_id)
+        sha256 = hashlib.sha256(data).hexdigest()
+        stored = StoredParent(id=parent_id, output=0, audio_key=key, audio_sha256=sha256, **how)
+        return {"parent": stored, "duration_s": parent.input.duration_s + how.get("extend_s", 0.0)}
 
     def cancel(self) -> None:
         left = [
@@ -232,7 +269,8 @@ class Chaos:
         files = self.watch.stop()
         found = verdict(self.redis, self.state, storage, expected, excuses=excuses)
         found["faults"] += files["files changed after success"]
-        return {"workers ended": self.losses} | files | found
+        counts = {"workers ended": self.losses, "variations and continuations": len(self.remade)}
+        return counts | files | found
 
     def close(self) -> None:
         """End the workers as a rolling restart does, and Redis."""

@@ -83,5 +83,5 @@ class FileWatch:
         return {
             "files noted at success": len(self.noted),
             "files changed after success": changed,
-            "with files of other attempts": sum(len(names) > 1 for names in folders),
+            "with files of other attempts": sum(len({*names} - {"in"}) > 1 for names in folders),
         }

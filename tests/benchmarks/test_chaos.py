@@ -18,3 +18,4 @@ def test_nothing_is_lost_while_workers_and_redis_are_killed():
     assert int(re.search(r"(\d+) expired", result.stdout)[1]) == 2
     assert int(re.search(r"(\d+) workers ended", result.stdout)[1]) >= 3
     assert int(re.search(r"(\d+) files noted at success", result.stdout)[1]) > 0
+    assert int(re.search(r"(\d+) variations and continuations", result.stdout)[1]) > 0
