@@ -157,10 +157,11 @@ def _of_output(
     best = min((output.format for output in outputs), key=BEST.index)
     key = audio_key(generation.folder, n, best)
     remade = of_recipe(services, outputs[0].recipe)
-    # Components of a mix cannot be taken apart.
-    changes: dict[str, object] = {"composition": "set"} if remade.wanted.composition == "mix" else {}
-    changes |= {"seed": seed, "num_outputs": num_outputs}
-    changes["output_formats"] = generation.input.output_formats
+    changes = {
+        "seed": seed,
+        "num_outputs": num_outputs,
+        "output_formats": generation.input.output_formats,
+    }
     stored = StoredParent(id=generation_id, output=n, audio_key=key, **how)
     parent = ParentSound(stored, partial(_sound, services, key, None))
     return Remake(remade.wanted.model_copy(update=changes), remade.files, parent)

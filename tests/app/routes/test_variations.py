@@ -221,9 +221,25 @@ def test_images_and_weights_hold_in_a_variation(service):
     files = {"beach": ("x", image("PNG"))}
     data = {"prompts": '[{"image": "part:beach", "weight": 2}, {"text": "rain"}]', **SHORT}
     parent = service.finish(service.post(data=data | {"composition": "mix"}, files=files))
-    made = service.finish(vary(service, parent))
-    assert made["status"] == "succeeded"
-    assert (made["input"]["composition"], len(made["input"]["prompts"])) == ("set", 2)
+    for made in (vary(service, parent), extend(service, parent, extend_s=0.5)):
+        made = service.finish(made)
+        assert made["status"] == "succeeded"
+        assert (made["input"]["composition"], len(made["input"]["prompts"])) == ("mix", 2)
+
+
+def test_a_mix_is_varied_from_parent_to_a_new_mix(service):
+    mix = {"prompts": [{"text": "rain"}, {"text": "a dog"}], "composition": "mix", "duration_s": 1.0}
+    mix = {**RAIN, **mix, "prompt": None}
+    parent, new = (service.finish(service.post(mix | {"seed": seed})) for seed in (3, 9))
+    same, near, far, other = (
+        wave(service, service.finish(vary(service, parent, strength=strength, seed=9)))
+        for strength in (0, 0.1, 0.6, 1)
+    )
+    np.testing.assert_array_equal(same, wave(service, parent))
+    np.testing.assert_allclose(other, wave(service, new), atol=BATCHED_TOLERANCE)
+    mels = [service.predictor.log_mel(sound) for sound in (same, near, far, other)]
+    distances = [float(np.abs(mel - mels[0]).mean()) for mel in mels[1:]]
+    assert distances == sorted(distances)
 
 
 def test_a_timeline_continues_with_the_items_at_its_end(service):
