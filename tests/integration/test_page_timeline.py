@@ -6,6 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from tests.support.page import body_of, image
+from tests.support.video_kinds import write_scenes
 
 
 @pytest.fixture
@@ -138,6 +139,16 @@ def test_a_card_fills_the_timeline_again(page, editor):
     editor.locator("summary").click()  # folded, it is put aside
     page.get_by_label("What should it sound like?").fill("wind")
     assert "timeline" not in press_generate(page)
+
+
+def test_a_video_has_no_second_timeline(page, editor, tmp_path):
+    source = write_scenes(tmp_path / "a.mp4", seconds=1.0)
+    page.get_by_label("Video", exact=True).set_input_files(source)
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("alert").get_by_text("A video has a timeline of its own").wait_for()
+    editor.locator("summary").click()
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("article", name="a.mp4").locator(".player").first.wait_for()
 
 
 def test_a_recipe_of_a_timeline_shows_it(page, editor):
