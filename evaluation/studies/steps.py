@@ -91,9 +91,7 @@ def steps(
 
     def points() -> Iterator[tuple[tuple[Schedule, int, str], Entry]]:
         for s, n in grid:
-            own = with_manifest(
-                pipe, guidance_interval=s.interval, time_shift=s.shift, num_inference_steps=n
-            )
+            own = with_manifest(pipe, guidance_interval=s.interval, time_shift=s.shift, num_inference_steps=n)
             system = Bundle(f"{n} steps", own, steps=n, guidance=s.guidance, rescale=s.rescale)
             for kind in TEXT_AND_IMAGE:
                 yield (s, n, kind), context.entry(system, kind)
