@@ -5,5 +5,6 @@ train_step      how much of the machine a training step uses
 vocoder         HiFi-GAN against Griffin-Lim on real mels
 prepare         what preparing a clip costs beside a bare decode
 correspondence  how well the correspondence score finds exchanged sounds
+video_scenes    whether the scenes of a video are heard
 plot_losses     a plot of the validation loss of runs
 """

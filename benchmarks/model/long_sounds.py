@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from scipy.stats import spearmanr
 
 from clipsynth.schemas.payload import JobPayload, spans, windows
@@ -67,13 +68,15 @@ class Study:
         self.predictor, self.judge, self.ears = predictor, judge, ears
         self.cpu_s = 0.0
 
-    def make(self, sound: np.ndarray | None = None, **fields: Any) -> np.ndarray:
+    def make(
+        self, sound: np.ndarray | None = None, images: Mapping[str, Image.Image] = {}, **fields: Any
+    ) -> np.ndarray:
         m = self.predictor.manifest
         defaults = {"model": m.name, "prompt": None, "image_key": None, "negative_prompt": None, "seed": 0}
         defaults |= {"num_inference_steps": m.num_inference_steps, "guidance_scale": m.guidance_scale}
         defaults |= {"duration_s": CLIP_S, "num_outputs": 1, "output_formats": ["wav"]}
         self.cpu_s -= time.process_time()
-        wave = self.predictor.predict(JobPayload.model_validate(defaults | fields), parent=sound)
+        wave = self.predictor.predict(JobPayload.model_validate(defaults | fields), images, sound)
         self.cpu_s += time.process_time()
         return wave
 
