@@ -1,6 +1,6 @@
 # Build the image of the HTTP API, the janitor and the sender of webhooks, without torch:
 #   docker build -f docker/app.Dockerfile -t clipsynth-app .
-# BASE: an image whose python3 is Python 3.11 or 3.12 with the venv module.
+# BASE: an image whose python3 is Python 3.11 with the venv module.
 # EXTRAS: "s3" to keep results in an object store.
 ARG BASE=python:3.11.14-slim-bookworm
 
@@ -16,9 +16,10 @@ FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /venv
 ARG EXTRAS=""
-COPY pyproject.toml constraints.txt docker/requirements.py /requirements/
-RUN cd /requirements && python3 requirements.py pyproject.toml app ${EXTRAS} > wanted.txt \
-    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt
+# Each package and the hashes of its files (docker/lock.sh).
+COPY docker/app.lock docker/s3.lock /requirements/
+RUN cd /requirements && /venv/bin/pip install --no-deps --require-hashes --requirement app.lock \
+    ${EXTRAS:+--requirement "${EXTRAS}.lock"}
 RUN useradd --uid 10001 --create-home clipsynth && install -d -o 10001 -g 10001 /data /data/results
 COPY --from=source /app /app
 ENV PATH=/app/bin:/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

@@ -46,6 +46,18 @@ def test_every_requirement_is_pinned(role):
     assert wanted(role, "s3").keys() <= pinned
 
 
+@pytest.mark.parametrize(("lock", "roles"), [("app", ["app"]), ("s3", ["app", "s3"]), ("worker", ["worker"])])
+def test_the_locks_hold_the_pins_with_hashes(lock, roles):
+    text = (ROOT / f"docker/{lock}.lock").read_text().replace("\\\n", "")
+    locked = {name(line): line for line in text.splitlines()}
+    assert wanted(*roles).keys() - {"torch", "torchvision"} <= locked.keys()
+    assert not [each for each in locked if each.startswith(("torch", "nvidia", "cuda", "triton"))]
+    pinned = {name(line): line for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for each, line in locked.items():
+        assert line.split()[0].partition("==")[2] == pinned[each].partition("==")[2]
+        assert "--hash=sha256:" in line, each
+
+
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 
 
