@@ -102,7 +102,8 @@ def _load_unfinished(data: bytes) -> Image.Image:
             return first
     except MemoryError:
         raise
-    except Exception:
+    # A decoder may raise anything; the error below says what the client needs.
+    except Exception:  # noqa: S110
         pass
     raise ImageUndecodable("the image cannot be decoded; is it cut off?")
 

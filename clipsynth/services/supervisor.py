@@ -222,7 +222,8 @@ class _Announcer:
 
     def _api_answers(self) -> bool:
         """Ask our own child: no other process can listen on this port."""
-        any_address = self.settings.host in ("0.0.0.0", "::")
+        # Compared, not bound.
+        any_address = self.settings.host in ("0.0.0.0", "::")  # noqa: S104
         url = f"http://localhost:{self.settings.port}" if any_address else self.url
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=1) as response:
