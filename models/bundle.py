@@ -97,14 +97,6 @@ class Manifest:
         low, high = (share_at(min(max(t, 0.0), 1.0), self.time_shift) for t in self.guidance_interval)
         return high - low
 
-    def time_shift_of(self, steps: int) -> float:
-        """Return the time shift for so many steps, less for fewer than the usual ones.
-
-        It is 1 + (s - 1) (steps / usual steps)^2: with the usual shift s, the last of few steps would be most
-        of the way (docs/decisions/model.md).
-        """
-        return 1 + (self.time_shift - 1) * min(1.0, steps / self.num_inference_steps) ** 2
-
     def write(self, folder: Path) -> Manifest:
         """Hash the files of `folder`, write the manifest beside them and return it."""
         files = sorted(

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from models import parts
+from models import parts, schedule
 from models.audio.attributes import Scales, taken
 from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import Vocoder, hop_length, mix, to_waveforms
@@ -233,7 +233,7 @@ class ClipSynthPipeline(DiffusionPipeline):
             guidance_scale,
             self.manifest.guidance_interval,
         )
-        length, device = self.num_tokens(duration_s), self.denoiser.device
+        length, device, m = self.num_tokens(duration_s), self.denoiser.device, self.manifest
         rate = self.mel.frame_rate / self.denoiser.config.frames_per_token
         branches = {items: conditioner.branches(items) for items in sets}
         first = branches[windows[0].items if windows else None]
@@ -257,7 +257,7 @@ class ClipSynthPipeline(DiffusionPipeline):
                 first.weights,
                 guided_conds=first.guided_conds,
                 loudness_dbfs=None if timeline else conditioner.loudness(),
-                time_shift=self.manifest.time_shift_of(num_inference_steps),
+                time_shift=schedule.shift_for(num_inference_steps / m.num_inference_steps, m.time_shift),
                 windows=made,
                 plateaus=plateaus_of(timeline, conditioner.loudness),
                 loop=loop,

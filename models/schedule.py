@@ -15,6 +15,14 @@ def time_at(share: float, shift: float) -> float:
     return share / (share + shift * (1 - share))
 
 
+def shift_for(part: float, shift: float) -> float:
+    """Return the shift for a part of the usual number of steps: 1 + (shift - 1) part^2, at most `shift`.
+
+    With the usual shift, the last of few steps would be most of the way (docs/decisions/model.md).
+    """
+    return 1 + (shift - 1) * min(1.0, part) ** 2
+
+
 def share_at(time: float, shift: float) -> float:
     """Return the share of the steps before a time t."""
     return time_at(time, 1 / shift)

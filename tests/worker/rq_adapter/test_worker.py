@@ -37,7 +37,8 @@ def test_jobs_share_steps_and_each_ends_in_its_own_way(place):
     assert [o.index for o in place.state.get(other).outputs] == [0, 1]
     assert place.storage.get(audio_key(place.state.get(other).folder, 1, "wav"))
     # Two threads prepare jobs: which is first into the batch is left open, that all share the step is not.
-    assert sorted(place.toy.batches[1]) == sorted(["rain", "wind", "wind", "broken", "hail"])
+    shared = sorted(["rain", "wind", "wind", "broken", "hail"])
+    assert shared in [sorted(batch) for batch in place.toy.batches]
     assert place.nothing_left()
 
 
