@@ -23,6 +23,7 @@ README = (ROOT / "README.md").read_text()
 SHORT = [
     "vocoder.steps=2",
     "vocoder.finetune_steps=1",
+    "distil.steps=2",
     "vocoder.batch_size=2",
     "vocoder.upsample_initial_channel=32",
     "denoiser.steps=2",
