@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.responses.problems import refusal
-from clipsynth.errors import PayloadTooLarge, ReceiveTimeout
+from clipsynth.errors import ClipSynthError, PayloadTooLarge, ReceiveTimeout
 from clipsynth.settings import Settings
 
 # Name in the scope of a function that is awaited with the size of the body so far; it may raise.
@@ -17,13 +19,15 @@ GROWS = "clipsynth.body_grows"
 FORM_TIMEOUTS = 10
 # Bytes of a form that are read before its length is refused.
 FORM_HEAD = 65_536
+# A body of at most so many bytes is received before an answer that does not need it, for so long.
+SMALL_BYTES, SMALL_S = 65_536, 1.0
 
 
 class BodyLimit:
     """ASGI middleware that limits the size of a body and the time for it to arrive.
 
     Content-Length is not trusted. After an answer to an incomplete body the connection is closed, because its
-    client may continue to send.
+    client may continue to send. A client that does so may miss the answer, so small bodies are received.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -43,8 +47,10 @@ class BodyLimit:
         deadline, latest = now() + self.timeout_s, now() + FORM_TIMEOUTS * self.timeout_s
         size = 0
 
+        is_late = False
+
         async def counted() -> Message:
-            nonlocal size, whole, deadline
+            nonlocal size, whole, deadline, is_late
             if whole:  # the only message left is the disconnect
                 return await receive()
             # The parser of a form may name the part that is too large.
@@ -54,6 +60,7 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
+                is_late = True
                 raise refusal(ReceiveTimeout(f"the body was not whole after {self.timeout_s:g} s")) from None
             size += len(message.get("body", b""))
             if is_form:
@@ -66,7 +73,13 @@ class BodyLimit:
             return message
 
         async def closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and not whole:
+            is_start = message["type"] == "http.response.start"
+            if is_start and 0 < declared <= SMALL_BYTES and not is_late and "expect" not in headers:
+                with contextlib.suppress(HTTPException, ClipSynthError, TimeoutError):
+                    async with asyncio.timeout(SMALL_S):
+                        while not whole:
+                            await counted()
+            if is_start and not whole:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 

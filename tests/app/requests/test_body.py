@@ -91,6 +91,23 @@ def test_a_sender_of_too_much_text_gets_the_answer(port):
     assert answer.startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize(("method", "status"), [(b"TRACE", 405), (b"PUT", 405), (b"DELETE", 405)])
+def test_a_small_body_of_a_refused_request_is_received(port, method, status):
+    """The connection neither breaks nor closes, so the next request can follow."""
+    head = method + b" /v1/sound-generation HTTP/1.1\r\nHost: localhost\r\n" + JSON
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(head + b"Content-Length: 13\r\n\r\n")
+        connection.sendall(b'{"text": "a"}')
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 %d" % status)
+        assert b"connection: close" not in answer.lower()
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while b"HTTP/1.1 200" not in answer:
+            more = connection.recv(65536)
+            assert more
+            answer += more
+
+
 @pytest.mark.parametrize("kind", [JSON, FORM])
 @pytest.mark.parametrize("length", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"])
 def test_an_incomplete_body_times_out(port, kind, length):
