@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 from fnmatch import fnmatch
 
-import httpx
 import pytest
 
 pytest.importorskip("s3fs")
-server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
-from clipsynth.errors import NotFound, StorageUnavailable  # noqa: E402
-from clipsynth.services.janitor import sweep  # noqa: E402
-from clipsynth.settings import Settings  # noqa: E402
-from clipsynth.storage import Storage, audio_key  # noqa: E402
-from tests.support.api_service import SHORT, check_problem, image, serving  # noqa: E402
+from clipsynth.errors import NotFound, StorageUnavailable
+from clipsynth.services.janitor import sweep
+from clipsynth.settings import Settings
+from clipsynth.storage import Storage, audio_key
+from tests.support.api_service import SHORT, check_problem, image, serving
+from tests.support.s3 import s3_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -26,18 +26,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 @pytest.fixture
 def bucket(monkeypatch):
     """Serve an empty store; return the URL of a folder in it."""
-    moto = server.ThreadedMotoServer(port=0, verbose=False)
-    moto.start()
-    _, port = moto.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    httpx.post(f"http://127.0.0.1:{port}/moto-api/reset").raise_for_status()
-    Storage("s3://sounds")._fs.mkdir("sounds")
-    yield "s3://sounds/results"
-    Storage("s3://sounds")._fs.clear_instance_cache()
-    moto.stop()
+    with s3_server(monkeypatch):
+        Storage("s3://sounds")._fs.mkdir("sounds")
+        yield "s3://sounds/results"
+        Storage("s3://sounds")._fs.clear_instance_cache()
 
 
 @pytest.fixture

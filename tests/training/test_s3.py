@@ -8,18 +8,18 @@ import sys
 from pathlib import Path
 
 import fsspec
-import httpx
 import pytest
 import torch
 import yaml
 
 pytest.importorskip("s3fs")
-server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
-from tests.support.planted import planted_recipe, write_planted  # noqa: E402
-from training.data.clips import load_clips  # noqa: E402
-from training.state import load_state  # noqa: E402
-from training.train import train  # noqa: E402
+from tests.support.planted import planted_recipe, write_planted
+from tests.support.s3 import s3_server
+from training.data.clips import load_clips
+from training.state import load_state
+from training.train import train
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,21 +39,13 @@ SETTINGS = (
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
     """A prepared folder, and the URL of its copy in a store."""
-    moto = server.ThreadedMotoServer(port=0, verbose=False)
-    moto.start()
-    _, port = moto.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     folder = write_planted(tmp_path / "local", clips=10, dev=2)
-    httpx.post(f"http://127.0.0.1:{port}/moto-api/reset").raise_for_status()
-    fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    fs.mkdir("clips")
-    fs.put(str(folder), "clips/planted", recursive=True)
-    yield folder, "s3://clips/planted"
-    fsspec.filesystem("s3").clear_instance_cache()
-    moto.stop()
+    with s3_server(monkeypatch):
+        fs = fsspec.filesystem("s3", skip_instance_cache=True)
+        fs.mkdir("clips")
+        fs.put(str(folder), "clips/planted", recursive=True)
+        yield folder, "s3://clips/planted"
+        fsspec.filesystem("s3").clear_instance_cache()
 
 
 def weights(run):
