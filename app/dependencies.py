@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from redis import Redis
 
@@ -131,6 +131,7 @@ def _needs(scope: Scope, who: Callable[..., Any] = _caller) -> Callable[[ApiKey]
     return check
 
 
+KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]  # Idempotency-Key
 Maker = Annotated[ApiKey, Depends(_needs("generate"))]
 ShimMaker = Annotated[ApiKey, Depends(_needs("generate", _shim_caller))]
 Reader = Annotated[ApiKey, Depends(_needs("read"))]

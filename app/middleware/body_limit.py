@@ -23,6 +23,12 @@ FORM_HEAD = 65_536
 SMALL_BYTES, SMALL_S = 65_536, 1.0
 
 
+def content_length(headers: Headers) -> int:
+    """Return what Content-Length says, or 0 if it says no number."""
+    text = headers.get("content-length", "")
+    return int(text) if text.isdecimal() else 0
+
+
 class BodyLimit:
     """ASGI middleware that limits the size of a body and the time for it to arrive.
 
@@ -40,17 +46,14 @@ class BodyLimit:
         headers = Headers(scope=scope)
         is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
         max_bytes = self.settings.max_form_bytes if is_form else self.settings.max_body_bytes
-        length = headers.get("content-length", "0")
-        declared = int(length) if length.isdecimal() else 0
+        declared = content_length(headers)
         whole = not declared and "transfer-encoding" not in headers
         now = asyncio.get_running_loop().time
         deadline, latest = now() + self.timeout_s, now() + FORM_TIMEOUTS * self.timeout_s
         size = 0
 
-        is_late = False
-
         async def counted() -> Message:
-            nonlocal size, whole, deadline, is_late
+            nonlocal size, whole, deadline
             if whole:  # the only message left is the disconnect
                 return await receive()
             # The parser of a form may name the part that is too large.
@@ -60,7 +63,6 @@ class BodyLimit:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                is_late = True
                 raise refusal(ReceiveTimeout(f"the body was not whole after {self.timeout_s:g} s")) from None
             size += len(message.get("body", b""))
             if is_form:
@@ -74,7 +76,7 @@ class BodyLimit:
 
         async def closing(message: Message) -> None:
             is_start = message["type"] == "http.response.start"
-            if is_start and 0 < declared <= SMALL_BYTES and not is_late and "expect" not in headers:
+            if is_start and 0 < declared <= SMALL_BYTES and now() < deadline and "expect" not in headers:
                 with contextlib.suppress(HTTPException, ClipSynthError, TimeoutError):
                     async with asyncio.timeout(SMALL_S):
                         while not whole:

@@ -17,6 +17,7 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.dependencies import Services
+from app.middleware.body_limit import content_length
 from app.requests.images import FormFile, ReadImage
 from clipsynth.errors import InvalidBody, PayloadTooLarge, TooLong, VideoTooLarge, VideoUndecodable
 from clipsynth.limited_child import Limits
@@ -48,8 +49,7 @@ class FormParser(MultiPartParser):
     def __init__(self, request: Request, stream: Any, settings: Settings, **limits: int) -> None:
         super().__init__(request.headers, stream, **limits)
         self.max_video_bytes, self.video_bytes, self.has_video = settings.max_video_bytes, 0, False
-        length = request.headers.get("content-length", "")
-        self.declared = int(length) if length.isdecimal() else 0
+        self.declared = content_length(request.headers)
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()

@@ -8,7 +8,7 @@ from fastapi import Request, Response
 
 from app.dependencies import Services
 from app.responses.accept import best_media_type
-from app.responses.problems import problems
+from app.responses.problems import FILE_PROBLEMS, problems
 from app.responses.ranges import file_response, stored_response
 from clipsynth.errors import NotFound, NotReady
 from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Status
@@ -20,15 +20,7 @@ SOUND_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "the sound", "content": SOUND},
     206: {"description": "the asked part", "content": SOUND},
     304: {"description": "the client has it"},
-    **problems(
-        "not_acceptable",
-        "not_found",
-        "gone",
-        "not_ready",
-        "range_not_satisfiable",
-        "storage_unavailable",
-        "download_budget",
-    ),
+    **problems("not_acceptable", *FILE_PROBLEMS),
 }
 
 

@@ -23,6 +23,15 @@ logger = logging.getLogger(__name__)
 # Characters of a detail or pointer, which may repeat a part of the request.
 MAX_DETAIL, MAX_POINTER = 2000, 200
 
+# Of routes that send a stored file.
+FILE_PROBLEMS = (
+    "not_found",
+    "gone",
+    "not_ready",
+    "range_not_satisfiable",
+    "storage_unavailable",
+    "download_budget",
+)
 STATUS = {
     "invalid_body": 400,
     "unauthorized": 401,

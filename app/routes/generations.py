@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
-from app.dependencies import Maker, Reader, ServicesDep
+from app.dependencies import KeyHeader, Maker, Reader, ServicesDep
 from app.requests.body import read_body, request_body
 from app.requests.images import image_slot
 from app.requests.submit import accept, cancel_generation
@@ -39,7 +39,6 @@ MAX_WAIT_S = 60
 # Seconds for which one request deletes.
 DELETE_S = 10
 JSON = "application/json"
-KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 FormatQuery = Annotated[Format | None, Query(alias="format")]
 PreferHeader = Annotated[
     str | None, Header(description="wait=N: wait for the end for up to N seconds, at most 60.")

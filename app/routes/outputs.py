@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.dependencies import Reader, ServicesDep
 from app.responses.audio import succeeded, video_with_sound
-from app.responses.problems import problems
+from app.responses.problems import FILE_PROBLEMS, problems
 from app.responses.ranges import file_response
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
@@ -20,14 +20,7 @@ def _responses(media_type: str, schema: dict[str, Any]) -> dict[int | str, dict[
         200: {"description": "the file", "content": content},
         206: {"description": "the requested part", "content": {media_type: {"schema": {"type": "string"}}}},
         304: {"description": "the client has it"},
-        **problems(
-            "not_found",
-            "gone",
-            "not_ready",
-            "range_not_satisfiable",
-            "storage_unavailable",
-            "download_budget",
-        ),
+        **problems(*FILE_PROBLEMS),
     }
 
 

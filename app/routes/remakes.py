@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.dependencies import Maker, Reader, Services, ServicesDep
+from app.dependencies import KeyHeader, Maker, Reader, Services, ServicesDep
 from app.requests.body import json_body, read_json
 from app.requests.images import image_slot
 from app.requests.recipe import Remake, continuation, of_recipe, variation
@@ -22,7 +21,6 @@ from clipsynth.schemas.prompts import MIN_DURATION_S
 from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(tags=["generations"])
-KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255)]
 PROBLEMS = (
     "not_found",
     "gone",
@@ -145,8 +143,7 @@ async def vary(
 ) -> Generation:
     """Generate variations of an output (SDEdit). Strength 0 is its sound, 1 a new one of the same prompt."""
     body = await read_json(request, services, caller, VariationRequest)
-    fields = body.model_dump()
-    make = partial(variation, services, caller, generation_id, fields.pop("output"), **fields)
+    make = partial(variation, services, caller, generation_id, **body.model_dump())
     sent = f"{generation_id}/variations {body.model_dump_json()}"
     return await _accept(services, caller, response, make, idempotency_key, sent)
 
@@ -168,8 +165,7 @@ async def continue_(
 ) -> Generation:
     """Generate a longer sound that begins with an output. Its last 0.5 s may change."""
     body = await read_json(request, services, caller, ContinuationRequest)
-    fields = body.model_dump()
-    make = partial(continuation, services, caller, generation_id, fields.pop("output"), **fields)
+    make = partial(continuation, services, caller, generation_id, **body.model_dump())
     sent = f"{generation_id}/continuations {body.model_dump_json()}"
     return await _accept(services, caller, response, make, idempotency_key, sent)
 
