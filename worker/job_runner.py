@@ -32,7 +32,7 @@ from clipsynth.schemas.generation import (
     output_seed,
     result_folder,
 )
-from clipsynth.schemas.prompts import StoredPrompt, StoredVideo
+from clipsynth.schemas.prompts import StoredVideo
 from clipsynth.storage import Storage, audio_key, file_name
 from models.sampler import SamplerRow
 from worker.calibration import is_out_of_memory
@@ -52,7 +52,7 @@ class JobRejected(Exception):
     code = "invalid_request"
 
 
-class StoredImageChanged(JobRejected):
+class StoredFileChanged(JobRejected):
     code = "image_gone"
 
 
@@ -155,27 +155,32 @@ class JobRunner:
         """Return the waveform of the payload's parent, if it has one."""
         if payload.parent is None:
             return None
-        data = self.storage.get(payload.parent.audio_key)
-        if hashlib.sha256(data).hexdigest() != payload.parent.audio_sha256:
-            raise StoredImageChanged("the stored sound is not the one of the parent")
+        what = "sound is not the one of the parent"
+        data = self._stored(payload.parent.audio_key, payload.parent.audio_sha256, what)
         return decode(data, self.model.manifest.sample_rate)
 
     def _copy(self, payload: JobPayload, fmt: Format) -> bytes | None:
-        """Return the file of a parent that is to be copied, if it has this format."""
+        """Return the parent's file if the outputs are copies of it in this format, else None."""
         # A lossy format would lose more if it were encoded again.
         if payload.parent is None or not payload.is_copy or not payload.parent.audio_key.endswith(f".{fmt}"):
             return None
         return self.storage.get(payload.parent.audio_key)
 
     def _images(self, payload: JobPayload) -> dict[str, Image.Image]:
-        return {item.image_key: self._image(item) for item in payload.conditions if item.image_key}
+        conditions = payload.conditions
+        return {c.image_key: self.image(c.image_key, c.image_sha256) for c in conditions if c.image_key}
 
-    def _image(self, item: StoredPrompt) -> Image.Image:
-        data = self.storage.get(item.image_key or "")
-        if item.image_sha256 is not None and hashlib.sha256(data).hexdigest() != item.image_sha256:
-            raise StoredImageChanged("the stored image is not the one that was sent")
+    def image(self, key: str, sha256: str | None = None) -> Image.Image:
+        """Open a stored image; JobRejected if it has not this hash."""
+        data = self._stored(key, sha256, "image is not the one that was sent")
         # The API stores PNG only; another format would reach decoders that it keeps away.
         return Image.open(io.BytesIO(data), formats=["PNG"])
+
+    def _stored(self, key: str, sha256: str | None, what: str) -> bytes:
+        data = self.storage.get(key)
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise StoredFileChanged(f"the stored {what}")
+        return data
 
     def _retrieve(self, payload: JobPayload, deliver: Callable[..., list[Output]]) -> Iterator[list[Output]]:
         """Write the nearest training clips, or the parent's sound, as outputs."""

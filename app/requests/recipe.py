@@ -12,6 +12,7 @@ from app.requests.body import validate
 from app.requests.images import PART, ReadImage
 from app.responses.audio import succeeded
 from clipsynth.errors import (
+    ClipSynthError,
     Gone,
     ImageGone,
     InvalidRequest,
@@ -48,8 +49,6 @@ KEPT = {
     "duration_s",
     "loop",
 }
-
-
 TIMES = {"start_s", "end_s", "attributes", "fade_s"}
 
 
@@ -219,20 +218,20 @@ def _prompt(services: Services, item: StoredPrompt, files: dict[str, ReadImage])
 
 
 def _image(services: Services, key: str, sha256: str | None) -> bytes:
-    try:
-        image = services.storage.get(key)
-    except NotFound:
-        image = b""
-    if hashlib.sha256(image).hexdigest() != sha256:
-        raise ImageGone("the image of the recipe was removed; send it with a new request")
-    return image
+    error = ImageGone("the image of the recipe was removed; send it with a new request")
+    return _stored(services, key, error, sha256 or "")
 
 
 def _sound(services: Services, key: str, sha256: str | None) -> bytes:
+    return _stored(services, key, Gone("the sound of the parent was removed"), sha256)
+
+
+def _stored(services: Services, key: str, error: ClipSynthError, sha256: str | None) -> bytes:
+    """Return a stored file; raise `error` if it is not there, or has not this hash."""
     try:
         data = services.storage.get(key)
     except NotFound:
-        raise Gone("the sound of the parent was removed") from None
+        raise error from None
     if sha256 not in (None, hashlib.sha256(data).hexdigest()):
-        raise Gone("the sound of the parent was removed")
+        raise error
     return data

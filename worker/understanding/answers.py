@@ -6,7 +6,6 @@ A denoising step does not delay an answer.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import threading
 import time
@@ -69,7 +68,7 @@ class Understander:
         parts = [] if question.split is None else self._parts(question.split)
         return PromptAnswer(
             texts=[self._understand(text) for text in (*question.texts, *parts)],
-            images=[self._understand(self._image(key)) for key in question.images],
+            images=[self._understand(self._runner.image(key)) for key in question.images],
             parts=parts,
         )
 
@@ -96,15 +95,12 @@ class Understander:
     def _note(self, generation_id: str, payload: JobPayload) -> None:
         try:
             found = [
-                self._understand(self._image(c.image_key) if c.image_key else c.text or "")
+                self._understand(self._runner.image(c.image_key) if c.image_key else c.text or "")
                 for c in payload.conditions
             ]
             self.state.note_understood(generation_id, Understanding.of(payload.conditions, found))
         except Exception as error:
             logger.warning("nothing noted on %s: %s", generation_id, error)
-
-    def _image(self, key: str) -> Image.Image:
-        return Image.open(io.BytesIO(self._runner.storage.get(key)))
 
     def _place(self, content: str | Image.Image) -> Neighbourhood:
         assert self.model.frames is not None
