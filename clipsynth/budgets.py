@@ -162,9 +162,11 @@ class Budget:
 class Slots:
     """Slots that API keys take in turns: of the waiting keys, the one that waits longest is next."""
 
-    def __init__(self, name: str, number: int, *, per_key: int | None = None) -> None:
+    def __init__(
+        self, name: str, number: int, *, per_key: int | None = None, what: str = "images of this API key"
+    ) -> None:
         self.name, self.per_process, self.free = name, number, number
-        self.what = "videos" if name == "videos" else "images of this API key"
+        self.what = what
         self.per_key, self.refused = per_key or number, Counter({"key": 0})
         self._running: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
@@ -268,7 +270,7 @@ class Budgets:
     def __init__(self, redis: Redis, storage: Storage, settings: Settings) -> None:
         self.room = Room(redis, storage, settings)
         self.decoding = Slots("decoding", MAX_DECODING)
-        self.videos = Slots("videos", MAX_VIDEOS)
+        self.videos = Slots("videos", MAX_VIDEOS, what="videos")
         self.fetches = Slots("fetches", MAX_FETCHES, per_key=MAX_FETCHES // 2)
         self.uploads = Budget(
             redis,
@@ -278,7 +280,6 @@ class Budgets:
             per_key=settings.max_upload_bytes_per_key,
             uncounted=SMALL_UPLOAD,
         )
-
         self.downloads = Budget(
             redis,
             "download_bytes",
@@ -305,5 +306,6 @@ class Budgets:
         while True:
             await asyncio.sleep(RENEW_S)
             with contextlib.suppress(Exception):  # Redis is away; shares last for some more turns
-                for budget in (self.uploads, self.downloads, self.streams):
-                    await asyncio.to_thread(budget.renew)
+                for budget in self.all():
+                    if isinstance(budget, Budget):
+                        await asyncio.to_thread(budget.renew)
