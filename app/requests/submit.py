@@ -82,10 +82,11 @@ def accept(
     webhook = _webhook(settings, caller, wanted) if wanted.webhook_url is not None else None
     generation_id, claim = new_id(), None
     if idempotency_key is not None:
-        sent = sent or _sent(wanted, images, video)
-        claim = _claim(caller, idempotency_key, sent, generation_id)
-        if earlier := repeated(services, caller, idempotency_key, sent):
+        text = sent or _sent(wanted, images, video)
+        # With `sent`, the caller has just looked for an earlier one.
+        if not sent and (earlier := repeated(services, caller, idempotency_key, text)):
             return earlier, True
+        claim = _claim(caller, idempotency_key, text, generation_id)
     services.budgets.room.check()
     model = state.model(wanted.model)
     asks = model.sounds and not is_replay and not video

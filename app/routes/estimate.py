@@ -73,9 +73,7 @@ def _estimate(
     if not known and not video and is_answering(model):
         known = _understand(services, wanted, files, model, payload, own_id)
     found = Understanding.of(payload.conditions, known, wanted.prompt if parts else None)
-    least = found.least_familiar(payload.conditions)
-    for condition, own in zip(payload.prompts or (), known, strict=False):
-        condition.familiarity, condition.understood_as = own.familiarity, own.understood_as
+    least = found.mark(payload.conditions)
     request = Reservation("", caller.id, model.name, payload.work(model))
     expected = forecast(services.redis, request, model.cost, payload.num_inference_steps)
     return Estimate(

@@ -293,10 +293,7 @@ class Generation(BaseModel):
 
     def explain(self, found: Understanding) -> None:
         """Show how the model understands the input."""
-        conditions = self.input.conditions
-        for condition, own in zip(conditions, found.understood, strict=False):
-            condition.familiarity, condition.understood_as = own.familiarity, own.understood_as
-        least = found.least_familiar(conditions)
+        least = found.mark(self.input.conditions)
         self.familiarity, self.understood_as = least.familiarity, least.understood_as
         self.warnings = self.warnings + found.warnings
 

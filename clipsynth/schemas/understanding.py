@@ -90,11 +90,14 @@ class Understanding(BaseModel):
                 found.append(RequestWarning(code="unfamiliar", detail=detail, pointer=pointer))
         return cls(understood=understood, warnings=found)
 
-    def least_familiar(self, conditions: Sequence[StoredPrompt]) -> Understood:
-        """Return the one that the model knows least, of those with a positive weight."""
-        pairs = zip(conditions, self.understood, strict=False)
-        own = [own for condition, own in pairs if condition.weight > 0 and own.familiarity is not None]
-        return min(own, key=lambda one: one.familiarity or 0.0, default=Understood())
+    def mark(self, conditions: Sequence[StoredPrompt]) -> Understood:
+        """Note on each condition how it is understood; return the least familiar one of positive weight."""
+        wanted = []
+        for condition, own in zip(conditions, self.understood, strict=False):
+            condition.familiarity, condition.understood_as = own.familiarity, own.understood_as
+            if condition.weight > 0 and own.familiarity is not None:
+                wanted.append(own)
+        return min(wanted, key=lambda one: one.familiarity or 0.0, default=Understood())
 
 
 # ------------------------------------------------------------------------------------------------- separators

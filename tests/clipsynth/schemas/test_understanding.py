@@ -78,4 +78,4 @@ def test_warnings_name_the_field():
         ("interpreted", "/prompt"),
         ("unfamiliar", "/prompts/1"),
     ]
-    assert several.least_familiar(both).familiarity == 0.1
+    assert several.mark(both).familiarity == 0.1
