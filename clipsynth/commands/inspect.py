@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -9,7 +10,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,8 @@ import typer
 from clipsynth.errors import ClipSynthError
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from clipsynth.settings import Settings
 
 MIN_FREE_BYTES = 1_000_000_000
@@ -62,34 +65,35 @@ def _packages(_: Settings) -> str:
     return f"installed for {', '.join(there)}" + (f"; not for {', '.join(missing)}" if missing else "")
 
 
-def _redis(settings: Settings) -> str:
+@contextlib.contextmanager
+def _answering_redis(settings: Settings) -> Iterator[Redis | None]:
+    """Yield a client of the Redis of the settings, or of a running `serve`; None if none answers."""
     from clipsynth.jobs.queue import connect, is_redis_up
-    from clipsynth.services.embedded_redis import find_redis_server, running_url
+    from clipsynth.services.embedded_redis import running_url
 
     url = settings.redis_url or running_url(settings.data_dir)
-    if url:
-        with connect(url) as redis:
-            if is_redis_up(redis):
-                server = redis.info("server")
-                return f"{server['redis_version']} answers" + (
-                    "" if settings.redis_url else ", that of a running serve"
-                )
-        if settings.redis_url:
-            raise Failure("CLIPSYNTH_REDIS_URL is set, and nothing answers there; start Redis or unset it")
+    with connect(url) if url else contextlib.nullcontext() as redis:
+        yield redis if redis and is_redis_up(redis) else None
+
+
+def _redis(settings: Settings) -> str:
+    from clipsynth.services.embedded_redis import find_redis_server
+
+    with _answering_redis(settings) as redis:
+        if redis:
+            whose = "" if settings.redis_url else ", that of a running serve"
+            return f"{redis.info('server')['redis_version']} answers{whose}"
+    if settings.redis_url:
+        raise Failure("CLIPSYNTH_REDIS_URL is set, and nothing answers there; start Redis or unset it")
     return f"`clipsynth serve` would start {find_redis_server()}"
 
 
 def _workers(settings: Settings) -> str:
-    from clipsynth.jobs.queue import connect, is_redis_up
     from clipsynth.jobs.store import JobStore
-    from clipsynth.services.embedded_redis import running_url
 
     found = []
-    url = settings.redis_url or running_url(settings.data_dir)
-    if not url:
-        return "none"
-    with connect(url) as redis:
-        if not is_redis_up(redis):
+    with _answering_redis(settings) as redis:
+        if not redis:
             return "none"
         state = JobStore.from_settings(redis, settings)
         for model in state.models():

@@ -47,18 +47,10 @@ class Frames:
         self._means = {kind: conditions.means[n].float().cpu() for n, kind in enumerate(KINDS)}
         image_mean = self._means["image"]
         self._frames = F.normalize(index.embeds - image_mean, dim=-1)
-        if "sound" in index.clips[0]:
-            self._names = [str(clip["sound"]) for clip in index.clips]
-        else:
-            anchors = F.normalize(encoder.class_anchors.float().cpu() - image_mean, dim=-1)
-            self._names = name_clips(self._frames, anchors, class_names())
+        anchors = F.normalize(encoder.class_anchors.float().cpu() - image_mean, dim=-1)
+        self._names = name_clips(self._frames, anchors, class_names())
         scales = manifest.familiarity or FAMILIARITY.get(type(encoder).__name__, FAMILIARITY[""])
         self._scales: dict[Kind, Sequence[float]] = {"text": scales[:2], "image": scales[2:]}
-
-    @property
-    def names(self) -> list[str]:
-        """Name of each clip."""
-        return self._names
 
     def sounds(self) -> list[tuple[str, float]]:
         """Return the names and their shares of the training clips, the most frequent first."""

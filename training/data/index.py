@@ -124,9 +124,7 @@ def _make(folder: Path, hashes: Mapping[str, str]) -> ClipIndex:
                 place.extend([(0, 0, 0)] * (n - len(place)))
                 place.append((shard, offset, size))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{folder / INDEX}: line {n + 1} is damaged ({error!r}); prepare again"
-            ) from error
+            raise _damaged(folder / INDEX, n, repr(error)) from error
         for name in measured[-1]:
             names.setdefault(name, len(names))
     if not rows:

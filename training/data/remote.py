@@ -62,7 +62,7 @@ def open_remote(
 
 
 def _copy_small(url: str, folder: Path) -> None:
-    """Copy the small files that changed, and remove those that are gone."""
+    """Copy the small files that changed; delete a local one that the storage no longer has."""
     fs, root = fsspec.url_to_fs(url)
     fs.invalidate_cache()
     record = folder / "copied.json"
