@@ -6,7 +6,7 @@ upload.py        Bodies on their way in: budgets, and files for large ones.
 decode_image.py  Decode one image; runs in a limited child process.
 images.py        Images of a request, checked and re-encoded.
 texts.py         Texts as the model can read them.
-recipe.py         Requests from recipes: replays, variations, continuations.
+recipe.py        Requests from recipes: replays, variations, continuations.
 conditions.py    Prompts as a worker understands them, and as a payload holds them.
 submit.py        Defaults and limits of the model, idempotency, admission, submission.
 """

@@ -197,7 +197,7 @@ class Chaos:
         worker.join()
 
     def pause_worker(self) -> None:
-        """Stop a worker for longer than its leases; it goes on where it was."""
+        """Pause a worker for longer than its leases, then let it continue."""
         self.replace_ended_workers()
         worker = self.draw.choice(self.workers)
         os.kill(worker.pid or 0, signal.SIGSTOP)

@@ -5,6 +5,8 @@ train_step      how much of the machine a training step uses
 vocoder         HiFi-GAN against Griffin-Lim on real mels
 prepare         what preparing a clip costs beside a bare decode
 correspondence  how well the correspondence score finds exchanged sounds
+long_sounds     long sounds, loops, timelines, variations and continuations, by a judge
+two_sounds      whether both sounds of a sentence are heard (sentences.json)
 video_scenes    whether the scenes of a video are heard
 plot_losses     a plot of the validation loss of runs
 """

@@ -61,6 +61,15 @@ def recordings(clips: Path, labels: Path, kinds: Sequence[str], judge: YamNet, c
     return found
 
 
+def open_study(
+    bundle: Path, clips: Path, labels: Path, kinds: Sequence[str], yamnet: Path, out: Path
+) -> Study:
+    """Return the study of a bundle with the judge of recordings; `out` keeps the judge's embeddings."""
+    ears = YamNet(yamnet)
+    judge = recordings(clips, labels, kinds, ears, out / "recordings.npz")
+    return Study(Predictor(ClipSynthPipeline.from_pretrained(bundle)), judge, ears)
+
+
 class Study:
     """Makes the sounds and measures them."""
 
@@ -294,9 +303,7 @@ def main(
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     texts = {label: phrases[0] for label, phrases in list(read_phrases(queries).items())[:kinds]}
-    ears = YamNet(yamnet)
-    judge = recordings(clips, labels, list(texts), ears, out / "recordings.npz")
-    study = Study(Predictor(ClipSynthPipeline.from_pretrained(bundle)), judge, ears)
+    study = open_study(bundle, clips, labels, list(texts), yamnet, out)
     figures: dict[str, Any] = {}
     figures["MB a second"] = memory(study, next(iter(texts.values())))
     figures["parents"] = of_parents(study, texts)

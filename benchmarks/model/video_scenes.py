@@ -22,16 +22,13 @@ import torch
 import typer
 from PIL import Image
 
-from benchmarks.model.long_sounds import CLIP_S, RATE, Study, parts, recordings
+from benchmarks.model.long_sounds import CLIP_S, RATE, Study, open_study, parts
 from clipsynth.schemas.prompts import StoredVideo
 from clipsynth.storage import Storage, result_video_key, video_key
 from clipsynth.video_file import copy_video
 from evaluation.clips import read_labels
-from evaluation.embedders.yamnet import YamNet
 from evaluation.metrics.class_accuracy import read_phrases
 from models.media.video import read_video
-from models.pipeline import ClipSynthPipeline
-from worker.predictor import Predictor
 from worker.video import Soundtrack
 
 SCENES = 3
@@ -124,9 +121,7 @@ def main(
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     names = list(read_phrases(queries))[:kinds]
-    ears = YamNet(yamnet)
-    judge = recordings(clips, labels, names, ears, out / "recordings.npz")
-    study = Study(Predictor(ClipSynthPipeline.from_pretrained(bundle)), judge, ears)
+    study = open_study(bundle, clips, labels, names, yamnet, out)
     known = {file: label for file, label in read_labels(labels, "validation").items() if label in names}
     draw = np.random.default_rng(0)
     in_scene: list[bool] = []

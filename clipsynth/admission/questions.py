@@ -1,6 +1,6 @@
 """Questions of the API to a model's workers, over Redis: how the model understands a prompt.
 
-A question that no worker takes within `TIMEOUT_S` has no answer, and the API goes on without one.
+If no worker answers within `TIMEOUT_S`, the API continues without an answer.
 """
 
 from __future__ import annotations
