@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
 import secrets
 import shutil
 import struct
+import tempfile
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -36,6 +39,36 @@ _KEY = re.compile(
     rf"{_ID.pattern}/(in/[0-9]{{1,2}}\.png|in/video\.(mp4|webm)|{_PARENT}|{_SCENE}|{_NUMBERED})"
 )
 CHUNK_BYTES = 262_144
+_SCRATCH_PREFIX = "clipsynth-scratch-"
+_SCRATCH_NEW_S = 10.0
+
+
+class Scratch:
+    """A temporary folder. If its process is killed, the next one that makes a folder removes it."""
+
+    def __init__(self) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
+            with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_NB):
+                # A new one may not have its lock yet.
+                if time.time() - left.stat().st_mtime > _SCRATCH_NEW_S:
+                    shutil.rmtree(left)
+        self.path = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX))
+        stack = contextlib.ExitStack()
+        stack.enter_context(_locked(self.path))
+        stack.callback(shutil.rmtree, self.path, ignore_errors=True)
+        # An owner that is part of a circle of references is freed late.
+        self.close = weakref.finalize(self, stack.close)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
+    """Hold the lock of a folder; it ends with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def image_key(generation_id: str, n: int = 0) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from tempfile import mkdtemp
 
 import av
 import numpy as np
@@ -21,7 +18,7 @@ from clipsynth.errors import VideoUndecodable
 from clipsynth.limited_child import Limits
 from clipsynth.schemas.prompts import MAX_ITEMS, StoredItem, StoredVideo
 from clipsynth.services.limited_process import ChildError, run_limited
-from clipsynth.storage import Storage, result_video_key, scene_key, video_key
+from clipsynth.storage import Scratch, Storage, result_video_key, scene_key, video_key
 from clipsynth.video_file import add_sound, open_video, video_stream
 from models.media.images import display_matrix, upright_image
 
@@ -158,9 +155,8 @@ class Soundtrack:
     def __init__(self, storage: Storage, generation_id: str, folder: str, video: StoredVideo) -> None:
         self._storage, self._folder, self._video = storage, folder, video
         self._key = video_key(generation_id, video.extension)
-        self._temporary = Path(mkdtemp(prefix="clipsynth-"))
-        # Its request is part of a circle of references, which is freed late.
-        self.close = weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+        self._scratch = Scratch()
+        self.close = self._scratch.close
 
     def timeline(self, embed: Embed, duration_s: float, prompt: str | None) -> list[StoredItem]:
         """Return an item for each scene, whose image is stored, and one for the prompt.
@@ -212,7 +208,7 @@ class Soundtrack:
             VideoUndecodable: the video cannot be read.
         """
         extension = self._video.extension
-        target = self._temporary / f"{n}.{extension}"
+        target = self._scratch.path / f"{n}.{extension}"
         sound = waveform[: round(self._video.seconds * sample_rate)]
         size = self._path().stat().st_size + 20_000 * (1 + round(self._video.seconds))
         limits = replace(LIMITS, file_bytes=size + 1_000_000)
@@ -224,5 +220,5 @@ class Soundtrack:
         target.unlink()
 
     def _path(self) -> Path:
-        copy = self._temporary / "video"
+        copy = self._scratch.path / "video"
         return copy if copy.exists() else self._storage.local(self._key, copy)

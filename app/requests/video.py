@@ -25,6 +25,7 @@ from clipsynth.schemas.prompts import StoredVideo
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.services.limited_process import ChildError, ChildRaised, named, run_limited_async
 from clipsynth.settings import Settings
+from clipsynth.storage import Scratch
 
 logger = logging.getLogger(__name__)
 FIELD = "video"
@@ -50,6 +51,7 @@ class FormParser(MultiPartParser):
         super().__init__(request.headers, stream, **limits)
         self.max_video_bytes, self.video_bytes, self.has_video = settings.max_video_bytes, 0, False
         self.declared = content_length(request.headers)
+        self.scratch: Scratch | None = None
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
@@ -58,7 +60,9 @@ class FormParser(MultiPartParser):
             self.has_video = True
             self._check(self.declared - REST_BYTES)
             part.file.file.close()
-            part.file.file = cast(BinaryIO, tempfile.NamedTemporaryFile(prefix="clipsynth-"))  # noqa: SIM115
+            self.scratch = self.scratch or Scratch()
+            file = tempfile.NamedTemporaryFile(dir=self.scratch.path)  # noqa: SIM115
+            part.file.file = cast(BinaryIO, file)
             self._files_to_close_on_error.append(part.file.file)  # type: ignore[arg-type]
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -94,6 +98,7 @@ async def parsed_form(
                     await stack.enter_async_context(services.budgets.videos.hold(caller.id, max_waiting=0))
 
         parser = FormParser(request, stream(), services.settings, **limits)
+        stack.callback(lambda: parser.scratch and parser.scratch.close())
         try:
             form = await parser.parse()
         except MultiPartException as error:
@@ -117,8 +122,8 @@ async def copied(files: dict[str, ReadImage], settings: Settings) -> AsyncIterat
         output_bytes=10_000,
         file_bytes=settings.max_video_bytes + 16_000_000,
     )
-    with tempfile.TemporaryDirectory(prefix="clipsynth-") as folder:
-        target = Path(folder, "copy")
+    with contextlib.closing(Scratch()) as scratch:
+        target = scratch.path / "copy"
         try:
             extension, seconds = await run_limited_async(
                 _COPY, str(upload.path), str(target), settings.max_video_s, limits=limits
