@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from clipsynth.errors import VideoUndecodable
@@ -66,6 +67,7 @@ def sample_video(path: str) -> SampledVideo:
     changes: list[tuple[float, float]] = []
     before: np.ndarray | None = None
     matrix: list[int] | None = None
+    to_small, to_rgb = VideoReformatter(), VideoReformatter()
     with open(path, "rb") as file, open_video(file) as container:
         stream = video_stream(container)
         stream.codec_context.thread_count = 2
@@ -78,14 +80,16 @@ def sample_video(path: str) -> SampledVideo:
                 continue
             for frame in frames:
                 shown_s = frame.time or 0.0
-                small = frame.reformat(*SMALL, format="rgb24").to_ndarray().astype(np.float32)
+                resized = to_small.reformat(frame, *SMALL, format="rgb24", threads=1)
+                small = resized.to_ndarray().astype(np.float32)
                 if before is not None:
                     changes.append((shown_s, float(np.abs(small - before).mean())))
                 before = small
                 if not times_s or shown_s >= times_s[-1] + 1 / SAMPLES_PER_S - 1e-3:
                     times_s.append(shown_s)
                     matrix = display_matrix(frame) if matrix is None else matrix
-                    images.append(_png(upright_image(frame, stream.sample_aspect_ratio, matrix), level=1))
+                    image = upright_image(frame, stream.sample_aspect_ratio, matrix, to_rgb)
+                    images.append(_png(image, level=1))
     return SampledVideo(times_s, images, np.array(changes, np.float32).reshape(-1, 2))
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import ColorTrc
+from av.video.reformatter import ColorTrc, VideoReformatter
 from PIL import Image
 
 SIDE = 512  # larger images are reduced at once, as uploads are
@@ -28,9 +28,15 @@ def display_matrix(frame: av.VideoFrame) -> list[int]:
     return [1, 0, 0, 0, 1] if data is None else np.frombuffer(bytes(data)[:20], np.int32).tolist()
 
 
-def upright_image(frame: av.VideoFrame, pixel_aspect: Fraction | None, matrix: list[int]) -> Image.Image:
-    """Return a frame as RGB of at most `SIDE` pixels, turned as its display matrix says."""
-    image = frame.to_image()
+def upright_image(
+    frame: av.VideoFrame, pixel_aspect: Fraction | None, matrix: list[int], reformatter: VideoReformatter
+) -> Image.Image:
+    """Return a frame as RGB of at most `SIDE` pixels, turned as its display matrix says.
+
+    Args:
+        reformatter: one for all frames of a video; a new one for each costs more than the conversion.
+    """
+    image = Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
     aspect = float(pixel_aspect or 1)
     width, height = image.size
     if aspect != 1 and 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:

@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from models.audio.level import SILENT_PEAK
@@ -106,6 +107,7 @@ def decode(
         placer = SoundPlacer(sample_rate)
         next_frame_s, failed = float("-inf"), 0
         matrices: dict[int, list[int]] = {}
+        reformatter = VideoReformatter()
         for item in _decoded(container, (video, tracks[track])):
             if item is None:
                 failed += 1
@@ -117,7 +119,7 @@ def decode(
                 shown_s = 0.0 if item.time is None else item.time
                 if item.rotation not in matrices:
                     matrices[item.rotation] = display_matrix(item)
-                image = upright_image(item, video.sample_aspect_ratio, matrices[item.rotation])
+                image = upright_image(item, video.sample_aspect_ratio, matrices[item.rotation], reformatter)
                 yield Frame(shown_s, image)
                 next_frame_s = max(next_frame_s, shown_s - 1e-3) + 1 / frames_per_s
         yield from (AudioTrack(*part) for part in placer.flush())
