@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from tests.support.vggsound import write_vggsound
 from training.prepare.sources import PrepareError, find_sources
 
 
@@ -46,6 +47,16 @@ def test_names_of_vggsound_as_people_have_them(tmp_path):
         ("g_1_000002.mp4", "g_1"),
     ]
     assert found.missing == ["h_000005"]
+
+
+def test_a_made_vggsound_has_all_its_names_and_faults(tmp_path):
+    found = find_sources(tmp_path / "videos", write_vggsound(tmp_path, 20))
+    assert len(found.videos) == 20
+    assert len({source.origin for source in found.videos}) == 18
+    assert (len(found.missing), found.ignored) == (1, {".txt": 1})
+    sizes = [source.path.stat().st_size for source in found.videos]
+    assert sizes.count(0) == 1
+    assert len(set(sizes)) == 19
 
 
 def test_every_file_is_a_video_or_counted(tmp_path):
