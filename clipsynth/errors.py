@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class ClipSynthError(Exception):
@@ -15,6 +16,27 @@ class ClipSynthError(Exception):
 
     retry_after_s: float | None = None  # for temporary errors
     headers: Mapping[str, str] = {}  # of the response
+
+
+def json_pointer(*parts: object) -> str:
+    """Return the JSON pointer (RFC 6901) of a value; without parts that of the whole document."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+@contextmanager
+def naming(fields: Mapping[str, str]) -> Iterator[None]:
+    """Rename the field that an error names: `fields` by the pointer, and by "" for all others.
+
+    With an empty name the error names no field.
+    """
+    try:
+        yield
+    except ClipSynthError as error:
+        pointer, colon, detail = str(error).partition(": ")
+        if colon and pointer.startswith("/"):
+            name = fields.get(pointer, fields.get("", pointer))
+            error.args = (f"{name}: {detail}" if name else detail,)
+        raise
 
 
 class InvalidBody(ClipSynthError):

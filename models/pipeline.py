@@ -24,6 +24,7 @@ from models.audio.vocoder import Vocoder, hop_length, mix, to_waveforms
 from models.bundle import BundleError, Manifest, check_parts
 from models.conditioning import attribute_targets
 from models.conditioning.branches import Conditioner, in_order
+from models.conditioning.embeddings import Embeddings
 from models.conditioning.prompts import Composition, Prompt, as_set, check_set, templated
 from models.conditioning.timeline import Stretch, at_levels, plateaus_of, silent_frames, tokens_of
 from models.networks.condition_encoder import Condition, ConditionEncoder, Kind
@@ -72,6 +73,7 @@ class ClipSynthPipeline(DiffusionPipeline):
         self.register_modules(
             encoder=encoder, condition_encoder=condition_encoder, denoiser=denoiser, vocoder=vocoder, mel=mel
         )
+        self.embeddings = Embeddings(encoder)
         classes = {name: type(getattr(self, name)).__name__ for name in PART_NAMES}
         ours = {name: class_name for name, class_name in classes.items() if hasattr(parts, class_name)}
         self.register_to_config(**{name: (parts.__name__, class_name) for name, class_name in ours.items()})
@@ -299,12 +301,11 @@ class ClipSynthPipeline(DiffusionPipeline):
         return [found for found, _ in in_order(prompts, [self._embed(p.content) for p in prompts], sign)]
 
     def _embed(self, content: str | Image.Image) -> tuple[torch.Tensor, Kind]:
-        """Embed one prompt alone: in a batch, padding would depend on the other prompts."""
         if not isinstance(content, str):
-            return self.encoder.encode_image([content])[0], "image"
+            return self.embeddings.image(content), "image"
         settings = self.condition_encoder.config
         texts = templated(content) if settings.text_templates else [content]
-        embeds = self.encoder.encode_text(texts)
+        embeds = self.embeddings.texts(texts)
         embed = F.normalize(embeds.mean(0, keepdim=True), dim=-1) if len(texts) > 1 else embeds
         if settings.anchor_share > 0:
             mixture = self.encoder.among_classes(embed, settings.anchor_tau, self._shown_classes)
@@ -317,8 +318,7 @@ class ClipSynthPipeline(DiffusionPipeline):
 
     def num_tokens(self, duration_s: float) -> int:
         """Return how many tokens cover `duration_s` seconds."""
-        frames = math.ceil(duration_s * self.mel.frame_rate)
-        return math.ceil(frames / self.denoiser.config.frames_per_token)
+        return math.ceil(math.ceil(duration_s * self.mel.frame_rate) / self.denoiser.config.frames_per_token)
 
     def decode(self, rows: Sequence[SamplerRow], duration_s: float) -> list[np.ndarray]:
         """Return the waveforms (T,) of rows with equal numbers of components and tokens.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -73,12 +73,12 @@ class JobRunner:
     """Makes requests for the engine from payloads, and final states from ended requests.
 
     Attributes:
-        note: called with each job that starts, to note how the model understands it.
+        note: called with each prepared job and its images by key, to note how the model understands it.
     """
 
     def __init__(self, model: ServingModel, state: JobStore, storage: Storage, *, max_attempts: int) -> None:
         self.model, self.state, self.storage, self.max_attempts = model, state, storage, max_attempts
-        self.note: Callable[[str, JobPayload], None] = lambda *_: None
+        self.note: Callable[[str, JobPayload, Mapping[str, Image.Image]], None] = lambda *_: None
 
     def read_payload(
         self, generation_id: str, args: Any, status_view: JobStatusView | None
@@ -114,13 +114,12 @@ class JobRunner:
         self, generation_id: str, payload: JobPayload, attempt: str, track: Soundtrack | None = None
     ) -> SamplingRequest:
         deliver = partial(self._deliver, generation_id, attempt, payload, track)
-        self.note(generation_id, payload)
-        shortcut = partial(self._retrieve, payload, deliver)
+        shortcut = partial(self._retrieve, generation_id, payload, deliver)
         model = self.model
         rows = payload.rows(model.manifest.max_duration_s, model.distilled_guidance_range)
         return SamplingRequest(
             shortcut=shortcut if payload.method == "retrieval" or payload.is_copy else None,
-            prepare=partial(self._prepare, payload),
+            prepare=partial(self._prepare, generation_id, payload),
             deliver=deliver,
             num_rows=payload.num_outputs,
             num_tokens=max((model.num_tokens(seconds) for seconds, _, _ in rows), default=0),
@@ -147,9 +146,11 @@ class JobRunner:
         request.prepare, request.prepares_slowly, request.close = prepare, True, track.close
         return request
 
-    def _prepare(self, payload: JobPayload) -> list[SamplerRow]:
+    def _prepare(self, generation_id: str, payload: JobPayload) -> list[SamplerRow]:
         with rejecting():
-            return self.model.rows(payload, self._images(payload), self._parent(payload))
+            rows = self.model.rows(payload, images := self._images(payload), self._parent(payload))
+        self.note(generation_id, payload, images)
+        return rows
 
     def _parent(self, payload: JobPayload) -> np.ndarray | None:
         """Return the waveform of the payload's parent, if it has one."""
@@ -182,17 +183,21 @@ class JobRunner:
             raise StoredFileChanged(f"the stored {what}")
         return data
 
-    def _retrieve(self, payload: JobPayload, deliver: Callable[..., list[Output]]) -> Iterator[list[Output]]:
+    def _retrieve(
+        self, generation_id: str, payload: JobPayload, deliver: Callable[..., list[Output]]
+    ) -> Iterator[list[Output]]:
         """Write the nearest training clips, or the parent's sound, as outputs."""
         if payload.is_copy:
             with rejecting():
                 parent = self._parent(payload)
+            self.note(generation_id, payload, {})
             yield from (deliver(n, parent) for n in range(payload.num_outputs))
             return
         with rejecting():
             if not self.model.retrieves:
                 raise Unavailable("this worker has no training sounds to play")
-            clips = self.model.nearest_clips(payload, self._images(payload))
+            clips = self.model.nearest_clips(payload, images := self._images(payload))
+        self.note(generation_id, payload, images)
         for n, number in enumerate(clips):
             waveform, clip = self.model.clip(number, payload.duration_s)
             yield deliver(n, waveform, clip)
@@ -215,12 +220,9 @@ class JobRunner:
         sample_rate = self.model.manifest.sample_rate
         waveform = faded(waveform, payload, sample_rate)
         folder = result_folder(generation_id, attempt)
-        self.storage.put_previews(
-            folder,
-            n,
-            spectrogram=spectrogram_png(self.model.log_mel(waveform)),
-            peaks=peaks_json(waveform, sample_rate),
-        )
+        spectrogram = spectrogram_png(self.model.log_mel(waveform))
+        peaks = peaks_json(waveform, sample_rate)
+        self.storage.put_previews(folder, n, spectrogram=spectrogram, peaks=peaks)
         recipe = self._recipe(payload, n)
         source = f"retrieved by CLIPSynth from {clip.source} ({clip.licence})" if clip else GENERATED
         comment = f"{source}; recipe {recipe.id}"

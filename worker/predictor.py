@@ -69,7 +69,7 @@ class Predictor(ServingModel):
         self.encoding = threading.Lock()
         index = pipeline.index
         if index is not None:
-            self.frames = Frames(pipeline.encoder, pipeline.condition_encoder, index, pipeline.manifest)
+            self.frames = Frames(pipeline.embeddings, pipeline.condition_encoder, index, pipeline.manifest)
         self.retrieves = audio is not None and pipeline.index is not None
         if audio is not None and pipeline.index is not None:
             self._retrieval = Retrieval(pipeline, pipeline.index, audio)
@@ -184,7 +184,7 @@ class Predictor(ServingModel):
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         with self.encoding, torch.inference_mode():
             # One at a time: the memory of a video's images together would be large.
-            rows = [self.pipeline.encoder.encode_image([image])[0] for image in images]
+            rows = [self.pipeline.embeddings.image(image) for image in images]
             embeddings: np.ndarray = torch.stack(rows).float().cpu().numpy()
         return embeddings
 
@@ -215,7 +215,8 @@ class Predictor(ServingModel):
 
     def nearest_clips(self, payload: JobPayload, images: Mapping[str, Image.Image]) -> list[int]:
         k = payload.rank + payload.num_outputs
-        return self._retrieval.nearest(_prompts(payload, images), k)[payload.rank :]
+        with self.encoding:
+            return self._retrieval.nearest(_prompts(payload, images), k)[payload.rank :]
 
     def clip(self, number: int, duration_s: float) -> tuple[np.ndarray, TrainingClip]:
         try:

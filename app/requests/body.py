@@ -31,6 +31,7 @@ from clipsynth.errors import (
     InvalidRequest,
     UnsupportedCoding,
     UnsupportedMedia,
+    json_pointer,
 )
 from clipsynth.schemas.prompts import MAX_IMAGES
 from clipsynth.schemas.request import GenerationRequest
@@ -237,15 +238,17 @@ def _read_form(form: FormData, settings: Settings) -> tuple[GenerationRequest, d
             continue
         if isinstance(value, UploadFile):
             if name in files:
-                raise InvalidBody(f"/{name}: two files have this name")
+                raise InvalidBody(f"{json_pointer(name)}: two files have this name")
             if name != FIELD and (value.size or 0) > settings.max_form_image_bytes:
                 limit = settings.max_form_image_bytes
-                raise ImageTooLarge(f"/{name}: a file may have {limit} bytes, this one has {value.size}")
+                raise ImageTooLarge(
+                    f"{json_pointer(name)}: a file may have {limit} bytes, this one has {value.size}"
+                )
             files[name] = FormFile(value.file)
         elif name in LISTS:
             fields.setdefault(name, []).append(value)
         elif name in fields:
-            raise InvalidBody(f"/{name}: is sent twice")
+            raise InvalidBody(f"{json_pointer(name)}: is sent twice")
         else:
             fields[name] = _parse_json(value, f"/{name}") if name in JSON_FIELDS else value
     fields = {name: value for name, value in fields.items() if value is not None}

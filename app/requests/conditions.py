@@ -25,7 +25,7 @@ ReadText = Callable[[str | None, str], str | None]
 def interpret(
     services: Services, wanted: GenerationRequest, model: ServedModel
 ) -> tuple[list[str], list[Understood]]:
-    """Return the sounds that a plain prompt asks for, none if it is one, and how well each is known.
+    """Return the sounds that a plain prompt asks for, none if it is one, and how each condition is known.
 
     Without a separator in the prompt, and without an answer in time, both are empty.
     """
@@ -33,11 +33,13 @@ def interpret(
     is_plain = wanted.interpret and wanted.method == "diffusion" and not wanted.has_images
     if text is None or not is_plain or not is_answering(model) or not may_be_several(text):
         return [], []
-    text = readable(text, model, "/prompt")
-    found = ask(services.redis, model.name, texts=[], images=[], split=text)
+    text, avoided = readable(text, model, "/prompt"), wanted.negative_prompt
+    texts = [] if avoided is None else [readable(avoided, model, "/negative_prompt")]
+    found = ask(services.redis, model.name, texts=texts, images=[], split=text)
     if found is None:
         return [], []
-    return found.parts if len(found.parts) > 1 else [], found.texts
+    known = found.texts[len(texts) :] + found.texts[: len(texts)]
+    return found.parts if len(found.parts) > 1 else [], known
 
 
 def understand(

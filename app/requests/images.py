@@ -46,6 +46,7 @@ DECODING_WAIT_S = 10.0
 DECODING_LIMITS = Limits(cpu_s=5, wall_s=30, memory_bytes=900_000_000, output_bytes=2_000_000)
 _BASE64 = str.maketrans("-_", "+/", " \t\n\f\r")
 _DECODING = threading.BoundedSemaphore(MAX_DECODING)
+_SETS = "prompts", "timeline"
 _DECODING_ERRORS = {
     f"{error.__module__}.{error.__name__}": error
     for error in (UnsupportedMedia, ImageTooLarge, ImageUndecodable)
@@ -163,14 +164,14 @@ def read_images(
             read = files[name]
         images.append(RequestImage(n, field, read))
     if left:
-        raise InvalidRequest(f"/prompts: no item names the file {min(left)!r}")
+        raise InvalidRequest(f"/{_SETS[bool(wanted.timeline)]}: no item names the file {min(left)!r}")
     return images
 
 
 def _fields(wanted: GenerationRequest) -> Iterator[tuple[int, str, str | None, str | None]]:
     """Return (item, pointer, image, image_url) of each image."""
     items = [(0, "", wanted.image, wanted.image_url)]
-    name = "timeline" if wanted.timeline else "prompts"
+    name = _SETS[bool(wanted.timeline)]
     items += [(n, f"/{name}/{n}", item.image, item.image_url) for n, item in enumerate(wanted.items)]
     for n, parent, image, url in items:
         if image is not None or url is not None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from fastapi.exceptions import RequestValidationError
+
 from app.dependencies import Services
 from app.requests.body import validate
 from app.requests.images import PART, ReadImage
@@ -201,7 +203,10 @@ def of_recipe(services: Services, token: str) -> Remake:
             recipe.parent,
             partial(_sound, services, recipe.parent.audio_key, recipe.parent.audio_sha256),
         )
-    wanted = validate(GenerationRequest, fields, strict=True, context=REPLAY)
+    try:
+        wanted = validate(GenerationRequest, fields, strict=True, context=REPLAY)
+    except RequestValidationError as error:
+        raise InvalidRequest(f"/recipe: {error.errors()[0]['msg']}") from None
     return Remake(wanted, files, parent, recipe.dtype)
 
 

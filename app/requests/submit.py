@@ -25,6 +25,7 @@ from clipsynth.errors import (
     NotFound,
     NotReady,
     TooLong,
+    naming,
 )
 from clipsynth.jobs import idempotency
 from clipsynth.jobs.queue import withdraw
@@ -62,6 +63,7 @@ def accept(
     is_replay: bool = False,
     sent: str | None = None,
     precision: str | None = None,
+    sent_as: Mapping[str, str] | None = None,
 ) -> tuple[Generation, bool]:
     """Resolve a request, reserve a place, store its images, and submit its job.
 
@@ -70,6 +72,7 @@ def accept(
         parent: the output that it varies or continues.
         is_replay: as for `resolve`.
         precision: of the recipe that is replayed.
+        sent_as: names of the fields in another body than `wanted`, as of `clipsynth.errors.naming`.
         sent: path and body of a request that names its parent; the idempotency key belongs to them.
 
     Returns:
@@ -126,9 +129,10 @@ def accept(
             webhook=webhook,
             metadata=wanted.metadata,
             ttl_s=wanted.ttl_s,
-            understanding=Understanding.of(payload.conditions, known, wanted.prompt if parts else None)
+            understanding=Understanding.of(payload, known, wanted.prompt if parts else None)
             if known
             else None,
+            sent_as=sent_as or fields_sent(wanted),
         )
     except Exception:
         with contextlib.suppress(RedisError):  # then the janitor releases it
@@ -144,6 +148,11 @@ def _rate_headers(left: int, most: int, seconds: int) -> dict[str, str]:
         "RateLimit-Policy": f'"requests";q={most}',
         "RateLimit": f'"requests";r={left};t={seconds}',
     }
+
+
+def fields_sent(wanted: GenerationRequest) -> dict[str, str]:
+    """Return the names that fields of the payload have in the request, where they differ."""
+    return {} if wanted.image_url is None else {"/image": "/image_url"}
 
 
 def store_images(
@@ -279,7 +288,12 @@ def resolve(
         deadline_s=wanted.deadline_s,
         output_formats=wanted.output_formats,
     )
-    _check_length(payload, model, settings)
+    # Its length is that of the items.
+    last = max((item.end_s, n) for n, item in enumerate(wanted.timeline))[1] if wanted.timeline else 0
+    with naming(
+        {"/duration_s": f"/timeline/{last}/end_s"} if wanted.timeline and not wanted.duration_s else {}
+    ):
+        _check_length(payload, model, settings)
     if video and payload.duration_s > max(video.seconds, model.min_duration_s):
         raise InvalidRequest(f"/duration_s: the video has {video.seconds:g} s")
     if payload.guidance_scale <= 1 and not is_retrieval:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from clipsynth.errors import ClipSynthError
+from clipsynth.errors import ClipSynthError, json_pointer
 
 logger = logging.getLogger(__name__)
 # Characters of a detail or pointer, which may repeat a part of the request.
@@ -150,13 +150,19 @@ def validation_problem(error: RequestValidationError) -> JSONResponse:
     """Return a 422 that names each field."""
     errors = [
         {
-            "pointer": _encodable("/" + "/".join(str(part)[:MAX_POINTER] for part in e["loc"])),
+            "pointer": _encodable(_pointer(e["loc"])),
             "detail": _encodable(str(e["msg"])[:MAX_POINTER]),
         }
         for e in error.errors()
     ]
-    detail = "; ".join(f"{e['pointer']}: {e['detail']}" for e in errors)
+    detail = "; ".join(f"{e['pointer']}: {e['detail']}" if e["pointer"] else e["detail"] for e in errors)
     return problem(422, "invalid_request", detail, errors)
+
+
+def _pointer(place: Sequence[object]) -> str:
+    # Pydantic adds a part for a bad name in an object.
+    parts = place[:-1] if place[-1:] == ("[key]",) else place
+    return json_pointer(*(str(part)[:MAX_POINTER] for part in parts))
 
 
 def refusal(error: ClipSynthError) -> HTTPException:

@@ -15,7 +15,7 @@ from app.requests.body import json_body, read_json, validate
 from app.requests.submit import accept, cancel_generation
 from app.responses.audio import SOUND, sound
 from app.responses.problems import problems
-from clipsynth.errors import ClipSynthError, GenerationFailed, NotInTime
+from clipsynth.errors import GenerationFailed, NotInTime, naming
 from clipsynth.schemas.generation import Format, Generation, Status
 from clipsynth.schemas.prompts import MAX_GUIDANCE, MAX_TEXT, MIN_DURATION_S
 from clipsynth.schemas.request import GenerationRequest
@@ -35,7 +35,7 @@ FIELDS = {
     "/prompt": "/text",
     "/duration_s": "/duration_seconds",
     "/guidance_scale": "/prompt_influence",
-    "/deadline_s: ": "",
+    "/deadline_s": "",
 }
 
 
@@ -149,10 +149,5 @@ def _accept(
     if body.prompt_influence is not None:
         fields["guidance_scale"] = guidance_scale(body.prompt_influence, model.guidance_scale)
     wanted = validate(GenerationRequest, fields, strict=True)
-    try:
-        return accept(services, caller, wanted, {}, None)[0]
-    except ClipSynthError as error:
-        for ours, sent in FIELDS.items():
-            if (text := str(error)).startswith(ours):
-                error.args = (sent + text.removeprefix(ours),)
-        raise
+    with naming(FIELDS):
+        return accept(services, caller, wanted, {}, None, sent_as=FIELDS)[0]

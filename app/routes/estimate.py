@@ -12,7 +12,7 @@ from app.dependencies import Maker, Services, ServicesDep
 from app.requests.body import read_body, request_body
 from app.requests.conditions import interpret, is_answering, understand
 from app.requests.images import ReadImage, image_slot, read_images
-from app.requests.submit import resolve, store_images
+from app.requests.submit import fields_sent, resolve, store_images
 from app.requests.video import CopiedVideo, copied
 from app.responses.problems import problems
 from clipsynth.admission.limits import Reservation, forecast
@@ -72,7 +72,8 @@ def _estimate(
     payload = resolve(wanted, model, own_id, services.settings, stored, parts=parts)
     if not known and not video and is_answering(model):
         known = _understand(services, wanted, files, model, payload, own_id)
-    found = Understanding.of(payload.conditions, known, wanted.prompt if parts else None)
+    found = Understanding.of(payload, known, wanted.prompt if parts else None)
+    found.renamed(fields_sent(wanted))
     least = found.mark(payload.conditions)
     request = Reservation("", caller.id, model.name, payload.work(model))
     expected = forecast(services.redis, request, model.cost, payload.num_inference_steps)

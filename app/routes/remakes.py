@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -16,6 +16,7 @@ from app.requests.recipe import Remake, continuation, of_recipe, variation
 from app.requests.submit import accept, repeated
 from app.responses.audio import succeeded
 from app.responses.problems import problems
+from clipsynth.errors import naming
 from clipsynth.schemas.generation import Generation, ReplayToken
 from clipsynth.schemas.prompts import MIN_DURATION_S
 from clipsynth.security.api_keys import ApiKey
@@ -123,7 +124,8 @@ async def replay(request: Request, response: Response, services: ServicesDep, ca
     On the same device it is equal byte for byte if it runs alone, and within 2e-3 of full scale in a batch.
     """
     body = await read_json(request, services, caller, ReplayRequest)
-    return await _accept(services, caller, response, partial(of_recipe, services, body.recipe))
+    make = partial(of_recipe, services, body.recipe)
+    return await _accept(services, caller, response, make, {"": "/recipe"})
 
 
 @router.post(
@@ -145,7 +147,8 @@ async def vary(
     body = await read_json(request, services, caller, VariationRequest)
     make = partial(variation, services, caller, generation_id, **body.model_dump())
     sent = f"{generation_id}/variations {body.model_dump_json()}"
-    return await _accept(services, caller, response, make, idempotency_key, sent)
+    fields = {"/output": "/output", "/num_outputs": "/num_outputs", "": ""}
+    return await _accept(services, caller, response, make, fields, idempotency_key, sent)
 
 
 @router.post(
@@ -167,7 +170,8 @@ async def continue_(
     body = await read_json(request, services, caller, ContinuationRequest)
     make = partial(continuation, services, caller, generation_id, **body.model_dump())
     sent = f"{generation_id}/continuations {body.model_dump_json()}"
-    return await _accept(services, caller, response, make, idempotency_key, sent)
+    fields = {"/output": "/output", "/duration_s": "/extend_s", "": ""}
+    return await _accept(services, caller, response, make, fields, idempotency_key, sent)
 
 
 async def _accept(
@@ -175,10 +179,15 @@ async def _accept(
     caller: ApiKey,
     response: Response,
     make: Callable[[], Remake],
+    fields: Mapping[str, str],
     idempotency_key: str | None = None,
     sent: str = "",
 ) -> Generation:
-    """Submit the request that `make` returns, or return the earlier one with this idempotency key."""
+    """Submit the request that `make` returns, or return the earlier one with this idempotency key.
+
+    Args:
+        fields: names of the body's fields, as of `naming`.
+    """
     earlier = None
     # Before `make`, whose parent may be gone by now.
     if idempotency_key is not None:
@@ -186,11 +195,14 @@ async def _accept(
     if earlier is not None:
         generation, is_repeated = earlier, True
     else:
-        remade = await run_in_threadpool(make)
-        own = partial(accept, parent=remade.parent, is_replay=True, sent=sent, precision=remade.precision)
-        async with image_slot(services, caller, remade.wanted):
-            arguments = services, caller, remade.wanted, remade.files, idempotency_key
-            generation, is_repeated = await run_in_threadpool(own, *arguments)
+        with naming(fields):
+            remade = await run_in_threadpool(make)
+            own = partial(accept, parent=remade.parent, is_replay=True, sent=sent, sent_as=fields)
+            async with image_slot(services, caller, remade.wanted):
+                arguments = services, caller, remade.wanted, remade.files, idempotency_key
+                generation, is_repeated = await run_in_threadpool(
+                    partial(own, precision=remade.precision), *arguments
+                )
     response.headers.update({"Location": generation.links["self"], "Retry-After": "1"})
     if is_repeated:
         response.headers["Idempotent-Replayed"] = "true"

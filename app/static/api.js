@@ -33,7 +33,7 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
 async function problemOf(response) {
   const told = await response.json().catch(() => ({}));
   const found = (told.errors ?? []).map((e) => ({ ...e, detail: e.detail.replace(/^Value error, /, "") }));
-  const errors = found.map((e) => `${e.pointer.replaceAll("/", " ").trim()}: ${e.detail}`);
+  const errors = found.map((e) => [e.pointer.replaceAll("/", " ").trim(), e.detail].filter(Boolean).join(": "));
   let words = errors.join("; ") || told.detail || `The service answered ${response.status}.`;
   const retryAfterS = Number(response.headers.get("Retry-After")) || null;
   if (response.status === 429 && retryAfterS) words += `. Try again in ${retryAfterS} s`;

@@ -132,7 +132,8 @@ def read_resource(generation_id: str, raw: dict[bytes, bytes], progress: bytes |
     if payload.precision is not None:
         generation.warnings = [RequestWarning.of_precision(payload.precision)]
     if "understood" in fields:
-        generation.explain(Understanding.model_validate_json(fields["understood"]))
+        found = Understanding.model_validate_json(fields["understood"])
+        generation.explain(found.renamed(json.loads(fields.get("sent_as", "{}"))))
     return generation
 
 

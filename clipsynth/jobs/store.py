@@ -107,6 +107,7 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         metadata: Mapping[str, str] | None = None,
         ttl_s: int | None = None,
         understanding: Understanding | None = None,
+        sent_as: Mapping[str, str] | None = None,
     ) -> Generation:
         """Create a generation and push its job, of the same id, in one transaction; return the resource.
 
@@ -114,6 +115,7 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             reservation: its place, with owner and work; the record takes it over. Without one, the generation
                 is anonymous and counts in no limit.
             understanding: how the model understands the payload, if a worker has said it.
+            sent_as: names of the payload's fields in the client's request, as of `Understanding.renamed`.
             ttl_s: seconds for which it is kept after its end, if less than `result_ttl_s`.
         """
         now = time.time()
@@ -138,6 +140,8 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             fields["ttl_s"] = ttl_s
         if understanding is not None:
             fields["understood"] = understanding.model_dump_json()
+        if sent_as:
+            fields["sent_as"] = json.dumps(sent_as)
         if metadata:
             fields["metadata"] = json.dumps(metadata)
         if webhook is not None:
@@ -177,7 +181,7 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         if payload.precision is not None:
             generation.warnings = [RequestWarning.of_precision(payload.precision)]
         if understanding is not None:
-            generation.explain(understanding)
+            generation.explain(understanding.renamed(sent_as or {}))
         return generation
 
     # ------------------------------------------------------------------------------------------- transitions

@@ -199,6 +199,16 @@ class JobPayload(BaseModel):
         return items
 
     @property
+    def pointers(self) -> list[str]:
+        """Return the field of the request that each of `conditions` comes from."""
+        found = [f"/prompts/{n}" for n in range(len(self.prompts or ()))]
+        for n, item in enumerate(self.timeline or ()):
+            own = "/prompt" if item.text is not None else "/video"
+            found.append(own if self.video else f"/timeline/{n}")
+        plain = {"/prompt": self.prompt, "/image": self.image_key, "/negative_prompt": self.negative_prompt}
+        return found + [pointer for pointer, value in plain.items() if value is not None]
+
+    @property
     def sampled_s(self) -> float:
         """Seconds of an output that the network makes: of a continuation also the end of its parent."""
         extend_s = self.parent.extend_s if self.parent else None

@@ -6,12 +6,13 @@ Only a worker has the encoder. The API asks it (`clipsynth/admission/questions.p
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from clipsynth.schemas.prompts import StoredPrompt, UnderstoodSound
+from clipsynth.schemas.payload import JobPayload
+from clipsynth.schemas.prompts import StoredItem, StoredPrompt, UnderstoodSound
 
 # Below it, a prompt has the warning `unfamiliar`.
 UNFAMILIAR = 0.2
@@ -49,7 +50,9 @@ class RequestWarning(BaseModel):
 
     code: Literal["unfamiliar", "interpreted", "truncated", "different_precision"]
     detail: str
-    pointer: str = Field(default="", description="Path of the field in the request.")
+    pointer: str = Field(
+        default="", description="JSON pointer of the field in the request; empty if it has none."
+    )
 
     @classmethod
     def of_precision(cls, precision: str) -> RequestWarning:
@@ -68,19 +71,24 @@ class Understanding(BaseModel):
 
     @classmethod
     def of(
-        cls, conditions: Sequence[StoredPrompt], understood: list[Understood], interpreted: str | None = None
+        cls, payload: JobPayload, understood: Sequence[Understood], interpreted: str | None = None
     ) -> Understanding:
         """Add the warnings; `interpreted` is the sentence that was taken as several sounds."""
-        found = []
+        found, conditions = [], payload.conditions
         if interpreted:
             parts = ", ".join(repr(condition.text) for condition in conditions if condition.weight > 0)
             detail = f'taken as several sounds: {parts}; "interpret": false takes the text literally'
             found.append(RequestWarning(code="interpreted", detail=detail, pointer="/prompt"))
-        for n, (condition, own) in enumerate(zip(conditions, understood, strict=False)):
-            pointer = (
-                f"/prompts/{n}" if len(conditions) > 1 else "/image" if condition.image_key else "/prompt"
-            )
+        known = list(zip(payload.pointers, conditions, understood, strict=False))
+        if payload.video:
+            # Scenes come last: the record's payload has none.
+            known.sort(key=lambda one: one[1].text is None)
+        for pointer, condition, own in known:
+            if interpreted and pointer.startswith("/prompts/"):
+                pointer = "/prompt"
             what = "this image" if condition.image_key else repr((condition.text or "")[:80])
+            if pointer == "/video" and isinstance(condition, StoredItem):
+                what = f"the scene at {condition.start_s:g} s"
             if own.is_truncated:
                 detail = f"{what} is longer than the model reads; the end has no effect"
                 found.append(RequestWarning(code="truncated", detail=detail, pointer=pointer))
@@ -88,16 +96,23 @@ class Understanding(BaseModel):
                 nearest = ", ".join(sound.name for sound in own.understood_as)
                 detail = f"this model has not heard {what}; nearest: {nearest}"
                 found.append(RequestWarning(code="unfamiliar", detail=detail, pointer=pointer))
-        return cls(understood=understood, warnings=found)
+        return cls(understood=[own for _, _, own in known], warnings=found)
+
+    def renamed(self, fields: Mapping[str, str]) -> Understanding:
+        """Rename the field that each warning names: `fields` by the pointer, and by "" for all others."""
+        for warning in self.warnings:
+            warning.pointer = fields.get(warning.pointer, fields.get("", warning.pointer))
+        return self
 
     def mark(self, conditions: Sequence[StoredPrompt]) -> Understood:
         """Note on each condition how it is understood; return the least familiar one of positive weight."""
-        wanted = []
+        wanted = list(self.understood[len(conditions) :])
         for condition, own in zip(conditions, self.understood, strict=False):
             condition.familiarity, condition.understood_as = own.familiarity, own.understood_as
-            if condition.weight > 0 and own.familiarity is not None:
+            if condition.weight > 0:
                 wanted.append(own)
-        return min(wanted, key=lambda one: one.familiarity or 0.0, default=Understood())
+        known = [own for own in wanted if own.familiarity is not None]
+        return min(known, key=lambda one: one.familiarity or 0.0, default=Understood())
 
 
 # ------------------------------------------------------------------------------------------------- separators

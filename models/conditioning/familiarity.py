@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from models.bundle import FAMILIARITY, Manifest
+from models.conditioning.embeddings import Embeddings
 from models.networks.condition_encoder import KINDS, ConditionEncoder, Kind
-from models.networks.encoder import JointEncoder
 from models.networks.imagenet_classes import class_names
 from models.retrieval.clip_index import Index
 from models.retrieval.sounds import name_clips
@@ -41,9 +41,9 @@ class Frames:
     """The training frames of a bundle, named."""
 
     def __init__(
-        self, encoder: JointEncoder, conditions: ConditionEncoder, index: Index, manifest: Manifest
+        self, embeddings: Embeddings, conditions: ConditionEncoder, index: Index, manifest: Manifest
     ) -> None:
-        self._encoder = encoder
+        self._embeddings, encoder = embeddings, embeddings.encoder
         self._means = {kind: conditions.means[n].float().cpu() for n, kind in enumerate(KINDS)}
         image_mean = self._means["image"]
         self._frames = F.normalize(index.embeds - image_mean, dim=-1)
@@ -61,11 +61,9 @@ class Frames:
     def place(self, content: str | Image.Image, num_names: int = 3) -> Neighbourhood:
         """Find a text or an image among the training frames."""
         kind: Kind = "text" if isinstance(content, str) else "image"
-        if isinstance(content, str):
-            raw = self._encoder.encode_text([content])
-        else:
-            raw = self._encoder.encode_image([content])
-        embedding = F.normalize(raw[0].float().cpu() - self._means[kind], dim=-1)
+        own = self._embeddings
+        raw = own.text(content) if isinstance(content, str) else own.image(content)
+        embedding = F.normalize(raw.float().cpu() - self._means[kind], dim=-1)
         cosines = self._frames @ embedding
         near = cosines.topk(min(AROUND, len(cosines)))
         middle, scale = self._scales[kind]

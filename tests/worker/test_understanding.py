@@ -16,6 +16,7 @@ from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from models import parts
 from models.bundle import Manifest
+from models.conditioning.embeddings import Embeddings
 from models.conditioning.familiarity import Frames
 from models.networks.encoder import JointEncoder
 from models.retrieval.clip_index import Index
@@ -114,7 +115,7 @@ def demo():
     name = json.loads((DEMO / "encoder" / "config.json").read_text())["_class_name"]
     encoder: JointEncoder = getattr(parts, name).from_pretrained(DEMO / "encoder")
     conditions = parts.ConditionEncoder.from_pretrained(DEMO / "condition_encoder")
-    return Frames(encoder, conditions, Index.read(DEMO), Manifest.read(DEMO))
+    return Frames(Embeddings(encoder), conditions, Index.read(DEMO), Manifest.read(DEMO))
 
 
 def split(demo, text):

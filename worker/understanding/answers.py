@@ -9,6 +9,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -56,10 +57,10 @@ class Understander:
             self._listener.join(2 * RETRY_S)
         self._notes.shutdown(cancel_futures=True)
 
-    def note(self, generation_id: str, payload: JobPayload) -> None:
-        """Write on a job how the model understands it, in the background."""
+    def note(self, generation_id: str, payload: JobPayload, images: Mapping[str, Image.Image]) -> None:
+        """Write on a job how the model understands it, in the background; `images` are those that it has."""
         if self.model.frames is not None and not self._stopped.is_set():
-            self._notes.submit(self._note, generation_id, payload)
+            self._notes.submit(self._note, generation_id, payload, images)
 
     def answer(self, question: PromptQuestion) -> PromptAnswer:
         """Return the answer to a question; empty if the model has no training frames."""
@@ -92,13 +93,17 @@ class Understander:
         except Exception:
             logger.exception("question %s not answered", question.id)
 
-    def _note(self, generation_id: str, payload: JobPayload) -> None:
+    def _note(self, generation_id: str, payload: JobPayload, images: Mapping[str, Image.Image]) -> None:
         try:
             found = [
-                self._understand(self._runner.image(c.image_key) if c.image_key else c.text or "")
+                self._understand(
+                    images.get(c.image_key) or self._runner.image(c.image_key)
+                    if c.image_key
+                    else c.text or ""
+                )
                 for c in payload.conditions
             ]
-            self.state.note_understood(generation_id, Understanding.of(payload.conditions, found))
+            self.state.note_understood(generation_id, Understanding.of(payload, found))
         except Exception as error:
             logger.warning("nothing noted on %s: %s", generation_id, error)
 

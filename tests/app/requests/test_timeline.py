@@ -116,6 +116,20 @@ def test_a_bad_timeline_is_refused(service, items, fields, code):
     )
 
 
+def test_a_timeline_that_is_too_long_names_its_last_item(service):
+    refused = post(service, RAIN, RAIN | {"end_s": 61}, DOG)
+    check_problem(refused, 422, "too_long")
+    assert refused.json()["errors"][0]["pointer"] == "/timeline/1/end_s"
+    refused = post(service, RAIN, duration_s=61)
+    assert refused.json()["errors"][0]["pointer"] == "/duration_s"
+
+
+def test_a_file_that_no_item_names_is_an_error_of_the_timeline(service):
+    data = {**STEPS, "timeline": json.dumps([RAIN])}
+    refused = service.post(data=data, files={"beach": ("x.png", image("PNG"))})
+    assert refused.json()["errors"][0]["pointer"] == "/timeline"
+
+
 def test_an_attribute_that_the_model_lacks_is_named(service):
     service.state.announce(service.info.model_copy(update={"attributes": []}))
     refused = post(service, RAIN, DOG)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from app.requests import images
 from clipsynth.admission import questions
+from clipsynth.schemas import understanding
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from tests.support.api_service import SHORT, image, serving
+from tests.support.video_kinds import write_scenes
 from worker.understanding import sentences
 
 BOTH = {"prompt": "a dog and a cat", **SHORT}
@@ -20,7 +23,8 @@ def service(redis_url, indexed_pipeline, tmp_path, monkeypatch):
     for name, value in {"KNOWN": 0, "WELL_KNOWN": 0, "SAME": 2}.items():
         monkeypatch.setattr(sentences, name, value)
     monkeypatch.setattr(questions, "TIMEOUT_S", 30)
-    yield from serving(Settings(redis_url=redis_url, data_dir=tmp_path), indexed_pipeline)
+    settings = Settings(redis_url=redis_url, data_dir=tmp_path, image_urls="loopback")
+    yield from serving(settings, indexed_pipeline)
 
 
 @pytest.fixture
@@ -134,6 +138,104 @@ def test_the_worker_says_it_when_the_job_starts(service):
     assert wait_until(
         lambda: service.client.get(made["links"]["self"]).json()["familiarity"] is not None, timeout_s=30
     )
+
+
+@pytest.fixture
+def strange(service, monkeypatch):
+    """Each sound is unfamiliar."""
+    monkeypatch.setattr(understanding, "UNFAMILIAR", 2)
+    return service
+
+
+def noted(service, made):
+    """Wait until a worker has noted how it understands a job; return the resource."""
+    assert made["status"] == "succeeded", made
+
+    def resource():
+        return service.client.get(made["links"]["self"]).json()
+
+    assert wait_until(lambda: resource()["familiarity"] is not None, timeout_s=30)
+    return resource()
+
+
+def pointers(resource):
+    return [warning["pointer"] for warning in resource["warnings"]]
+
+
+def test_a_worker_names_the_items_of_a_timeline(strange):
+    items = [{"text": text, "start_s": n, "end_s": n + 1} for n, text in enumerate(("a dog", "a cat"))]
+    made = strange.finish(strange.post({"timeline": items, "num_inference_steps": 1}))
+    assert pointers(noted(strange, made)) == ["/timeline/0", "/timeline/1"]
+
+
+def test_a_negative_prompt_does_not_make_a_set(strange):
+    body = {"prompt": "a dog", "negative_prompt": "a word " * 140, "guidance_scale": 2, **SHORT}
+    made = noted(strange, strange.finish(strange.post(body)))
+    assert [(w["code"], w["pointer"]) for w in made["warnings"]] == [
+        ("unfamiliar", "/prompt"),
+        ("truncated", "/negative_prompt"),
+    ]
+
+
+def test_a_sentence_with_a_negative_prompt_is_understood_whole(strange):
+    body = {**BOTH, "negative_prompt": "a word " * 140, "guidance_scale": 2}
+    made = strange.post(body).json()
+    assert pointers(made) == ["/prompt", "/prompt", "/prompt", "/negative_prompt"]
+    assert estimate(strange, body)["warnings"] == made["warnings"]
+
+
+def test_a_remake_names_its_own_fields(strange):
+    body = {"prompt": "a dog", **SHORT}
+    made = noted(strange, strange.finish(strange.post(body)))
+    assert pointers(made) == ["/prompt"]
+    recipe = {"recipe": made["outputs"][0]["recipe"]}
+    assert pointers(noted(strange, strange.finish(strange.client.post("/v1/replay", json=recipe)))) == [
+        "/recipe"
+    ]
+    for kind, fields in {"variations": {}, "continuations": {"extend_s": 0.5}}.items():
+        answer = strange.client.post(f"/v1/generations/{made['id']}/{kind}", json=fields)
+        assert pointers(noted(strange, strange.finish(answer))) == [""]
+    too_long = strange.client.post(f"/v1/generations/{made['id']}/continuations", json={"extend_s": 90})
+    assert too_long.json()["errors"][0]["pointer"] == "/extend_s"
+
+
+def test_an_image_of_another_host_is_named(strange, monkeypatch):
+    monkeypatch.setattr(images, "_fetch", lambda *_: image("PNG"))
+    body = {"image_url": "http://127.0.0.1/a.png", **SHORT}
+    assert pointers(estimate(strange, body)) == ["/image_url"]
+    made = strange.finish(strange.post(body))
+    assert pointers(noted(strange, made)) == ["/image_url"]
+
+
+def test_a_video_is_understood_by_its_scenes(strange, tmp_path):
+    path = write_scenes(tmp_path / "a.mp4")
+    with path.open("rb") as file:
+        data = {"prompt": "rain", "num_inference_steps": 1}
+        made = strange.finish(strange.post(files={"video": (path.name, file)}, data=data))
+    found = noted(strange, made)
+    assert pointers(found) == ["/prompt", "/video"]
+    assert "the scene at 0 s" in found["warnings"][1]["detail"]
+    assert found["understood_as"]
+
+
+@pytest.mark.parametrize("query", ["text", "image", "video"])
+def test_a_worker_encodes_each_query_once(service, query, tmp_path, monkeypatch):
+    encoder, encoded = service.predictor.pipeline.encoder, []
+    for name in ("encode_text", "encode_image"):
+        own = getattr(encoder, name)
+        monkeypatch.setattr(encoder, name, lambda many, own=own: (encoded.append(len(many)), own(many))[1])
+    if query == "text":
+        posted = service.post({"prompt": f"a dog of {tmp_path}", **SHORT})
+    elif query == "image":
+        posted = service.post(files={"image": image("PNG")}, data=SHORT)
+    else:
+        path = write_scenes(tmp_path / "a.mp4")
+        posted = service.post(
+            files={"video": (path.name, path.read_bytes())}, data={"num_inference_steps": 1}
+        )
+    noted(service, service.finish(posted))
+    samples = {"text": 1, "image": 1, "video": 6}[query]
+    assert len(encoded) <= samples
 
 
 def test_models_list_their_sounds(service):

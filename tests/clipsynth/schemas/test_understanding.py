@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipsynth.schemas.prompts import StoredPrompt, UnderstoodSound
+from benchmarks.load.workload import payload
+from clipsynth.schemas.prompts import UnderstoodSound
 from clipsynth.schemas.understanding import Understanding, Understood, may_be_several, pieces
 
 SENTENCES = json.loads(
@@ -63,19 +64,69 @@ def known(familiarity, **fields):
     return Understood(familiarity=familiarity, understood_as=nearest, **fields)
 
 
-def test_warnings_name_the_field():
-    alone = Understanding.of([StoredPrompt(text="church bells")], [known(0.1, is_truncated=True)])
-    assert [(w.code, w.pointer) for w in alone.warnings] == [
-        ("truncated", "/prompt"),
-        ("unfamiliar", "/prompt"),
-    ]
+def pointers(understood, interpreted=None, **fields):
+    made = payload(**{"prompt": None, **fields})
+    return [(w.code, w.pointer) for w in Understanding.of(made, understood, interpreted).warnings]
+
+
+STRANGE = {"text": "church bells"}
+ITEM = {**STRANGE, "start_s": 0, "end_s": 1}
+VIDEO = {"extension": "mp4", "sha256": "", "seconds": 2.0}
+
+
+def test_warnings_say_what_the_model_knows():
+    alone = Understanding.of(payload(prompt="church bells"), [known(0.1, is_truncated=True)])
+    assert [w.code for w in alone.warnings] == ["truncated", "unfamiliar"]
     assert alone.warnings[1].detail == "this model has not heard 'church bells'; nearest: tabby"
-    image = Understanding.of([StoredPrompt(image_key="k")], [known(0.1)])
-    assert [(w.code, w.pointer) for w in image.warnings] == [("unfamiliar", "/image")]
-    both = [StoredPrompt(text="a dog"), StoredPrompt(text="a lion"), StoredPrompt(text="x", weight=-1)]
-    several = Understanding.of(both, [known(0.9), known(0.1), known(0.0)], "a dog and a lion")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"prompt": "church bells"}, ["/prompt"]),
+        ({"prompt": "church bells", "image_key": "k"}, ["/prompt", "/image"]),
+        ({"prompt": "church bells", "negative_prompt": "wind"}, ["/prompt"]),
+        ({"image_key": "k", "negative_prompt": "wind"}, ["/image"]),
+        ({"prompts": [STRANGE]}, ["/prompts/0"]),
+        ({"prompts": [STRANGE, STRANGE], "negative_prompt": "wind"}, ["/prompts/0", "/prompts/1"]),
+        ({"timeline": [ITEM]}, ["/timeline/0"]),
+        ({"timeline": [ITEM, ITEM], "negative_prompt": "wind"}, ["/timeline/0", "/timeline/1"]),
+        (
+            {"timeline": [ITEM, {**ITEM, "text": None, "image_key": "k"}], "video": VIDEO},
+            ["/prompt", "/video"],
+        ),
+    ],
+)
+def test_warnings_name_the_field(fields, expected):
+    understood = [known(0.1)] * len(payload(**{"prompt": None, **fields}).conditions)
+    assert pointers(understood, **fields) == [("unfamiliar", pointer) for pointer in expected]
+
+
+def test_a_cut_negative_prompt_is_named():
+    fields = {"prompt": "a dog", "negative_prompt": "wind " * 100}
+    found = pointers([known(0.9), known(0.0, is_truncated=True)], **fields)
+    assert found == [("truncated", "/negative_prompt")]
+
+
+def test_parts_of_a_sentence_are_the_prompt():
+    sentence = payload(
+        prompt=None, prompts=[{"text": "a dog"}, {"text": "a lion"}, {"text": "x", "weight": -1}]
+    )
+    several = Understanding.of(sentence, [known(0.9), known(0.1), known(0.0)], "a dog and a lion")
     assert [(w.code, w.pointer) for w in several.warnings] == [
         ("interpreted", "/prompt"),
-        ("unfamiliar", "/prompts/1"),
+        ("unfamiliar", "/prompt"),
     ]
-    assert several.mark(both).familiarity == 0.1
+    assert several.mark(sentence.conditions).familiarity == 0.1
+
+
+def test_the_scenes_of_a_video_stand_behind_its_fields():
+    scene = {**ITEM, "text": None, "image_key": "k"}
+    video = {"video": VIDEO, "negative_prompt": "wind", "prompt": None}
+    found = Understanding.of(
+        payload(timeline=[ITEM, scene, scene], **video), [known(0.8), known(0.7), known(0.3), known(0.0)]
+    )
+    stored = payload(**{**video, "prompt": ITEM["text"]}).conditions
+    assert [condition.weight for condition in stored] == [1, -1]
+    assert found.mark(stored).familiarity == 0.3
+    assert [condition.familiarity for condition in stored] == [0.8, 0.0]
