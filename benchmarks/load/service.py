@@ -80,7 +80,8 @@ class ServiceProcesses:
         """Return whether the API answers, and the model is ready where one is expected."""
         known = not model or any(m.status == "ready" for m in self.state.models())
         with contextlib.suppress(httpx.TransportError):
-            return known and httpx.get(f"{self.url}/readyz").is_success
+            # Without a worker the API is never ready.
+            return known and httpx.get(f"{self.url}/{'readyz' if model else 'livez'}").is_success
         return False
 
     def rss(self, name: str = "api") -> int:
