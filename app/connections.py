@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import resource
 
-import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.responses.problems import STATUS, problem
 
@@ -21,6 +20,9 @@ STALLED_S, LOOK_S = 1.0, 0.5
 IDLE_S = 1.0
 # Connections that are accepted at once.
 MAX_BURST = 128
+# Most bytes of an unfinished head, or of anything else that is no body, and most requests that wait for the
+# answer of an earlier one on their connection. The parser itself knows no limit.
+MAX_HEAD, MAX_PIPELINED = 65_536, 16
 # Files of a process beside its connections, each of which may send a file.
 OTHER_FILES = 96
 
@@ -37,8 +39,8 @@ def connection_limit(most: int) -> tuple[int, int]:
     return max(1, min(most, (files - OTHER_FILES - PROBE_CONNECTIONS - burst) // 2)), burst
 
 
-class LimitedProtocol(H11Protocol):
-    """Closes connections whose client is slow, and answers only probes on those over the limit.
+class LimitedProtocol(HttpToolsProtocol):
+    """Closes connections whose client is slow or has a long head; over the limit only probes are answered.
 
     A client has `receive_timeout_s` after the last response to send complete headers, and as long to read a
     part of an answer that fills the buffers.
@@ -50,6 +52,8 @@ class LimitedProtocol(H11Protocol):
     is_probe = False
     began_at = 0.0
     stalled_since: float | None = None
+    # Bytes received since the last head, part of a body, or end of a request.
+    _unfinished = 0
     _due: asyncio.TimerHandle | None = None
     _look: asyncio.TimerHandle | None = None
 
@@ -68,8 +72,25 @@ class LimitedProtocol(H11Protocol):
         self._look_later()
 
     def data_received(self, data: bytes) -> None:
+        self._unfinished += len(data)
         super().data_received(data)
+        if self._unfinished > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("the head of the request is too long")
         self._expect()
+
+    def on_headers_complete(self) -> None:
+        self._unfinished = 0
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests at once")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unfinished = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unfinished = 0
+        super().on_message_complete()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -86,7 +107,7 @@ class LimitedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _expect(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
+        if not self._awaits_request():
             self._forget()
         elif self._due is None:
             self._due = self.loop.call_later(self.receive_timeout_s, self.transport.close)
@@ -124,7 +145,10 @@ class LimitedProtocol(H11Protocol):
             self.connections.discard(leaves)
 
     def _is_idle(self) -> bool:
-        return self.conn.their_state is h11.IDLE and not self.transport.get_write_buffer_size()
+        return self._awaits_request() and not self.transport.get_write_buffer_size()
+
+    def _awaits_request(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _others(self) -> list[LimitedProtocol]:
         return [c for c in self.connections if isinstance(c, LimitedProtocol) and c is not self]

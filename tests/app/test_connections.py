@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import resource
 import socket
 
@@ -82,3 +83,39 @@ def test_probes_are_answered_at_the_limit_of_connections(redis_url, tmp_path, mo
 def test_connections_leave_room_for_files(monkeypatch, files, expected):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     assert connection_limit(1000) == expected
+
+
+def answer(port, *parts):
+    """Send parts until the service ends the connection; return all that it answered."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                connection.sendall(part)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while data := connection.recv(65536):
+                received += data
+        return received.decode()
+
+
+HEAD = b"POST /v1/generations HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"GET /livez?", b"GET /livez HTTP/1.1\r\nX: ", HEAD + b"\r\n1;", HEAD + b"\r\n0\r\nX: "],
+    ids=["url", "header", "chunk", "trailer"],
+)
+def test_what_is_no_body_has_a_largest_size(redis_url, tmp_path, start):
+    with api_server(redis_url, tmp_path) as port:
+        endless = itertools.repeat(b"x" * 65_536, 100)
+        assert " 400 " in answer(port, start, *endless) or start.startswith(HEAD)
+        assert " 200 " in ask(port, "/livez")
+
+
+def test_a_connection_queues_few_requests(redis_url, tmp_path):
+    one = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with api_server(redis_url, tmp_path) as port:
+        last = one.replace(b"Host", b"Connection: close\r\nHost")
+        assert answer(port, one * 9 + last).count(" 200 ") == 10
+        assert " 400 " in answer(port, one * 1000)
