@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from app.dependencies import Services
 from app.requests.texts import readable
 from clipsynth.admission.questions import ask
 from clipsynth.errors import AttributeUnavailable
 from clipsynth.schemas.model_info import ModelInfo, ServedModel
-from clipsynth.schemas.prompt_parser import read as read_words
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import Composition, StoredItem, StoredPrompt, WeightedPrompt
+from clipsynth.schemas.prompts import StoredItem, StoredPrompt, WeightedPrompt
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.schemas.understanding import Understood, may_be_several
 from clipsynth.storage import image_key
 
-# Of the sounds of a sentence (docs/decisions/model.md).
-OF_PARTS: Composition = "mix"
 # Takes a text and its pointer.
 ReadText = Callable[[str | None, str], str | None]
 
@@ -78,21 +75,6 @@ def stored_prompts(
         )
         for n, item in enumerate(prompts)
     ]
-
-
-def split_prompts(
-    wanted: GenerationRequest, parts: Sequence[str], attributes: Mapping[str, float], model: ModelInfo
-) -> tuple[list[StoredPrompt], Composition]:
-    """Return the sounds of a sentence as prompts, and their composition.
-
-    Words of a part bind to it, except those of `attributes` and if the request says `"attributes": {}`.
-    """
-    prompts = [StoredPrompt(text=part) for part in parts]
-    if wanted.attributes is None or wanted.attributes.model_dump(exclude_none=True):
-        for item in prompts:
-            item.text, words = read_words(item.text or "", model.attributes)
-            item.attributes = {name: value for name, value in words.items() if name not in attributes}
-    return prompts, wanted.composition if "composition" in wanted.model_fields_set else OF_PARTS
 
 
 def stored_timeline(

@@ -13,7 +13,7 @@ from typing import Any, cast
 from redis.exceptions import RedisError
 
 from app.dependencies import Services
-from app.requests.conditions import interpret, split_prompts, stored_prompts, stored_timeline
+from app.requests.conditions import interpret, stored_prompts, stored_timeline
 from app.requests.images import ReadImage, RequestImage, read_images
 from app.requests.recipe import ParentSound
 from app.requests.texts import readable
@@ -32,8 +32,8 @@ from clipsynth.jobs.queue import withdraw
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Generation, JobPayload, Status, Webhook
 from clipsynth.schemas.model_info import ModelInfo
-from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredParent, StoredPrompt, StoredVideo
+from clipsynth.schemas.prompt_parser import bind_words, resolve_attributes
+from clipsynth.schemas.prompts import MAX_TOTAL_S, OF_PARTS, StoredParent, StoredPrompt, StoredVideo
 from clipsynth.schemas.request import GenerationRequest
 from clipsynth.schemas.understanding import Understanding
 from clipsynth.security.api_keys import ApiKey
@@ -262,7 +262,8 @@ def resolve(
     prompt, attributes = resolve_attributes(text, requested, model.attributes, model=model.name)
     prompts, composition = None, wanted.composition
     if parts:
-        prompts, composition = split_prompts(wanted, parts, attributes, model)
+        prompts = bind_words(parts, requested, model.attributes)
+        composition = composition if "composition" in wanted.model_fields_set else OF_PARTS
     elif wanted.prompts is not None:
         prompts = stored_prompts(wanted.prompts, model, generation_id, read)
     payload = JobPayload(

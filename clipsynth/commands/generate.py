@@ -74,7 +74,7 @@ def generate(
         ),
     ] = None,
     literal: Annotated[
-        bool, typer.Option("--literal", help="With --server: a prompt of several sounds is not split.")
+        bool, typer.Option("--literal", help="A prompt of several sounds is not split.")
     ] = False,
     attribute: Annotated[
         list[str] | None,
@@ -258,11 +258,13 @@ def _write(queries: list[PromptQuery], paths: list[list[Path]], seed: int, make:
 
 def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields: dict[str, Any]) -> Make:
     from clipsynth.schemas.generation import JobPayload, output_seed
-    from clipsynth.schemas.prompt_parser import resolve_attributes
+    from clipsynth.schemas.prompt_parser import bind_words, resolve_attributes
+    from clipsynth.schemas.prompts import OF_PARTS
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
     from worker.predictor import Predictor
+    from worker.understanding.sentences import parts_of
 
     predictor = Predictor.setup(settings)
     manifest = predictor.manifest
@@ -277,10 +279,13 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
         items = fields["timeline"] or []
         paths = [path for path in (query.image, *(item.get("image") for item in items)) if path]
         images = {str(path): open_image(path) for path in paths}
-        prompt, attributes = resolve_attributes(
-            query.prompt, fields["attributes"], taken, model=manifest.name
-        )
+        frames, text, asked = predictor.frames, query.prompt, fields["attributes"]
+        is_plain = not query.image and fields["interpret"] is None
+        parts = parts_of(text, frames.place) if text and frames and is_plain else []
+        is_one = len(parts) <= 1
+        prompt, attributes = resolve_attributes(text if is_one else None, asked, taken, model=manifest.name)
         request = {
+            **({} if is_one else {"composition": OF_PARTS, "prompts": bind_words(parts, asked, taken)}),
             **resolved,
             "model": manifest.name,
             "negative_prompt": fields["negative_prompt"],

@@ -11,11 +11,11 @@ each other.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clipsynth.errors import AttributeUnavailable
-from clipsynth.schemas.prompts import NAMES
+from clipsynth.schemas.prompts import NAMES, StoredPrompt
 
 
 def _words(text: str) -> frozenset[str]:
@@ -169,6 +169,24 @@ def resolve_attributes(
     rest, found = read(prompt, supported)
     found |= requested or {}
     return rest, {name: found[name] for name in NAMES if name in found}
+
+
+def bind_words(
+    parts: Sequence[str], requested: Mapping[str, float] | None, supported: Collection[str]
+) -> list[StoredPrompt]:
+    """Return the sounds of a sentence as prompts; words of a part bind to it.
+
+    Args:
+        requested: attributes of the whole request, which no word changes. If it is empty, no part is read.
+        supported: attributes that the model supports.
+    """
+    if requested == {}:
+        return [StoredPrompt(text=part) for part in parts]
+    found = [read(part, supported) for part in parts]
+    own = [
+        {name: word for name, word in words.items() if name not in (requested or ())} for _, words in found
+    ]
+    return [StoredPrompt(text=text, attributes=words) for (text, _), words in zip(found, own, strict=True)]
 
 
 def read(text: str, supported: Collection[str]) -> tuple[str, dict[str, float]]:

@@ -33,6 +33,8 @@ Composition = Annotated[
         "and these are mixed, as loud as their weights. compose and mix cost more with each prompt."
     ),
 ]
+# Of the sounds of a sentence (docs/decisions/model.md).
+OF_PARTS: Composition = "mix"
 Weight = Annotated[
     float,
     Field(

@@ -19,12 +19,11 @@ from redis.exceptions import RedisError
 from clipsynth.admission.questions import answer, next_question, wake
 from clipsynth.errors import NotFound, StorageUnavailable
 from clipsynth.schemas.payload import JobPayload
-from clipsynth.schemas.prompts import MAX_PROMPTS
-from clipsynth.schemas.understanding import PromptAnswer, PromptQuestion, Understanding, Understood, pieces
+from clipsynth.schemas.understanding import PromptAnswer, PromptQuestion, Understanding, Understood
 from models.conditioning.familiarity import Neighbourhood
 from worker.job_runner import JobRunner
 from worker.model_protocol import ServingModel
-from worker.understanding.sentences import joined, sounds_in
+from worker.understanding.sentences import parts_of
 
 logger = logging.getLogger(__name__)
 RETRY_S = 1.0
@@ -66,7 +65,7 @@ class Understander:
         """Return the answer to a question; empty if the model has no training frames."""
         if self.model.frames is None:
             return PromptAnswer()
-        parts = [] if question.split is None else self._parts(question.split)
+        parts = [] if question.split is None else parts_of(question.split, self._place)
         return PromptAnswer(
             texts=[self._understand(text) for text in (*question.texts, *parts)],
             images=[self._understand(self._runner.image(key)) for key in question.images],
@@ -121,10 +120,3 @@ class Understander:
         return Understood.model_validate(
             {"familiarity": place.familiarity, "understood_as": names, "is_truncated": cut}
         )
-
-    def _parts(self, text: str) -> list[str]:
-        found = pieces(text)
-        if not 1 < len(found) <= 2 * MAX_PROMPTS:
-            return [text]
-        groups = sounds_in(found, self._place)
-        return [joined(group) for group in groups] if 1 < len(groups) <= MAX_PROMPTS else [text]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from clipsynth.schemas.understanding import Piece
+from clipsynth.schemas.prompts import MAX_PROMPTS
+from clipsynth.schemas.understanding import Piece, pieces
 from models.conditioning.familiarity import Neighbourhood
 
 # Familiarity of each part of several sounds; after a weak separator.
@@ -31,6 +32,15 @@ _AND = _words("and und et y e ed en i ve и , ; + &") | {", and", ", und", ", et
 # A second part that begins with one of these continues the first one ("up and down").
 _PARTICLES = _words("up down off out on again over forth back away around in")
 _BEHIND_VERBS = _PARTICLES | _words("at to from into with by for and")
+
+
+def parts_of(text: str, place: Callable[[str], Neighbourhood]) -> list[str]:
+    """Return the sounds that a text asks for: itself if it is one; `place` is as of `sounds_in`."""
+    found = pieces(text)
+    if not 1 < len(found) <= 2 * MAX_PROMPTS:
+        return [text]
+    groups = sounds_in(found, place)
+    return [joined(group) for group in groups] if 1 < len(groups) <= MAX_PROMPTS else [text]
 
 
 def sounds_in(found: Sequence[Piece], place: Callable[[str], Neighbourhood]) -> list[list[Piece]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from app.requests import images
 from clipsynth.admission import questions
+from clipsynth.cli import app
 from clipsynth.schemas import understanding
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
-from tests.support.api_service import SHORT, image, serving
+from tests.support.api_service import SHORT, image, samples, serving
 from tests.support.video_kinds import write_scenes
 from worker.understanding import sentences
 
@@ -234,8 +237,29 @@ def test_a_worker_encodes_each_query_once(service, query, tmp_path, monkeypatch)
             files={"video": (path.name, path.read_bytes())}, data={"num_inference_steps": 1}
         )
     noted(service, service.finish(posted))
-    samples = {"text": 1, "image": 1, "video": 6}[query]
-    assert len(encoded) <= samples
+    assert len(encoded) <= {"text": 1, "image": 1, "video": 6}[query]
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--literal"], ["--composition", "compose"], ["--attribute", "none"]]
+)
+def test_the_command_understands_as_the_service(service, tmp_path, options):
+    names = {"--composition": "composition", "--attribute": "attributes"}
+    fields = {names[options[0]]: {"none": {}}.get(options[1], options[1])} if options[1:] else {}
+    body = {
+        "prompt": "a loud dog and a cat",
+        "seed": 7,
+        "interpret": options != ["--literal"],
+        **fields,
+        **SHORT,
+    }
+    there = samples(service.wav(service.post(body)))
+    service.predictor.pipeline.save_pretrained(tmp_path / "bundle")
+    command = ["generate", body["prompt"], "--model", tmp_path / "bundle", "--seed", "7", *options]
+    command += ["--duration", "0.5", "--steps", "2", "-o", tmp_path / "here.wav"]
+    result = CliRunner().invoke(app, [str(part) for part in command], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(samples((tmp_path / "here.wav").read_bytes()), there)
 
 
 def test_models_list_their_sounds(service):
