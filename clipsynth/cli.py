@@ -67,16 +67,35 @@ def _set_up() -> None:
 
 
 def _summary(error: Exception) -> str:
-    """Return an error's text; of invalid settings one line without their values, which may be secrets."""
+    """Return an error in one line; of invalid settings without their values, which may be secrets."""
     from pydantic import ValidationError
 
+    if isinstance(error, OSError) and error.strerror:
+        return _about_file(error)
     if not isinstance(error, ValidationError):
-        return str(error)
+        return " ".join(str(error).split())
     prefix = "CLIPSYNTH_" if error.title == "Settings" else ""
     return "; ".join(
         f"{prefix}{'_'.join(map(str, e['loc'])).upper() if prefix else e['loc']}: {e['msg']}"
         for e in error.errors(include_input=False)
     )
+
+
+def _about_file(error: OSError) -> str:
+    """Return what is wrong with a file, in plain words."""
+    if error.filename is None:
+        return str(error.strerror)
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    if isinstance(error, FileNotFoundError):
+        place = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
+        return f"{name} does not exist{place}; check the path"
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a folder; name a file"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"{name} is a file, or lies below one; name a folder"
+    if isinstance(error, PermissionError):
+        return f"this user may not open {name}; change its rights or name another path"
+    return f"{name}: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any, Literal
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
 ACCESS = "clipsynth.access"  # the logger of responses
+OWN = ("app", "worker", "clipsynth", "models", "training", "evaluation")  # loggers of our packages
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -37,14 +38,18 @@ class JsonLines(logging.Formatter):
 
 
 def set_up(log_format: Literal["text", "json"]) -> None:
-    """Send the process's logs to stderr; responses are logged only in JSON."""
+    """Send logs to stderr: our own from INFO on, those of libraries from WARNING on.
+
+    Responses are logged only in JSON.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonLines() if log_format == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     )
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in OWN:
+        logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger(ACCESS).setLevel(logging.INFO if log_format == "json" else logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # its INFO lines contain whole URLs
 
 
 @contextmanager

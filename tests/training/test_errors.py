@@ -13,6 +13,7 @@ from clipsynth import cli
 from models.media.shards import ShardReader, member_offsets, write_shard
 from models.networks.open_clip import OpenClipEncoder
 from tests.support.planted import write_planted
+from tests.support.videos import write_video
 from training.data.clips import load_clips
 from training.recipe import load_recipe
 from training.state import load_state, save_state, steps_taken
@@ -113,8 +114,32 @@ def test_damaged_clip_weights_are_named(tmp_path, weights):
         OpenClipEncoder("RN50", str(file))
 
 
-def test_an_error_of_the_system_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["clipsynth", "train", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"error: .*Is a directory: .*") as ended:
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train {0}", "{0} is a folder; name a file"),
+        ("train nowhere.yaml", "nowhere.yaml does not exist in {0}; check the path"),
+        ("export nowhere.yaml", "nowhere.yaml does not exist in {0}; check the path"),
+        ("train {0}/broken.yaml", "{0}/broken.yaml is not YAML: "),
+        ("prepare nowhere out", "nowhere is not a folder; name the one with your videos"),
+        ("prepare {0} {0}/broken.yaml", "{0}/broken.yaml is a file, or lies below one; name a folder"),
+        (
+            "prepare {0} {0}/broken.yaml/out",
+            "{0}/broken.yaml/out is a file, or lies below one; name a folder",
+        ),
+        ("prepare {0} out --captions nowhere.csv", "nowhere.csv does not exist in {0}; check the path"),
+        ("merge out nowhere", "nowhere is no folder that this version prepared; "),
+        ("correspondence nowhere", "nowhere holds no prepared clips; "),
+        ("inspect nowhere", "nowhere is no bundle: "),
+        ("evaluate --clips nowhere --queries {0}/none.json", "there is no file of labels nowhere"),
+    ],
+)
+def test_a_missing_file_is_one_line_that_helps(tmp_path, monkeypatch, command, message):
+    (tmp_path / "broken.yaml").write_text("a: [\nb: {\n")
+    write_video(tmp_path / "a.mp4")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["clipsynth", *command.format(tmp_path).split()])
+    with pytest.raises(SystemExit) as ended:
         cli.main()
+    assert str(ended.value).startswith(f"error: {message.format(tmp_path)}")
     assert "\n" not in str(ended.value)
