@@ -7,12 +7,17 @@ import { imageBlob, MAX_IMAGES, readImage } from "./mixture.js";
 
 const MAX_ITEMS = 32;
 const FIRST_LENGTH_S = 2;
+// How strong an item is, and how it begins and ends: the field, its default, and a slider.
+const SHAPE = [
+  { field: "weight", says: "Weight", usual: 1, shown: (value) => `×${value}`, range: { min: 0.1, max: 5, step: 0.1 } },
+  { field: "fade_s", says: "Fades", usual: 0.25, shown: (value) => `${value} s`, range: { min: 0, max: 5, step: 0.05 } },
+];
 
 export class Timeline {
   /** @param {() => void} onchange called when anything changes */
   constructor(onchange) {
     this.onchange = onchange;
-    this.rows = []; // {item, bar, element, problem, times}
+    this.rows = []; // {item, bar, element, problem, times, shape}
     this.length = $("length");
     $("timeline").addEventListener("toggle", () => this.#changed());
     this.length.addEventListener("input", () => this.#changed());
@@ -61,12 +66,20 @@ export class Timeline {
       onchange: ({ target }) => { target.value = item[name]; },
     }));
     row.problem = h("p", { className: "failure", role: "alert", hidden: true });
-    const weight = item.weight === undefined || item.weight === 1 ? null : h("span", { className: "hint" }, `×${item.weight}`);
+    row.shape = SHAPE.map((own) => {
+      const input = h("input", { type: "range", ...own.range, value: item[own.field] ?? own.usual, oninput: () => {
+        item[own.field] = Number(input.value);
+        this.#changed(row);
+      } });
+      return { ...own, input, output: h("output", {}) };
+    });
     const remove = h("button", { type: "button", onclick: () => this.#remove(row) }, "✕");
     row.remove = remove;
     row.element = h("li", {},
-      h("div", { className: "about" }, row.text, weight, row.times[0], h("span", { "aria-hidden": "true" }, "–"), row.times[1], remove),
-      row.bar.element, row.problem);
+      h("div", { className: "about" }, row.text, row.times[0], h("span", { "aria-hidden": "true" }, "–"), row.times[1], remove),
+      row.bar.element,
+      h("div", { className: "shape" }, ...row.shape.flatMap(({ says, input, output }) => [says, input, output])),
+      row.problem);
     this.rows.push(row);
     $("timeline-rows").append(row.element);
     this.#changed(row);
@@ -90,13 +103,18 @@ export class Timeline {
     if (this.length.value < last) this.length.value = last; // no bar is cut
     document.querySelector("output[for=length]").textContent = `${Number(this.length.value)} s`;
     $("timeline-axis").replaceChildren(axis(Number(this.length.value)));
-    for (const { item, bar, times, remove } of this.rows) {
+    for (const { item, bar, times, shape, remove } of this.rows) {
       bar.show();
       const name = nameOf(item) || "the new sound";
       [["Start", item.start_s], ["End", item.end_s]].forEach(([says, s], n) => {
         times[n].setAttribute("aria-label", `${says} of ${name} in seconds`);
         if (document.activeElement !== times[n]) times[n].value = s;
       });
+      for (const { field, says, usual, shown, input, output } of shape) {
+        output.textContent = shown(item[field] ?? usual);
+        input.setAttribute("aria-label", `${says} of ${name}`);
+        input.setAttribute("aria-valuetext", output.textContent);
+      }
       remove.setAttribute("aria-label", `Remove ${name}`);
     }
     $("timeline-body").hidden = !this.rows.length;

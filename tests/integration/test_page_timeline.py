@@ -88,6 +88,23 @@ def test_keys_move_and_resize_a_bar(page, editor):
     assert times(press_generate(page)["timeline"]) == [("rain", 0, 2), ("a dog", 1.25, 2.2)]
 
 
+def test_an_items_weight_and_fades_are_set(page, editor):
+    weight = editor.get_by_role("slider", name="Weight of rain")
+    fades = editor.get_by_role("slider", name="Fades of a dog")
+    assert [slider.get_attribute("aria-valuetext") for slider in (weight, fades)] == ["×1", "0.25 s"]
+    for key in ("ArrowRight", "ArrowRight"):
+        weight.press(key)
+    fades.press("Home")
+    assert weight.get_attribute("aria-valuetext") == "×1.2"
+    [rain, dog] = press_generate(page)["timeline"]
+    assert (rain["weight"], "fade_s" in rain) == (1.2, False)
+    assert (dog["fade_s"], "weight" in dog) == (0, False)
+    page.get_by_role("article").first.get_by_role("button", name="Use these settings").click()
+    assert weight.input_value() == "1.2"
+    fades.fill("1.5")
+    assert press_generate(page)["timeline"][1]["fade_s"] == 1.5
+
+
 def test_a_removed_row_is_not_asked_for(page, editor):
     page.locator("#picture-file").set_input_files(image("red"))
     page.get_by_role("img", name="An image").wait_for()
