@@ -31,7 +31,8 @@ class JsonLines(logging.Formatter):
         for name, value in (("request_id", REQUEST_ID.get()), ("job_id", JOB_ID.get())):
             if value is not None:
                 line[name] = value
-        line |= {name: value for name, value in vars(record).items() if name not in _USUAL}
+        # Names with an underscore are a library's own, as Ray's.
+        line |= {name: value for name, value in vars(record).items() if name not in _USUAL and name[0] != "_"}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import time
@@ -28,6 +29,15 @@ def port(request, redis_url, tmp_path):
         yield server
 
 
+def rest(connection):
+    """Return what arrives until the service closes."""
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(65536):
+            answer += data
+    return answer
+
+
 def exchange(port, head, *pieces):
     """Send pieces until the service closes; return its whole answer and how much was sent."""
     sent = 0
@@ -39,13 +49,7 @@ def exchange(port, head, *pieces):
                 sent += len(piece)
         except ConnectionError:
             pass
-        answer = b""
-        try:
-            while data := connection.recv(65536):
-                answer += data
-        except ConnectionError:
-            pass
-    return answer, sent
+        return rest(connection), sent
 
 
 def post(path="/v1/generations", headers=b""):
@@ -146,9 +150,12 @@ def drip(port, times):
         connection.sendall(post(headers=FORM + b"Content-Length: 100000\r\n") + VIDEO)
         for _ in range(times):
             try:
-                return connection.recv(65536)
+                answer = connection.recv(65536)
             except TimeoutError:
                 connection.sendall(b" ")
+            else:
+                connection.settimeout(10)
+                return answer + rest(connection)
     return b""
 
 
