@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
 
 from models import parts, schedule
@@ -101,6 +101,8 @@ class ClipSynthPipeline(DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         manifest = Manifest.read(folder)
         check_parts(folder, PART_NAMES)
+        # A worker has no accelerate, and diffusers warns of that.
+        kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())
         try:
             pipe: Self = super().from_pretrained(folder, dtype=dtype, **kwargs)
         except BundleError:

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import diffusers
 import numpy as np
 import open_clip
 import pytest
@@ -79,6 +80,15 @@ def test_a_loaded_pipeline_makes_the_same_sound(tiny_bundle, indexed_pipeline):
 def test_bad_arguments_are_rejected(tiny_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_pipeline(**arguments)
+
+
+def test_a_bundle_loads_quietly_without_accelerate(tiny_bundle, monkeypatch):
+    said = []
+    logger = diffusers.pipelines.pipeline_utils.logger
+    monkeypatch.setattr(logger, "warning", lambda text, *_: said.append(text))
+    monkeypatch.setattr("diffusers.utils.import_utils._accelerate_available", False)
+    ClipSynthPipeline.from_pretrained(tiny_bundle)
+    assert said == []
 
 
 @pytest.mark.parametrize("part", ["encoder", "condition_encoder", "denoiser", "vocoder", "mel"])
