@@ -27,9 +27,10 @@ COPY --from=pins /build/torch.txt /requirements/
 RUN /venv/bin/pip install --constraint /requirements/torch.txt ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} \
     torch torchvision
 ARG EXTRAS=""
-COPY pyproject.toml constraints.txt docker/requirements.py /requirements/
-RUN cd /requirements && python3 requirements.py pyproject.toml train ${EXTRAS} > wanted.txt \
-    && /venv/bin/pip install --constraint constraints.txt --requirement wanted.txt
+# Each package and the hashes of its files (docker/lock.sh).
+COPY docker/train.lock docker/s3.lock /requirements/
+RUN cd /requirements && /venv/bin/pip install --no-deps --require-hashes --requirement train.lock \
+    ${EXTRAS:+--requirement "${EXTRAS}.lock"}
 RUN useradd --uid 10001 --create-home clipsynth && install -d -o 10001 -g 10001 /runs
 COPY recipes /app/recipes
 COPY --from=source /app /app

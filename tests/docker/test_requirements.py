@@ -46,7 +46,10 @@ def test_every_requirement_is_pinned(role):
     assert wanted(role, "s3").keys() <= pinned
 
 
-@pytest.mark.parametrize(("lock", "roles"), [("app", ["app"]), ("s3", ["app", "s3"]), ("worker", ["worker"])])
+@pytest.mark.parametrize(
+    ("lock", "roles"),
+    [("app", ["app"]), ("s3", ["app", "s3"]), ("worker", ["worker"]), ("train", ["train"])],
+)
 def test_the_locks_hold_the_pins_with_hashes(lock, roles):
     text = (ROOT / f"docker/{lock}.lock").read_text().replace("\\\n", "")
     locked = {name(line): line for line in text.splitlines()}
