@@ -13,7 +13,7 @@ for roles in app "app s3" worker train; do
         --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
         --constraint constraints.txt --output-file "$folder/$role.txt" "$folder/$role.in"
     # An entry goes on while its lines end in a backslash.
-    awk '!more { left_out = /^(#|$|setuptools==|(torch|torchvision|triton|cuda-[a-z]+)==|nvidia-[a-z0-9-]+==)/ }
+    awk '!more { left_out = /^(#|$|(setuptools|torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==)/ }
         !left_out { print }
         { more = /\\$/ }' "$folder/$role.txt" > "docker/$role.lock"
 done
