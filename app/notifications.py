@@ -12,8 +12,9 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -34,6 +35,7 @@ RECONNECT_S = 1.0
 # Ended generations that are remembered; far fewer end between a submit and its wait.
 REMEMBERED = 4096
 ENDS = frozenset({*TERMINAL, "gone"})  # messages that end a generation
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -169,13 +171,34 @@ class Notifications:
     async def wait(
         self, generation: Generation, timeout_s: float, *, made_after: float = -math.inf
     ) -> Generation:
-        """Return the generation at its end, or its state after `timeout_s`.
+        """Return the generation at its end, or its state after `timeout_s`; arguments as of `at_end`."""
+        found, _ = await self.at_end(lambda _: None, generation, timeout_s, made_after=made_after)
+        return found
+
+    async def at_end(
+        self,
+        act: Callable[[Generation], Result],
+        generation: Generation,
+        timeout_s: float,
+        *,
+        made_after: float = -math.inf,
+    ) -> tuple[Generation, Result | None]:
+        """Return the generation at its end and what `act` makes of it; after `timeout_s` its state and None.
 
         While Redis does not answer, reads are repeated. If this process has received all messages since
         `made_after` (a monotonic time before the submit), Redis is not asked whether the generation has
         already ended.
+
+        Args:
+            act: runs in the thread that reads the generation, to save a change of thread.
         """
+
+        def read() -> tuple[Generation, Result | None]:
+            found = self._get(generation.id).generation
+            return found, act(found) if found.status in TERMINAL else None
+
         deadline = time.monotonic() + timeout_s
+        result: Result | None = None
         with _waiter(self._waiting_for_end, generation.id) as ended:
             if self._listens_since < made_after:
                 over = generation.id in self._ended
@@ -189,13 +212,13 @@ class Notifications:
                     await asyncio.wait_for(ended.wait(), min(left, PING_S))
                 ended.clear()
                 try:
-                    generation = (await self._read(generation.id)).generation
+                    generation, result = await run_in_threadpool(read)
                 except RedisError:
                     if left > 0:  # an error would make the client submit an accepted request again
                         await asyncio.sleep(min(left, RECONNECT_S))
                         ended.set()
                 if generation.status in TERMINAL or left == 0:
-                    return generation
+                    return generation, result
 
     async def _may_be_over(self, generation_id: str) -> bool:
         try:

@@ -25,7 +25,6 @@ from clipsynth.errors import (
     NotFound,
     NotReady,
     TooLong,
-    naming,
 )
 from clipsynth.jobs import idempotency
 from clipsynth.jobs.queue import withdraw
@@ -289,12 +288,12 @@ def resolve(
         deadline_s=wanted.deadline_s,
         output_formats=wanted.output_formats,
     )
-    # Its length is that of the items.
-    last = max((item.end_s, n) for n, item in enumerate(wanted.timeline))[1] if wanted.timeline else 0
-    with naming(
-        {"/duration_s": f"/timeline/{last}/end_s"} if wanted.timeline and not wanted.duration_s else {}
-    ):
-        _check_length(payload, model, settings)
+    pointer = "/duration_s"
+    if wanted.timeline and not wanted.duration_s:
+        # Its length is that of the items.
+        last = max((item.end_s, n) for n, item in enumerate(wanted.timeline))[1]
+        pointer = f"/timeline/{last}/end_s"
+    _check_length(payload, model, settings, pointer)
     if video and payload.duration_s > max(video.seconds, model.min_duration_s):
         raise InvalidRequest(f"/duration_s: the video has {video.seconds:g} s")
     if payload.guidance_scale <= 1 and not is_retrieval:
@@ -316,22 +315,26 @@ def _length_s(
     return round(min(max(video.seconds, model.min_duration_s), longest_s), 3)
 
 
-def _check_length(payload: JobPayload, model: ModelInfo, settings: Settings) -> None:
-    """Raise InvalidRequest for a sound that is too short, and TooLong for one, or all, that are too long."""
+def _check_length(payload: JobPayload, model: ModelInfo, settings: Settings, pointer: str) -> None:
+    """Raise InvalidRequest for a sound that is too short, and TooLong for one, or all, that are too long.
+
+    Args:
+        pointer: the field that sets the length.
+    """
     seconds, total_s = payload.duration_s, payload.duration_s * payload.num_outputs
     # A model without windows is served by an older worker.
     longest_s = model.window_s or model.max_duration_s
     if model.window_s and payload.method == "diffusion":
         longest_s = max(longest_s, settings.max_duration_s)
     if seconds < model.min_duration_s:
-        raise InvalidRequest(f"/duration_s: model {model.name} makes {model.min_duration_s:g} s or more")
+        raise InvalidRequest(f"{pointer}: model {model.name} makes {model.min_duration_s:g} s or more")
     if seconds > longest_s:
-        raise TooLong(f"/duration_s: a sound has at most {longest_s:g} s, requested {seconds:g}")
+        raise TooLong(f"{pointer}: a sound has at most {longest_s:g} s, requested {seconds:g}")
     if total_s > MAX_TOTAL_S:
         raise TooLong(
             f"/num_outputs: the sounds of a request have at most {MAX_TOTAL_S:g} s, requested {total_s:g}"
         )
     if model.cost and (took_s := payload.work(model) * model.cost.audio_step_s) > settings.job_timeout_s:
         raise TooLong(
-            f"/duration_s: it would take about {took_s:.0f} s; a job ends after {settings.job_timeout_s} s"
+            f"{pointer}: it would take about {took_s:.0f} s; a job ends after {settings.job_timeout_s} s"
         )

@@ -50,8 +50,11 @@ async def counted(request: Request, services: Services, caller: ApiKey) -> Async
         length = request.headers.get("content-length", "")
         declared = int(length) if length.isdecimal() else MAX_TEXT_BYTES
         # BodyLimit refuses a larger one.
-        await grow(declared if declared <= services.settings.max_form_bytes else 0)
-        request.scope[GROWS] = received
+        is_small = declared <= MAX_TEXT_BYTES
+        await grow(declared if is_small or declared <= services.settings.max_form_bytes else 0)
+        # A server ends a body at its declared length.
+        if not (is_small and length.isdecimal()):
+            request.scope[GROWS] = received
         yield
     finally:
         request.scope.pop(GROWS, None)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
-from app.dependencies import KeyHeader, Maker, Reader, ServicesDep
+from app.dependencies import KeyHeader, Maker, Reader, Services, ServicesDep
 from app.requests.body import read_body, request_body
 from app.requests.images import image_slot
 from app.requests.submit import accept, cancel_generation
@@ -33,6 +33,7 @@ from clipsynth.errors import DownloadBudget, InvalidRequest, NotAcceptable, Stor
 from clipsynth.jobs.queue import withdraw
 from clipsynth.schemas.generation import MEDIA_TYPES, Format, Generation, Page, Status
 from clipsynth.schemas.request import GenerationRequest
+from clipsynth.security.api_keys import ApiKey
 
 router = APIRouter(prefix="/v1/generations", tags=["generations"])
 MAX_WAIT_S = 60
@@ -116,28 +117,38 @@ async def create(
         async with slot, copying as video:
             accepting = run_in_threadpool(accept, services, caller, wanted, files, idempotency_key, video)
             generation, replayed = await accepting
-    headers = {"Location": generation.links["self"], "Retry-After": "1"}
+    headers = {"Location": generation.links["self"]}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
     if prefer and (wait_s := _wait_s(prefer)):
+        at_end = headers | {"Preference-Applied": f"wait={wait_s}"}
+
+        def file(ended: Generation) -> Response | None:
+            return _preferred_file(services, caller, ended, request, at_end)
+
         made_after = -math.inf if replayed else began
-        generation = await services.events.wait(generation, wait_s, made_after=made_after)
+        generation, made = await services.events.at_end(file, generation, wait_s, made_after=made_after)
+        if made is not None:
+            return made
         if generation.finished_at is not None:
-            headers["Preference-Applied"] = f"wait={wait_s}"
-            del headers["Retry-After"]
             response.status_code = 200
-            preferred = _preferred(generation, accept_header)
-            if preferred == video_type(generation):
-                return await run_in_threadpool(
-                    video_with_sound, services, generation, 0, request, headers=headers
-                )
-            if preferred != JSON:
-                with contextlib.suppress(DownloadBudget):  # then the client can fetch it later
-                    return await run_in_threadpool(
-                        sound, services, caller, generation, 0, request, headers=headers
-                    )
-    response.headers.update(headers)
+            response.headers.update(at_end)
+            return generation
+    response.headers.update(headers | {"Retry-After": "1"})
     return generation
+
+
+def _preferred_file(
+    services: Services, caller: ApiKey, generation: Generation, request: Request, headers: dict[str, str]
+) -> Response | None:
+    """Return the sound or video of an ended generation if Accept prefers it to JSON."""
+    preferred = _preferred(generation, request.headers.get("accept", "*/*"))
+    if preferred == video_type(generation):
+        return video_with_sound(services, generation, 0, request, headers=headers)
+    if preferred != JSON:
+        with contextlib.suppress(DownloadBudget):  # then the client can fetch it later
+            return sound(services, caller, generation, 0, request, headers=headers)
+    return None
 
 
 def _preferred(generation: Generation, accept_header: str) -> str:

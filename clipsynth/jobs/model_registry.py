@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import lru_cache
 from typing import cast
 
 from redis import Redis
@@ -47,6 +48,12 @@ _STATUSES = ("ready", "starting", "absent")
 def _preference(info: ServedModel) -> tuple[int, float]:
     lost_at = info.last_seen_at or 0.0 if info.status == "absent" else 0.0
     return _STATUSES.index(info.status), -lost_at
+
+
+@lru_cache(maxsize=64)
+def _described(info: bytes) -> ServedModel:
+    """Return a model without its status; every request reads the same few descriptions."""
+    return ServedModel(**json.loads(info), status="absent", last_seen_at=None)
 
 
 class ModelRegistry:
@@ -113,7 +120,7 @@ class ModelRegistry:
             status = "ready" if is_alive else "starting" if is_starting else "absent"
             fields = {"status": status, "last_seen_at": float(seen_at) if seen_at else None}
             try:
-                found += [ServedModel(**json.loads(info), **fields)] if info else []
+                found += [_described(info).model_copy(update=fields)] if info else []
             except (TypeError, ValueError):
                 logger.warning("the description of a model cannot be read", exc_info=True)
         return found
