@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -15,6 +16,8 @@ from clipsynth.services.limited_process import warm_up
 from clipsynth.services.processes import BACKLOG, listen
 from clipsynth.settings import Settings
 
+# Between two looks whether to stop; uvicorn looks ten times a second.
+TICK_S = 0.5
 # Bytes of an answer that the system takes before the client reads; by default up to 4 MB a connection.
 SEND_BUFFER = 131_072
 
@@ -42,7 +45,11 @@ def config(settings: Settings, **options: Any) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Lets more connections wait for their turn than it accepts at once."""
+    """Lets more connections wait for their turn than it accepts at once, and wakes up seldom while idle."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            await asyncio.sleep(TICK_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -45,7 +45,7 @@ def ask(
         _ASKING.release()
 
 
-def next_question(redis: Redis, model: str, *, wait_s: float = 1.0) -> PromptQuestion | None:
+def next_question(redis: Redis, model: str, *, wait_s: float = 4.0) -> PromptQuestion | None:
     """Return the next question about a model, or None after `wait_s`."""
     found = cast(tuple[bytes, bytes] | None, redis.blpop([ASK + model], timeout=wait_s))
     if found is None:

@@ -12,6 +12,8 @@ from clipsynth.redis_keys import RECORD, WEBHOOK_TURNS, WEBHOOKS, WEBHOOKS_ENDED
 
 # Owners that are looked at for one claim.
 MAX_OWNERS = 1000
+# Between two looks for messages of an earlier version.
+ADOPT_S = 10.0
 CLAIM_S = 60.0  # then another sender may take the messages of one that was killed
 
 _ADOPT = (
@@ -96,12 +98,16 @@ class WebhookQueue:
         self._claim = redis.register_script(_CLAIM)
         self._note = redis.register_script(_NOTE)
         self._adopt = redis.register_script(_ADOPT)
+        self._adopt_at = 0.0
 
     def due_owners(self) -> list[str]:
         """Return the owners of messages that are due."""
-        self._adopt(keys=[WEBHOOKS])
-        now = repr(time.time())
-        owners = self.redis.zrange(WEBHOOK_TURNS, "-inf", now, byscore=True, offset=0, num=MAX_OWNERS)
+        now = time.time()
+        # Processes of an earlier version add to it only during an upgrade.
+        if now >= self._adopt_at:
+            self._adopt(keys=[WEBHOOKS])
+            self._adopt_at = now + (0.0 if self.redis.exists(WEBHOOKS) else ADOPT_S)
+        owners = self.redis.zrange(WEBHOOK_TURNS, "-inf", repr(now), byscore=True, offset=0, num=MAX_OWNERS)
         return [owner.decode() for owner in cast(list[bytes], owners)]
 
     def claim(self, shares: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 RQ_MAINTENANCE_S = 86_400
 # Longest wait for the end of a job before the queue is checked again.
 LOOP_S = 0.01
+# Longest wait of an idle worker for a job, before it looks at the rest again.
+DEQUEUE_S = 4
 WATCH_S = 0.05
 PROGRESS_S = 0.25
 MAINTENANCE_S = 1.0
@@ -91,6 +93,11 @@ class BatchWorker(SimpleWorker):
         )
 
     # ------------------------------------------------------------------------------------- overrides of RQ
+
+    @property
+    def dequeue_timeout(self) -> int:
+        # Below the timeout of the connection. RQ's own is a second for leases of up to 16 s.
+        return max(1, min(DEQUEUE_S, self.lease_s // 3))
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s

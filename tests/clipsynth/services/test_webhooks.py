@@ -14,6 +14,7 @@ import sys
 
 import pytest
 
+from clipsynth.jobs.webhook_queue import WebhookQueue
 from clipsynth.redis_keys import WEBHOOK_TURNS, WEBHOOKS, WEBHOOKS_OF
 from clipsynth.schemas.generation import Status
 from clipsynth.security.api_keys import create_key
@@ -210,6 +211,21 @@ def test_messages_of_an_earlier_version_are_sent(hooks, heard):
     redis.zadd(WEBHOOKS, {member: 0, "gen_0 completed": 0})
     assert hooks.send() == 1
     assert not redis.exists(WEBHOOKS, WEBHOOK_TURNS)
+
+
+def test_an_idle_sender_asks_redis_one_question_a_look(hooks, monkeypatch):
+    asked = []
+    ask = hooks.service.redis.execute_command
+    monkeypatch.setattr(
+        hooks.service.redis,
+        "execute_command",
+        lambda *args, **kw: (asked.append(args[0]), ask(*args, **kw))[1],
+    )
+    queue = WebhookQueue(hooks.service.redis)
+    for _ in range(5):
+        assert queue.due_owners() == []
+    assert asked.count("ZRANGE") == 5
+    assert len(asked) <= 8
 
 
 def test_private_webhook_addresses_are_rejected(serve, redis_url, tmp_path):

@@ -145,6 +145,11 @@ def test_a_worker_is_alive_while_it_beats_though_redis_is_away(place):
     assert not is_alive(place.worker)
 
 
+def test_an_idle_worker_waits_within_lease_and_connection(place):
+    assert place.new_worker(lease_s=15).dequeue_timeout == 4
+    assert place.worker.dequeue_timeout == 1
+
+
 def test_rqs_own_records_of_ended_jobs_are_pruned(place):
     queue = place.queue
     place.redis.zadd(queue.finished_job_registry.key, {"old": 1})
