@@ -36,10 +36,9 @@ from worker.rq_adapter.leases import LeaseKeeper
 logger = logging.getLogger(__name__)
 # RQ's own maintenance runs at most every 15 minutes: too slow for a lost worker. leases.py does it instead.
 RQ_MAINTENANCE_S = 86_400
-# Longest wait for the end of a job before the queue is checked again.
-LOOP_S = 0.01
-# Longest wait of an idle worker for a job, before it looks at the rest again.
-DEQUEUE_S = 4
+# Longest wait for the end of a job before the queue is checked again; of an idle worker for a job, below the
+# timeout of its connection.
+LOOP_S, DEQUEUE_S = 0.01, 4
 WATCH_S = 0.05
 PROGRESS_S = 0.25
 MAINTENANCE_S = 1.0
@@ -96,7 +95,6 @@ class BatchWorker(SimpleWorker):
 
     @property
     def dequeue_timeout(self) -> int:
-        # Below the timeout of the connection. RQ's own is a second for leases of up to 16 s.
         return max(1, min(DEQUEUE_S, self.lease_s // 3))
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
