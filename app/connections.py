@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 
+import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -52,6 +54,7 @@ class LimitedProtocol(HttpToolsProtocol):
     is_probe = False
     began_at = 0.0
     stalled_since: float | None = None
+    _data = b""
     # Bytes received since the last head, part of a body, or end of a request.
     _unfinished = 0
     _due: asyncio.TimerHandle | None = None
@@ -72,6 +75,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._look_later()
 
     def data_received(self, data: bytes) -> None:
+        self._data = data
         self._unfinished += len(data)
         super().data_received(data)
         if self._unfinished > MAX_HEAD and not self.transport.is_closing():
@@ -80,9 +84,32 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unfinished = 0
+        # RFC 9112, section 3.2.
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise ValueError("not one Host")
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests at once")
         super().on_headers_complete()
+
+    def _should_upgrade(self) -> bool:
+        return True
+
+    def handle_websocket_upgrade(self) -> None:
+        """Read a request for another protocol again, as one for this protocol (RFC 9110, section 7.8)."""
+        # The parser takes no body after such a head.
+        stopped = sys.exception()
+        assert isinstance(stopped, httptools.HttpParserUpgrade)
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("this is no proxy")
+            return
+        head = [method, b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join([*head, b"\r\n", self._data[stopped.args[0] :]]))
 
     def on_body(self, body: bytes) -> None:
         self._unfinished = 0

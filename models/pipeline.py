@@ -341,12 +341,6 @@ class ClipSynthPipeline(DiffusionPipeline):
         if (components := first.components) > 1:
             mixed = (np.stack(waveforms[n : n + components]) for n in range(0, len(waveforms), components))
             waveforms = [mix(parts, row.weights) for parts, row in zip(mixed, rows, strict=True)]
-        return [
-            at_levels(
-                attribute_targets.at_loudness(wave, row.loudness_dbfs),
-                row.plateaus,
-                sample_rate,
-                loop=row.loop,
-            )
-            for wave, row in zip(waveforms, rows, strict=True)
-        ]
+        pairs = zip(waveforms, rows, strict=True)
+        loud = [attribute_targets.at_loudness(waveform, row.loudness_dbfs) for waveform, row in pairs]
+        return [at_levels(w, r.plateaus, sample_rate, loop=r.loop) for w, r in zip(loud, rows, strict=True)]

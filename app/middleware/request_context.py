@@ -130,6 +130,8 @@ class HeadAsGet:
             return
 
         async def without_body(message: Message) -> None:
+            # The server compares the body of any other method with its length.
+            scope["method"] = "HEAD"
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         scope.update(method="GET", is_head=True)

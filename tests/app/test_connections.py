@@ -119,3 +119,36 @@ def test_a_connection_queues_few_requests(redis_url, tmp_path):
         last = one.replace(b"Host", b"Connection: close\r\nHost")
         assert answer(port, one * 9 + last).count(" 200 ") == 10
         assert " 400 " in answer(port, one * 1000)
+
+
+LAST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+def test_a_request_for_another_protocol_keeps_its_body(redis_url, tmp_path, protocol):
+    """As HTTP clients of Java and `curl --http2` send it."""
+    body = b'{"prompt": 7}'
+    head = b"POST /v1/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with api_server(redis_url, tmp_path) as port:
+        first, _, second = answer(port, head + body + head[:50], head[50:] + body + LAST).partition(
+            "}HTTP/1.1"
+        )
+        assert "/prompt" in first
+        assert "/prompt" in second
+        assert second.endswith('{"status":"ok"}')
+        assert " 400 " in answer(port, b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert " 400 " in answer(port, (head + body) * 100)
+
+
+def test_head_keeps_the_connection(redis_url, tmp_path):
+    with api_server(redis_url, tmp_path) as port:
+        answers = answer(port, LAST.replace(b"GET", b"HEAD").replace(b"Connection: close\r\n", b"") + LAST)
+    assert answers.count(" 200 ") == 2
+    assert answers.count("ok") == 1
+
+
+@pytest.mark.parametrize("hosts", [b"", b"Host: localhost\r\nHost: other\r\n"])
+def test_a_request_has_one_host(redis_url, tmp_path, hosts):
+    with api_server(redis_url, tmp_path) as port:
+        assert " 400 " in answer(port, b"GET /livez HTTP/1.1\r\n" + hosts + b"\r\n")

@@ -322,8 +322,6 @@ class BatchWorker(SimpleWorker):
             logger.critical("the sampling or the finishing thread has crashed; exiting")
             os._exit(os.EX_SOFTWARE)
 
-    # ----------------------------------------------------------------------------------------------- Redis
-
     def _try(self, act: Callable[[], object]) -> bool:
         """Return whether Redis answered. After an error it is left alone for `REDIS_PAUSE_S`.
 

@@ -95,6 +95,7 @@ def test_a_sender_of_too_much_text_gets_the_answer(port):
     assert answer.startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize("port", [60.0], indirect=True)
 @pytest.mark.parametrize(("method", "status"), [(b"TRACE", 405), (b"PUT", 405), (b"DELETE", 405)])
 def test_a_small_body_of_a_refused_request_is_received(port, method, status):
     """The connection neither breaks nor closes, so the next request can follow."""
