@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -192,6 +192,14 @@ class RemoteShards(ShardReader):
             except Exception as error:
                 logger.warning("%s/%s is not cached (%s)", self.url, shard, _first_line(error))
 
+    def _cached_bytes(self) -> int:
+        """Return the size of all copies, finished or not; other processes rename and delete theirs."""
+        total = 0
+        for path in self.folder.glob("*.tar*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
     def _copy(self, shard: str) -> None:
         """Copy a shard to the cache, unless another process does or it would exceed the limit."""
         target = self.path(shard)
@@ -200,7 +208,7 @@ class RemoteShards(ShardReader):
                 return
             fs, root = fsspec.url_to_fs(self.url)
             size = fs.size(f"{root}/{shard}")
-            if size + sum(path.stat().st_size for path in self.folder.glob("*.tar*")) > self._limit:
+            if size + self._cached_bytes() > self._limit:
                 return
             if size > shutil.disk_usage(self.folder).free:
                 raise OSError(f"the disk of {self.folder} is full")

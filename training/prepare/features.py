@@ -186,14 +186,19 @@ def encode_batches(encoder: JointEncoder, pixels: np.ndarray, *, size: int | Non
     return np.asarray(torch.cat(rows).numpy())
 
 
-def motion(images: Sequence[np.ndarray]) -> float:
-    """Return how much images (H, W, 3) differ from one to the next: mean share of full scale, 0 if still."""
+def motion(images: Sequence[np.ndarray]) -> float | None:
+    """Return how much images (H, W, 3) differ from one to the next: mean share of full scale, 0 if still.
+
+    None of a single image.
+    """
+    if len(images) < 2:
+        return None
     small = [
         np.asarray(Image.fromarray(image).convert("L").resize((32, 32), Image.Resampling.BOX), np.float32)
         for image in images
     ]
     changes = [np.abs(a - b).mean() / 255 for a, b in itertools.pairwise(small)]
-    return round(float(np.mean(changes)), 5) if changes else 0.0
+    return round(float(np.mean(changes)), 5)
 
 
 def speech_share(waveform: np.ndarray, sample_rate: int) -> float:

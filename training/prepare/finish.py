@@ -33,20 +33,21 @@ from training.prepare.folder import (
 from training.prepare.sources import PrepareError
 from training.prepare.statistics import Sums
 
+STATISTICS = "statistics.safetensors"
 COPIED = 1 << 22  # bytes at a time
 STILL = 0.001  # motion below it is a still image: a quarter of a grey level
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Clips that training leaves out: with less motion, with a larger share of speech."""
+    """Clips that training leaves out: with less motion, if it is known; with a larger share of speech."""
 
     min_motion: float = 0.0
     max_speech: float = 1.0
 
     def reason(self, clip: Mapping[str, Any]) -> str | None:
         """Return the filter that leaves a clip out, or None."""
-        if clip["motion"] < self.min_motion:
+        if clip["motion"] is not None and clip["motion"] < self.min_motion:
             return "min_motion"
         return "max_speech" if clip.get("speech", 0.0) > self.max_speech else None
 
@@ -160,7 +161,7 @@ class Finisher:
             )
         if report.clips:
             save_file(sums.tensors() | {"text_mean": text_mean}, self._out / "statistics.tmp")
-            os.replace(self._out / "statistics.tmp", self._out / "statistics.safetensors")
+            os.replace(self._out / "statistics.tmp", self._out / STATISTICS)
         os.replace(self._out / "index.tmp", self._out / "index.jsonl")
         if report.clips:
             # Writes the columns that training opens.
@@ -255,8 +256,10 @@ class _Report:
     damaged: dict[str, list[str]] = field(default_factory=dict)
     near_duplicates: list[str] = field(default_factory=list)
     filtered: Counter[str] = field(default_factory=Counter)
-    # Of all clips: how many there are, how many are still, and the sum of their shares of speech.
+    # Of all clips: how many there are, of how many the motion is known, how many of these are still, and the
+    # sum of their shares of speech.
     found: int = 0
+    seen: int = 0
     still: int = 0
     speech: float | None = None
 
@@ -268,7 +271,9 @@ class _Report:
 
     def filter(self, clip: Mapping[str, Any], filters: Filters) -> bool:
         """Count a clip, and return whether training uses it."""
-        self.found, self.still = self.found + 1, self.still + (clip["motion"] < STILL)
+        self.found += 1
+        if clip["motion"] is not None:
+            self.seen, self.still = self.seen + 1, self.still + (clip["motion"] < STILL)
         if "speech" in clip:
             self.speech = (self.speech or 0.0) + clip["speech"]
         reason = filters.reason(clip)
@@ -284,7 +289,7 @@ class _Report:
             "damaged": dict(sorted(self.damaged.items())),
             "same_file": self.same,
             "near_duplicates": self.near_duplicates,
-            "still_share": round(self.still / max(self.found, 1), 4),
+            "still_share": round(self.still / self.seen, 4) if self.seen else None,
             "speech_share": None if self.speech is None else round(self.speech / self.found, 4),
             "filtered": dict(self.filtered),
         }

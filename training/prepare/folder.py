@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,11 +183,18 @@ def read_options(out: Path) -> tuple[PrepareOptions, str | None]:
     return PrepareOptions(**found), part
 
 
-def keep_encoder(out: Path, encoder: JointEncoder) -> None:
-    """Save the encoder in `out`, or check that it equals the saved one."""
+def keep_encoder(out: Path, save: Callable[[Path], object]) -> None:
+    """Save an encoder in `out`, or check that it is the saved one.
+
+    Args:
+        save: writes the encoder to a new folder.
+
+    Raises:
+        PrepareError: `out` has another encoder.
+    """
     kept, temporary = out / "encoder", out / "encoder.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    encoder.save_pretrained(temporary)
+    save(temporary)
     if not kept.is_dir():
         os.replace(temporary, kept)
         return

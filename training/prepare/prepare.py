@@ -9,13 +9,14 @@ video follows from the hash of its content, so a folder that grew has the same b
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -24,11 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from models.networks.encoder import JointEncoder
 from models.networks.load_encoder import load_encoder
 from training.prepare.features import Stream, Task, VideoPreparer, encode_batches, file_state
-from training.prepare.finish import Filters, Finisher
+from training.prepare.finish import STATISTICS, Filters, Finisher
 from training.prepare.folder import (
     PrepareOptions,
     VideoRecord,
@@ -100,7 +103,7 @@ def prepare(
     sources = [source for source in found.videos if part is None or _in_part(source.name, part)]
     with locked(out), _one_thread():
         claim(out, options, f"{part[0]}/{part[1]}" if part else None)
-        keep_encoder(out, encoder)
+        keep_encoder(out, encoder.save_pretrained)
         finished = read_records(out / "videos.jsonl")
         gone = finished.keys() - {source.name for source in sources}
         if len(gone) > max(FEW, len(finished) / 2) and not remove:
@@ -112,8 +115,7 @@ def prepare(
         tasks = _tasks(sources, records, texts, prepared_ids(out))
         done = len(sources) - len(tasks)
         yield done, len(sources)
-        # On the CPU, on every machine.
-        text_mean = encoder.class_anchors.mean(0).cpu()
+        text_mean = _text_mean([out], lambda: encoder)
         for record in _run(tasks, workers, out, options, encoder, stream, device, executor):
             records[record.video] = record
             append_record(out, record)
@@ -156,10 +158,18 @@ def merge(out: Path, parts: Sequence[Path], filters: Filters | None = None) -> N
         known |= {name: report[name] for name in ("missing", "ignored")}
     with locked(out), _one_thread():
         claim(out, options, None)
-        encoder = load_encoder(parts[0] / "encoder")
-        keep_encoder(out, encoder)
+        keep_encoder(out, partial(shutil.copytree, parts[0] / "encoder"))
         finisher = Finisher(out, [out, *parts], records, options, filters or Filters())
-        finisher.finish(encoder.class_anchors.mean(0).cpu(), known)
+        finisher.finish(_text_mean(parts, partial(load_encoder, parts[0] / "encoder")), known)
+
+
+def _text_mean(folders: Sequence[Path], load: Callable[[], JointEncoder]) -> torch.Tensor:
+    """Return the mean of an encoder's class anchors (D,) from a folder that has it, or compute it."""
+    for folder in folders:
+        # A folder without clips has no such file; a damaged one is written again.
+        with contextlib.suppress(FileNotFoundError, SafetensorError):
+            return load_file(folder / STATISTICS)["text_mean"]
+    return load().class_anchors.mean(0).cpu()
 
 
 def _options_of(parts: Sequence[Path]) -> PrepareOptions:
@@ -224,7 +234,7 @@ def _encode(encoder: JointEncoder, pixels: list[np.ndarray]) -> list[np.ndarray]
     return np.split(embeds, np.cumsum([len(rows) for rows in pixels])[:-1])
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Compute with one thread, as each of several processes does: the bits depend on it."""
     threads = torch.get_num_threads()

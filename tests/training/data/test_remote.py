@@ -65,6 +65,16 @@ def test_shards_that_are_used_are_copied_once(stored, tmp_path, monkeypatch):
         again.mel(i)
 
 
+def test_copies_of_other_processes_may_vanish_meanwhile(stored, tmp_path):
+    _, url = stored
+    clips = load_clips(url, cache=tmp_path / "cache").train
+    (folder,) = (tmp_path / "cache").glob("*/shards")
+    # As a copy that was renamed after the folder was listed.
+    (folder / "other.tar.tmp").symlink_to(folder / "gone")
+    clips.mel(0), clips.mel(1)
+    assert wait_until(lambda: len(cached(tmp_path / "cache")) == 2, timeout_s=20)
+
+
 def test_a_full_cache_reads_the_rest_from_the_storage(stored, tmp_path):
     folder, url = stored
     size = max(path.stat().st_size for path in (folder / "shards").iterdir())

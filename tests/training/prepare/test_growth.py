@@ -136,13 +136,15 @@ def test_two_names_of_one_file_are_one_video(noises, encoder, tmp_path):
     assert report(tmp_path / "out")["clips"] == 1
 
 
-def test_merged_parts_have_the_bytes_of_one_machine(noises, one_go, encoder, tmp_path, counted):
+def test_merged_parts_have_the_bytes_of_one_machine(noises, one_go, encoder, tmp_path, monkeypatch, counted):
     parts = [tmp_path / f"{i}" for i in range(1, 5)]
     for i, part in enumerate(parts, 1):
         list(prepare(noises, part, encoder, options=SMALL, part=(i, 4)))
     assert sorted(counted) == [f"{name}.mp4" for name in NAMES]
     with pytest.raises(PrepareError, match="part 2/4 is missing"):
         merge(tmp_path / "out", [parts[0], parts[2], parts[3]])
+    # Merging embeds no texts.
+    monkeypatch.setattr("training.prepare.prepare.load_encoder", pytest.fail)
     merge(tmp_path / "out", parts)
     assert contents(tmp_path / "out", report=True) == contents(one_go, report=True)
     assert (tmp_path / "out" / "videos.jsonl").read_bytes() == (one_go / "videos.jsonl").read_bytes()
@@ -213,6 +215,14 @@ def test_still_images_and_speech_are_filtered(encoder, tmp_path):
     assert [line["video"] for line in index(out)] == ["0.mp4"]
     assert {path.name for path in (out / "shards").glob("*.tar")} == tars
     assert Filters(max_speech=0.5).reason({"motion": 1.0, "speech": 0.6}) == "max_speech"
+
+
+def test_one_image_of_a_clip_says_nothing_of_motion(noises, encoder, tmp_path):
+    options = replace(SMALL, frames_per_s=0.1)
+    list(prepare(noises, tmp_path / "out", encoder, options=options, filters=Filters(min_motion=0.001)))
+    found = report(tmp_path / "out")
+    assert (found["clips"], found["still_share"], found["filtered"]) == (8, None, {})
+    assert {line["motion"] for line in index(tmp_path / "out")} == {None}
 
 
 def test_speech_is_found_in_speech_only():
