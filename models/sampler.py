@@ -60,9 +60,10 @@ class SamplerRow:
         guidance_rescale: share in [0, 1] by which a guided velocity is scaled to the deviation of the
         unguided one. windows: of a row that is made in windows; they replace its own conditions. Tokens in no
         window stay noise. start: share of the steps that the row leaves out, because it begins between noise
-        and data (SDEdit, Meng et al. 2022). held: velocity (V, n, C) of the first n tokens, which lead to
-        known data. parent: waveform that the sound varies or, with `held`, continues. loop: whether the end
-        continues at the beginning. plateaus: levels of the sound of a timeline.
+        and data (SDEdit, Meng et al. 2022). held: velocity (V, n, C) of the first n tokens, which leads to
+        known data, and its shares there (n, 1). parent: waveform that the sound varies or, with `held`,
+        continues. loop: whether the end continues at the beginning. plateaus: levels of the sound of a
+        timeline.
 
     Raises:
         ValueError: the numbers of components, conditions and weights do not fit.
@@ -85,7 +86,7 @@ class SamplerRow:
     loop: bool = False
     plateaus: Sequence[Plateau] = ()
     start: float = 0.0
-    held: torch.Tensor | None = None
+    held: tuple[torch.Tensor, torch.Tensor] | None = None
     parent: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -194,7 +195,9 @@ def advance(rows: Sequence[SamplerRow], velocity: Velocity, group_rows: int = GR
         own = [next(combined) for _ in group]
         v_row = _joined(row, own) if row.windows else own[0]
         if row.held is not None:
-            v_row = torch.cat([row.held, v_row[:, row.held.shape[1] :]], dim=1)
+            known, share = row.held
+            n = known.shape[1]
+            v_row = torch.cat([torch.lerp(v_row[:, :n], known, share), v_row[:, n:]], dim=1)
         stepped.append((row.latents + _change(row, v_row), v_row))
     for row, (latents, v_row) in zip(rows, stepped, strict=True):
         row.latents, row.previous_velocity = latents, v_row
@@ -212,9 +215,14 @@ def varied(row: SamplerRow, data: torch.Tensor, parent: np.ndarray, strength: fl
     return replace(row, latents=latents, start=share_at(time, row.time_shift), parent=parent)
 
 
-def continuing(row: SamplerRow, data: torch.Tensor, parent: np.ndarray) -> SamplerRow:
-    """Return a new row whose first tokens become data (1, n, C), the end of the parent (T,)."""
-    return replace(row, held=data - row.latents[:, : data.shape[1]], parent=parent)
+def continuing(row: SamplerRow, data: torch.Tensor, shares: torch.Tensor, parent: np.ndarray) -> SamplerRow:
+    """Return a new row whose first tokens become data (1, n, C), the end of the parent (T,).
+
+    Args:
+        shares: (n, 1) of the data; the others are the network's.
+    """
+    held = data - row.latents[:, : data.shape[1]]
+    return replace(row, held=(held, shares), parent=parent)
 
 
 def _joined(row: SamplerRow, velocities: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from clipsynth.schemas.generation import Format, JobPayload, NearClip, Nearness,
 from clipsynth.schemas.payload import CONTEXT_S, windows
 from clipsynth.settings import Settings
 from models import ClipSynthPipeline, Prompt
-from models.audio.continuation import continued, held_samples
+from models.audio.continuation import continued, held_samples, without_roughness
 from models.audio.level import fit, level, towards_level
 from models.conditioning.familiarity import Frames
 from models.conditioning.timeline import Stretch
@@ -157,25 +157,37 @@ class Predictor(ServingModel):
         parent = fit(parent, seconds, self.manifest.sample_rate)
         with torch.inference_mode():
             if payload.parent.strength is not None:
-                data = self._tokens(level(parent)[0], rows[0].length)
+                data = self._tokens(self._mel(level(parent)[0]), rows[0].length)
                 return [varied(row, data, parent, payload.parent.strength) for row in rows]
-            start, held = self._context(len(parent))
-            data = self._tokens(level(parent)[0][start:], held)
-            return [continuing(row, data, parent) for row in rows]
+            start, shares = self._context(len(parent))
+            data = self._tokens(without_roughness(self._mel(level(parent)[0][start:])), len(shares))
+            return [continuing(row, data, shares, parent) for row in rows]
 
-    def _tokens(self, waveform: np.ndarray, count: int) -> torch.Tensor:
-        """Return the first tokens (1, count, C) of a waveform (T,)."""
-        tokens = self.pipeline.denoiser.to_tokens(
-            self.pipeline.mel(torch.from_numpy(waveform)[None].to(self.pipeline.mel.device))
+    def _mel(self, waveform: np.ndarray) -> torch.Tensor:
+        """Return the log-mel (1, F, M) of a waveform (T,)."""
+        log_mel: torch.Tensor = self.pipeline.mel(
+            torch.from_numpy(waveform)[None].to(self.pipeline.mel.device)
         )
+        return log_mel
+
+    def _tokens(self, log_mel: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the first tokens (1, count, C) of a log-mel (1, F, M)."""
+        tokens = self.pipeline.denoiser.to_tokens(log_mel)
         missing = max(0, count - tokens.shape[1])
         return torch.cat([tokens, tokens[:, -1:].expand(-1, missing, -1)], dim=1)[:, :count]
 
-    def _context(self, size: int) -> tuple[int, int]:
-        """Return the sample of a parent with which its continuation begins, and its tokens that are held."""
+    def _context(self, size: int) -> tuple[int, torch.Tensor]:
+        """Return at which of a parent's samples a continuation begins, and the shares of known tokens (n, 1).
+
+        The shares fall over the end of the parent, which may change.
+        """
         token = round(self.manifest.sample_rate / self.num_tokens(1.0))
         start = max(0, -(-size // token) - self.num_tokens(CONTEXT_S)) * token
-        return start, (held_samples(size, self.manifest.sample_rate) - start) // token
+        held = (held_samples(size, self.manifest.sample_rate) - start) // token
+        # The last two tokens also show what is behind the end.
+        falling = max(0, (size - start) // token - held - 2)
+        shares = (held + falling - torch.arange(held + falling) - 0.5) / (falling + 1)
+        return start, shares.clamp(max=1)[:, None].to(self.pipeline.denoiser.device)
 
     def cuts_off(self, text: str) -> bool:
         is_cut: bool = self.pipeline.encoder.cuts_off(text)
@@ -201,9 +213,8 @@ class Predictor(ServingModel):
         return [continued(parent, wave, start, size, sample_rate) for wave in made]
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
-        mel = self.pipeline.mel
         with torch.inference_mode():
-            values: np.ndarray = mel(torch.from_numpy(waveform)[None].to(mel.device))[0].cpu().numpy()
+            values: np.ndarray = self._mel(waveform)[0].cpu().numpy()
         return values
 
     def encode_response(

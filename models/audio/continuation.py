@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from models.audio.level import MAX_PEAK
 
@@ -11,6 +13,19 @@ OVERLAP_S = 0.5
 # By so much the new sound is moved, so that its phase fits: a period of 100 Hz.
 LARGEST_LAG_S = 0.01
 LARGEST_GAIN = 10.0
+# Frames of the median without the roughness of noise.
+ROUGH_FRAMES = 9
+
+
+def without_roughness(log_mel: torch.Tensor) -> torch.Tensor:
+    """Return a log-mel (N, F, M) as a network would make it: the median over time of each band.
+
+    A network makes smooth mels of noise, to which the vocoder adds the roughness. Near a rough mel it adds
+    none, which is heard as a dull place.
+    """
+    half = ROUGH_FRAMES // 2
+    padded = F.pad(log_mel.transpose(1, 2), (half, half), mode="replicate")
+    return padded.unfold(2, ROUGH_FRAMES, 1).median(-1).values.transpose(1, 2)
 
 
 def held_samples(size: int, sample_rate: int) -> int:

@@ -18,7 +18,7 @@ from models.audio.mel import LOG_FLOOR, MelSpectrogram
 from models.audio.vocoder import vocode
 from models.conditioning.timeline import Plateau, Stretch, at_levels, tokens_of
 from models.networks.condition_encoder import ConditionTokens
-from models.sampler import RowWindow, SamplerRow, advance
+from models.sampler import RowWindow, SamplerRow, advance, continuing
 
 EMPTY = ConditionTokens(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.bool))
 MEL = MelSpectrogram()
@@ -69,6 +69,19 @@ def test_velocities_are_averaged_where_windows_overlap():
     assert (row.passes, row.num_tokens, row.length) == (2, 6, 10)
     assert advance([row], by_condition) == 2
     assert row.latents[0, :, 0].tolist() == [1, 1, 1, 1, 2, 2, 4, 4, 4, 4]
+
+
+def test_known_data_gives_way_by_its_shares():
+    noise, data = torch.randn(1, 6, 4), torch.full((1, 4, 4), 3.0)
+    shares = torch.tensor([1.0, 1.0, 0.5, 0.0])[:, None]
+    row = SamplerRow(noise, [condition(1)], EMPTY, 2, 1.0)
+    held = continuing(row, data, shares, np.zeros(1, np.float32))
+    for one in (row, held):
+        while not one.done:
+            advance([one], by_condition)
+    torch.testing.assert_close(held.latents[:, :2], data[:, :2])
+    torch.testing.assert_close(held.latents[:, 2], (data[:, 2] + row.latents[:, 2]) / 2)
+    torch.testing.assert_close(held.latents[:, 3:], row.latents[:, 3:])
 
 
 def test_tokens_in_no_window_stay_noise():

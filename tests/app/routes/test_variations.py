@@ -17,6 +17,7 @@ from clipsynth.security.api_keys import create_key
 from clipsynth.services.janitor import sweep
 from clipsynth.settings import Settings
 from clipsynth.storage import audio_key
+from models.audio.continuation import without_roughness
 from models.audio.level import level
 from tests.support.api_service import SHORT, check_problem, image, serving
 from tests.support.constants import BATCHED_TOLERANCE
@@ -85,10 +86,16 @@ def test_the_end_of_a_parent_has_its_level_in_the_whole(service):
         made | {"parent": {"id": "", "output": 0, "audio_key": "", "extend_s": 1}}
     )
     [row] = service.predictor.rows(payload, {}, parent)
-    held = row.held + row.latents[:, : row.held.shape[1]]
-    whole = service.predictor._tokens(level(parent)[0], service.predictor.num_tokens(3.0))
+    velocity, shares = row.held
+    held = velocity + row.latents[:, : velocity.shape[1]]
+    log_mel = without_roughness(service.predictor._mel(level(parent)[0]))
+    whole = service.predictor._tokens(log_mel, service.predictor.num_tokens(3.0))
     end = whole[:, -service.predictor.num_tokens(2.0) :]
     assert float(held.mean()) == pytest.approx(float(end.mean()), abs=0.1)
+    # The share of the known tokens falls over the last 0.25 s.
+    assert (shares[:42] == 1).all()
+    assert (shares[42:].diff(dim=0) < 0).all()
+    assert len(shares) == 48
 
 
 def test_a_continuation_begins_with_its_parent(service):
