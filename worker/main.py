@@ -20,7 +20,7 @@ from clipsynth.jobs.queue import connect, get_queue
 from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.model_info import Method, ModelCost, ModelInfo, ModelSound
 from clipsynth.services.metrics_server import expose
-from clipsynth.services.processes import let_threads_sleep
+from clipsynth.services.processes import importing, let_threads_sleep
 from clipsynth.settings import Settings
 from clipsynth.storage import Storage
 from models.audio.attributes import taken
@@ -71,8 +71,9 @@ def run(settings: Settings, info: ModelInfo, load: Load) -> None:
     started = time.perf_counter()
     state = JobStore.from_settings(connect(settings.redis_url), settings)
     state.announce_starting(info)
-    from worker.calibration import is_out_of_memory, learner
-    from worker.engine import Engine
+    with importing():
+        from worker.calibration import is_out_of_memory, learner
+        from worker.engine import Engine
 
     try:
         predictor = load(settings)
@@ -193,10 +194,11 @@ def with_cost(info: ModelInfo, predictor: ServingModel, cost: StepCost) -> Model
 
 def load(settings: Settings) -> ServingModel:
     """Load the bundle of the settings and warm it up."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    with importing():
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
-    from worker.predictor import Predictor
+        from worker.predictor import Predictor
 
     # A log is no terminal.
     diffusers_logging.disable_progress_bar()

@@ -40,8 +40,11 @@ def serve(
 
 def api(fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket.")] = None) -> None:
     """Start only the HTTP API (needs CLIPSYNTH_REDIS_URL)."""
-    from app.dependencies import warning
-    from app.server import run
+    from clipsynth.services.processes import importing
+
+    with importing():
+        from app.dependencies import warning
+        from app.server import run
 
     settings = _service_settings()
     if message := warning(settings):
