@@ -44,7 +44,7 @@ def train(
     results: Path | None = None,
     fork_to: Path | None = None,
 ) -> Path | None:
-    """Run one stage of a recipe, or all; return the bundle's folder if one was written.
+    """Run one stage of a recipe, or all; return the bundle's folder if this process wrote one.
 
     "distil" trains the denoiser for guidance in one pass; its result replaces the denoiser. "finetune" trains
     the vocoder on mels of the denoiser. "export" writes a bundle of the trained parts.
@@ -131,7 +131,7 @@ def train(
         parts = (*network(done), vocoder(done), mel)
         export(recipe, clips, parts, folder, attribution=attribution, results=results)
     accelerator.wait_for_everyone()
-    return folder
+    return folder if accelerator.is_main_process else None
 
 
 def _parts(start: ClipSynthPipeline, clips: ClipSet) -> tuple[ConditionEncoder, Denoiser]:

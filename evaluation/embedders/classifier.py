@@ -137,7 +137,8 @@ def claim(folder: Path, clips: Path, labels: Path) -> None:
         ValueError: they belong to other clips, or to clips that have changed since.
     """
     read_labels(labels, "validation")
-    sizes = {p.relative_to(clips).as_posix(): p.stat().st_size for p in sorted(clips.rglob("*.*"))}
+    files = (p for p in sorted(clips.rglob("*.*")) if p.is_file())
+    sizes = {p.relative_to(clips).as_posix(): p.stat().st_size for p in files}
     mark, file = fingerprint(labels.read_text(), sizes), folder / "clips.txt"
     folder.mkdir(parents=True, exist_ok=True)
     if not file.is_file():

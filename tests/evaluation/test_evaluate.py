@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 import shutil
 
@@ -248,6 +249,14 @@ def test_a_folder_of_results_belongs_to_one_set_of_clips(finished, videos, label
     claim(finished[0], videos, labelled)
     with pytest.raises(ValueError, match="results of other clips"):
         claim(finished[0], videos, other)
+
+
+def test_odd_files_beside_the_clips_do_no_harm(labelled, tmp_path):
+    for name, target in (("loop.mp4", "loop.mp4"), ("gone.mp4", "nowhere")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    claim(tmp_path / "out", tmp_path, labelled)
 
 
 def test_the_judge_is_trained_without_the_validation_clips(videos, labelled, tmp_path):

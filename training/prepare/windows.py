@@ -9,7 +9,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# PyAV and Pillow import these at the first video; each video has a process of its own, forked after this.
+import av.subtitles.stream  # noqa: F401
 import numpy as np
+import PIL.ImageFile  # noqa: F401
 
 from models.bundle import file_sha256
 from models.media.tracks import downmix
