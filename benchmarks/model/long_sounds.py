@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +39,9 @@ CLIP_S, RATE = 4.0, 16000
 DURATIONS_S = (5.0, 10.0, 30.0, 60.0)
 LOOPS_S = (4.0, 10.0)
 PER_CLASS = 30
-# Sets of equal size whose Frechet distances are averaged.
+# Validation recordings of a class that are laid on timelines.
+RECORDINGS = 6
+# Sets of equal size, with all classes equally often, whose Frechet distances are averaged.
 PICKS = 8
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 EXTEND_S = 4.0
@@ -127,6 +130,11 @@ def parts(wave: np.ndarray, seconds: float = CLIP_S) -> list[np.ndarray]:
     return [wave[n : n + size] for n in range(0, len(wave) - size + 1, size)]
 
 
+def picked(embeds: np.ndarray, classes: int, each: int, draw: np.random.Generator) -> np.ndarray:
+    """Return `each` rows of every class from rows (N, D) in the order of the classes."""
+    return np.concatenate([draw.permutation(rows)[:each] for rows in np.split(embeds, classes)])
+
+
 def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, Any]) -> dict[str, float]:
     """Measure clips of 4 s, longer sounds and loops; return how often each class is found in its clips."""
     clips, labels = [], []
@@ -171,9 +179,9 @@ def of_lengths(study: Study, texts: dict[str, str], seeds: int, out: dict[str, A
         for k in range(len(texts)):
             rows = vectors[k * count : (k + 1) * count]
             between += [np.linalg.norm(rows[i] - rows[i + 2]) for i in range(len(rows) - 2)]
-        same = min(len(vectors), len(embeds))
+        each = min(len(vectors), len(embeds)) // len(texts)
         fads = [
-            np.mean([frechet_distance(x[draw.permutation(len(x))[:same]], reference) for _ in range(PICKS)])
+            np.mean([frechet_distance(picked(x, len(texts), each, draw), reference) for _ in range(PICKS)])
             for x in (vectors, embeds)
         ]
         out[f"{seconds:g} s"] = {
@@ -261,32 +269,49 @@ def draw_timeline(draw: np.random.Generator, texts: dict[str, str]) -> list[tupl
     return found
 
 
-def of_timelines(study: Study, texts: dict[str, str], alone: dict[str, float], count: int) -> dict[str, Any]:
-    """Measure how often items are found where they are asked, and elsewhere."""
+def laid(items: Sequence[StoredItem], sounds: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sum of recordings at the places of the items, repeated where they are too short."""
+    mixed = np.zeros(round(max(item.end_s for item in items) * RATE), np.float32)
+    for item, sound in zip(items, sounds, strict=True):
+        first, last = round(item.start_s * RATE), round(item.end_s * RATE)
+        mixed[first:last] += np.resize(sound, last - first)
+    return mixed
+
+
+def of_timelines(
+    study: Study,
+    texts: dict[str, str],
+    alone: dict[str, float],
+    recorded: dict[str, list[np.ndarray]],
+    count: int,
+) -> dict[str, Any]:
+    """Measure how often items are found where they are asked, and elsewhere.
+
+    Args:
+        recorded: recordings of each class. Laid at the same places, they show what the judge can hear.
+    """
     draw = np.random.default_rng(1)
-    asked, expected, elsewhere, single = [], [], [], []
+    found: dict[str, list[bool]] = defaultdict(list)
+    expected = []
     for n in range(count):
         chosen = draw_timeline(draw, texts)
         items = [item for _, item in chosen]
         duration_s = max(item.end_s for item in items)
         wave = study.make(timeline=[item.model_dump() for item in items], duration_s=duration_s, seed=n)
+        real = laid(items, [recorded[label][n % len(recorded[label])] for label, _ in chosen])
         for span in spans(duration_s, items):
             if span.items and span.seconds >= 1.0:
-                part = wave[round(span.start_s * RATE) : round(span.end_s * RATE)]
+                at = slice(round(span.start_s * RATE), round(span.end_s * RATE))
                 wanted = {chosen[k][0] for k in span.items}
-                [heard] = study.heard(study.embed([part]), len(wanted))
-                asked += [label in heard for label in wanted]
+                ways = study.heard(study.embed([wave[at], real[at]]), len(wanted))
                 expected += [alone[label] for label in wanted]
-                single += [label in heard for label in wanted] if len(wanted) == 1 else []
-                others = {label for label, _ in chosen} - wanted
-                elsewhere += [label in heard for label in others]
-    return {
-        "found": float(np.mean(asked)),
-        "in clips of 4 s": float(np.mean(expected)),
-        "found, one at a time": float(np.mean(single)),
-        "elsewhere": float(np.mean(elsewhere)),
-        "places": len(asked),
-    }
+                found["elsewhere"] += [label in ways[0] for label, _ in chosen if label not in wanted]
+                for name, heard in zip(("found", "recordings found"), ways, strict=True):
+                    hits = [label in heard for label in wanted]
+                    found[name] += hits
+                    found[f"{name}, one at a time"] += hits if len(wanted) == 1 else []
+    means = {name: float(np.mean(hits)) for name, hits in found.items()}
+    return {**means, "in clips of 4 s": float(np.mean(expected)), "places": len(expected)}
 
 
 def main(
@@ -309,7 +334,11 @@ def main(
     figures["parents"] = of_parents(study, texts)
     print(figures, flush=True)
     alone = of_lengths(study, texts, seeds, figures)
-    figures["timelines"] = of_timelines(study, texts, alone, 20)
+    recorded: dict[str, list[np.ndarray]] = {label: [] for label in texts}
+    for file, label in read_labels(labels, "validation").items():
+        if label in texts and len(recorded[label]) < RECORDINGS:
+            recorded[label].append(level(read_sound(clips / file))[0][: int(CLIP_S * RATE)])
+    figures["timelines"] = of_timelines(study, texts, alone, recorded, 20)
     print("timelines", figures["timelines"])
     (out / "long_sounds.json").write_text(json.dumps(figures, indent=1) + "\n")
 
