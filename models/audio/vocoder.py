@@ -35,6 +35,7 @@ INPUT_NOISE = 0.5  # nepers, deviation of the noise that is added to a mel befor
 ISTFT_PASSES = 8  # of the mel correction after an `IstftVocoder`
 PIECE = 1000  # frames that are made at a time
 CONTEXT = 128  # frames around a piece; more have no effect on it
+CPU_FRAMES = 1000  # frames of all rows of a call on a CPU: more do not fit its caches
 Vocoder: TypeAlias = SpeechT5HifiGan | IstftVocoder
 
 
@@ -84,6 +85,9 @@ def vocode(
     end of a loop continues at its beginning.
     """
     frames, hop = log_mel.shape[1], mel.config.hop_length
+    rows = max(1, CPU_FRAMES // frames)
+    if log_mel.device.type == "cpu" and len(log_mel) > rows:
+        return torch.cat([vocode(vocoder, few, mel, loop=loop) for few in log_mel.split(rows)])
     first = CONTEXT if loop else 0
     index = torch.arange(-first, frames + first) % frames
     log_mel = log_mel[:, index.to(log_mel.device)] if loop else log_mel

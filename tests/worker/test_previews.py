@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -14,7 +15,7 @@ from clipsynth.schemas.payload import JobPayload
 from clipsynth.schemas.prompts import StoredParent
 from models.audio.level import fade_ends
 from models.audio.mel import MelSpectrogram
-from worker.output_files import HEIGHT, MAX_POINTS, faded, peaks_json, spectrogram_png
+from worker.output_files import HEIGHT, MAX_POINTS, encode, faded, peaks_json, spectrogram_png
 
 
 def log_mel(waveform):
@@ -92,3 +93,14 @@ def test_loops_and_parents_keep_their_ends(fields, ends):
     payload = JobPayload.model_construct(**{"loop": False} | fields | {"parent": parent})
     found = faded(np.full(16000, 0.75, np.float32), payload, 16000)
     assert (found[0], found[-1]) == ends
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-4, 0.1, 3.0])
+def test_samples_are_rounded_as_libsndfile_does(scale):
+    waveform = (scale * np.random.default_rng(0).normal(size=4000)).astype(np.float32)
+    waveform[:5] = [1, -1, 1 - 2**-24, -2, 2]
+    expected = io.BytesIO()
+    soundfile.write(expected, waveform, 16000, "PCM_16", format="WAV")
+    made = encode(waveform, 16000, "wav", comment="x")
+    read = [soundfile.read(io.BytesIO(file), dtype="int16")[0] for file in (made, expected.getvalue())]
+    assert (read[0] == read[1]).all()

@@ -1,5 +1,6 @@
 import torch
 
+import models.audio.vocoder as vocoder_module
 from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import build_vocoder, vocode
 
@@ -27,3 +28,14 @@ def test_a_constant_mel_does_not_repeat_every_frame():
     assert abs(repeats(made)) < 0.5
     assert torch.equal(made, vocode(vocoder, still, MEL))
     assert (MEL(made)[:, 10:90] - still[:, 10:90]).mean().abs() < 0.5
+
+
+@torch.inference_mode()
+def test_a_cpu_makes_few_long_rows_at_a_time(monkeypatch):
+    vocoder = build_vocoder(MEL, upsample_initial_channel=16).eval()
+    log_mel = torch.randn(5, 60, 64, generator=torch.Generator().manual_seed(0)) - 5
+    together, sizes = vocode(vocoder, log_mel, MEL), []
+    vocoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(vocoder_module, "CPU_FRAMES", 150)
+    assert torch.allclose(vocode(vocoder, log_mel, MEL), together, atol=2e-3)
+    assert sizes == [2, 2, 1]
