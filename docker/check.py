@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The id of one request, in all logs.
 REQUEST_ID = "check-1"
 RUN = ("secrets", "redis", "app", "worker", "janitor", "webhooks")
-TWO_STEPS = {"vocoder.steps": 2, "vocoder.finetune_steps": 0, "denoiser.steps": 2}
+TWO_STEPS = {"vocoder.steps": 2, "denoiser.steps": 2}
 TWO_STEPS |= {"vocoder.batch_size": 2, "denoiser.batch_size": 2}
 TRAINING_S = 900
 

@@ -95,8 +95,9 @@ class ClipSynthPipeline(DiffusionPipeline):
     ) -> Self:
         """Load a bundle folder.
 
-        Raises: BundleError: no such folder, a part is missing or damaged, or two parts do not fit. The
-            message names the part.
+        Raises:
+            BundleError: no such folder, a part is missing or damaged, or two parts do not fit. The message
+                names the part.
         """
         folder = Path(pretrained_model_name_or_path)
         manifest = Manifest.read(folder)
@@ -145,16 +146,18 @@ class ClipSynthPipeline(DiffusionPipeline):
     ) -> ClipSynthOutput:
         """Generate sounds for a prompt, an image, or both.
 
-        Args: prompt: a text, or a set of texts and images with weights; at least one weight is positive.
+        Args:
+            prompt: a text, or a set of texts and images with weights; at least one weight is positive.
             negative_prompt: replaces the unconditional branch, as prompts of negative weight do; needs
-            guidance_scale > 1. composition: how several prompts are combined; see `prepare_rows`.
-            num_inference_steps: denoising steps, 1 to 200. None for the bundle's default, as for the next
-            two. guidance_scale: weight of classifier-free guidance; 1 or less switches it off. duration_s:
-            seconds of each waveform, within the bundle's range. attributes: values in 0..1 by name, for names
-            in `self.attributes`. Each is a quantile among the training clips nearest to the prompt: 0.85 of
-            "pitch" is high-pitched for its kind. Loudness is a quantile of all clips. generator: a CPU
-            generator, or one per waveform. None draws from torch's global generator. callback_on_step_end:
-            called with (steps done, all steps). An exception that it raises ends the call.
+                guidance_scale > 1.
+            composition: how several prompts are combined; see `prepare_rows`.
+            num_inference_steps: denoising steps, 1 to 200; by default the bundle's, as the next two.
+            guidance_scale: weight of classifier-free guidance; 1 or less switches it off.
+            duration_s: seconds of each waveform, within the bundle's range.
+            attributes: values in 0..1 by name, for names in `self.attributes`. Each is a quantile among the
+                training clips nearest to the prompt, so 0.85 of "pitch" is high for its kind.
+            generator: a CPU generator, or one per waveform. None draws from torch's global generator.
+            callback_on_step_end: called with (steps done, all steps); its exceptions end the call.
 
         Raises:
             ValueError: an argument is out of range. The message has the received value and the allowed ones.

@@ -31,8 +31,9 @@ GROUP_ROWS = 16
 class RowWindow:
     """A window of a row, made as a row of the network by itself.
 
-    Attributes: places: numbers of its tokens in the row (L',); in a loop they pass the end. shares: (L', 1),
-        weight of its velocity in the mean of all windows there. The others are as of a row.
+    Attributes:
+        places: numbers of its tokens in the row (L',); in a loop they pass the end.
+        shares: (L', 1), weight of its velocity in the mean of all windows there. The others are as of a row.
     """
 
     places: torch.Tensor
@@ -47,23 +48,30 @@ class RowWindow:
 class SamplerRow:
     """State of one sound: one component, or several that are mixed at the end.
 
-    Attributes: latents: (V, L, C), one component each; noise at step 0, data after `num_inference_steps`.
+    Attributes:
+        latents: (V, L, C), one component each; noise at step 0, data after `num_inference_steps`.
         conds: N condition tokens (1, K, D): all for the one component, or one for each of V = N components.
         uncond: the tokens that guidance points away from: the empty set, or a negative prompt.
         guidance_scale: w in uncond + w (cond - uncond), 1 more than the w of Ho & Salimans 2022, eq. 6. At 1
-        or less there is no second pass. guidance_interval: times in [0, 1] between which guidance is on
-        (Kynkäänniemi et al. 2024). time_shift: how far the steps are moved towards the noise
-        (`models.schedule`); 1 for steps of equal length. weights: of the N conditions: in the guidance of one
-        component, or in the mix of several. loudness_dbfs: RMS that the waveform is scaled to, in dB of full
-        scale; None keeps its level. guided_conds: conditions that hold the guidance weight as a scalar, for a
-        network with distilled guidance. They replace the second pass. Empty for other networks.
+            or less there is no second pass.
+        guidance_interval: times in [0, 1] between which guidance is on (Kynkäänniemi et al. 2024).
+        time_shift: how far the steps are moved towards the noise (`models.schedule`); 1 for steps of equal
+            length.
+        weights: of the N conditions: in the guidance of one component, or in the mix of several.
+        loudness_dbfs: RMS that the waveform is scaled to, in dB of full scale; None keeps its level.
+        guided_conds: conditions that hold the guidance weight as a scalar, for a network with distilled
+            guidance. They replace the second pass. Empty for other networks.
         guidance_rescale: share in [0, 1] by which a guided velocity is scaled to the deviation of the
-        unguided one. windows: of a row that is made in windows; they replace its own conditions. Tokens in no
-        window stay noise. start: share of the steps that the row leaves out, because it begins between noise
-        and data (SDEdit, Meng et al. 2022). held: velocity (V, n, C) of the first n tokens, which leads to
-        known data, and its shares there (n, 1). parent: waveform that the sound varies or, with `held`,
-        continues. loop: whether the end continues at the beginning. plateaus: levels of the sound of a
-        timeline.
+            unguided one.
+        windows: of a row that is made in windows; they replace its own conditions. Tokens in no window stay
+            noise.
+        start: share of the steps that the row leaves out, because it begins between noise and data (SDEdit,
+            Meng et al. 2022).
+        held: velocity (V, n, C) of the first n tokens, which leads to known data, and its shares there (n,
+            1).
+        parent: waveform that the sound varies or, with `held`, continues.
+        loop: whether the end continues at the beginning.
+        plateaus: levels of the sound of a timeline.
 
     Raises:
         ValueError: the numbers of components, conditions and weights do not fit.

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.support.prose import long_lines, long_summaries, long_test_names, odd_words
+import re
+
+from tests.support.prose import (
+    ROOT,
+    docstrings,
+    long_lines,
+    long_summaries,
+    long_test_names,
+    odd_words,
+    tracked,
+)
 
 MOST_IN_10000 = 5
 
@@ -15,6 +25,18 @@ def test_odd_words_are_rare():
 def test_lines_and_summaries_fit():
     assert long_lines() == []
     assert long_summaries() == []
+
+
+def test_sections_of_docstrings_have_a_line_for_each_name():
+    """As Google's style: `Args:` alone on its line."""
+    begun = re.compile(r"^ *(Args|Attributes|Raises|Returns|Yields): |; \* ", re.MULTILINE)
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in tracked(".py")
+        for line, text in docstrings(path)
+        if begun.search(text)
+    ]
+    assert found == []
 
 
 def test_names_of_tests_fit():

@@ -31,21 +31,32 @@ class _Section(BaseModel):
 
 
 class VocoderRecipe(_Section):
-    """AdamW on mel and multi-resolution STFT distances, later with discriminators."""
+    """AdamW on spectral distances, later with discriminators."""
 
+    architecture: Literal["hifigan", "istft"] = "hifigan"
     steps: PositiveInt
     batch_size: PositiveInt = 16
     segment_frames: PositiveInt = 40  # mel frames per sample
     learning_rate: PositiveFloat = 1e-3
-    half_life_steps: PositiveInt = 3000  # after which the learning rate is half
-    upsample_initial_channel: PositiveInt = 192
+    half_life_steps: PositiveInt = 3000  # of HiFi-GAN: after which the learning rate is half
+    upsample_initial_channel: PositiveInt = 192  # of HiFi-GAN
+    dim: PositiveInt = 320  # this line and the next three: of the iSTFT vocoder
+    depth: PositiveInt = 6
+    decay_share: Share = 0.2  # see `DenoiserRecipe`
+    ema_decay: float = Field(0.999, gt=0, lt=1)
     adversarial_from: NonNegativeInt = 10**9  # first step with discriminators
     discriminator_width: PositiveInt = 1  # factor on their default widths
-    spectral_weight: PositiveFloat = 5.0  # beside the adversarial losses
+    spectral_weight: PositiveFloat = 5.0  # of HiFi-GAN, beside the adversarial losses
     finetune_steps: NonNegativeInt = 0  # further steps, on mels of the denoiser
     finetune_clips: PositiveInt = 256  # clips to make these mels of
     finetune_adversarial: bool = True  # whether these steps use discriminators
     evaluate_every: PositiveInt = 500
+
+    @model_validator(mode="after")
+    def _finetunes_hifigan(self) -> VocoderRecipe:
+        if self.architecture == "istft" and self.finetune_steps:
+            raise ValueError("finetune_steps are of the architecture hifigan, got istft")
+        return self
 
 
 class DenoiserRecipe(_Section):

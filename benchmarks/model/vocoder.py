@@ -1,6 +1,6 @@
-"""Compare HiFi-GAN with Griffin-Lim on real mels, by multi-resolution STFT distance.
+"""Compare vocoders of bundles with Griffin-Lim on real mels, by multi-resolution STFT distance.
 
-python -m benchmarks.model.vocoder VIDEOS runs/demo/vocoder/state.pt checkpoints/demo [--iterations 32]
+python -m benchmarks.model.vocoder VIDEOS checkpoints/demo [--iterations 32]
 """
 
 from __future__ import annotations
@@ -14,29 +14,14 @@ import librosa
 import numpy as np
 import torch
 import typer
-from transformers import SpeechT5HifiGan
 
 from models.audio.level import level
 from models.audio.mel import MelSpectrogram
-from models.audio.vocoder import build_vocoder, vocode
+from models.audio.vocoder import load_vocoder, vocode
 from models.media.video import VIDEO_SUFFIXES, read_video
-from training.state import load_state
 from training.vocoder.train import mel_distance, stft_distance
 
 SECONDS = 4
-
-
-def load_vocoder(path: Path, mel: MelSpectrogram) -> SpeechT5HifiGan:
-    """Return the vocoder of a bundle's folder or of a training state."""
-    if path.is_dir():
-        return SpeechT5HifiGan.from_pretrained(path / "vocoder").float().eval()
-    state = load_state(path)
-    if state is None:
-        raise FileNotFoundError(path)
-    weights = state["weights"]["vocoder"]
-    vocoder = build_vocoder(mel, upsample_initial_channel=weights["conv_pre.weight"].shape[0])
-    vocoder.load_state_dict(weights)
-    return vocoder.eval()
 
 
 def griffin_lim(mel: MelSpectrogram, iterations: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -61,7 +46,7 @@ def griffin_lim(mel: MelSpectrogram, iterations: int) -> Callable[[torch.Tensor]
 
 @torch.no_grad()
 def main(videos: Path, vocoders: list[Path], iterations: int = 32) -> None:
-    """Print distances of vocoders (bundles or training states) and of Griffin-Lim on the sounds of videos."""
+    """Print distances of the vocoders of bundles and of Griffin-Lim on the sounds of videos."""
     mel = MelSpectrogram()
     rate = mel.config.sample_rate
     files = sorted(p for p in videos.rglob("*") if p.suffix in VIDEO_SUFFIXES)
@@ -69,7 +54,7 @@ def main(videos: Path, vocoders: list[Path], iterations: int = 32) -> None:
     targets = [torch.from_numpy(w).float()[None] for w in waves]
     systems = {f"Griffin-Lim, {iterations} iterations": griffin_lim(mel, iterations)}
     for path in vocoders:
-        alone = load_vocoder(path, mel)
+        alone = load_vocoder(path / "vocoder")
         systems |= {f"{path}, not corrected": alone, f"{path}": partial(vocode, alone, mel=mel)}
     print("| vocoder | STFT distance | 95 % interval | mel distance | s per clip |\n|---|---:|---|---:|---:|")
     for name, invert in systems.items():

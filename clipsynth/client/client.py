@@ -112,11 +112,11 @@ class AsyncClient:
     ) -> Sounds:
         """Request sounds, wait, and return them; log what the client may not expect (`warnings`).
 
-        Args: prompts: a weighted set: `[{"text": "piano"}, {"image": Path("x.jpg"), "weight": 0.5}]`.
+        Args:
+            prompts: a weighted set: `[{"text": "piano"}, {"image": Path("x.jpg"), "weight": 0.5}]`.
             timeline: such items with times: `[{"text": "rain", "start_s": 0, "end_s": 8}]`.
-            on_progress: called with the generation at each change. options: further fields of the request:
-            `seed`, `duration_s`, `num_outputs`, `negative_prompt`, `composition`, `attributes={"pitch":
-            0.8}`, …
+            on_progress: called with the generation at each change.
+            options: further fields of the request, such as `seed` or `attributes={"pitch": 0.8}`.
 
         Raises:
             ServiceError: it was refused, or ended without a sound; `code` says why.
@@ -223,7 +223,7 @@ class AsyncClient:
     ) -> Generation:
         """Request variations of an output; strength 0 is its sound, 1 a new one of the same prompt.
 
-        Args: options: `seed`, `num_outputs`.
+        `options` are `seed` and `num_outputs`.
         """
         body = {"output": output, "strength": strength, **options}
         return await self._remake(f"/v1/generations/{generation_id}/variations", body)

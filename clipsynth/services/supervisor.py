@@ -282,8 +282,9 @@ class _Child:
     def look_after(self) -> None:
         """Start the process again if it has ended and its pause is over; cut its log.
 
-        Raises: ServeError: at the first start it cannot use its bundle. After a later start it is tried
-            again, because a file may come back.
+        Raises:
+            ServeError: at the first start it cannot use its bundle. After a later start it is tried again,
+                because a file may come back.
         """
         code = self.process.poll()
         now = time.monotonic()

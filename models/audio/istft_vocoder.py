@@ -4,9 +4,9 @@ The network never upsamples, so nearly all its operations run once per 10 ms fra
 
 * its own noise. A network that is a function of the mel alone repeats itself where the mel stands still, and
   cannot make rain. It is given white noise, whose spectrum it filters (as in DDSP, Engel et al. 2020), and
-  learns by a spectral energy distance (Gritsenko et al. 2020) how much of it to use; * a clock. The steady
-  tones of the mel come in as sinusoids whose phase runs on (`models.audio.corrections`), and the network
-  filters their spectrum as well.
+  learns by a spectral energy distance (Gritsenko et al. 2020) how much of it to use;
+* a clock. The steady tones of the mel come in as sinusoids whose phase runs on (`models.audio.corrections`),
+  and the network filters their spectrum as well.
 """
 
 from __future__ import annotations

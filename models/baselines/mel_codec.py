@@ -34,11 +34,14 @@ class MelCodec(ModelMixin, ConfigMixin):
     ) -> None:
         """Build an untrained codec.
 
-        Args: code_dim: values of an entry of the codebook; few, so that all entries are used (Yu et al. 2022,
-            3.1). channels: of the network's levels; each level halves height and length.
+        Args:
+            code_dim: values of an entry of the codebook; few, so that all entries are used (Yu et al. 2022,
+                3.1).
+            channels: of the network's levels; each level halves height and length.
 
-        Raises: ValueError: `bins_per_code` or `frames_per_code` is no multiple of the network's stride, or
-            `n_mels` is no multiple of `bins_per_code`.
+        Raises:
+            ValueError: `bins_per_code` or `frames_per_code` is no multiple of the network's stride, or
+                `n_mels` is no multiple of `bins_per_code`.
         """
         super().__init__()
         stride = 2 ** (len(channels) - 1)

@@ -35,8 +35,10 @@ class Branches:
 class Conditioner:
     """Makes the branches of all windows of one request.
 
-    Attributes: embeddings: of the prompts, each with its kind. attributes: of the whole request. reach: as
-        of `attribute_targets.resolve`.
+    Attributes:
+        embeddings: of the prompts, each with its kind.
+        attributes: of the whole request.
+        reach: as of `attribute_targets.resolve`.
     """
 
     encoder: ConditionEncoder

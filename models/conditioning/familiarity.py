@@ -26,9 +26,11 @@ NEAREST, AROUND = 3, 10
 class Neighbourhood:
     """Where a text or an image lies among the training frames.
 
-    Attributes: familiarity: 0 to 1; 0.5 where the judge recognised half of the `dev` queries. names: of the
-        nearest sounds, with their cosines, nearest first. embedding: centred, of unit norm. around: the same
-        of the mean of the nearest frames.
+    Attributes:
+        familiarity: 0 to 1; 0.5 where the judge recognised half of the `dev` queries.
+        names: of the nearest sounds, with their cosines, nearest first.
+        embedding: centred, of unit norm.
+        around: the same of the mean of the nearest frames.
     """
 
     familiarity: float

@@ -25,8 +25,10 @@ TAU = 0.1  # temperature of the softmax over cosines when a phrase is drawn
 class PhraseBank:
     """Embeddings of P names in T templates.
 
-    Attributes: phrases: (T, P, D) as encoded, of unit norm. image_mean: (D,) of the images that will be
-        looked up. Images and phrases lie in different cones, so each side is compared minus its own mean.
+    Attributes:
+        phrases: (T, P, D) as encoded, of unit norm.
+        image_mean: (D,) of the images that will be looked up. Images and phrases lie in different cones, so
+            each side is compared minus its own mean.
     """
 
     phrases: torch.Tensor

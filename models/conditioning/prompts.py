@@ -20,8 +20,10 @@ COMPOSITIONS: tuple[Composition, ...] = get_args(Composition)
 class Prompt:
     """A text or an image of a set.
 
-    Attributes: weight: 1 as trained, more is stronger. Guidance points away from a negative weight
-        (`negative_prompt` is -1). attributes: of an item of a timeline, as the pipeline takes them.
+    Attributes:
+        weight: 1 as trained, more is stronger. Guidance points away from a negative weight (`negative_prompt`
+            is -1).
+        attributes: of an item of a timeline, as the pipeline takes them.
 
     Raises:
         ValueError: a blank text, or a weight that is 0 or not finite.

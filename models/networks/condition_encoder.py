@@ -86,21 +86,26 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
     ) -> None:
         """Build the encoder.
 
-        Args: embed_dim: D of the joint encoder. max_conditions: largest accepted set. text_sigma: noise level
-            given to the network for a text, in units of the embedding's norm. bank_size: number of training
-            images kept to project texts on (DeCap, Li et al. 2023). bank_tau: temperature of the projection's
-            softmax over cosines. bank_share: share in [0, 1] of the projection in a text's embedding; 0
-            switches it off. scalars: names of the conditioning scalars in 0..1, such as attributes. Together
-            they are one more token. text_centring: how a text is moved to the region of images.
+        Args:
+            embed_dim: D of the joint encoder.
+            max_conditions: largest accepted set.
+            text_sigma: noise level given to the network for a text, in units of the embedding's norm.
+            bank_size: number of training images kept to project texts on (DeCap, Li et al. 2023).
+            bank_tau: temperature of the projection's softmax over cosines.
+            bank_share: share in [0, 1] of the projection in a text's embedding; 0 switches it off.
+            scalars: names of the conditioning scalars in 0..1, such as attributes. Together they are one more
+                token.
+            text_centring: how a text is moved to the region of images.
             text_templates: whether a text is embedded as the mean over
-            `models.conditioning.prompts.TEMPLATES`. anchor_tau: temperature of the mixture of class anchors
-            for a text (`JointEncoder.among_classes`). anchor_share: share in [0, 1] of that mixture in a
-            text's embedding; 0 switches it off. anchor_likeness: cosine to images of the bank that a class
-            needs to be in the mixture (`shown`), because a class that no video showed has no sound; -1 for
-            all classes. prior_dim: width of a learned step from a text to an image (`training.prior`); 0 for
-            none. prior_share: share in [0, 1] of that step in a text's embedding. guidance_scales: lowest and
-            highest weight of distilled guidance; empty without it. guidance_times: times between which
-            distilled guidance is valid.
+                `models.conditioning.prompts.TEMPLATES`.
+            anchor_tau: temperature of the mixture of class anchors for a text (`JointEncoder.among_classes`).
+            anchor_share: share in [0, 1] of that mixture in a text's embedding; 0 switches it off.
+            anchor_likeness: cosine to images of the bank that a class needs to be in the mixture (`shown`),
+                because a class that no video showed has no sound; -1 for all classes.
+            prior_dim: width of a learned step from a text to an image (`training.prior`); 0 for none.
+            prior_share: share in [0, 1] of that step in a text's embedding.
+            guidance_scales: lowest and highest weight of distilled guidance; empty without it.
+            guidance_times: times between which distilled guidance is valid.
 
         Raises:
             ValueError: an unknown `text_centring`.

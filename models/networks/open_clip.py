@@ -24,11 +24,12 @@ class OpenClipEncoder(JointEncoder):
     ) -> None:
         """Build the model and load its weights.
 
-        Args: model_name: a name that open_clip knows; with `architecture` any name. pretrained: a weight
-            file, a tag of `open_clip.list_pretrained()` (asks the hub), or "random" (for tests, each time
-            the same).
+        Args:
+            model_name: a name that open_clip knows; with `architecture` any name.
+            pretrained: a weight file, a tag of `open_clip.list_pretrained()` (asks the hub), or "random" (for
+                tests, each time the same).
             architecture: open_clip's model configuration, for names that it does not know. Kept in the
-            bundle.
+                bundle.
 
         Raises:
             ValueError: unknown model, or no such weights. The message names both.

@@ -24,10 +24,11 @@ TENSORS, LINES = "index.safetensors", "index.jsonl"
 class Index:
     """Training clips of a bundle.
 
-    Attributes: embeds: (N, D) of unit norm, each the mean over a clip's frames, as encoded. thumbnails: small
-        log-mels of the clips, to find copies; None in older bundles and for very many clips. clips: metadata
-        of clip n: `video`, `start_s`, `duration_s`, `source`, `licence`, and `attributes` as
-        `models.audio.attributes.measure` gives them.
+    Attributes:
+        embeds: (N, D) of unit norm, each the mean over a clip's frames, as encoded.
+        thumbnails: small log-mels of the clips, to find copies; None in older bundles, for very many clips.
+        clips: metadata of clip n: `video`, `start_s`, `duration_s`, `source`, `licence`, and `attributes` as
+            `models.audio.attributes.measure` gives them.
     """
 
     def __init__(

@@ -27,9 +27,11 @@ def layouts(log_mel: np.ndarray) -> list[np.ndarray]:
 class Thumbnails:
     """Thumbnails of the training clips of an index, in its order.
 
-    Attributes: small: (N, F, M) int8, each clip at its own scale and level, which a correlation does not see.
-        lengths: (N,) frames of each. copies: (K, 2), seconds of a sound, and the distance below which a sound
-        of this length counts as a copy; K is 0 where the clips do not suffice.
+    Attributes:
+        small: (N, F, M) int8, each clip at its own scale and level, which a correlation does not see.
+        lengths: (N,) frames of each.
+        copies: (K, 2), seconds of a sound, and the distance below which a sound of this length counts as a
+            copy; K is 0 where the clips do not suffice.
     """
 
     def __init__(self, small: torch.Tensor, lengths: torch.Tensor, copies: torch.Tensor) -> None:

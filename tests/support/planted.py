@@ -99,6 +99,7 @@ def planted_recipe(folder: Path, run: Path, *overrides: str) -> Recipe | SpecVqg
             "anchor_share=0",
             "bank_share=0",
             "distil.steps=2",
+            "vocoder.architecture=hifigan",
             "vocoder.batch_size=2",
             "vocoder.segment_frames=20",
             "vocoder.upsample_initial_channel=32",

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "recipes" / "demo.yaml"
 TINY = [
     "distil.steps=2",
+    "vocoder.architecture=hifigan",
     "vocoder.batch_size=2",
     "vocoder.finetune_steps=0",
     "vocoder.upsample_initial_channel=32",

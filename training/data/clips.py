@@ -19,6 +19,8 @@ from training.data.index import INDEX, ClipIndex, open_index
 from training.data.remote import open_remote
 from training.recipe import RunRecipe
 
+DEV_FRAMES = 400  # of a dev clip that is validated: 4 s
+
 
 class ClipLines(Sequence[dict[str, Any]]):
     """The lines of the index about some clips, each parsed when it is asked for."""

@@ -8,17 +8,14 @@ from collections.abc import Callable, Mapping
 import torch
 
 from models.audio.mel import LOG_FLOOR, MelSpectrogram
-from models.audio.vocoder import build_vocoder, load_vocoder
 from models.audio.vocoder import vocode as to_sound
 from models.networks.condition_encoder import GUIDANCE, Condition, Kind, guidance_as_scalar
 from models.sampler import SamplerRow, advance
 from training.data.batches import Batch
-from training.data.clips import Clips, crop_mel
+from training.data.clips import DEV_FRAMES, Clips, crop_mel
 from training.denoiser.flow_matching import FlowMatching
 from training.recipe import Recipe, RequestDefaults
-from training.state import load_state, load_weights
-
-DEV_FRAMES = 400  # 4 s
+from training.vocoder.networks import present_vocoder
 
 
 def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batch]:
@@ -102,13 +99,6 @@ def spectrograms(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def vocode(recipe: Recipe, mels: torch.Tensor) -> torch.Tensor | None:
     """Return log-mels (rows, F, M) as one waveform (T,); None if the recipe's vocoder has no state yet."""
-    if not recipe.vocoder_is_trained:
-        return None
     mel = MelSpectrogram()
-    state = load_state(recipe.vocoder_folder / "state.pt")
-    if state is None:
-        vocoder = load_vocoder(recipe.vocoder_folder)
-    else:
-        vocoder = build_vocoder(mel, upsample_initial_channel=recipe.vocoder.upsample_initial_channel)
-        load_weights("vocoder", vocoder, state["weights"]["vocoder"])
-    return to_sound(vocoder.eval(), mels, mel).flatten().clamp(-1, 1)
+    vocoder = present_vocoder(recipe, mel)
+    return None if vocoder is None else to_sound(vocoder, mels, mel).flatten().clamp(-1, 1)

@@ -94,6 +94,26 @@ class Discriminators(nn.Module):
         return [member(waveform) for member in self.members]
 
 
+class ResolutionDiscriminators(nn.Module):
+    """The discriminators of resolutions alone (Vocos, Siuzdak 2023); their maps of a waveform (B, T)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(ResolutionDiscriminator(*r, width) for r in RESOLUTIONS)
+
+    def forward(self, waveform: torch.Tensor) -> list[Judgement]:
+        return [member(waveform) for member in self.members]
+
+
+def hinge_loss(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
+    """Return the hinge loss of the discriminators, averaged over them."""
+    losses = [
+        (1 - r[-1]).clamp(min=0).mean() + (1 + m[-1]).clamp(min=0).mean()
+        for r, m in zip(real, made, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
 def discriminator_loss(real: list[Judgement], made: list[Judgement]) -> torch.Tensor:
     """Return the least-squares loss of the discriminators, averaged over them (HiFi-GAN, eq. 1)."""
     losses = [(1 - r[-1]).square().mean() + m[-1].square().mean() for r, m in zip(real, made, strict=True)]

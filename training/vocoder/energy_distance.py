@@ -51,9 +51,11 @@ def energy_distance(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss, and the mean distance of made to recorded sounds, both scalars.
 
-    Args: made: (2 * B, T), the sounds of B mels with one noise and then with another. target: recordings (B,
-        T). repulsion: weight of the distance between the two; 1 makes the score proper, 0 leaves the plain
-        spectral distance.
+    Args:
+        made: (2 * B, T), the sounds of B mels with one noise and then with another.
+        target: recordings (B, T).
+        repulsion: weight of the distance between the two; 1 makes the score proper, 0 leaves the plain
+            spectral distance.
     """
     real, (spectra, log_mels) = features(target, mel), features(made, mel)
     halves = [

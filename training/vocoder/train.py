@@ -1,14 +1,15 @@
 """Train the vocoder on the clips' own sound.
 
-Log-mel and multi-resolution STFT distances (Yamamoto et al. 2020, eq. 5-7); from `adversarial_from` on also
-discriminators (HiFi-GAN, Kong et al. 2020, eq. 5-6). The last steps use mels made by the denoiser.
+HiFi-GAN: log-mel and multi-resolution STFT distances (Yamamoto et al. 2020, eq. 5-7); from `adversarial_from`
+on also discriminators (HiFi-GAN, Kong et al. 2020, eq. 5-6). The last steps use mels made by the denoiser.
+The other architecture is in `istft.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, nullcontext
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,8 @@ from torch.utils.data import Dataset
 from transformers import SpeechT5HifiGan
 
 from models.audio.mel import MelSpectrogram
-from models.audio.vocoder import build_vocoder
-from training.data.clips import Clips, ClipSet, crop, crop_mel, random_start
-from training.denoiser.validation import DEV_FRAMES
+from models.audio.vocoder import Vocoder
+from training.data.clips import DEV_FRAMES, Clips, ClipSet, crop, crop_mel, random_start
 from training.loop import Run, autocast, check_rows, marked, prefetch, update
 from training.progress import ProgressView
 from training.recipe import Recipe, VocoderRecipe
@@ -32,6 +32,8 @@ from training.vocoder.discriminators import (
     discriminator_loss,
     feature_distance,
 )
+from training.vocoder.istft import IstftStep, untrained_parts
+from training.vocoder.networks import SERVED, build_network
 
 MEL_WEIGHT = 2.0
 MAX_NORM = 10.0  # of gradients
@@ -114,7 +116,7 @@ def learning_rate(v: VocoderRecipe, n: int) -> float:
 
 def untrained_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> SpeechT5HifiGan:
     """Return an untrained vocoder that standardises its input with the statistics of the training clips."""
-    vocoder = build_vocoder(mel, upsample_initial_channel=recipe.vocoder.upsample_initial_channel)
+    vocoder = build_network(recipe.vocoder, mel)
     vocoder.mean.copy_(clips.mel_mean)
     vocoder.scale.copy_(clips.mel_std)
     for weight in vocoder.parameters():
@@ -144,11 +146,11 @@ def train_vocoder(
     clips: ClipSet,
     mel: MelSpectrogram,
     accelerator: Accelerator,
-    init: SpeechT5HifiGan | None = None,
+    init: Vocoder | None = None,
     generated: VocoderClips | None = None,
     view: ProgressView | None = None,
-) -> SpeechT5HifiGan:
-    """Train or resume; return the vocoder.
+) -> Vocoder:
+    """Train or resume; return the vocoder, an iSTFT vocoder with averaged weights (EMA).
 
     Args:
         init: a trained vocoder to start from without a state to resume.
@@ -161,19 +163,27 @@ def train_vocoder(
     torch.manual_seed(recipe.seed)
     v = recipe.vocoder
     folder = recipe.vocoder_folder
-    vocoder, discriminators = untrained_vocoder(recipe, clips, mel), Discriminators(v.discriminator_width)
-    vocoder.to(accelerator.device), discriminators.to(accelerator.device), mel.to(accelerator.device)
-    parts = {"vocoder": vocoder, "discriminators": discriminators}
-    optimizers = [torch.optim.AdamW(part.parameters(), betas=(0.8, 0.99)) for part in parts.values()]
+    is_istft = v.architecture == "istft"
+    if is_istft:
+        parts = untrained_parts(recipe, clips, mel)
+    else:
+        vocoder = untrained_vocoder(recipe, clips, mel)
+        parts = {"vocoder": vocoder, "discriminators": Discriminators(v.discriminator_width)}
+    mel.to(accelerator.device)
+    for part in parts.values():
+        part.to(accelerator.device)
+    trained = (parts["vocoder"], parts["discriminators"])
+    optimizers = [torch.optim.AdamW(part.parameters(), betas=(0.8, 0.99)) for part in trained]
     state = TrainingState(folder, parts, optimizers)
-    resumed = state.resume()
-    if not resumed and init is not None:
-        load_weights("vocoder", vocoder, init.state_dict())
+    made = parts[SERVED[v.architecture]]
+    if not state.resume() and init is not None:
+        for part in (parts["vocoder"], made):
+            load_weights("vocoder", part, init.state_dict())
     last = v.steps + (v.finetune_steps if generated is not None else 0)
     if state.step < last:
         title = "vocoder" if generated is None else "finetune"
         run = Run("vocoder", folder, recipe, accelerator, view, title)
-        step = _VocoderStep(recipe, mel, accelerator, state)
+        step = (IstftStep if is_istft else _HifiGanStep)(recipe, mel, accelerator, state)
         segments = Segments(
             generated or clips.train,
             recipe,
@@ -184,12 +194,12 @@ def train_vocoder(
         upcoming = run.timed(prefetch(segments, range(state.step, last), recipe.workers))
 
         def evaluate(n: int) -> bool:
-            vocoder.eval()
-            for name, value in dev_distances(vocoder, mel, clips.dev, accelerator.device).items():
+            made.eval()
+            for name, value in dev_distances(made, mel, clips.dev, accelerator.device).items():
                 run.log(name, n, value)
             return True
 
-        with _fp32_output(vocoder):
+        with nullcontext() if is_istft else _fp32_output(made):
             run.steps(
                 state,
                 last,
@@ -200,10 +210,10 @@ def train_vocoder(
                 clips_of=segments.describe,
             )
     mel.cpu()
-    return vocoder.cpu().eval()
+    return cast(Vocoder, made.cpu().eval())
 
 
-class _VocoderStep:
+class _HifiGanStep:
     """Take one step of the vocoder and, from `adversarial_from` on, its discriminators."""
 
     def __init__(

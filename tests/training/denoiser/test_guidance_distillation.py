@@ -31,6 +31,7 @@ DEMO = Path(__file__).resolve().parents[3] / "recipes" / "demo.yaml"
 CPU = torch.device("cpu")
 TINY = [
     "vocoder.steps=2",
+    "vocoder.architecture=hifigan",
     "vocoder.batch_size=2",
     "vocoder.finetune_steps=0",
     "vocoder.upsample_initial_channel=32",
