@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Protocol
 
 from clipsynth.errors import UnreadablePrompt
-from clipsynth.schemas.model_info import ModelInfo
 
 # By ISO 15924's code: how Unicode's names of the letters begin.
 LETTERS = {
@@ -27,7 +27,17 @@ _BLANKS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0") | {chr(n) for n in r
 _LATIN = re.compile(r"[A-Za-z]")
 
 
-def readable(text: str, model: ModelInfo, pointer: str) -> str:
+class Reader(Protocol):
+    """A model by its name, and the scripts that it reads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scripts(self) -> Sequence[str]: ...
+
+
+def readable(text: str, model: Reader, pointer: str) -> str:
     """Return the text with emoji as their CLDR names and without invisible characters.
 
     Letters in another form, such as full width, are changed if the text has no others.

@@ -8,13 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipsynth.commands.options import Bundle, Device, settings_with
+from clipsynth.commands.options import Bundle, Device, read_attributes, settings_with
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -188,30 +188,6 @@ def read_timeline(file: Path) -> list[dict[str, Any]]:
     return list(items)
 
 
-def read_attributes(options: list[str] | None) -> dict[str, float] | None:
-    """Return the attributes of a command line; None without options, {} for "none".
-
-    Raises:
-        ValueError: not of the form NAME=0..1, or an unknown name.
-    """
-    from pydantic import ValidationError
-
-    from clipsynth.schemas.prompts import NAMES, Attributes
-
-    if options == ["none"]:
-        return {}
-    found: dict[str, object] = {}
-    for option in options or []:
-        name, equals, value = option.partition("=")
-        if name not in NAMES or not equals:
-            raise ValueError(f"--attribute {option}: write NAME=0..1 with a NAME of {', '.join(NAMES)}")
-        found[name] = value
-    try:
-        return Attributes.model_validate(found).model_dump(exclude_none=True) if found else None
-    except ValidationError as error:
-        raise ValueError(f"--attribute {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
-
-
 def name_files(
     queries: list[PromptQuery], output: Path | None, num_outputs: int, output_format: str
 ) -> list[list[Path]]:
@@ -257,29 +233,36 @@ def _write(queries: list[PromptQuery], paths: list[list[Path]], seed: int, make:
 
 
 def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields: dict[str, Any]) -> Make:
+    from app.requests.texts import readable
     from clipsynth.schemas.generation import JobPayload, output_seed
     from clipsynth.schemas.prompt_parser import bind_words, resolve_attributes
     from clipsynth.schemas.prompts import OF_PARTS
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
+    from worker.main import read_scripts
     from worker.predictor import Predictor
     from worker.understanding.sentences import parts_of
 
     predictor = Predictor.setup(settings)
     manifest = predictor.manifest
     taken = predictor.pipeline.attributes
+    reader = replace(manifest, scripts=tuple(read_scripts(settings.model, manifest)))
     own = fields.keys() - {"attributes", "timeline", "interpret"}
     defaults = {name: getattr(manifest, name) for name in own if hasattr(manifest, name)}
     resolved = defaults | {name: fields[name] for name in own if fields[name] is not None}
     if fields["timeline"]:
         resolved["duration_s"] = fields["duration_s"] or max(item["end_s"] for item in fields["timeline"])
 
+    def read(text: str | None) -> str | None:
+        return text and readable(text, reader, "a prompt")
+
     def make(query: PromptQuery, seed: int, on_step: Callable[[int, int], None]) -> list[bytes]:
         items = fields["timeline"] or []
-        paths = [path for path in (query.image, *(item.get("image") for item in items)) if path]
-        images = {str(path): open_image(path) for path in paths}
-        frames, text, asked = predictor.frames, query.prompt, fields["attributes"]
+        images = {
+            str(path): open_image(path) for path in (query.image, *(i.get("image") for i in items)) if path
+        }
+        frames, text, asked = predictor.frames, read(query.prompt), fields["attributes"]
         is_plain = not query.image and fields["interpret"] is None
         parts = parts_of(text, frames.place) if text and frames and is_plain else []
         is_one = len(parts) <= 1
@@ -288,10 +271,10 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
             **({} if is_one else {"composition": OF_PARTS, "prompts": bind_words(parts, asked, taken)}),
             **resolved,
             "model": manifest.name,
-            "negative_prompt": fields["negative_prompt"],
+            "negative_prompt": read(fields["negative_prompt"]),
             "prompt": prompt,
             "image_key": str(query.image) if query.image else None,
-            "timeline": [stored_item(item) for item in items] or None,
+            "timeline": [stored_item(item | {"text": read(item.get("text"))}) for item in items] or None,
             "attributes": attributes,
             "num_outputs": 1,
             "output_formats": [output_format],

@@ -33,3 +33,27 @@ def settings_with(**given: Any) -> Settings:
     from clipsynth.settings import Settings
 
     return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def read_attributes(options: list[str] | None) -> dict[str, float] | None:
+    """Return the attributes of a command line; None without options, {} for "none".
+
+    Raises:
+        ValueError: not of the form NAME=0..1, or an unknown name.
+    """
+    from pydantic import ValidationError
+
+    from clipsynth.schemas.prompts import NAMES, Attributes
+
+    if options == ["none"]:
+        return {}
+    found: dict[str, object] = {}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if name not in NAMES or not equals:
+            raise ValueError(f"--attribute {option}: write NAME=0..1 with a NAME of {', '.join(NAMES)}")
+        found[name] = value
+    try:
+        return Attributes.model_validate(found).model_dump(exclude_none=True) if found else None
+    except ValidationError as error:
+        raise ValueError(f"--attribute {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None

@@ -247,7 +247,7 @@ def test_the_command_understands_as_the_service(service, tmp_path, options):
     names = {"--composition": "composition", "--attribute": "attributes"}
     fields = {names[options[0]]: {"none": {}}.get(options[1], options[1])} if options[1:] else {}
     body = {
-        "prompt": "a loud dog and a cat",
+        "prompt": "a loud \u200bdog and a 🐈",
         "seed": 7,
         "interpret": options != ["--literal"],
         **fields,
