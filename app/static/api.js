@@ -30,10 +30,15 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   return response;
 }
 
+/** Fields of a request as the page calls them. */
+const LABELS = {
+  duration_s: "duration", num_inference_steps: "steps", guidance_scale: "guidance", num_outputs: "variations",
+};
+
 async function problemOf(response) {
   const told = await response.json().catch(() => ({}));
   const found = (told.errors ?? []).map((e) => ({ ...e, detail: e.detail.replace(/^Value error, /, "") }));
-  const errors = found.map((e) => [e.pointer.replaceAll("/", " ").trim(), e.detail].filter(Boolean).join(": "));
+  const errors = found.map((e) => [e.pointer.split("/").slice(1).map((name) => LABELS[name] ?? name).join(" "), e.detail].filter(Boolean).join(": "));
   let words = errors.join("; ") || told.detail || `The service answered ${response.status}.`;
   const retryAfterS = Number(response.headers.get("Retry-After")) || null;
   if (response.status === 429 && retryAfterS) words += `. Try again in ${retryAfterS} s`;

@@ -86,6 +86,14 @@ def test_progress_is_shown_until_a_cancel(page):
     card.get_by_text("Canceled").wait_for()
 
 
+def test_a_refusal_names_the_setting_as_the_page_does(page):
+    set_slider(page, "Variations", 8)
+    set_slider(page, "Duration", 60)
+    page.get_by_label("What should it sound like?").fill("too long")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("alert").get_by_text("Variations: the sounds of a request have at most 120 s").wait_for()
+
+
 def test_words_and_images_are_mixed_and_a_chip_can_be_removed(page):
     page.get_by_label("What should it sound like?").fill("piano")
     page.get_by_role("button", name="Mix in words").click()
