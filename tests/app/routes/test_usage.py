@@ -45,7 +45,7 @@ def test_answers_tell_how_many_requests_are_left(serve):
 
 
 def test_a_key_has_its_own_limits(serve):
-    service = serve(rate_per_s=0)
+    service = serve(rate_per_s=0, rate_burst=3)
     slow = headers_of(service, rate_per_s=0.001)
     small = headers_of(service, max_kept_bytes=1)
     free = headers_of(service)
