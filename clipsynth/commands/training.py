@@ -6,6 +6,7 @@ import enum
 import json
 import os
 import re
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -91,8 +92,8 @@ def prepare(
         cpu_s=video_timeout_s, wall_s=video_timeout_s, memory_bytes=VIDEO_MEMORY, output_bytes=WINDOW_BYTES
     )
     encoder = OpenClipEncoder(clip_model, clip_weights) if clip_model else MultilingualEncoder()
-    with Progress() as progress:
-        bar = progress.add_task("prepare", visible=False)
+    with ExitStack() as stack:
+        progress: Progress | None = None
         for done, total in run(
             videos,
             out,
@@ -108,8 +109,12 @@ def prepare(
             remove=remove,
             filters=Filters(min_motion, 1.0 if max_speech is None else max_speech),
         ):
+            if progress is None:
+                # Shown from here on: an error before it is one line, without an empty bar.
+                progress = stack.enter_context(Progress())
+                bar = progress.add_task("prepare")
             stage = "prepare" if done < total else "pack shards"
-            progress.update(bar, completed=done, total=total, description=stage, visible=True)
+            progress.update(bar, completed=done, total=total, description=stage)
     _print_report(out)
 
 

@@ -134,7 +134,7 @@ def test_damaged_clip_weights_are_named(tmp_path, weights):
         ("evaluate --clips nowhere --queries {0}/none.json", "there is no file of labels nowhere"),
     ],
 )
-def test_a_missing_file_is_one_line_that_helps(tmp_path, monkeypatch, command, message):
+def test_a_missing_file_is_one_line_that_helps(tmp_path, monkeypatch, capsys, command, message):
     (tmp_path / "broken.yaml").write_text("a: [\nb: {\n")
     write_video(tmp_path / "a.mp4")
     monkeypatch.chdir(tmp_path)
@@ -142,4 +142,5 @@ def test_a_missing_file_is_one_line_that_helps(tmp_path, monkeypatch, command, m
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert str(ended.value).startswith(f"error: {message.format(tmp_path)}")
+    assert capsys.readouterr().out == ""
     assert "\n" not in str(ended.value)
