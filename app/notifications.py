@@ -14,7 +14,8 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -64,7 +65,7 @@ class Notifications:
         self.redis_url, self.state = redis_url, state
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # for any change
         self._waiting_for_end: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._reads: dict[str, asyncio.Task[Snapshot]] = {}  # started after the last change
+        self._reads: dict[str, asyncio.Task[Any]] = {}  # started after the last change
         self._valid_until: dict[str, float] = {}  # API keys found valid
         self._listens_since = math.inf  # monotonic time; since then no message was missed
         self._ended: dict[str, None] = {}  # the latest generations that ended since then, in order
@@ -112,15 +113,19 @@ class Notifications:
                 event.set()
 
     async def _read(self, generation_id: str) -> Snapshot:
-        """Return the generation after the last change; concurrent callers share one read."""
-        read = self._reads.get(generation_id)
-        if read is None:
-            read = asyncio.create_task(run_in_threadpool(self._get, generation_id))
-            self._reads[generation_id] = read
-            read.add_done_callback(lambda done: self._forget_read(generation_id, done))
+        return await self._shared(generation_id, partial(self._get, generation_id))
+
+    async def _shared(self, name: str, read: Callable[[], Result]) -> Result:
+        """Return what `read` finds after the last change of `name`; concurrent callers share one read."""
+        task = self._reads.get(name)
+        if task is None:
+            task = asyncio.create_task(run_in_threadpool(read))
+            self._reads[name] = task
+            task.add_done_callback(lambda done: self._forget_read(name, done))
 
         # A caller that is cancelled must not cancel the read of the others.
-        return await asyncio.shield(read)
+        result: Result = await asyncio.shield(task)
+        return result
 
     def _get(self, generation_id: str) -> Snapshot:
         try:
@@ -128,9 +133,9 @@ class Notifications:
         except NotFound:  # it existed when the request came
             raise Gone(f"the generation {generation_id!r} and its files were removed") from None
 
-    def _forget_read(self, generation_id: str, read: asyncio.Task[Snapshot]) -> None:
-        if self._reads.get(generation_id) is read:
-            del self._reads[generation_id]
+    def _forget_read(self, name: str, read: asyncio.Task[Any]) -> None:
+        if self._reads.get(name) is read:
+            del self._reads[name]
         if not read.cancelled():
             read.exception()  # marks it as retrieved, also when no caller waits any more
 
@@ -162,7 +167,7 @@ class Notifications:
         """Return whether a key is valid; Redis is asked once in `PING_S`, and when a key changes."""
         now = time.monotonic()
         if self._valid_until.get(owner, 0.0) < now:
-            if not await run_in_threadpool(is_valid, self.state.redis, owner):
+            if not await self._shared(KEY_CHANGES + owner, partial(is_valid, self.state.redis, owner)):
                 return False
             self._valid_until = {o: at for o, at in self._valid_until.items() if at >= now}
             self._valid_until[owner] = now + PING_S

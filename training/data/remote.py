@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import fsspec
@@ -203,7 +203,9 @@ class RemoteShards(ShardReader):
     def _copy(self, shard: str) -> None:
         """Copy a shard to the cache, unless another process does or it would exceed the limit."""
         target = self.path(shard)
-        with _locked(target.with_name(f"{target.name}.lock"), wait=False) as free:
+        # One after the other, so that all together stay below the limit.
+        turn = nullcontext() if self._limit == float("inf") else _locked(self.folder / "limit.lock")
+        with turn, _locked(target.with_name(f"{target.name}.lock"), wait=False) as free:
             if not free or target.is_file():
                 return
             fs, root = fsspec.url_to_fs(self.url)

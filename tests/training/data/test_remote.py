@@ -1,7 +1,9 @@
 """Clips behind a URL: the same clips as in a folder, copied to the node by whole shards."""
 
+import contextlib
 import hashlib
 import json
+import threading
 
 import fsspec
 import pytest
@@ -75,8 +77,18 @@ def test_copies_of_other_processes_may_vanish_meanwhile(stored, tmp_path):
     assert wait_until(lambda: len(cached(tmp_path / "cache")) == 2, timeout_s=20)
 
 
-def test_a_full_cache_reads_the_rest_from_the_storage(stored, tmp_path):
+def test_a_full_cache_reads_the_rest_from_the_storage(stored, tmp_path, monkeypatch):
+    """Also if both shards are wanted at the same time."""
     folder, url = stored
+    counted, both = RemoteShards._cached_bytes, threading.Barrier(2)
+
+    def count_together(self):
+        size = counted(self)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return size
+
+    monkeypatch.setattr(RemoteShards, "_cached_bytes", count_together)
     size = max(path.stat().st_size for path in (folder / "shards").iterdir())
     clips = load_clips(url, cache=tmp_path / "cache", cache_gb=1.5 * size / 1e9).train
     for _ in range(2):
