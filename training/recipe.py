@@ -40,8 +40,9 @@ class VocoderRecipe(_Section):
     learning_rate: PositiveFloat = 1e-3
     half_life_steps: PositiveInt = 3000  # of HiFi-GAN: after which the learning rate is half
     upsample_initial_channel: PositiveInt = 192  # of HiFi-GAN
-    dim: PositiveInt = 320  # this line and the next three: of the iSTFT vocoder
+    dim: PositiveInt = 320  # this line and the next four: of the iSTFT vocoder
     depth: PositiveInt = 6
+    warmup_steps: PositiveInt = 200
     decay_share: Share = 0.2  # see `DenoiserRecipe`
     ema_decay: float = Field(0.999, gt=0, lt=1)
     adversarial_from: NonNegativeInt = 10**9  # first step with discriminators

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
@@ -137,6 +137,26 @@ def load_weights(name: str, part: nn.Module, weights: Mapping[str, torch.Tensor]
                 f"({key}: {shapes[1]}, recipe {shapes[0]})"
             )
     part.load_state_dict(weights)
+
+
+class RateSchedule(Protocol):
+    """The settings of a stage's learning rate."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def decay_share(self) -> float: ...
+
+
+def learning_rate(stage: RateSchedule, n: int) -> float:
+    """Return the learning rate of step n: warm-up, constant, cosine decay over the last `decay_share`."""
+    decay_steps = max(1.0, stage.decay_share * stage.steps)
+    decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (stage.steps - n) / decay_steps))
+    return stage.learning_rate * min(1.0, (n + 1) / stage.warmup_steps) * decay
 
 
 class TrainingState:

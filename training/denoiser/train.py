@@ -5,7 +5,6 @@ Several processes: accelerate launch --num_processes 2 -m clipsynth.cli train RE
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ from training.denoiser.validation import dev_batches, dev_loss, samples, spectro
 from training.loop import Run, autocast, marked, prefetch
 from training.prior import load_bank
 from training.progress import ProgressView
-from training.recipe import DenoiserRecipe, Recipe, TransformerRecipe, VqganRecipe
-from training.state import TrainingState, load_weights
+from training.recipe import Recipe
+from training.state import TrainingState, learning_rate, load_weights
 
 
 def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:
@@ -50,13 +49,6 @@ def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Op
 def attention(device: torch.device) -> AbstractContextManager[None]:
     """Return the context for attention: on a CPU the fused kernel is slower than matrix products."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def learning_rate(d: DenoiserRecipe | VqganRecipe | TransformerRecipe, n: int) -> float:
-    """Return the learning rate of step n: warm-up, constant, cosine decay over the last `decay_share`."""
-    decay_steps = max(1.0, d.decay_share * d.steps)
-    decay = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (d.steps - n) / decay_steps))
-    return d.learning_rate * min(1.0, (n + 1) / d.warmup_steps) * decay
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ from torch import nn
 
 from models.baselines.mel_codec import MelCodec
 from training.data.clips import Clips, ClipSet, crop_mel, random_start
-from training.denoiser.train import learning_rate
 from training.denoiser.validation import spectrograms
 from training.loop import Run, autocast, marked, one_ahead, update
 from training.recipe import SpecVqganRecipe
-from training.state import TrainingState
+from training.state import TrainingState, learning_rate
 
 DEV_BATCH = 32
 

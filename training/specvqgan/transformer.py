@@ -16,10 +16,9 @@ from models.networks.condition_encoder import ConditionEncoder
 from training.data.batches import CLEAN_SHARE
 from training.data.clips import Clips, ClipSet, crop_mel
 from training.denoiser.flow_matching import build_condition_encoder
-from training.denoiser.train import learning_rate
 from training.loop import Run, autocast, marked, update
 from training.recipe import SpecVqganRecipe
-from training.state import TrainingState
+from training.state import TrainingState, learning_rate
 
 DEV_BATCH = 32
 

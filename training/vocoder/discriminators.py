@@ -79,27 +79,19 @@ class ResolutionDiscriminator(_Discriminator):
 
 
 class Discriminators(nn.Module):
-    """All discriminators, `width` times the default width; returns their judgements of a waveform (B, T)."""
+    """All discriminators, `width` times the default width; returns their judgements of a waveform (B, T).
 
-    def __init__(self, width: int = 1) -> None:
+    HiFi-GAN has those of periods and resolutions, Vocos (Siuzdak 2023) has no `periods`.
+    """
+
+    def __init__(self, width: int = 1, periods: Sequence[int] = PERIODS) -> None:
         super().__init__()
         self.members = nn.ModuleList(
             [
-                *(PeriodDiscriminator(period, width) for period in PERIODS),
+                *(PeriodDiscriminator(period, width) for period in periods),
                 *(ResolutionDiscriminator(*r, width) for r in RESOLUTIONS),
             ]
         )
-
-    def forward(self, waveform: torch.Tensor) -> list[Judgement]:
-        return [member(waveform) for member in self.members]
-
-
-class ResolutionDiscriminators(nn.Module):
-    """The discriminators of resolutions alone (Vocos, Siuzdak 2023); their maps of a waveform (B, T)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(ResolutionDiscriminator(*r, width) for r in RESOLUTIONS)
 
     def forward(self, waveform: torch.Tensor) -> list[Judgement]:
         return [member(waveform) for member in self.members]

@@ -15,13 +15,13 @@ from models.audio.corrections import find_harmonics
 from models.audio.mel import MelSpectrogram
 from training.data.clips import ClipSet
 from training.loop import marked, update
-from training.recipe import Recipe, VocoderRecipe
-from training.state import TrainingState
-from training.vocoder.discriminators import ResolutionDiscriminators, feature_distance, hinge_loss
+from training.recipe import Recipe
+from training.state import TrainingState, learning_rate
+from training.vocoder.discriminators import Discriminators, feature_distance, hinge_loss
 from training.vocoder.energy_distance import energy_distance
-from training.vocoder.networks import build_network
+from training.vocoder.networks import untrained_network
 
-WARMUP_STEPS = 200  # of the learning rate, and of the discriminators before the vocoder is trained by them
+WARMUP_STEPS = 200  # of the discriminators before the vocoder is trained by them
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 0.1, 0.2
 DISCRIMINATOR_RATE = 0.5  # of the vocoder's learning rate
 MAX_NORM = 10.0  # of gradients
@@ -29,19 +29,10 @@ MAX_NORM = 10.0  # of gradients
 
 def untrained_parts(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> dict[str, nn.Module]:
     """Return a vocoder with the statistics of the training clips, its discriminators and its average."""
-    vocoder = build_network(recipe.vocoder, mel)
-    vocoder.mean.copy_(clips.mel_mean)
-    vocoder.scale.copy_(clips.mel_std)
+    vocoder = untrained_network(recipe, clips, mel)
     average = copy.deepcopy(vocoder).eval().requires_grad_(False)
-    discriminators = ResolutionDiscriminators(recipe.vocoder.discriminator_width)
+    discriminators = Discriminators(recipe.vocoder.discriminator_width, periods=())
     return {"vocoder": vocoder, "discriminators": discriminators, "average": average}
-
-
-def learning_rate(v: VocoderRecipe, n: int) -> float:
-    """Return the learning rate of step n: it rises, stays, and falls as a cosine over the last steps."""
-    left = (v.steps - n) / max(1.0, v.decay_share * v.steps)
-    fall = 0.5 - 0.5 * float(torch.cos(torch.tensor(torch.pi * min(1.0, max(0.0, left)))))
-    return v.learning_rate * min(1.0, (n + 1) / WARMUP_STEPS) * max(fall, 1e-3)
 
 
 class IstftStep:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from models.audio.istft_vocoder import IstftVocoder
 from models.audio.mel import MelSpectrogram
 from models.audio.vocoder import Vocoder, build_vocoder, load_vocoder
+from training.data.clips import ClipSet
 from training.recipe import Recipe, VocoderRecipe
 from training.state import load_state, load_weights
 
@@ -20,6 +21,14 @@ def build_network(v: VocoderRecipe, mel: MelSpectrogram) -> Vocoder:
     return IstftVocoder(
         c.n_mels, c.sample_rate, c.hop_length, n_fft=4 * c.hop_length, dim=v.dim, depth=v.depth
     )
+
+
+def untrained_network(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> Vocoder:
+    """Return an untrained vocoder that standardises its input with the statistics of the training clips."""
+    vocoder = build_network(recipe.vocoder, mel)
+    vocoder.mean.copy_(clips.mel_mean)
+    vocoder.scale.copy_(clips.mel_std)
+    return vocoder
 
 
 def present_vocoder(recipe: Recipe, mel: MelSpectrogram) -> Vocoder | None:

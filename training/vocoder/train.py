@@ -33,7 +33,7 @@ from training.vocoder.discriminators import (
     feature_distance,
 )
 from training.vocoder.istft import IstftStep, untrained_parts
-from training.vocoder.networks import SERVED, build_network
+from training.vocoder.networks import SERVED, untrained_network
 
 MEL_WEIGHT = 2.0
 MAX_NORM = 10.0  # of gradients
@@ -115,10 +115,8 @@ def learning_rate(v: VocoderRecipe, n: int) -> float:
 
 
 def untrained_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> SpeechT5HifiGan:
-    """Return an untrained vocoder that standardises its input with the statistics of the training clips."""
-    vocoder = build_network(recipe.vocoder, mel)
-    vocoder.mean.copy_(clips.mel_mean)
-    vocoder.scale.copy_(clips.mel_std)
+    """Return an untrained HiFi-GAN."""
+    vocoder = untrained_network(recipe, clips, mel)
     for weight in vocoder.parameters():
         if weight.ndim == 3:  # short runs do not recover from the default std of 0.01
             nn.init.kaiming_normal_(weight, a=0.1)

@@ -57,7 +57,7 @@ class Understander:
         self._notes.shutdown(cancel_futures=True)
 
     def note(self, generation_id: str, payload: JobPayload, images: Mapping[str, Image.Image]) -> None:
-        """Write on a job how the model understands it, in the background; `images` are those that it has."""
+        """Record in the background how the model understands a job, whose images are `images` by key."""
         if self.model.frames is not None and not self._stopped.is_set():
             self._notes.submit(self._note, generation_id, payload, images)
 

@@ -6,8 +6,9 @@ import torch
 from models.networks.condition_encoder import ConditionEncoder
 from models.networks.denoiser import Denoiser
 from training.denoiser.flow_matching import FlowMatching
-from training.denoiser.train import build_optimizers, learning_rate
+from training.denoiser.train import build_optimizers
 from training.recipe import load_recipe
+from training.state import learning_rate
 
 DEMO = Path(__file__).resolve().parents[3] / "recipes" / "demo.yaml"
 

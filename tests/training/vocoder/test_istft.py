@@ -10,10 +10,10 @@ from tests.support.tiny_recipe import DEMO, recipe
 from training.data.clips import load_clips
 from training.loop import build_accelerator
 from training.recipe import load_recipe
-from training.state import TrainingState, load_state
+from training.state import TrainingState, learning_rate, load_state
 from training.train import train
 from training.vocoder.energy_distance import energy_distance
-from training.vocoder.istft import IstftStep, learning_rate, untrained_parts
+from training.vocoder.istft import IstftStep, untrained_parts
 
 MEL = MelSpectrogram()
 TINY = ("vocoder.architecture=istft", "vocoder.dim=16", "vocoder.depth=1", "vocoder.decay_share=0")
@@ -36,7 +36,7 @@ def test_the_rate_rises_stays_and_falls(prepared, tmp_path):
 
 def test_training_nears_the_sounds_and_discriminators_start_late(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr("training.vocoder.istft.WARMUP_STEPS", 2)
-    made = recipe(prepared, tmp_path, 100, *TINY, "vocoder.adversarial_from=8")
+    made = recipe(prepared, tmp_path, 100, *TINY, "vocoder.adversarial_from=8", "vocoder.warmup_steps=2")
     torch.manual_seed(0)
     parts = untrained_parts(made, load_clips(prepared), MEL)
     first = {name: [p.clone() for p in part.parameters()] for name, part in parts.items()}
