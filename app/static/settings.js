@@ -11,6 +11,7 @@ export class SettingsForm {
     for (const slider of document.querySelectorAll("#settings input[type=range]")) {
       slider.addEventListener("input", () => { show(slider); onchange(); });
     }
+    for (const box of ["loop", "literal"]) $(box).addEventListener("change", onchange);
     $("model").addEventListener("change", () => { this.#defaults(); onchange(); });
     $("dice").addEventListener("click", () => this.roll());
     this.roll();
@@ -58,6 +59,7 @@ export class SettingsForm {
       seed: Math.trunc(Number($("seed").value)),
       output_formats: FORMATS,
       ...($("loop").checked && { loop: true }),
+      ...($("literal").checked && { interpret: false }),
     };
   }
 
@@ -72,6 +74,7 @@ export class SettingsForm {
     set("guidance", body.guidance_scale);
     set("count", body.num_outputs);
     $("loop").checked = Boolean(body.loop);
+    $("literal").checked = body.interpret === false;
     $("seed").value = body.seed;
     $("lock").checked = true;
     $("settings").open = true;

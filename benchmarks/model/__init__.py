@@ -6,7 +6,7 @@ vocoder         HiFi-GAN against Griffin-Lim on real mels
 prepare         what preparing a clip costs beside a bare decode
 correspondence  how well the correspondence score finds exchanged sounds
 long_sounds     long sounds, loops, timelines, variations and continuations, by a judge
-two_sounds      whether both sounds of a sentence are heard (sentences.json)
+several_sounds  whether all sounds of a sentence are heard (sentences.json)
 video_scenes    whether the scenes of a video are heard
 plot_losses     a plot of the validation loss of runs
 """

@@ -77,7 +77,7 @@ class Understanding(BaseModel):
         found, conditions = [], payload.conditions
         if interpreted:
             parts = ", ".join(repr(condition.text) for condition in conditions if condition.weight > 0)
-            detail = f'taken as several sounds: {parts}; "interpret": false takes the text literally'
+            detail = f"taken as several sounds: {parts}"
             found.append(RequestWarning(code="interpreted", detail=detail, pointer="/prompt"))
         known = list(zip(payload.pointers, conditions, understood, strict=False))
         if payload.video:

@@ -22,6 +22,14 @@ def test_the_page_says_what_the_model_does_not_know(page):
     page.locator("#understood p").wait_for(state="detached")
 
 
+def test_a_text_can_stay_one_sound(page):
+    text = "a violin and a piano"
+    assert "interpret" not in body_of(page, lambda: generate(page, text))
+    with page.expect_request(lambda r: r.url.endswith("/v1/estimate") and '"interpret":false' in r.post_data):
+        page.get_by_label("One sound").check()
+    assert body_of(page, lambda: generate(page, text))["interpret"] is False
+
+
 def test_snippets_say_how_things_come_together(page):
     page.get_by_label("What should it sound like?").fill("piano")
     page.get_by_role("button", name="Mix in words").click()

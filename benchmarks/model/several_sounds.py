@@ -1,17 +1,19 @@
-"""Sentences of two sounds: whole, as a set, composed and mixed, and how they are understood.
+"""Sentences of several sounds: whole, as a set, composed and mixed, and how they are understood.
 
-python -m benchmarks.model.two_sounds BUNDLE CLIPS LABELS QUERIES YAMNET OUT [--seeds 2] [--kinds 19]
+python -m benchmarks.model.several_sounds BUNDLE CLIPS LABELS QUERIES YAMNET OUT
+    [--sounds 2] [--seeds 2] [--kinds 19]
 
-A linear judge on YAMNet's embeddings hears both sounds if they are its two most probable kinds. It learns
-from training recordings and from sums of two of them. The sentences are those of sentences.json.
+A linear judge on YAMNet's embeddings hears all N sounds if they are its N most probable kinds. It learns from
+training recordings and from sums of N of them. The sentences are those of sentences.json.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -49,17 +51,16 @@ PER_KIND, MIXES, HELD_OUT_MIXES = 12, 1000, 100
 
 
 def mixes(
-    sounds: list[tuple[np.ndarray, str]], count: int, ears: YamNet
-) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Return the embeddings of sums of two sounds of different kinds, and these kinds."""
-    rng, found, pairs = np.random.default_rng(0), [], []
-    while len(pairs) < count:
-        (one, first), (other, second) = (sounds[n] for n in rng.integers(len(sounds), size=2))
-        if first != second:
-            size = min(len(one), len(other))
-            found.append(ears.embed([one[:size] + other[:size]])[0].mean(0))
-            pairs.append((first, second))
-    return np.stack(found)[:, None], pairs
+    sounds: list[tuple[np.ndarray, str]], size: int, count: int, ears: YamNet
+) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """Return the embeddings of `count` sums of `size` sounds of different kinds, and these kinds."""
+    rng, found, kinds = np.random.default_rng(0), [], []
+    while len(kinds) < count:
+        waves, names = zip(*(sounds[n] for n in rng.integers(len(sounds), size=size)), strict=True)
+        if len(set(names)) == size:
+            found.append(ears.embed([np.sum(waves, axis=0)])[0].mean(0))
+            kinds.append(names)
+    return np.stack(found)[:, None], kinds
 
 
 def read_sounds(clips: Path, labels: Path, split: str, kinds: list[str]) -> list[tuple[np.ndarray, str]]:
@@ -73,19 +74,24 @@ def read_sounds(clips: Path, labels: Path, split: str, kinds: list[str]) -> list
     return found
 
 
-def judge_of_mixes(clips: Path, labels: Path, kinds: list[str], ears: YamNet) -> tuple[LinearJudge, float]:
-    """Return the judge, and how often it hears both sounds of sums of validation recordings."""
+def judge_of_mixes(
+    clips: Path, labels: Path, kinds: list[str], size: int, ears: YamNet
+) -> tuple[LinearJudge, dict[str, float]]:
+    """Return the judge, and how well it hears all sounds of sums of validation recordings."""
     sounds = read_sounds(clips, labels, "train", kinds)
     alone = np.stack([ears.embed([sound])[0].mean(0) for sound, _ in sounds])[:, None]
-    mixed, pairs = mixes(sounds, MIXES, ears)
-    first, second = zip(*pairs, strict=True)
+    mixed, names = mixes(sounds, size, MIXES, ears)
     judge = LinearJudge(
-        np.concatenate([alone, mixed, mixed]), [*(label for _, label in sounds), *first, *second]
+        np.concatenate([alone, *[mixed] * size]),
+        [*(label for _, label in sounds), *itertools.chain(*zip(*names, strict=True))],
     )
-    tried, wanted = mixes(read_sounds(clips, labels, "validation", kinds), HELD_OUT_MIXES, ears)
-    heard = np.argsort(-judge.probabilities(tried), axis=1)[:, :2]
-    hits = [{judge.labels[i] for i in row} == set(pair) for row, pair in zip(heard, wanted, strict=True)]
-    return judge, float(np.mean(hits))
+    tried, wanted = mixes(read_sounds(clips, labels, "validation", kinds), size, HELD_OUT_MIXES, ears)
+    heard = np.argsort(-judge.probabilities(tried), axis=1)[:, :size]
+    hits = [
+        len({judge.labels[i] for i in row} & set(names)) for row, names in zip(heard, wanted, strict=True)
+    ]
+    shares = np.array(hits) / size
+    return judge, {"real sums": float((shares == 1).mean()), "real sums, kinds": float(shares.mean())}
 
 
 def kind_of(part: str, kinds: list[str]) -> str:
@@ -98,11 +104,12 @@ def kind_of(part: str, kinds: list[str]) -> str:
     raise ValueError(f"{part!r} names no kind")
 
 
-def sentences() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return half and pair, in the order of the file."""
-    for half, pairs in json.loads(SENTENCES.read_text(encoding="utf-8"))["pairs"].items():
-        for pair in pairs:
-            yield half, pair
+def sentences(size: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return half and sentence of two or three sounds, in the order of the file."""
+    read = json.loads(SENTENCES.read_text(encoding="utf-8"))
+    for half, items in ({"three": read["three"]} if size == 3 else read["pairs"]).items():
+        for item in items:
+            yield half, item
 
 
 def understood(frames: Frames, text: str) -> list[str]:
@@ -117,6 +124,7 @@ def main(
     queries: Path,
     yamnet: Path,
     out: Path,
+    sounds: Annotated[int, typer.Option(min=2, max=3)] = 2,
     seeds: int = 2,
     kinds: int = 19,
 ) -> None:
@@ -125,34 +133,34 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     known = list(read_phrases(queries))[:kinds]
     ears = YamNet(yamnet)
-    judge, ceiling = judge_of_mixes(clips, labels, known, ears)
-    print("real sums", ceiling, flush=True)
+    judge, ceiling = judge_of_mixes(clips, labels, known, sounds, ears)
+    print(ceiling, flush=True)
     study = Study(Predictor(ClipSynthPipeline.from_pretrained(bundle)), judge, ears)
     assert study.predictor.frames is not None
     figures: dict[str, list[float]] = {}
-    for half, pair in sentences():
-        pair_kinds = {kind_of(part, known) for part in pair["parts"]}
-        parts = [{"text": part} for part in pair["parts"]]
-        requests: dict[str, dict[str, Any]] = {"whole": {"prompt": pair["text"]}}
+    for half, sentence in sentences(sounds):
+        wanted = {kind_of(part, known) for part in sentence["parts"]}
+        parts = [{"text": part} for part in sentence["parts"]]
+        requests: dict[str, dict[str, Any]] = {"whole": {"prompt": sentence["text"]}}
         requests |= {name: {"prompts": parts, "composition": name} for name in ("set", "compose", "mix")}
-        is_split = len(understood(study.predictor.frames, pair["text"])) == 2
+        is_split = len(understood(study.predictor.frames, sentence["text"])) == sounds
         for seed in range(seeds):
             for name, request in requests.items():
-                [heard] = study.heard(study.embed([study.make(seed=1000 + seed, **request)]), 2)
-                figures.setdefault(name, []).append(float(heard == pair_kinds))
-                figures.setdefault(f"{name}, kinds", []).append(len(heard & pair_kinds) / 2)
+                [heard] = study.heard(study.embed([study.make(seed=1000 + seed, **request)]), sounds)
+                figures.setdefault(name, []).append(float(heard == wanted))
+                figures.setdefault(f"{name}, kinds", []).append(len(heard & wanted) / sounds)
             for name in ("set", "compose", "mix"):
                 figures.setdefault(f"as understood, {name}", []).append(
                     figures[name if is_split else "whole"][-1]
                 )
         print(
             half,
-            pair["text"],
+            sentence["text"],
             {name: np.mean(values).round(3) for name, values in figures.items()},
             flush=True,
         )
-    means = {"real sums": ceiling} | {name: float(np.mean(values)) for name, values in figures.items()}
-    (out / "two_sounds.json").write_text(json.dumps(means, indent=1) + "\n")
+    means = ceiling | {name: float(np.mean(values)) for name, values in figures.items()}
+    (out / "several_sounds.json").write_text(json.dumps(means, indent=1) + "\n")
     print(means)
 
 
