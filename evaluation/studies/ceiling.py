@@ -19,6 +19,7 @@ from evaluation.metrics.bootstrap import draw_picks, mean_figure
 from evaluation.metrics.class_accuracy import per_class, read_phrases
 from evaluation.report.table import cell, markdown_table, percent
 from evaluation.studies.context import Split, StudyContext, suffixes
+from evaluation.studies.ladder import RAW, FitPrior, TextVariant, build
 from evaluation.studies.study import save, sweep
 from evaluation.systems.bundle import load_pipeline
 from models.conditioning.prompts import Prompt
@@ -77,9 +78,20 @@ def centred(index: Index, encoder: ConditionEncoder) -> Index:
     return Index(encoder.centre(index.embeds.to(encoder.device), "image").cpu(), index.clips)
 
 
-@torch.inference_mode()
-def ceiling(context: StudyContext, bundle: Path, k: int = K) -> str:
+@torch.no_grad()  # not inference mode: a prior may have to be fitted
+def ceiling(
+    context: StudyContext,
+    bundle: Path,
+    k: int = K,
+    *,
+    variants: Sequence[TextVariant] = (),
+    fit_prior: FitPrior | None = None,
+) -> str:
     """Write and return the table: how many of the k nearest training images are of the query's class.
+
+    Args:
+        variants: text variants of the ladder; texts are looked up with each.
+        fit_prior: fits the prior of the variants that need one.
 
     Raises:
         ValueError: the bundle lists no training clips, or the labels cannot be used.
@@ -95,6 +107,10 @@ def ceiling(context: StudyContext, bundle: Path, k: int = K) -> str:
         labels, texts = [label for label, _ in pairs], [text for _, text in pairs]
         yield "text, raw", Lookup(labels, torch.cat([pipe.encoder.encode_text([t]) for t in texts]), index)
         yield f"text, {OWN_SETTINGS}", _centred_texts(pipe, labels, texts, index)
+        for variant in variants:
+            if variant.name != RAW:
+                own = build(variant, pipe, fit_prior)
+                yield f"text, {variant.name}", _centred_texts(own, labels, texts, index)
         splits: list[Split] = ["validation", "dev"] if context.options.prepared else ["validation"]
         for split in splits:
             clips = list(read_clips(context.options.clips, context.labels(split)))
@@ -142,7 +158,8 @@ def _table(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
     notes = [
         f"The {k} training images nearest to a query by cosine: the mean share that is of its class, and how "
         "often its class is the commonest. raw: embeddings as the encoder returns them; the others: less the "
-        "mean of their kind. In brackets: 95 % of resamples of queries within classes.",
+        "mean of their kind, texts in the named variant of `clipsynth study ladder`. In brackets: 95 % of "
+        "resamples of queries within classes.",
         "",
         f"The share of {k}, by class:",
         "",

@@ -17,12 +17,12 @@ from evaluation.metrics.bootstrap import Figure
 from evaluation.metrics.class_accuracy import read_phrases
 from evaluation.plan import Plan, Sample
 from evaluation.run.rows import Entry, EvaluationContext, make_reference, time_alone
-from evaluation.run.scores import Reference, seconds_figure
+from evaluation.run.scores import Reference, fad_figure, judged_figures, kad_figure, seconds_figure
 
 Split = Literal["dev", "validation"]
 DEV_SEED = 1_000_000  # first seed of sounds for choices; the report's seeds count from 0
 TEXT_AND_IMAGE: tuple[QueryKind, ...] = ("text", "image")
-FAD, CLASS_ACCURACY = "FAD/classifier", "class_accuracy@1/classifier"
+FAD, KAD, CLASS_ACCURACY = "FAD/classifier", "KAD/classifier", "class_accuracy@1/classifier"
 SECONDS = "seconds"
 
 
@@ -131,6 +131,20 @@ class StudyContext:
     def entry_for(self, system: Synthesizer, samples: Sequence[Sample]) -> Entry:
         """Return the entry of a system with other samples than the plan's."""
         return Entry(system, "text", [list(samples)], list(samples), self.options.out)
+
+    def figures(self, entry: Entry) -> dict[str, Figure]:
+        """Return FAD, KAD, class accuracy, relevance and seconds per sound of an entry of the plan."""
+        reference = self.reference()
+        [embedder] = reference.embedders
+        sets, real = entry.split(entry.set_features.embeds(embedder)), reference.embeds[embedder.name]
+        clip_at = {clip.file: i for i, clip in enumerate(self.plan.clips)}
+        queries = [s.query for s in entry.judged]
+        probabilities = entry.judged_features.probabilities(self.judge)
+        labels, clip_of = [q.label for q in queries], [clip_at[q.clip] for q in queries]
+        found, _, _ = judged_figures(reference, probabilities, labels, clip_of)
+        picks = reference.picks()
+        found |= {FAD: fad_figure(sets, real, picks), KAD: kad_figure(sets, real, picks)}
+        return found | self.seconds(entry)
 
     def seconds(self, entry: Entry) -> dict[str, Figure]:
         """Return the median seconds per sound, one query at a time; empty if `options.timed` is 0."""

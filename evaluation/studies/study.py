@@ -11,14 +11,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evaluation.metrics.bootstrap import Figure
-from evaluation.report.table import percent, plain
+from evaluation.report.table import cell, percent, plain
 from evaluation.run.rows import Entry, make_sounds
-from evaluation.studies.context import CLASS_ACCURACY, FAD, SECONDS, StudyContext
+from evaluation.studies.context import CLASS_ACCURACY, FAD, KAD, SECONDS, StudyContext
 
 COVERAGE, COPIES = "coverage/classifier", "copies/mel"
 # {figure: (title, better direction, how a number is written)}
 METRICS: dict[str, tuple[str, str, Callable[[float], str]]] = {
     FAD: ("FAD", "↓", plain),
+    KAD: ("KAD", "↓", plain),
     CLASS_ACCURACY: ("class accuracy", "↑", percent),
     COVERAGE: ("coverage", "↑", percent),
     COPIES: ("copies", "↓", percent),
@@ -65,6 +66,11 @@ def metric_title(metric: str, kind: str) -> str:
     """Return the head of the column of a figure for one kind of query."""
     title, better, _ = METRICS[metric]
     return f"{title}, {kind} {better}"
+
+
+def metric_cell(figures: Mapping[str, Figure], metric: str) -> str:
+    """Return a figure with its interval; a dash if it is missing."""
+    return cell(figures.get(metric), METRICS[metric][2])
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from evaluation.clips import read_sound
 from evaluation.interfaces import SAMPLE_RATE, Query, QueryKind, Sources, split_options
 from models.audio.level import level
 from models.audio.vocoder import vocode
-from models.conditioning.prompts import as_set
+from models.conditioning.prompts import Composition, Prompt, as_set
 from models.pipeline import ClipSynthPipeline
 from models.sampler import advance
 
@@ -34,11 +34,12 @@ def load_pipeline(folder: str) -> ClipSynthPipeline:
 class Bundle:
     """A bundle; the queries of one call share the network's batch.
 
-    Options: `learned_from` (image, text, image+text), `steps`, `guidance`.
+    Options: `learned_from` (image, text, image+text), `steps`, `guidance`, `rescale`.
     """
 
     kinds: frozenset[QueryKind] = frozenset({"text", "image"})
     deterministic, generative = False, True
+    composition: Composition = "set"
 
     def __init__(
         self,
@@ -48,29 +49,35 @@ class Bundle:
         learned_from: str = "image",
         steps: int | None = None,
         guidance: float | None = None,
+        rescale: float = 0.0,
         attributes: Mapping[str, float] | None = None,
     ) -> None:
         self.name, self.pipe, self.training_query = name, pipe, learned_from
         self.unlabeled = learned_from == "image"
         self.steps = pipe.manifest.num_inference_steps if steps is None else steps
         self.guidance = pipe.manifest.guidance_scale if guidance is None else guidance
-        self.attributes = dict(attributes or {})
-        optional = [self.attributes] if self.attributes else []
+        self.rescale, self.attributes = rescale, dict(attributes or {})
+        optional = [x for x in (self.rescale, self.attributes) if x]
         self.version = fingerprint(pipe.manifest.version, self.steps, self.guidance, *optional)
 
     @classmethod
     def load(cls, name: str, argument: str, sources: Sources) -> Bundle:
         """Build from "FOLDER" or "FOLDER?learned_from=text&steps=12&guidance=8"."""
         del sources
-        types = {"learned_from": str, "steps": int, "guidance": float}
+        types = {"learned_from": str, "steps": int, "guidance": float, "rescale": float}
         folder, options = split_options(argument, types)
         return cls(name, load_pipeline(folder), **options)
+
+    def prompts(self, query: Query) -> list[Prompt]:
+        """Return the set of texts and images that a query requests."""
+        return as_set(query.prompt, query.image, None)
 
     @torch.inference_mode()
     def synthesize(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[np.ndarray]:
         rows = [
             self.pipe.prepare_rows(
-                as_set(query.prompt, query.image, None),
+                self.prompts(query),
+                composition=self.composition,
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
                 duration_s=query.duration_s,
@@ -79,6 +86,8 @@ class Bundle:
             )[0]
             for query, seed in zip(queries, seeds, strict=True)
         ]
+        for row in rows:
+            row.guidance_rescale = self.rescale
         while rows and not rows[0].done:
             advance(rows, self.pipe.denoiser)
         return [self.pipe.decode([row], q.duration_s)[0] for row, q in zip(rows, queries, strict=True)]

@@ -102,7 +102,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             anchor_share: share in [0, 1] of that mixture in a text's embedding; 0 switches it off.
             anchor_likeness: cosine to images of the bank that a class needs to be in the mixture (`shown`),
                 because a class that no video showed has no sound; -1 for all classes.
-            prior_dim, prior_share: recorded in saved bundles, without effect.
+            prior_dim: width of a learned step from a text to an image (`training.prior`); 0 for none.
+            prior_share: share in [0, 1] of that step in a text's embedding.
             guidance_scales: lowest and highest weight of distilled guidance; empty without it.
             guidance_times: times between which distilled guidance is valid.
 
@@ -110,7 +111,6 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
             ValueError: an unknown `text_centring`.
         """
         super().__init__()
-        del prior_dim, prior_share
         if text_centring not in get_args(TextCentring):
             raise ValueError(
                 f"`text_centring` must be one of {get_args(TextCentring)}, got {text_centring!r}"
@@ -121,6 +121,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         if scalars:
             self.scalar_projection = nn.Parameter(torch.empty(len(scalars), 2 + WAVES, embed_dim))
             nn.init.normal_(self.scalar_projection, std=SCALAR_STD)
+        if prior_dim:
+            self.prior = nn.Sequential(
+                nn.Linear(embed_dim, prior_dim), nn.GELU(), nn.Linear(prior_dim, embed_dim)
+            )
 
     def changed(self, **settings: Any) -> ConditionEncoder:
         """Return a copy with other constructor arguments and the same weights.
@@ -141,7 +145,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
     def centre(self, embeddings: torch.Tensor, kind: Kind) -> torch.Tensor:
         """Return embeddings (N, D) minus the mean of their kind, at unit norm.
 
-        Texts are also moved towards images by the bank, where it is on.
+        Texts are also moved towards images: by the prior, then by the bank, where these are on.
         """
         image, text = (self.means[KINDS.index(k)].float() for k in KINDS)
         if kind == "image" or self.config.text_centring == "image":
@@ -153,7 +157,10 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return centred if kind == "image" else self._towards_images(centred)
 
     def _towards_images(self, centred: torch.Tensor) -> torch.Tensor:
-        """Return centred texts (N, D), moved by `bank_share`, at unit norm."""
+        """Return centred texts (N, D), moved by `prior_share` and by `bank_share`, at unit norm."""
+        if self.config.prior_dim and self.config.prior_share > 0:
+            moved = F.normalize(centred + self.prior(centred.to(self.dtype)).float(), dim=-1)
+            centred = F.normalize(torch.lerp(centred, moved, self.config.prior_share), dim=-1)
         if self.config.bank_share > 0 and len(self.bank):
             bank = self.bank.float()
             with torch.autocast(bank.device.type, enabled=False):  # bf16 would blur the softmax

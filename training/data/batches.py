@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from models.audio.mel import MelSpectrogram
+from models.conditioning.phrase_bank import PhraseBank
 from training.data.attribute_labels import (
     AttributeLabeller,
     LabelOffsets,
@@ -34,6 +35,7 @@ from training.recipe import Recipe
 MAX_SET = 2  # conditions of one sample in training
 CLEAN_SHARE = 0.25  # of samples without noise on the condition
 SET_SHARE = 0.2  # of samples with two frames of one clip
+NEAREST_PHRASES = 5  # one of them may replace a frame
 MIX_DB = 10.0  # largest difference of level between the two sounds of a mix
 
 
@@ -125,6 +127,7 @@ class Batches(Dataset[Draw]):
         self,
         clips: Clips,
         recipe: Recipe,
+        bank: PhraseBank | None = None,
         *,
         scalars: Sequence[str] | None = None,
         keep: bool = False,
@@ -134,6 +137,7 @@ class Batches(Dataset[Draw]):
         """Check that the clips have the inputs of the recipe's `condition`.
 
         Args:
+            bank: phrases for `pseudo_text`.
             scalars: labels that the network takes; default: `conditioning_scalars`.
 
         Raises:
@@ -145,6 +149,7 @@ class Batches(Dataset[Draw]):
         d = recipe.denoiser
         self.size = d.batch_size // d.gradient_accumulation_steps
         check_rows(self.size, world_size, "denoiser.batch_size / gradient_accumulation_steps")
+        self.bank = bank
         mel = MelSpectrogram().config
         self.sample_rate, self.hop = mel.sample_rate, mel.hop_length
         self.offsets = LabelOffsets(
@@ -281,11 +286,16 @@ class Batches(Dataset[Draw]):
         return round(self.clips.duration_s(clip) * self.sample_rate)
 
     def _conditions(self, clip: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two embeddings (2, D) of frames or captions of a clip, and which are texts (2,)."""
-        text = {"image": 0.0, "text": 1.0, "hybrid": 0.5}[self.recipe.denoiser.condition]
+        """Return two embeddings (2, D) of frames or captions of a clip, and which are texts (2,).
+
+        A nearby phrase of the generic bank replaces a share `pseudo_text` of frames.
+        """
+        d = self.recipe.denoiser
+        text = {"image": d.pseudo_text, "text": 1.0, "hybrid": 0.5}[d.condition]
         is_text = torch.rand(MAX_SET, generator=g) < text
         chosen = []
         for kind in is_text.tolist():
-            embeds = self.clips.captions(clip) if kind else self.clips.embeds(clip)
-            chosen.append(embeds[int(torch.randint(len(embeds), (), generator=g))])
+            embeds = self.clips.captions(clip) if kind and self.bank is None else self.clips.embeds(clip)
+            one = embeds[int(torch.randint(len(embeds), (), generator=g))]
+            chosen.append(self.bank.draw(one, NEAREST_PHRASES, g) if kind and self.bank is not None else one)
         return torch.stack(chosen), is_text

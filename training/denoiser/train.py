@@ -25,16 +25,25 @@ from training.denoiser.cuda_graphs import CudaGraphs, can_record_graphs
 from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
 from training.denoiser.validation import dev_batches, dev_loss, samples, spectrograms, vocode
 from training.loop import Run, autocast, marked, prefetch
+from training.prior import load_bank
 from training.progress import ProgressView
 from training.recipe import Recipe
 from training.state import TrainingState, learning_rate, load_weights
 
 
-def build_optimizer(recipe: Recipe, model: FlowMatching) -> torch.optim.Optimizer:
-    """Return the optimizer of all parameters."""
-    parameters = list(model.parameters())
-    decay, fused = recipe.denoiser.weight_decay, parameters[0].is_cuda or None
-    return torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=decay, fused=fused)
+def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:
+    """Return optimizers that together update every parameter once."""
+    d = recipe.denoiser
+    matrices: list[nn.Parameter] = []
+    if d.optimizer == "muon":
+        matrices = [p for p in model.denoiser.transformer.blocks.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    fused = rest[0].is_cuda or None
+    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=d.weight_decay, fused=fused)
+    if not matrices:
+        return [adamw]
+    return [adamw, torch.optim.Muon(matrices, weight_decay=d.weight_decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def attention(device: torch.device) -> AbstractContextManager[None]:
@@ -122,9 +131,9 @@ def train_parts(
     d = recipe.denoiser
     folder = Path(recipe.run) / objective.stage
     objective.loss.to(accelerator.device)
-    optimizer = build_optimizer(recipe, model)
+    optimizers = build_optimizers(recipe, model)
     ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-    state = TrainingState(folder, {objective.stage: model}, [optimizer], ema=ema)
+    state = TrainingState(folder, {objective.stage: model}, optimizers, ema=ema)
     state.resume()
     ema.to(accelerator.device)
     if state.step < d.steps and (d.patience is None or state.stale < d.patience):
@@ -152,11 +161,13 @@ def _fit(
             if isinstance(part, Denoiser):
                 part.transformer.compile(dynamic=True)
     wrapped = accelerator.prepare_model(objective.loss)
+    bank = load_bank(clips) if d.condition == "image" and d.pseudo_text else None
     # The first process computes what all read.
     with accelerator.main_process_first():
         batches = Batches(
             clips.train,
             recipe,
+            bank,
             scalars=model.condition_encoder.config.scalars,
             keep=recipe.in_memory,
             rank=accelerator.process_index,
@@ -188,7 +199,8 @@ def _fit(
             accelerator.backward(loss)
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        state.optimizers[0].step()
+        for optimizer in state.optimizers:
+            optimizer.step()
         model.zero_grad(set_to_none=True)
         if state.ema is not None:
             state.ema.step(model.parameters())

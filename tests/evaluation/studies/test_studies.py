@@ -1,4 +1,4 @@
-"""`clipsynth study` at toy size: two kinds of tone, a tiny bundle."""
+"""`clipsynth study` at toy size: two kinds of tone, a tiny bundle of either encoder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import torch
 from typer.testing import CliRunner
 
 from clipsynth.cli import app
-from evaluation.studies import ablation, attributes, ceiling
-from evaluation.studies.context import DEV_SEED, FAD, StudyContext, StudyOptions
-from evaluation.systems.bundle import Bundle
+from evaluation.metrics.bootstrap import Figure
+from evaluation.studies import ablation, attributes, ceiling, ladder, sets, steps
+from evaluation.studies.context import CLASS_ACCURACY, DEV_SEED, FAD, SECONDS, StudyContext, StudyOptions
+from evaluation.studies.variants import with_manifest
+from evaluation.systems.bundle import Bundle, load_pipeline
 from models.networks.condition_encoder import ConditionEncoder
+from models.networks.open_clip import OpenClipEncoder
 from models.pipeline import ClipSynthPipeline
 from models.retrieval.clip_index import Index
+from tests.support.constants import TINY_CLIP
 from tests.support.tiny import build_tiny_pipeline
 from tests.support.videos import write_video
 
@@ -71,6 +75,15 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def clip_bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    weights = path / "weights.pt"
+    torch.save(OpenClipEncoder("tiny-clip", "random", TINY_CLIP).model.state_dict(), weights)
+    return save_bundle(path / "bundle", OpenClipEncoder("tiny-clip", str(weights)))
+
+
+@pytest.fixture(scope="module")
 def options(folder, tmp_path_factory):
     return StudyOptions(
         folder,
@@ -111,10 +124,11 @@ def test_shares_and_majorities_of_neighbours():
 
 
 def test_the_ceiling_study_has_every_kind_of_query(setting, bundle):
-    table = ceiling.ceiling(setting, bundle, 1)
+    table = ceiling.ceiling(setting, bundle, 1, variants=ladder.text_variants([], [(1.0, 0.01)]))
     found = results(setting, "ceiling")
     assert list(found) == [
-        "text, raw", "text, the bundle's settings",
+        "text, raw", "text, the bundle's settings", "text, templates", "text, anchors",
+        "text, mean shift", "text, centred", "text, bank 1, tau 0.01",
         "image, validation, raw", "image, validation, centred", "image, dev, raw", "image, dev, centred",
     ]  # fmt: skip
     assert found["text, raw"]["queries"] == 3
@@ -125,10 +139,38 @@ def test_the_ceiling_study_has_every_kind_of_query(setting, bundle):
     assert "| low |" in table
 
 
+@pytest.mark.parametrize("kind", ["bundle", "clip_bundle"])
+def test_every_rung_changes_the_sounds(kind, setting, request):
+    place = request.getfixturevalue(kind)
+    wanted = [
+        *ladder.text_variants([1.0], [(1.0, 0.01)], prior=True),
+        ladder.parse_bundle(f"trained={place}"),
+    ]
+
+    def prior(pipe):
+        torch.manual_seed(0)
+        return pipe.condition_encoder.changed(prior_dim=4)
+
+    table = ladder.ladder(setting, place, wanted, fit_prior=prior, steps=1)
+    found = results(setting, "ladder")
+    assert list(found) == [
+        "raw text", "templates", "anchors", "mean shift", "centred", "sigma 1", "bank 1, tau 0.01", "prior",
+        "trained",
+    ]  # fmt: skip
+    fads = [row["text"][FAD]["value"] for row in found.values()]
+    assert len({round(f, 6) for f in fads}) == len(fads)  # no rung is without effect
+    assert {row["image"][FAD]["value"] for row in found.values()} == {
+        found["raw text"]["image"][FAD]["value"]
+    }
+    assert "closed" in found["centred"]
+    assert found["raw text"]["closed"] == {}
+    assert table.count("\n| ") == 1 + len(wanted) - 1
+
+
 def test_a_repeated_study_makes_no_sound_twice(setting, bundle, monkeypatch):
-    wanted = ablation.parse_remedies([f"more steps={bundle}?steps=2,{bundle}?steps=1"])
+    wanted = ladder.text_variants([], [])[:1]
     once = StudyContext(replace(setting.options, timed=0))
-    first = ablation.ablation(once, wanted)
+    first = ladder.ladder(once, bundle, wanted, steps=1)
 
     made, synthesize = [], Bundle.synthesize
 
@@ -138,8 +180,89 @@ def test_a_repeated_study_makes_no_sound_twice(setting, bundle, monkeypatch):
 
     monkeypatch.setattr(Bundle, "synthesize", counted)
     monkeypatch.setattr("evaluation.run.sound_cache.COMPARED", 1)
-    assert ablation.ablation(once, wanted) == first
-    assert made == [1] * 4  # of each kind one, to see whether it is the same
+    assert ladder.ladder(once, bundle, wanted, steps=1) == first
+    assert made == [1, 1]  # of each kind one, to see whether it is the same
+
+
+def test_rungs_are_written_as_settings():
+    rung = ladder.parse_variant("stack=text_templates=true&bank_share=0.5&prior")
+    assert rung.settings == {
+        "text_centring": "own",
+        "text_templates": True,
+        "bank_share": 0.5,
+        "prior_share": 1.0,
+    }
+    assert rung.prior
+    for wrong in ("stack", "stack=bank_share", "=a=1"):
+        with pytest.raises(ValueError, match="NAME=setting=value"):
+            ladder.parse_variant(wrong)
+
+
+def test_invalid_rungs_are_rejected(setting, bundle):
+    with pytest.raises(ValueError, match="different names"):
+        ladder.ladder(setting, bundle, [ladder.TextVariant("a"), ladder.TextVariant("a")])
+    with pytest.raises(ValueError, match="no setting 'volume'"):
+        ladder.ladder(setting, bundle, [ladder.TextVariant("a", {"volume": 1})], steps=1)
+    with pytest.raises(ValueError, match="needs --prepared"):
+        ladder.ladder(setting, bundle, [ladder.TextVariant("a", prior=True)], steps=1)
+
+
+def test_recall_counts_both_of_the_top_two():
+    heard = np.array([[0.5, 0.4, 0.1], [0.5, 0.1, 0.4], [0.1, 0.2, 0.7]])
+    pairs = [("a", "b"), ("a", "b"), ("a", "a")]
+    assert sets.recall(heard, ["a", "b", "c"], pairs).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_the_sets_study_has_every_composition(setting, bundle):
+    sets.sets(setting, bundle, steps=1)
+    found = results(setting, "sets")
+    assert list(found) == [
+        "two texts, set", "two texts, compose", "two texts, mix", "two texts, naive",
+        "image and text, set", "image and text, compose", "image and text, mix", "real sounds, mixed",
+    ]  # fmt: skip
+    assert (
+        found["real sounds, mixed"]["recall"]["value"] == 1
+    )  # the judge knows two classes, so any two are right
+    over = found["two texts, set"]["recall"]["value"] - found["two texts, mix"]["recall"]["value"]
+    assert found["two texts, set"]["over mix"]["value"] == pytest.approx(over)
+    folders = {p.parent for p in setting.options.out.rglob("text-train-navy.mp4+train-maroon-*.flac")}
+    assert len(folders) == 5  # four systems and the recordings
+
+
+def figures(fad, agreement):
+    return {FAD: Figure(fad, fad, fad, np.zeros(1)), CLASS_ACCURACY: Figure(agreement, 0, 1, np.zeros(1))}
+
+
+def test_the_fewest_equally_good_steps_are_found():
+    curve = {
+        4: {"text": figures(9.0, 0.5), "image": figures(5.0, 0.5)},
+        8: {"text": figures(5.2, 0.48), "image": figures(5.2, 0.40)},
+        16: {"text": figures(5.2, 0.48), "image": figures(5.2, 0.48)},
+        100: {"text": figures(5.0, 0.5), "image": figures(5.0, 0.5)},
+    }
+    assert steps.fewest(curve) == 16
+
+
+def test_row_forwards_count_guidance_in_its_interval():
+    assert steps.row_forwards(10, 4.0, (0.0, 0.65)) == 17
+    assert steps.row_forwards(10, 1.0, (0.0, 1.0)) == 10
+    assert steps.row_forwards(8, 4.0, (0.0, 0.2), 8.0) == 14
+    assert steps.row_forwards(10, 4.0, (0.0, 0.65), distilled=True) == 10
+
+
+def test_the_steps_study_has_a_curve(setting, bundle):
+    table = steps.steps(setting, bundle, [1, 2], guidances=[1.0, 4.0], intervals=[(0.0, 0.5)])
+    found = results(setting, "steps")
+    assert [(row["steps"], row["guidance"], row["row_forwards"]) for row in found] == [
+        (1, 1.0, 1), (2, 1.0, 2), (1, 4.0, 2), (2, 4.0, 3),
+    ]  # fmt: skip
+    assert all(SECONDS in row["image"] for row in found)
+    assert table.count("steps are the fewest") == 2
+    steps.steps(setting, bundle, [1], rescales=[0.0, 0.7])
+    plain, rescaled = (row["image"][FAD]["value"] for row in results(setting, "steps"))
+    assert plain != rescaled
+    with pytest.raises(ValueError, match="at least one"):
+        steps.steps(setting, bundle, [])
 
 
 def test_the_ablation_compares_bundles_with_and_without(setting, bundle, tmp_path):
@@ -167,6 +290,14 @@ def test_measured_loudness_follows_the_requested_level(setting, bundle):
     assert loudness["leakage"]["value"] == 0  # the judge hears all at one level
 
 
+def test_an_attribute_margin_makes_another_system(bundle):
+    pipe = load_pipeline(str(bundle))
+    wide = with_manifest(pipe, attribute_reach=0.4)
+    asked = {"brightness": 0.9}
+    versions = {Bundle("a", p, attributes=a).version for p in (pipe, wide) for a in (asked, {})}
+    assert len(versions) == 4
+
+
 def test_unknown_attributes_are_rejected_by_the_study(setting, bundle):
     with pytest.raises(ValueError, match=r"supports the attributes .*loudness"):
         attributes.attributes(setting, bundle, names=["colour"])
@@ -181,15 +312,20 @@ def test_the_study_commands_write_their_tables(folder, bundle, options):
     model = ["--model", str(bundle)]
     run = CliRunner().invoke
     for name, arguments in {
-        "ceiling": [*common, *model, "--k", "1"],
+        "ceiling": [*common, *model, "--bank", "1,0.01"],
+        "ladder": [*made, *model, "--steps", "1", "--only", "centred", "--timed", "0"],
         "attributes": [
             *made, *model, "--steps", "1", "--attribute", "loudness", "--level", "0.1", "--level", "0.9",
         ],
+        "sets": [*made, *model, "--steps", "1", "--pairs", "1"],
+        "steps": [*made, *model, "--count", "1", "--timed", "0"],
         "ablation": [*made, "--timed", "0", f"a={bundle}?steps=2,{bundle}?steps=1"],
     }.items():  # fmt: skip
         result = run(app, ["study", name, *arguments], catch_exceptions=False)
         assert result.exit_code == 0, name
         assert (options.out / name / "results.md").read_text().strip() in result.output
-    assert run(app, ["study", "ceiling", *made, *model, "--split", "train"]).exit_code == 2
-    with pytest.raises(ValueError, match="the study ceiling does not have steps"):
-        run(app, ["study", "ceiling", *made, *model, "--steps", "2"], catch_exceptions=False)
+    assert run(app, ["study", "steps", *made, *model, "--split", "train"]).exit_code == 2
+    with pytest.raises(ValueError, match="the study steps does not have pairs"):
+        run(app, ["study", "steps", *made, *model, "--pairs", "2"], catch_exceptions=False)
+    with pytest.raises(ValueError, match="NUMBER,NUMBER"):
+        run(app, ["study", "ceiling", *common, *model, "--bank", "1"], catch_exceptions=False)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from models import ClipSynthPipeline, Prompt
 from models.audio.vocoder import mix
-from models.conditioning.prompts import COMPOSITIONS, TEMPLATES, templated
+from models.conditioning.prompts import COMPOSITIONS, templated
 from models.networks.condition_encoder import ConditionEncoder
 from tests.support.constants import BATCHED_TOLERANCE
 
@@ -215,9 +215,3 @@ def test_a_text_moves_among_the_classes_of_training_images(tiny_pipeline):
     everything = encoder.changed(anchor_likeness=-1.0)
     assert everything.shown(anchors) is None
     assert encoder.changed(anchor_likeness=1.1).shown(anchors) is None
-
-
-def test_templates_replace_an_existing_one():
-    wanted = [t.format("a dog") for t in TEMPLATES]
-    assert templated("a dog") == templated("a photo of a dog") == templated("The sound of a dog") == wanted
-    assert templated("a photo of ")[1] == "a photo of a photo of "

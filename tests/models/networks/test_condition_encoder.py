@@ -83,10 +83,20 @@ def test_a_text_is_centred_or_moved_or_used_as_an_image(encoder):
         encoder.changed(text_centring="none")
 
 
+def test_a_prior_leads_texts_and_no_images(encoder):
+    with_prior = encoder.changed(prior_dim=4)
+    x = torch.arange(1.0, 9.0)[None]
+    assert not torch.allclose(with_prior.centre(x, "text"), encoder.centre(x, "text"))
+    assert torch.equal(with_prior.centre(x, "image"), encoder.centre(x, "image"))
+    assert torch.equal(with_prior.changed(prior_share=0.0).centre(x, "text"), encoder.centre(x, "text"))
+
+
 def test_a_changed_copy_keeps_weights_and_leaves_the_original(encoder):
-    other = encoder.changed(text_sigma=0.1)
+    other = encoder.changed(text_sigma=0.1, prior_dim=4)
     assert (other.config.text_sigma, encoder.config.text_sigma) == (0.1, 0.5)
     for name, weight in encoder.state_dict().items():
         assert torch.equal(other.state_dict()[name], weight), name
+    again = other.changed(prior_dim=0)
+    assert not hasattr(again, "prior")
     other.means.add_(1)
     assert not torch.equal(other.means, encoder.means)

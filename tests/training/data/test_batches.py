@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.audio.mel import LOG_FLOOR
+from models.conditioning.phrase_bank import PhraseBank
 from tests.support.tiny_recipe import recipe
 from training.data.batches import Batches, BatchMaker, sampling_weights
 from training.data.clips import load_clips
@@ -86,6 +87,19 @@ def test_clips_that_correspond_are_drawn_more_often(prepared, tmp_path, monkeypa
     monkeypatch.setattr(type(clips), "correspondence", lambda _, i: float(i == 0))
     share = Batches(clips, made).clip_numbers(0).count(0) / 400
     assert share == pytest.approx(float(sampling_weights(torch.eye(len(clips))[0])[0]), abs=0.1)
+
+
+def test_phrases_replace_frames_in_the_recipes_share(prepared, tmp_path):
+    made = recipe(prepared, tmp_path, 1, "denoiser.pseudo_text=0.5", "denoiser.batch_size=100")
+    clips = load_clips(prepared)
+    phrases = torch.nn.functional.normalize(torch.randn(2, 20, len(clips.image_mean)), dim=-1)
+    small = Batches(clips.train, made, PhraseBank(phrases, clips.image_mean))[0].small
+    assert small["is_text"].float().mean() == pytest.approx(0.5, abs=0.15)
+    for embeds, is_text in zip(small["embeds"], small["is_text"], strict=True):
+        near = torch.cdist(embeds, phrases.flatten(0, 1)).amin(1) < 1e-2
+        assert torch.equal(near, is_text)
+    with pytest.raises(ValueError, match="pseudo_text replaces frames"):
+        recipe(prepared, tmp_path, 1, "denoiser.pseudo_text=0.5", "denoiser.condition=text")
 
 
 def test_times_lie_where_the_recipe_says(prepared, tmp_path):
