@@ -65,8 +65,8 @@ class DenoiserRecipe(_Section):
 
     The learning rate rises over `warmup_steps`, stays constant, and falls to 0 as a cosine over the last
     `decay_share` of the steps, so a run can be extended from its constant part (Hägele et al. 2024); 1.0 is
-    the plain cosine schedule. "muon" updates the matrices of the blocks with Muon (Jordan et al. 2024) at
-    AdamW's step size. Times are logit-normal (Esser et al. 2024, 3.1); a mean below 0 favours noisy times.
+    the plain cosine schedule. Times are logit-normal (Esser et al. 2024, 3.1); a mean below 0 favours noisy
+    times.
     """
 
     steps: PositiveInt
@@ -91,7 +91,6 @@ class DenoiserRecipe(_Section):
     pseudo_text: Share = 0.0  # share of frames replaced by one of the nearest generic phrases
     logit_mean: float = 0.0
     logit_std: PositiveFloat = 1.0
-    optimizer: Literal["adamw", "muon"] = "adamw"
     gradient_accumulation_steps: PositiveInt = 1
     compile: bool = False
     learning_rate: PositiveFloat = 6e-4

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.data.batches import Batch, Batches, BatchMaker
 from training.data.clips import ClipSet, open_clips
 from training.denoiser.flow_matching import FlowMatching, build_condition_encoder, build_denoiser
-from training.denoiser.train import attention, build_optimizers
+from training.denoiser.train import attention, build_optimizer
 from training.loop import autocast, one_ahead
 from training.recipe import Recipe, load_recipe
 
@@ -43,7 +43,7 @@ class Trainer:
         self.recipe, self.device = recipe, torch.device("cpu")
         self.model = FlowMatching(build_condition_encoder(recipe, clips), build_denoiser(recipe, clips))
         self.model.train()
-        (self.optimizer, *_) = build_optimizers(recipe, self.model)
+        self.optimizer = build_optimizer(recipe, self.model)
         decay = recipe.denoiser.ema_decay
         self.ema = EMAModel(self.model.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
 

@@ -31,19 +31,11 @@ from training.recipe import Recipe
 from training.state import TrainingState, learning_rate, load_weights
 
 
-def build_optimizers(recipe: Recipe, model: FlowMatching) -> list[torch.optim.Optimizer]:
-    """Return optimizers that together update every parameter once."""
-    d = recipe.denoiser
-    matrices: list[nn.Parameter] = []
-    if d.optimizer == "muon":
-        matrices = [p for p in model.denoiser.transformer.blocks.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    fused = rest[0].is_cuda or None
-    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=d.weight_decay, fused=fused)
-    if not matrices:
-        return [adamw]
-    return [adamw, torch.optim.Muon(matrices, weight_decay=d.weight_decay, adjust_lr_fn="match_rms_adamw")]
+def build_optimizer(recipe: Recipe, model: FlowMatching) -> torch.optim.Optimizer:
+    """Return the optimizer of all parameters."""
+    parameters = list(model.parameters())
+    decay, fused = recipe.denoiser.weight_decay, parameters[0].is_cuda or None
+    return torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=decay, fused=fused)
 
 
 def attention(device: torch.device) -> AbstractContextManager[None]:
@@ -131,9 +123,9 @@ def train_parts(
     d = recipe.denoiser
     folder = Path(recipe.run) / objective.stage
     objective.loss.to(accelerator.device)
-    optimizers = build_optimizers(recipe, model)
+    optimizer = build_optimizer(recipe, model)
     ema = EMAModel(model.parameters(), decay=d.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-    state = TrainingState(folder, {objective.stage: model}, optimizers, ema=ema)
+    state = TrainingState(folder, {objective.stage: model}, [optimizer], ema=ema)
     state.resume()
     ema.to(accelerator.device)
     if state.step < d.steps and (d.patience is None or state.stale < d.patience):
@@ -199,8 +191,7 @@ def _fit(
             accelerator.backward(loss)
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in state.optimizers:
-            optimizer.step()
+        state.optimizers[0].step()
         model.zero_grad(set_to_none=True)
         if state.ema is not None:
             state.ema.step(model.parameters())
