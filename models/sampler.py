@@ -61,8 +61,6 @@ class SamplerRow:
         loudness_dbfs: RMS that the waveform is scaled to, in dB of full scale; None keeps its level.
         guided_conds: conditions that hold the guidance weight as a scalar, for a network with distilled
             guidance. They replace the second pass. Empty for other networks.
-        guidance_rescale: share in [0, 1] by which a guided velocity is scaled to the deviation of the
-            unguided one.
         windows: of a row that is made in windows; they replace its own conditions. Tokens in no window stay
             noise.
         start: share of the steps that the row leaves out, because it begins between noise and data (SDEdit,
@@ -87,7 +85,6 @@ class SamplerRow:
     step: int = 0
     loudness_dbfs: float | None = None
     previous_velocity: torch.Tensor | None = None
-    guidance_rescale: float = 0.0
     guided_conds: Sequence[ConditionTokens] = ()
     time_shift: float = 1.0
     windows: Sequence[RowWindow] = ()
@@ -143,7 +140,7 @@ class SamplerRow:
     @property
     def needs_uncond(self) -> bool:
         """Whether the next step needs the unconditional pass."""
-        return self.guided and not (self.guided_conds and self.guidance_rescale == 0)
+        return self.guided and not self.guided_conds
 
     @property
     def active_conditions(self) -> Sequence[ConditionTokens]:
@@ -266,19 +263,7 @@ def _combine(row: SamplerRow, v: torch.Tensor, v_uncond: torch.Tensor | None) ->
     if v_uncond is None:
         return _weighted(row, v) / sum(row.weights) if together else v
     towards = v - v_uncond
-    guided = v_uncond + row.guidance_scale * (_weighted(row, towards) if together else towards)
-    if row.guidance_rescale == 0:
-        return guided
-    return _rescaled(guided, _weighted(row, v) / sum(row.weights) if together else v, row.guidance_rescale)
-
-
-def _rescaled(guided: torch.Tensor, plain: torch.Tensor, share: float) -> torch.Tensor:
-    """Return guided velocities (V, L, C), moved by `share` to the deviation of the plain ones.
-
-    Each component is scaled by itself (Lin et al. 2023, eqs. 14 to 16).
-    """
-    ratio = plain.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
-    return guided * (1 + share * (ratio - 1))
+    return v_uncond + row.guidance_scale * (_weighted(row, towards) if together else towards)
 
 
 def _weighted(row: SamplerRow, v: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ OWN = {
     "ladder": {"sigma", "bank", "prior", "variant", "bundle", "only", "steps"},
     "sets": {"pairs", "steps"},
     "attributes": {"attribute", "level", "clips_per_class", "margin", "steps"},
-    "steps": {"count", "guidance_scale", "interval", "rescale", "shift"},
+    "steps": {"count", "guidance_scale", "interval", "shift"},
     "ablation": {"remedies"},
 }
 _texts = partial(typer.Option, rich_help_panel="Of ladder and ceiling")
@@ -101,7 +101,6 @@ def study(
     count: Annotated[list[int] | None, _grid(min=1, max=200, help="Steps; 4 to 100 by default.")] = None,
     guidance_scale: Annotated[list[float] | None, _grid(min=0, help="Guidance scales.")] = None,
     interval: Annotated[list[str] | None, _grid(help="LOW,HIGH times with guidance.")] = None,
-    rescale: Annotated[list[float] | None, _grid(min=0, max=1, help="Rescaling (Lin 2023).")] = None,
     shift: Annotated[list[float] | None, _grid(min=0.01, help="Time shifts.")] = None,
 ) -> None:
     """Answer one question about a bundle, with labelled clips.
@@ -157,7 +156,7 @@ def study(
     elif name == "steps":
         table = sampling.steps(
             context, place, count or sampling.STEPS, guidances=guidance_scale or (),
-            intervals=[_two_floats(i) for i in interval or ()], rescales=rescale or (), shifts=shift or (),
+            intervals=[_two_floats(i) for i in interval or ()], shifts=shift or (),
         )  # fmt: skip
     else:
         table = ablation.ablation(context, ablation.parse_remedies(remedies or []))

@@ -24,11 +24,10 @@ SHOWN = (FAD, KAD, CLASS_ACCURACY)
 
 @dataclass(frozen=True)
 class Schedule:
-    """One choice of guidance scale, guidance interval, share of rescaling and time shift."""
+    """One choice of guidance scale, guidance interval and time shift."""
 
     guidance: float
     interval: tuple[float, float]
-    rescale: float
     shift: float
 
 
@@ -67,7 +66,6 @@ def steps(
     *,
     guidances: Sequence[float] = (),
     intervals: Sequence[tuple[float, float]] = (),
-    rescales: Sequence[float] = (),
     shifts: Sequence[float] = (),
 ) -> str:
     """Write and return the table: a row for each schedule and number of steps.
@@ -81,23 +79,18 @@ def steps(
         raise ValueError("at least one number of steps is needed")
     pipe = load_pipeline(str(bundle))
     m = pipe.manifest
-    values = (
-        guidances or [m.guidance_scale],
-        intervals or [m.guidance_interval],
-        rescales or [0.0],
-        shifts or [m.time_shift],
-    )
+    values = guidances or [m.guidance_scale], intervals or [m.guidance_interval], shifts or [m.time_shift]
     grid = [(Schedule(*choice), n) for choice in product(*values) for n in sorted(set(counts))]
 
     def points() -> Iterator[tuple[tuple[Schedule, int, str], Entry]]:
         for s, n in grid:
             own = with_manifest(pipe, guidance_interval=s.interval, time_shift=s.shift, num_inference_steps=n)
-            system = Bundle(f"{n} steps", own, steps=n, guidance=s.guidance, rescale=s.rescale)
+            system = Bundle(f"{n} steps", own, steps=n, guidance=s.guidance)
             for kind in TEXT_AND_IMAGE:
                 yield (s, n, kind), context.entry(system, kind)
 
     def forwards(s: Schedule, n: int) -> int:
-        distilled = s.rescale == 0 and pipe.condition_encoder.takes_guidance(s.guidance, s.interval)
+        distilled = pipe.condition_encoder.takes_guidance(s.guidance, s.interval)
         return row_forwards(n, s.guidance, s.interval, s.shift, distilled=distilled)
 
     measured = sweep(context, points(), context.figures)
@@ -118,15 +111,15 @@ def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         by_steps = {row["steps"]: {str(kind): row[kind] for kind in TEXT_AND_IMAGE} for row in group}
         low, high = schedule.interval
         sentences.append(
-            f"Guidance {schedule.guidance:g} in {low:g}–{high:g}, rescaled by {schedule.rescale:g}, shift "
-            f"{schedule.shift:g}: {fewest(by_steps)} steps are the fewest with FAD and class accuracy "
-            f"within {100 * TOLERANCE:g} % of {max(by_steps)} steps, for texts and images."
+            f"Guidance {schedule.guidance:g} in {low:g}–{high:g}, shift {schedule.shift:g}: "
+            f"{fewest(by_steps)} steps are the fewest with FAD and class accuracy within "
+            f"{100 * TOLERANCE:g} % of {max(by_steps)} steps, for texts and images."
         )
     return sentences
 
 
 def _schedule(row: Mapping[str, Any]) -> Schedule:
-    return Schedule(row["guidance"], row["interval"], row["rescale"], row["shift"])
+    return Schedule(row["guidance"], row["interval"], row["shift"])
 
 
 def _table(context: StudyContext, rows: Sequence[Mapping[str, Any]], verdicts: list[str]) -> str:
@@ -136,8 +129,8 @@ def _table(context: StudyContext, rows: Sequence[Mapping[str, Any]], verdicts: l
     for row in rows:
         s = _schedule(row)
         low, high = s.interval
-        name = f"{row['steps']}, {s.guidance:g}, {low:g}–{high:g}, {s.rescale:g}, {s.shift:g}"
+        name = f"{row['steps']}, {s.guidance:g}, {low:g}–{high:g}, {s.shift:g}"
         cells = [metric_cell(row[kind], metric) for metric, kind in columns]
         lines.append([name, *cells, metric_cell(row["image"], SECONDS), str(row["row_forwards"])])
-    head = ["Steps, guidance, interval, rescale, shift", *titles, "s per sound", "row-forwards"]
+    head = ["Steps, guidance, interval, shift", *titles, "s per sound", "row-forwards"]
     return markdown_table(head, lines, notes=[*verdicts, "", context.note()])

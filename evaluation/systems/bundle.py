@@ -34,7 +34,7 @@ def load_pipeline(folder: str) -> ClipSynthPipeline:
 class Bundle:
     """A bundle; the queries of one call share the network's batch.
 
-    Options: `learned_from` (image, text, image+text), `steps`, `guidance`, `rescale`.
+    Options: `learned_from` (image, text, image+text), `steps`, `guidance`.
     """
 
     kinds: frozenset[QueryKind] = frozenset({"text", "image"})
@@ -49,22 +49,21 @@ class Bundle:
         learned_from: str = "image",
         steps: int | None = None,
         guidance: float | None = None,
-        rescale: float = 0.0,
         attributes: Mapping[str, float] | None = None,
     ) -> None:
         self.name, self.pipe, self.training_query = name, pipe, learned_from
         self.unlabeled = learned_from == "image"
         self.steps = pipe.manifest.num_inference_steps if steps is None else steps
         self.guidance = pipe.manifest.guidance_scale if guidance is None else guidance
-        self.rescale, self.attributes = rescale, dict(attributes or {})
-        optional = [x for x in (self.rescale, self.attributes) if x]
+        self.attributes = dict(attributes or {})
+        optional = [self.attributes] if self.attributes else []
         self.version = fingerprint(pipe.manifest.version, self.steps, self.guidance, *optional)
 
     @classmethod
     def load(cls, name: str, argument: str, sources: Sources) -> Bundle:
         """Build from "FOLDER" or "FOLDER?learned_from=text&steps=12&guidance=8"."""
         del sources
-        types = {"learned_from": str, "steps": int, "guidance": float, "rescale": float}
+        types = {"learned_from": str, "steps": int, "guidance": float}
         folder, options = split_options(argument, types)
         return cls(name, load_pipeline(folder), **options)
 
@@ -86,8 +85,6 @@ class Bundle:
             )[0]
             for query, seed in zip(queries, seeds, strict=True)
         ]
-        for row in rows:
-            row.guidance_rescale = self.rescale
         while rows and not rows[0].done:
             advance(rows, self.pipe.denoiser)
         return [self.pipe.decode([row], q.duration_s)[0] for row, q in zip(rows, queries, strict=True)]

@@ -88,12 +88,6 @@ def test_guidance_outside_distilled_times_takes_two_passes(tmp_path):
     assert ClipSynthPipeline.from_pretrained(tmp_path).distilled_guidance_range == (1.0, 10.0)
 
 
-def test_rescaled_guidance_takes_two_passes(pipe):
-    (row,) = rows(pipe, "a dog")
-    row.guidance_rescale = 0.5
-    assert spent(pipe, [row]) == STEPS + 3
-
-
 def test_guided_conditions_act_only_in_the_interval():
     start = noise(5, 0)
     row = SamplerRow(start, [condition(1)], condition(-1), 2, 3.0, (0.0, 0.5), guided_conds=[condition(7)])

@@ -185,16 +185,3 @@ def test_a_finished_row_is_rejected():
     row = SamplerRow(noise(5, 0), [EMPTY], EMPTY, 1, 1.0, step=1)
     with pytest.raises(ValueError, match="finished"):
         advance([row], lambda x, t, c, m: x)
-
-
-def test_guidance_rescale_restores_the_deviation():
-    def deviation(scale, share):
-        row = SamplerRow(noise(5, 0), [EMPTY], EMPTY, 1, scale, guidance_rescale=share)
-        start = row.latents
-        advance([row], lambda x, t, c, m: x * torch.arange(1.0, len(x) + 1)[:, None, None])
-        return float((row.latents - start).std())
-
-    plain = deviation(1.0, 0.7)
-    assert deviation(6.0, 0.0) == pytest.approx(4 * plain, rel=1e-5)  # x with the condition, 2 x without
-    assert deviation(6.0, 1.0) == pytest.approx(plain, rel=1e-5)
-    assert deviation(6.0, 0.5) == pytest.approx((plain + deviation(6.0, 0.0)) / 2, rel=1e-5)
