@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from training.vocoder.energy_distance import RESOLUTIONS
+
 PERIODS = (2, 3, 5, 7, 11)
-RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # n_fft, hop, window in samples
 PERIOD_CHANNELS = (4, 16, 64, 128, 128)
 RESOLUTION_CHANNELS = 4
 

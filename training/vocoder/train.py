@@ -26,12 +26,12 @@ from training.progress import ProgressView
 from training.recipe import Recipe, VocoderRecipe
 from training.state import TrainingState, load_weights
 from training.vocoder.discriminators import (
-    RESOLUTIONS,
     Discriminators,
     adversarial_loss,
     discriminator_loss,
     feature_distance,
 )
+from training.vocoder.energy_distance import RESOLUTIONS
 from training.vocoder.istft import IstftStep, untrained_parts
 from training.vocoder.networks import SERVED, untrained_network
 
