@@ -8,5 +8,4 @@ correspondence  how well the correspondence score finds exchanged sounds
 long_sounds     long sounds, loops, timelines, variations and continuations, by a judge
 several_sounds  whether all sounds of a sentence are heard (sentences.json)
 video_scenes    whether the scenes of a video are heard
-plot_losses     a plot of the validation loss of runs
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,16 +20,6 @@ import numpy as np
 from models.bundle import file_sha256
 
 END = bytes(1024)  # of a tar file
-
-
-def write_shard(path: Path, clips: Sequence[tuple[str, dict[str, Any], Mapping[str, np.ndarray]]]) -> None:
-    """Write (key, metadata, arrays) of each clip, atomically; the same clips give the same bytes."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        for clip in clips:
-            write_members(file, *clip)
-        file.write(END)
-    os.replace(temporary, path)
 
 
 def write_members(
@@ -53,29 +42,6 @@ def _add(file: BinaryIO, name: str, data: bytes) -> tuple[int, int]:
     offset = file.tell()
     file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
     return offset, len(data)
-
-
-def member_offsets(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return {key: {array name: (offset, size) in bytes}} of a shard.
-
-    Raises:
-        ValueError: the shard is cut off or no tar file.
-    """
-    offsets: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                if member.offset_data + member.size > path.stat().st_size:
-                    raise tarfile.ReadError("unexpected end of data")
-                if extension.endswith(".npy"):
-                    offsets.setdefault(key, {})[extension.removesuffix(".npy")] = (
-                        member.offset_data,
-                        member.size,
-                    )
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and prepare again") from error
-    return offsets
 
 
 def shard_hash(name: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.audio.mel import MelSpectrogram
-from models.media.shards import member_offsets, write_shard
+from tests.support.shards import write_shard
 from training.recipe import Recipe, SpecVqganRecipe, load_recipe
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
@@ -59,8 +59,7 @@ def write_planted(
     shards = {"000000.tar": rows[::2], "000001.tar": rows[1::2]}
     places = {}
     for name, part in shards.items():
-        write_shard(folder / "shards" / name, part)
-        offsets = member_offsets(folder / "shards" / name)
+        offsets = write_shard(folder / "shards" / name, part)
         places |= {key: {"shard": name, "arrays": offsets[key]} for key, _, _ in part}
     lines = [
         {

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from clipsynth import cli
-from models.media.shards import ShardReader, member_offsets, write_shard
+from models.media.shards import ShardReader
 from models.networks.open_clip import OpenClipEncoder
 from tests.support.planted import write_planted
+from tests.support.shards import write_shard
 from tests.support.videos import write_video
 from training.data.clips import load_clips
 from training.recipe import load_recipe
@@ -88,8 +89,8 @@ def test_a_damaged_state_is_named(tmp_path, damaged):
 
 @pytest.mark.parametrize("at", [0, 8, 30])
 def test_a_damaged_array_is_named_with_its_shard(tmp_path, at):
-    write_shard(tmp_path / "0.tar", [("a", {}, {"mel": np.zeros((5, 4), np.float16)})])
-    offset, size = member_offsets(tmp_path / "0.tar")["a"]["mel"]
+    arrays = {"mel": np.zeros((5, 4), np.float16)}
+    offset, size = write_shard(tmp_path / "0.tar", [("a", {}, arrays)])["a"]["mel"]
     with (tmp_path / "0.tar").open("r+b") as file:
         file.seek(offset + at)
         file.write(b"\xff" * 20)
