@@ -91,7 +91,7 @@ FACTORIES = {
     "bundle": "evaluation.systems.bundle:Bundle.load",
     "retriever": "evaluation.systems.retriever:Retriever.load",
     "reconstruction": "evaluation.systems.bundle:Reconstruction.load",
-    "http": "evaluation.systems.external:Service.load",
+    "http": "evaluation.systems.service:Service.load",
     "folder": "evaluation.systems.external:Folder.load",
     "specvqgan": "evaluation.systems.specvqgan:SpecVqgan.load",
 }

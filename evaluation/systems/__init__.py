@@ -1,8 +1,9 @@
 """Systems under evaluation: implementations of `evaluation.interfaces.Synthesizer`. Knows no metrics.
 
 bundle       our bundles, and their vocoder alone
-external     an HTTP service, and a folder of sounds
+external     a folder of sounds made elsewhere
 recordings   the real clips
 retriever    the nearest training clip
+service      an HTTP service
 specvqgan    the SpecVQGAN baseline
 """

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from clipsynth.client.client import AsyncClient, Client
 from clipsynth.schemas.request import GenerationRequest
 from evaluation.audio import check_sound, fit
 from evaluation.clips import read_sound
@@ -16,9 +17,10 @@ from evaluation.interfaces import Query, Sources, split_options
 from evaluation.plan import Sample
 from evaluation.run.sound_cache import SoundStore
 from evaluation.systems.bundle import Bundle, Reconstruction
-from evaluation.systems.external import Folder, Service
+from evaluation.systems.external import Folder
 from evaluation.systems.recordings import Recordings, floor_samples
 from evaluation.systems.retriever import Retriever, training_audio
+from evaluation.systems.service import Service
 from models.networks.packaged import PackagedEncoder
 from models.retrieval.clip_index import Index
 from tests.support.constants import BATCHED_TOLERANCE
@@ -132,14 +134,15 @@ def test_unusable_folders_are_explained(tmp_path):
         Folder("theirs", tmp_path)
 
 
-def test_an_unreachable_service_is_named():
+def test_an_unreachable_service_is_named(monkeypatch):
+    monkeypatch.setattr("evaluation.systems.service.PATIENCE_S", 0)
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:9"):
         Service.load("service", "//127.0.0.1:9", Sources(None))
 
 
-def served(status="succeeded"):
-    """A service that has the sound at the second look, and notes what it was asked."""
-    asked, looks = [], []
+def served(monkeypatch, status="succeeded"):
+    """A client of a service that notes what it was asked."""
+    asked = []
     model = {
         "name": "demo",
         "version": "v",
@@ -158,12 +161,10 @@ def served(status="succeeded"):
         path = request.url.path
         if path == "/v1/models":
             return httpx.Response(200, json=[model])
-        if path.endswith("/audio/0"):
+        if path == "/v1/generations/x/audio/0":
             return httpx.Response(200, content=sound.getvalue())
         if request.method == "POST":
             asked.append(GenerationRequest.model_validate_json(request.content))
-        else:
-            looks.append(path)
         wanted = asked[-1]
         job = {
             "model": "demo",
@@ -186,12 +187,12 @@ def served(status="succeeded"):
             "seed": wanted.seed,
             "links": {},
         }
-        if looks:
+        if request.method == "GET":
             made |= {"status": status, "finished_at": 1}
             if status == "succeeded":
                 output = {
                     "index": 0,
-                    "url": "/",
+                    "url": "/v1/generations/x/audio/0",
                     "media_type": "audio/wav",
                     "format": "wav",
                     "duration_s": 1,
@@ -201,15 +202,19 @@ def served(status="succeeded"):
                 made["outputs"] = [output]
             else:
                 made["error"] = {"code": "worker_lost", "detail": "three workers died of it"}
+            event = f"event: completed\ndata: {json.dumps(made)}\n\n"
+            return httpx.Response(200, text=event, headers={"content-type": "text/event-stream"})
         return httpx.Response(202, json=made)
 
-    return httpx.Client(base_url="http://service", transport=httpx.MockTransport(answer)), asked
+    client = Client(patience_s=0)
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(client, "_client", AsyncClient("http://service", patience_s=0, transport=transport))
+    return client, asked
 
 
 def test_a_service_gets_texts_and_images_with_each_seed(monkeypatch):
-    monkeypatch.setattr("evaluation.systems.external.POLL_S", 0)
-    http, asked = served()
-    service = Service("service", http)
+    client, asked = served(monkeypatch)
+    service = Service("service", client, "http://service")
     sounds = service.synthesize([DOG, RED], [3, 4])
     assert [sound.shape for sound in sounds] == [(16000,)] * 2
     assert sounds[0] == pytest.approx(np.full(16000, 0.25), abs=1e-4)
@@ -222,9 +227,9 @@ def test_a_service_gets_texts_and_images_with_each_seed(monkeypatch):
 
 
 def test_a_failed_generation_is_an_error_with_its_reason(monkeypatch):
-    monkeypatch.setattr("evaluation.systems.external.POLL_S", 0)
-    with pytest.raises(ValueError, match="ended failed: three workers died of it"):
-        Service("service", served("failed")[0]).synthesize([DOG], [0])
+    client, _ = served(monkeypatch, "failed")
+    with pytest.raises(ValueError, match="service: three workers died of it"):
+        Service("service", client, "http://service").synthesize([DOG], [0])
 
 
 class Broken:
