@@ -148,7 +148,6 @@ class ComposeService:
         os.kill(self._main_process(), number)
 
     def uid(self) -> int:
-        """Return the user id of the service."""
         found = re.search(r"^Uid:\s+(\d+)", Path(f"/proc/{self._main_process()}/status").read_text(), re.M)
         assert found
         return int(found[1])

@@ -52,7 +52,6 @@ def build(role: str, mounts: list[str]) -> float:
 
 
 def sizes() -> dict[str, str]:
-    """Return how large each image is."""
     listed = json.loads(buildah("images", "--json"))
     return {name.removeprefix("localhost/"): i["size"] for i in listed for name in i.get("names") or ()}
 

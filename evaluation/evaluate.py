@@ -1,7 +1,4 @@
-"""`clipsynth evaluate`: systems x {text, image} queries to results.json, results.md and report.html.
-
-Run: clipsynth evaluate --clips VIDEOS --queries queries.json. The same command resumes a stopped run.
-"""
+"""`clipsynth evaluate`: systems x {text, image} queries to results.json, results.md and report.html."""
 
 from __future__ import annotations
 
@@ -193,7 +190,6 @@ def load_systems(options: EvaluateOptions) -> list[Synthesizer]:
 
 
 def describe(options: EvaluateOptions, plan: Plan, judge: SoundClassifier, reference: Reference) -> list[str]:
-    """Return the notes below the table."""
     clips = len(plan.clips)
     judged = f"{plan.per_class} sounds of each class" if plan.per_class else "the same sounds"
     return [
@@ -211,7 +207,6 @@ def describe(options: EvaluateOptions, plan: Plan, judge: SoundClassifier, refer
 
 
 def players(entry: Entry, row: TableRow) -> Players:
-    """Return players of a row's sounds."""
     first = {s.query.label: s for s in reversed(entry.sets[0])}
     return Players(
         by_class=[_player(entry, first[label]) for label in sorted(first)],

@@ -34,7 +34,6 @@ class BundleError(ValueError):
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

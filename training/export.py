@@ -116,7 +116,6 @@ def export(
 def model_card(
     recipe: Recipe, pipe: ClipSynthPipeline, lines: list[dict[str, Any]], results: Path | None
 ) -> str:
-    """Return the model card as Markdown."""
     run = Path(recipe.run)
     # Markdown of our own figures, no HTML.
     template = jinja2.Environment(keep_trailing_newline=True).from_string(CARD.read_text())  # noqa: S701

@@ -178,7 +178,6 @@ def read_photos(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def write_head(head: PhotoHead, path: Path) -> None:
-    """Write the head's weights in half precision."""
     save_file({name: w.half().contiguous() for name, w in head.state_dict().items()}, path)
 
 

@@ -99,7 +99,6 @@ class ProgressView:
         return ("over " if len(known) < len(self.stages) else "") + span(sum(known))
 
     def table(self) -> Table:
-        """Return the table of all stages."""
         table = Table.grid(padding=(0, 2))
         for name, stage in self.stages.items():
             bar = ProgressBar(total=max(1, stage.total), completed=stage.done, width=24)
@@ -150,7 +149,6 @@ class Trackers:
                 tracker.store_init_configuration(recipe)
 
     def log(self, name: str, n: int, value: float) -> None:
-        """Log a figure of step n."""
         for tracker in self._trackers.values():
             tracker.log({f"{self.stage}/{name}": value}, step=n)
 
@@ -173,6 +171,5 @@ class Trackers:
                 tracker.log({tag: wandb.Audio(waveform.numpy(), sample_rate)}, step=n)
 
     def finish(self) -> None:
-        """Close the trackers."""
         for tracker in self._trackers.values():
             tracker.finish()

@@ -250,7 +250,6 @@ class Recipe(RunRecipe):
 
     @property
     def vocoder_folder(self) -> Path:
-        """Folder of the vocoder's state."""
         return Path(self.vocoder_run or self.run) / "vocoder"
 
     @property

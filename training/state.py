@@ -215,7 +215,6 @@ class TrainingState:
         return True
 
     def save(self) -> None:
-        """Write `state.pt`."""
         state = {
             "step": self.step,
             "best": self.best,
@@ -269,7 +268,6 @@ class TrainingState:
         self.ema.restore(self._parameters())
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the learning rate of every optimizer."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -1,8 +1,4 @@
-"""Run or resume the stages of `clipsynth train`: vocoder, denoiser, distil, finetune, export.
-
-Run: clipsynth train recipes/demo.yaml [--set denoiser.steps=10] [--stage
-    vocoder|denoiser|distil|finetune|export] [--init BUNDLE]
-"""
+"""Run or resume the stages of `clipsynth train`: vocoder, denoiser, distil, finetune, export."""
 
 from __future__ import annotations
 
@@ -191,7 +187,6 @@ def _has(recipe: Recipe, stage: str) -> bool:
 
 
 def _without_training(recipe: Recipe) -> Recipe:
-    """Return the recipe with 0 steps for every stage."""
     sections = {
         "vocoder": recipe.vocoder.model_copy(update={"steps": 0, "finetune_steps": 0}),
         "denoiser": recipe.denoiser.model_copy(update={"steps": 0}),

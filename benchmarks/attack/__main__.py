@@ -47,8 +47,6 @@ class Seen:
     webhooks_s: list[float] = field(default_factory=list)
 
     def row(self, name: str, sent: int) -> str:
-        """Return the row of the table."""
-
         def worst(values: list[float]) -> float:
             return max(values, default=float("nan"))
 

@@ -19,7 +19,6 @@ class Target:
         self.sent = 0  # requests
 
     def head(self, method: str, path: str, *, length: int = 0, **headers: str) -> bytes:
-        """Return the head of a request."""
         self.sent += 1
         fields = {"Host": "localhost", "Authorization": f"Bearer {self.token}"}
         fields |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -50,7 +49,6 @@ class Target:
         return 0, b""
 
     async def post(self, **fields: object) -> tuple[int, bytes]:
-        """Create a generation."""
         return await self.ask("POST", "/v1/generations", json.dumps(fields).encode())
 
 

@@ -260,7 +260,6 @@ class Chaos:
             return 0
 
     def verdict(self) -> dict[str, int]:
-        """Count what became of the jobs."""
         ends = {POISON: Status.FAILED, GONE: Status.EXPIRED}
         expected = {i: ends.get(p, Status.SUCCEEDED) for i, p in self.jobs.items()}
         expected |= dict.fromkeys(self.canceled, Status.CANCELED)

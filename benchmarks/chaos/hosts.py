@@ -12,7 +12,6 @@ SUBNET = "10.213.7"
 
 
 def ip(*words: str) -> None:
-    """Run iproute2's `ip`."""
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
@@ -25,7 +24,6 @@ class Host:
     link: str
 
     def command(self, *words: str) -> list[str]:
-        """Return a command that runs `words` on this host."""
         return ["ip", "netns", "exec", self.name, *words]
 
     def plug(self, *, in_: bool) -> None:

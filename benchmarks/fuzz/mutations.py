@@ -43,7 +43,6 @@ class BrokenRequest:
 
 
 def case(seed: int, number: int) -> BrokenRequest:
-    """Return request `number` of a run."""
     draw = random.Random(f"{seed}:{number}")
     kind = list(_KINDS)[number % len(_KINDS)]
     return BrokenRequest(kind, _KINDS[kind](draw))

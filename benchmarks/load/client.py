@@ -147,7 +147,6 @@ class HttpClient:
         self._opened: list[asyncio.StreamWriter] = []
 
     async def ask(self, body: bytes = b"") -> HttpAnswer:
-        """Send `body` and return the answer."""
         message = f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         while self._idle:
             # servers close connections that were idle for some seconds
@@ -171,7 +170,6 @@ class HttpClient:
         return HttpAnswer(int(head.split(b" ", 2)[1]), head, body)
 
     async def close(self) -> None:
-        """Close all connections."""
         for writer in self._opened:
             writer.close()
             with contextlib.suppress(OSError):

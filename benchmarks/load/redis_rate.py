@@ -95,7 +95,6 @@ def finish(redis: Redis, state: JobStore, jobs: list[Job], executions: list[Exec
 
 
 def measure(workers: int, seconds: float, batch: int, job_s: float, fsync: str) -> list[float]:
-    """Return the row of `COLUMNS` for a number of workers."""
     with ServiceProcesses() as service:
         service.redis.config_set("appendfsync", fsync)
         names = [f"workers {n}" for n in range(min(PROCESSES, workers))]

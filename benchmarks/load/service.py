@@ -41,7 +41,6 @@ SIMULATED = simulated_worker()
 
 
 def free_port() -> int:
-    """Return a port that no process listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -85,11 +84,9 @@ class ServiceProcesses:
         return False
 
     def rss(self, name: str = "api") -> int:
-        """Return the resident memory of a process in bytes."""
         return int(self.processes[name].memory_info().rss)
 
     def cpu_s(self, name: str = "api") -> float:
-        """Return the CPU seconds that a process has used."""
         return sum(self.processes[name].cpu_times()[:2])
 
     def ended(self) -> int:

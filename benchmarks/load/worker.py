@@ -103,7 +103,6 @@ class ReplayTrial:
         self.jobs = JobRunner(predictor, cast(JobStore, None), Storage(folder.as_uri()), max_attempts=1)
 
     def draw_payload(self) -> JobPayload:
-        """Return a random job."""
         draw = self.draw
         guidance_scale = draw.choice([1.0, 1.0, 2.5, 8.0])
         texts = draw.sample(PROMPTS, draw.choice([1, 1, 2, 3]))

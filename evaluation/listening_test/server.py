@@ -1,7 +1,4 @@
-"""`clipsynth listen`: the blind listening test of the paper's Table 2 in a browser.
-
-Run: clipsynth listen FOLDER, then open http://127.0.0.1:8010/?rater=anna
-"""
+"""`clipsynth listen`: the blind listening test of the paper's Table 2 in a browser."""
 
 from __future__ import annotations
 

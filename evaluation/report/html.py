@@ -64,7 +64,6 @@ def spectrogram_uri(waveform: np.ndarray) -> str:
 
 
 def player(waveform: np.ndarray, caption: str) -> Player:
-    """Return the player of a sound (T,)."""
     return Player(mp3_uri(waveform), spectrogram_uri(waveform), caption)
 
 

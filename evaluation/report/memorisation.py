@@ -56,7 +56,6 @@ def _against(distances: np.ndarray, line: float) -> dict[str, Any]:
 
 
 def memorisation_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Return the results of `memorisation` as a Markdown table."""
     names = [f"p{p}" for p in PERCENTILES]
     nearer = "nearer than 99 % of real"
     head = ["Distance to the nearest training clip", "query", *names, nearer]

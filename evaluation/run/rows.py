@@ -71,7 +71,6 @@ class Entry:
 
     @property
     def distinct(self) -> int:
-        """The number of different sounds."""
         return len({self.store.path(s) for s in self.samples})
 
     @property
@@ -109,7 +108,6 @@ class EvaluationContext:
         return Entry(system, kind, sets, self.plan.for_class_accuracy(samples), self.folder)
 
     def real(self) -> Entry:
-        """Return the entry of the validation clips themselves."""
         return self.entry(Recordings(REAL, self.clips), "clip")
 
     def floor(self, train: Mapping[str, str]) -> Entry:

@@ -44,7 +44,6 @@ def with_manifest(pipe: ClipSynthPipeline, **changes: Any) -> ClipSynthPipeline:
 
 
 def _fingerprint(encoder: ConditionEncoder) -> str:
-    """Return a fingerprint of settings and weights."""
     weights = hashlib.sha256(
         b"".join(w.detach().cpu().float().numpy().tobytes() for w in encoder.state_dict().values())
     )

@@ -90,7 +90,6 @@ class ShardReader:
             return f.read(size)
 
     def path(self, shard: str) -> Path:
-        """Return the file of a shard."""
         return self.folder / shard
 
     def ahead(self, places: Sequence[tuple[str, int, int]]) -> None:

@@ -1,7 +1,5 @@
 """Copy a prepared folder with the sounds of some training clips exchanged: wrong pairs that are known.
 
-Run: clipsynth mismatch PREPARED OUT [--share 0.2] [--seed 0]
-
 Only the index is new; the shards are links. `OUT/swapped.json` lists the exchanges; training never reads it.
 """
 

@@ -1,7 +1,5 @@
 """Score how well the sound of each prepared clip fits its image, in `PREPARED/agreement.json`.
 
-Run: clipsynth correspondence PREPARED [--wav2clip FILE]
-
 The score is learned from the clips without labels (`training/correspondence/network.py`), or it is the cosine
 of Wav2CLIP's embedding of the sound and the mean embedding of the frames. The file has the form {"method",
 "index": sha256 of the index, "clips": {key: [score, quantile 0..1 among the training clips]}}.

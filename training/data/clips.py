@@ -106,12 +106,10 @@ class Clips:
         return {n: x for n, x in zip(self._all.attribute_names, values, strict=True) if x == x}
 
     def duration_s(self, i: int) -> float:
-        """Return the length of clip i in seconds."""
         return float(self._all.duration_s[self._rows[i]])
 
     @property
     def longest_s(self) -> float:
-        """Length of the longest clip in seconds."""
         return float(self._all.duration_s[self._rows].max())
 
     def describe(self, i: int) -> str:

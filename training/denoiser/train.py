@@ -32,7 +32,6 @@ from training.state import TrainingState, learning_rate, load_weights
 
 
 def build_optimizer(recipe: Recipe, model: FlowMatching) -> torch.optim.Optimizer:
-    """Return the optimizer of all parameters."""
     parameters = list(model.parameters())
     decay, fused = recipe.denoiser.weight_decay, parameters[0].is_cuda or None
     return torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=decay, fused=fused)

@@ -54,7 +54,6 @@ def dev_batches(clips: Clips, recipe: Recipe, num_scalars: int = 0) -> list[Batc
 # Not inference mode: the network caches its rotary table, which training needs afterwards.
 @torch.no_grad()
 def dev_loss(loss: Callable[[Batch], torch.Tensor], batches: list[Batch], device: torch.device) -> float:
-    """Return the mean of a loss over the rows of `dev_batches`."""
     losses = [loss(batch.to(device)).item() * len(batch.t) for batch in batches]
     return sum(losses) / sum(len(batch.t) for batch in batches)
 

@@ -70,7 +70,6 @@ class VideoRecord:
 
     @property
     def id(self) -> str:
-        """The id of its clips."""
         return self.captions_id or video_id(self.sha256)
 
 

@@ -1,8 +1,5 @@
 """Turn a folder of videos into shards of features, from frames and audio; texts only by `--captions`.
 
-Run: clipsynth prepare VIDEOS OUT [--list MUSIC_solo_videos.json | --list vggsound.csv] [--captions CSV]
-    [--workers N] [--part I/N]
-
 A video is the unit of work: a killed run continues with the videos that are not prepared. The shard of a
 video follows from the hash of its content, so a folder that grew has the same bytes as one made in one go.
 """
@@ -280,7 +277,6 @@ def _tasks(
 
 
 def _read_captions(path: Path) -> dict[str, tuple[str, ...]]:
-    """Return {file: captions} of a CSV."""
     texts: dict[str, tuple[str, ...]] = {}
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
         for row in csv.DictReader(f):

@@ -61,11 +61,9 @@ def train_specvqgan(recipe: SpecVqganRecipe, *, stage: str = "all", out: Path | 
 
 
 def _steps_done(recipe: SpecVqganRecipe, stage: str) -> int:
-    """Return the number of steps taken of a stage."""
     return steps_taken(Path(recipe.run) / stage / "state.pt")
 
 
 def _without_training(recipe: SpecVqganRecipe) -> SpecVqganRecipe:
-    """Return the recipe with 0 steps for every stage."""
     stages = ("vqgan", "transformer")
     return recipe.model_copy(update={s: getattr(recipe, s).model_copy(update={"steps": 0}) for s in stages})

@@ -96,7 +96,6 @@ def dev_rows(clips: Clips, codes: Sequence[torch.Tensor], columns: int) -> list[
 
 @torch.no_grad()
 def dev_loss(model: NextCode, rows: list[Rows], device: torch.device) -> float:
-    """Return the mean loss over the clips of `dev_rows`."""
     losses = [model(*(x.to(device) for x in batch)).item() * len(batch[0]) for batch in rows]
     return sum(losses) / sum(len(batch[0]) for batch in rows)
 

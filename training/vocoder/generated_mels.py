@@ -65,5 +65,4 @@ class GeneratedClips:
         return self.clips.waveform(i)
 
     def describe(self, i: int) -> str:
-        """Return the video and start of clip i for a message."""
         return self.clips.describe(i)

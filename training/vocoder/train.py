@@ -92,7 +92,6 @@ class Segments(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return torch.stack([mel for _, mel, _ in rows]), torch.stack([wave for _, _, wave in rows])
 
     def describe(self, n: int) -> list[str]:
-        """Return descriptions of the clips of step n of all processes."""
         return [self.sounds.describe(self._row(n, row)[0]) for row in range(self.recipe.vocoder.batch_size)]
 
     def _row(self, n: int, row: int) -> tuple[int, torch.Tensor, torch.Tensor]:
@@ -115,7 +114,6 @@ def learning_rate(v: VocoderRecipe, n: int) -> float:
 
 
 def untrained_vocoder(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> SpeechT5HifiGan:
-    """Return an untrained HiFi-GAN."""
     vocoder = untrained_network(recipe, clips, mel)
     for weight in vocoder.parameters():
         if weight.ndim == 3:  # short runs do not recover from the default std of 0.01
