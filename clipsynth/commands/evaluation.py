@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from clipsynth.commands.options import (
     BatchSize,
@@ -27,43 +27,41 @@ def evaluate(
     clips: Clips,
     queries: Queries,
     labels: Labels = None,
-    out: Annotated[Path, typer.Option(help="Folder for results, sounds and the judge.")] = OUT,
+    out: Annotated[Path, Option(help="Folder for results, sounds and the judge.")] = OUT,
     system: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="A row, NAME=KIND:ARGUMENT?option=value with the kind bundle, retriever, reconstruction, "
             "specvqgan, http, folder or module:function. By default the --model, its reconstruction and, "
             "with --prepared, its retriever."
         ),
     ] = None,
-    query_kind: Annotated[
-        list[str] | None, typer.Option("--query", help="text or image; both by default.")
-    ] = None,
+    query_kind: Annotated[list[str] | None, Option("--query", help="text or image; both by default.")] = None,
     prepared: Annotated[
-        Path | None, typer.Option(help="Output of `prepare` for the training clips, for the retriever.")
+        Path | None, Option(help="Output of `prepare` for the training clips, for the retriever.")
     ] = None,
     seeds: Seeds = 3,
     per_class: PerClass = 50,
     embedder: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="classifier, melstats, random-conv, clap:FOLDER, yamnet:FILE or module:function:ARGUMENT; "
             "the first three by default. The table shows distances by the first embedder, and FAD by the "
             "second too."
         ),
     ] = None,
     inception: Annotated[
-        Path | None, typer.Option(help="Weights of torchvision's inception_v3, for FID/inception-v3.")
+        Path | None, Option(help="Weights of torchvision's inception_v3, for FID/inception-v3.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="System whose text gap the others close; the first by default.")
+        str | None, Option(help="System whose text gap the others close; the first by default.")
     ] = None,
     duration: Duration = 4.0,
     batch_size: BatchSize = 8,
-    rtf_clips: Annotated[int, typer.Option(min=0, help="Queries timed alone; 0 leaves RTF out.")] = 5,
+    rtf_clips: Annotated[int, Option(min=0, help="Queries timed alone; 0 leaves RTF out.")] = 5,
     resamples: Resamples = 200,
-    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Guidance scale of --model.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Steps of --model.")] = None,
+    guidance_scale: Annotated[float | None, Option(min=0, help="Guidance scale of --model.")] = None,
+    steps: Annotated[int | None, Option(min=1, max=200, help="Steps of --model.")] = None,
     model: Bundle = None,
 ) -> None:
     """Compare systems on text and image queries, as in the paper's Table 1; resumes a stopped run."""
@@ -98,18 +96,16 @@ def evaluate(
 def listen(
     folder: Annotated[
         Path,
-        typer.Argument(
-            help="Output of `clipsynth evaluate`, or a folder with a manifest.csv (system,query,file)."
-        ),
+        Argument(help="Output of `clipsynth evaluate`, or a folder with a manifest.csv (system,query,file)."),
     ],
-    score: Annotated[bool, typer.Option("--score", help="Print the table of the ratings so far.")] = False,
-    queries: Annotated[int, typer.Option(min=1, help="Queries; raters hear each by every system.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of queries and of the raters' orders.")] = 0,
+    score: Annotated[bool, Option("--score", help="Print the table of the ratings so far.")] = False,
+    queries: Annotated[int, Option(min=1, help="Queries; raters hear each by every system.")] = 20,
+    seed: Annotated[int, Option(help="Seed of the choice of queries and of the raters' orders.")] = 0,
     answers: Annotated[
-        Path | None, typer.Option(help="SQLite file; answers.sqlite in the folder by default.")
+        Path | None, Option(help="SQLite file; answers.sqlite in the folder by default.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8010,
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen on.")] = 8010,
 ) -> None:
     """Serve a blind listening test of quality, relevance and noise as a web page, or print its scores."""
     from evaluation.listening_test.design import choose, make_items, read_folder

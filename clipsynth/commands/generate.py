@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from clipsynth.commands.options import Bundle, Device, read_attributes, settings_with
 
@@ -45,60 +45,53 @@ Make = Callable[[PromptQuery, int, Callable[[int, int], None]], list[bytes]]
 
 
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; each becomes a sound.")] = None,
+    prompts: Annotated[list[str] | None, Argument(help="Prompts; each becomes a sound.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A file, or a folder for several queries: out.wav or out/."),
+        Option("--output", "-o", help="A file, or a folder for several queries: out.wav or out/."),
     ] = None,
     from_file: Annotated[
-        Path | None,
-        typer.Option("--from", help="A text file with one prompt per line; # starts a comment."),
+        Path | None, Option("--from", help="A text file with one prompt per line; # starts a comment.")
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="An image: with a prompt, one for both; without, each becomes a sound."),
+        Option(help="An image: with a prompt, one for both; without, each becomes a sound."),
     ] = None,
     timeline: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="A JSON file instead of prompts: a list of items with text or image (a file), start_s, "
             "end_s, weight, attributes and fade_s."
         ),
     ] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="The end continues at the beginning.")] = False,
-    negative_prompt: Annotated[str | None, typer.Option(help="Sounds to avoid.")] = None,
+    loop: Annotated[bool, Option("--loop", help="The end continues at the beginning.")] = False,
+    negative_prompt: Annotated[str | None, Option(help="Sounds to avoid.")] = None,
     composition: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="How prompt and image are combined: set (at once), compose (each guides), mix (two sounds)."
         ),
     ] = None,
-    literal: Annotated[
-        bool, typer.Option("--literal", help="A prompt of several sounds is not split.")
-    ] = False,
+    literal: Annotated[bool, Option("--literal", help="A prompt of several sounds is not split.")] = False,
     attribute: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="Attribute such as pitch=0.8: 0 to 1 of loudness, brightness, pitch, noisiness or density. "
             "Words of a prompt (a loud dog) set them too, except with --attribute none."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(min=0)] = None,
-    duration: Annotated[float | None, typer.Option(help="Seconds.")] = None,
-    num_outputs: Annotated[int, typer.Option(min=1, max=8, help="Sounds per query.")] = 1,
+    seed: Annotated[int, Option(min=0, max=2**32 - 1)] = 0,
+    steps: Annotated[int | None, Option(min=1, max=200, help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, Option(min=0)] = None,
+    duration: Annotated[float | None, Option(help="Seconds.")] = None,
+    num_outputs: Annotated[int, Option(min=1, max=8, help="Sounds per query.")] = 1,
     output_format: Annotated[
-        str, typer.Option("--format", help="wav, wav_24, wav_float, flac, ogg or mp3.")
+        str, Option("--format", help="wav, wav_24, wav_float, flac, ogg or mp3.")
     ] = "wav",
-    server: Annotated[
-        str | None, typer.Option(help="URL of a service, such as http://localhost:8000.")
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="CLIPSYNTH_API_KEY", help="API key of the service.")
-    ] = None,
+    server: Annotated[str | None, Option(help="URL of a service, such as http://localhost:8000.")] = None,
+    api_key: Annotated[str | None, Option(envvar="CLIPSYNTH_API_KEY", help="API key of the service.")] = None,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to retry while the service is away or full.")
+        float, Option(min=0, help="Seconds to retry while the service is away or full.")
     ] = 120.0,
     model: Bundle = None,
     device: Device = None,

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from clipsynth.errors import ClipSynthError
 
@@ -164,7 +164,7 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
 
 
 def inspect(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; the demo's by default.")] = None,
+    bundle: Annotated[Path | None, Argument(help="Bundle folder; the demo's by default.")] = None,
 ) -> None:
     """Check a bundle and print its parts, sizes, mel, limits and the path of its card."""
     from safetensors import safe_open
@@ -198,8 +198,8 @@ def inspect(
 
 
 def models(
-    server: Annotated[str, typer.Option(help="URL of the service.")] = "http://localhost:8000",
-    api_key: Annotated[str | None, typer.Option(envvar="CLIPSYNTH_API_KEY")] = None,
+    server: Annotated[str, Option(help="URL of the service.")] = "http://localhost:8000",
+    api_key: Annotated[str | None, Option(envvar="CLIPSYNTH_API_KEY")] = None,
 ) -> None:
     """Print the models of a service."""
     from clipsynth.client.client import Client

@@ -7,6 +7,7 @@ import time
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 UNITS = {"d": 86_400, "h": 3600, "m": 60}
 keys = typer.Typer(no_args_is_help=True, help="API keys of the service with this data folder or Redis.")
@@ -14,14 +15,14 @@ keys = typer.Typer(no_args_is_help=True, help="API keys of the service with this
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="Name of the user or purpose.")],
+    name: Annotated[str, Argument(help="Name of the user or purpose.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="generate, read or admin (all); by default generate and read.")
+        list[str] | None, Option(help="generate, read or admin (all); by default generate and read.")
     ] = None,
-    expires: Annotated[str | None, typer.Option(help="When it ends: after 90d, 12h or 30m.")] = None,
-    rate: Annotated[float | None, typer.Option(min=0, help="Requests per second; 0: no limit.")] = None,
+    expires: Annotated[str | None, Option(help="When it ends: after 90d, 12h or 30m.")] = None,
+    rate: Annotated[float | None, Option(min=0, help="Requests per second; 0: no limit.")] = None,
     max_kept: Annotated[
-        int | None, typer.Option(min=0, help="Bytes of records that it keeps in Redis; 0: no limit.")
+        int | None, Option(min=0, help="Bytes of records that it keeps in Redis; 0: no limit.")
     ] = None,
 ) -> None:
     """Create a key and print it, once. Without limits of its own it has those of the service."""
@@ -77,7 +78,7 @@ def list_keys() -> None:
 
 
 @keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID", help="An id from `keys list`.")]) -> None:
+def revoke_key(key_id: Annotated[str, Argument(metavar="ID", help="An id from `keys list`.")]) -> None:
     """Revoke a key."""
     from clipsynth.security.api_keys import revoke_key
     from clipsynth.services.connect import open_redis

@@ -5,24 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 if TYPE_CHECKING:
     from clipsynth.client.client import Client
 
-Parent = Annotated[str, typer.Argument(help="Id of a generation: gen_…, or gen_…/1 for its output 1.")]
-File = Annotated[Path, typer.Option("--output", "-o", help="A file; further sounds get -1, -2, …")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Random by default.")]
-Server = Annotated[str, typer.Option(help="URL of the service.")]
-Key = Annotated[str | None, typer.Option(envvar="CLIPSYNTH_API_KEY", help="API key of the service.")]
+Parent = Annotated[str, Argument(help="Id of a generation: gen_…, or gen_…/1 for its output 1.")]
+File = Annotated[Path, Option("--output", "-o", help="A file; further sounds get -1, -2, …")]
+Seed = Annotated[int | None, Option(min=0, max=2**32 - 1, help="Random by default.")]
+Server = Annotated[str, Option(help="URL of the service.")]
+Key = Annotated[str | None, Option(envvar="CLIPSYNTH_API_KEY", help="API key of the service.")]
 URL = "http://localhost:8000"
 
 
 def vary(
     parent: Parent,
     output: File = Path("out.wav"),
-    strength: Annotated[float, typer.Option(min=0, max=1, help="0: the sound itself; 1: a new one.")] = 0.5,
-    num_outputs: Annotated[int, typer.Option(min=1, max=8, help="Number of variations.")] = 1,
+    strength: Annotated[float, Option(min=0, max=1, help="0: the sound itself; 1: a new one.")] = 0.5,
+    num_outputs: Annotated[int, Option(min=1, max=8, help="Number of variations.")] = 1,
     seed: Seed = None,
     server: Server = URL,
     api_key: Key = None,
@@ -36,7 +36,7 @@ def vary(
 
 def extend(
     parent: Parent,
-    seconds: Annotated[float, typer.Argument(min=0.5, help="Seconds to add.")],
+    seconds: Annotated[float, Argument(min=0.5, help="Seconds to add.")],
     output: File = Path("out.wav"),
     seed: Seed = None,
     server: Server = URL,

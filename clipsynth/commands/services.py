@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from clipsynth.commands.options import Bundle, Device, settings_with
 
@@ -22,8 +23,8 @@ def _service_settings(**options: Any) -> Settings:
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 by default.")] = None,
+    host: Annotated[str | None, Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, Option(help="Port to listen on; 8000 by default.")] = None,
     model: Bundle = None,
     device: Device = None,
 ) -> None:
@@ -38,7 +39,7 @@ def serve(
     raise SystemExit(run(settings, describe(settings), typer.echo))
 
 
-def api(fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket.")] = None) -> None:
+def api(fd: Annotated[int | None, Option(hidden=True, help="A listening socket.")] = None) -> None:
     """Start only the HTTP API (needs CLIPSYNTH_REDIS_URL)."""
     from clipsynth.services.processes import importing
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from clipsynth.commands.options import (
     BatchSize,
@@ -37,46 +38,45 @@ OWN = {
     "steps": {"count", "guidance_scale", "interval", "shift"},
     "ablation": {"remedies"},
 }
-_texts = partial(typer.Option, rich_help_panel="Of ladder and ceiling")
-_levels = partial(typer.Option, rich_help_panel="Of attributes")
-_grid = partial(typer.Option, rich_help_panel="Of steps")
+_texts = partial(Option, rich_help_panel="Of ladder and ceiling")
+_levels = partial(Option, rich_help_panel="Of attributes")
+_grid = partial(Option, rich_help_panel="Of steps")
 
 
 def study(
     ctx: typer.Context,
-    name: Annotated[Name, typer.Argument(metavar="STUDY", help="The question, see above.")],
+    name: Annotated[Name, Argument(metavar="STUDY", help="The question, see above.")],
     clips: Clips,
     queries: Queries,
     remedies: Annotated[
         list[str] | None,
-        typer.Argument(help="Of ablation: NAME=WITH,WITHOUT, or a YAML list of name, with, without."),
+        Argument(help="Of ablation: NAME=WITH,WITHOUT, or a YAML list of name, with, without."),
     ] = None,
     labels: Labels = None,
     prepared: Annotated[
         Path | None,
-        typer.Option(help="Output of `prepare` for the training clips: names dev clips, holds the images."),
+        Option(help="Output of `prepare` for the training clips: names dev clips, holds the images."),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for results and sounds; the same command resumes a run.")
+        Path, Option(help="Folder for results and sounds; the same command resumes a run.")
     ] = Path("runs/studies"),
     judge: Annotated[
-        Path | None,
-        typer.Option(help="Output of `clipsynth evaluate` with its judge; by default --out has one."),
+        Path | None, Option(help="Output of `clipsynth evaluate` with its judge; by default --out has one.")
     ] = None,
     split: Annotated[
-        Literal["dev", "validation"], typer.Option(help="dev, to make choices; validation, to report once.")
+        Literal["dev", "validation"], Option(help="dev, to make choices; validation, to report once.")
     ] = "dev",
     seeds: Seeds = 3,
     per_class: PerClass = 0,
     duration: Duration = 4.0,
     batch_size: BatchSize = 8,
     resamples: Resamples = 200,
-    timed: Annotated[int, typer.Option(min=0, help="Queries timed one at a time; 0 leaves seconds out.")] = 5,
+    timed: Annotated[int, Option(min=0, help="Queries timed one at a time; 0 leaves seconds out.")] = 5,
     model: Bundle = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=200, help="Of ladder, sets and attributes: steps of the sampler.")
+        int | None, Option(min=1, max=200, help="Of ladder, sets and attributes: steps of the sampler.")
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Of sets: pairs of classes.")] = 40,
+    pairs: Annotated[int, Option(min=1, help="Of sets: pairs of classes.")] = 40,
     k: Annotated[int, _texts(min=1, help="Neighbours (ceiling).")] = 5,
     bank: Annotated[
         list[str] | None, _texts(help="SHARE,TAU of the projection on training images; three by default.")

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import os
 import re
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+from typer import Option
 
 from clipsynth.limited_child import Limits
 
-
-class Executor(enum.StrEnum):
-    """Where `prepare` runs."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 VIDEO_MEMORY = 4 << 30  # bytes that decoding a video may take
 WINDOW_BYTES = 1 << 30  # of a window's sound and frames
-
-
 MinMotion = Annotated[
-    float,
-    typer.Option(min=0, max=1, help="Leave out clips whose frames change less, e.g. 0.001."),
+    float, Option(min=0, max=1, help="Leave out clips whose frames change less, e.g. 0.001.")
 ]
 MaxSpeech = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Measure speech; leave out clips with more of it."),
+    float | None, Option(min=0, max=1, help="Measure speech; leave out clips with more of it.")
 ]
 
 
@@ -41,39 +30,32 @@ def prepare(
     videos: Path,
     out: Path,
     clip_model: Annotated[
-        str | None, typer.Option(help="A model of open_clip, e.g. ViT-B-32; default: the packaged encoder.")
+        str | None, Option(help="A model of open_clip, e.g. ViT-B-32; default: the packaged encoder.")
     ] = None,
     clip_weights: Annotated[
-        str, typer.Option(help="Weights of that model: a local file or a tag of open_clip's hub.")
+        str, Option(help="Weights of that model: a local file or a tag of open_clip's hub.")
     ] = "",
     listing: Annotated[
-        Path | None,
-        typer.Option("--list", help="Only the videos in the JSON of MUSIC or the CSV of VGGSound."),
+        Path | None, Option("--list", help="Only the videos in the JSON of MUSIC or the CSV of VGGSound.")
     ] = None,
-    captions: Annotated[
-        Path | None, typer.Option(help="CSV file,caption: for models that train on text.")
-    ] = None,
-    clip_seconds: Annotated[float, typer.Option(min=0.5, help="Length of the clips.")] = 5.0,
-    frames_per_s: Annotated[float, typer.Option(min=0.01, help="Video frames to keep per second.")] = 1.0,
-    workers: Annotated[int, typer.Option(min=0, help="Number of processes; 0 uses this one.")] = len(
-        os.sched_getaffinity(0)
-    )
-    if hasattr(os, "sched_getaffinity")
-    else os.cpu_count() or 1,
+    captions: Annotated[Path | None, Option(help="CSV file,caption: for models that train on text.")] = None,
+    clip_seconds: Annotated[float, Option(min=0.5, help="Length of the clips.")] = 5.0,
+    frames_per_s: Annotated[float, Option(min=0.01, help="Video frames to keep per second.")] = 1.0,
+    workers: Annotated[int, Option(min=0, help="Number of processes; 0 uses this one.")] = CORES,
     executor: Annotated[
-        Executor, typer.Option(help="ray: on all nodes of the cluster of RAY_ADDRESS.")
-    ] = Executor.LOCAL,
+        Literal["local", "ray"], Option(help="ray: on all nodes of the cluster of RAY_ADDRESS.")
+    ] = "local",
     device: Annotated[
-        str | None, typer.Option(help="Compute embeddings there in batches, e.g. cuda; default: on the CPU.")
+        str | None, Option(help="Compute embeddings there in batches, e.g. cuda; default: on the CPU.")
     ] = None,
     part: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Only one of N parts, for several machines and `merge`.")
+        str | None, Option(metavar="I/N", help="Only one of N parts, for several machines and `merge`.")
     ] = None,
     video_timeout_s: Annotated[
-        float, typer.Option(min=1, help="Skip a video that takes longer to decode.")
+        float, Option(min=1, help="Skip a video that takes longer to decode.")
     ] = 600.0,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Drop known videos even if most of them are gone.")
+        bool, Option("--remove", help="Drop known videos even if most of them are gone.")
     ] = False,
     min_motion: MinMotion = 0.0,
     max_speech: MaxSpeech = None,
@@ -103,7 +85,7 @@ def prepare(
             captions=captions,
             workers=workers,
             device=device,
-            executor=executor.value,
+            executor=executor,
             part=_read_part(part) if part else None,
             stream=partial(stream_limited, limits=limits),
             remove=remove,
@@ -145,8 +127,7 @@ def _print_report(out: Path) -> None:
 def correspondence(
     prepared: Path,
     wav2clip: Annotated[
-        Path | None,
-        typer.Option(help="Local file with Wav2CLIP's weights, for clips embedded with CLIP ViT-B/32."),
+        Path | None, Option(help="Local file with Wav2CLIP's weights, for clips embedded with CLIP ViT-B/32.")
     ] = None,
 ) -> None:
     """Score how well each clip's sound fits its image, and write PREPARED/agreement.json."""
@@ -158,8 +139,8 @@ def correspondence(
 def mismatch(
     prepared: Path,
     out: Path,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the training clips.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Chooses the clips.")] = 0,
+    share: Annotated[float, Option(min=0, max=1, help="Share of the training clips.")] = 0.2,
+    seed: Annotated[int, Option(help="Chooses the clips.")] = 0,
 ) -> None:
     """Exchange sounds between some training clips, to test correspondence scores; OUT links to the shards."""
     from training.correspondence.mismatch import exchange_sounds
@@ -170,18 +151,17 @@ def mismatch(
 
 def train(
     recipe: Path,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: denoiser.steps=10")] = None,
+    set_: Annotated[list[str] | None, Option("--set", help="Override: denoiser.steps=10")] = None,
     stage: Annotated[
         str,
-        typer.Option(
+        Option(
             help="all, vocoder, denoiser, distil, finetune or export; "
             "for SpecVQGAN: all, vqgan, transformer or export."
         ),
     ] = "all",
-    init: Annotated[Path | None, typer.Option(help="Bundle whose weights to start from.")] = None,
+    init: Annotated[Path | None, Option(help="Bundle whose weights to start from.")] = None,
     fork: Annotated[
-        Path | None,
-        typer.Option(help="Continue in this new folder, with another recipe or other clips."),
+        Path | None, Option(help="Continue in this new folder, with another recipe or other clips.")
     ] = None,
 ) -> None:
     """Train the parts of a recipe or resume, then write the bundle (for SpecVQGAN: the pipeline folder)."""
@@ -195,13 +175,13 @@ def train(
 
 def export(
     recipe: Path,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: text_sigma=0.3")] = None,
-    out: Annotated[Path | None, typer.Option(help="Bundle folder; default: bundle/ of the run.")] = None,
+    set_: Annotated[list[str] | None, Option("--set", help="Override: text_sigma=0.3")] = None,
+    out: Annotated[Path | None, Option(help="Bundle folder; default: bundle/ of the run.")] = None,
     attribution: Annotated[
-        Path | None, typer.Option(help="CSV file,source,licence of the training videos.")
+        Path | None, Option(help="CSV file,source,licence of the training videos.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Markdown for the model card; `clipsynth evaluate` writes results.md.")
+        Path | None, Option(help="Markdown for the model card; `clipsynth evaluate` writes results.md.")
     ] = None,
 ) -> None:
     """Write the bundle of a trained recipe: parts, retrieval index and model card."""
@@ -215,7 +195,7 @@ def average(
     first: Path,
     second: Path,
     out: Path,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the second bundle's weights.")] = 0.5,
+    share: Annotated[float, Option(min=0, max=1, help="Share of the second bundle's weights.")] = 0.5,
 ) -> None:
     """Average the weights of two bundles, one fine-tuned from the other, so that less is forgotten."""
     from training.average import average as run

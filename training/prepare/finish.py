@@ -282,25 +282,14 @@ class _Report:
         return reason is None
 
     def write(self, path: Path) -> None:
-        values: dict[str, Any] = self.known | {
+        values = {
             "clips": self.clips,
             "hours": round(self.seconds / 3600, 3),
-            "skipped": self.skipped,
-            "damaged": dict(sorted(self.damaged.items())),
-            "same_file": self.same,
-            "near_duplicates": self.near_duplicates,
             "still_share": round(self.still / self.seen, 4) if self.seen else None,
             "speech_share": None if self.speech is None else round(self.speech / self.found, 4),
             "filtered": dict(self.filtered),
+            "skipped": self.skipped,
+            "damaged": dict(sorted(self.damaged.items())),
         }
-        order = [
-            "clips",
-            "hours",
-            "still_share",
-            "speech_share",
-            "filtered",
-            "skipped",
-            "damaged",
-            *sorted(values.keys()),
-        ]
-        write_atomic(path, json.dumps({name: values[name] for name in order}, indent=2) + "\n")
+        others = self.known | {"same_file": self.same, "near_duplicates": self.near_duplicates} | values
+        write_atomic(path, json.dumps(values | dict(sorted(others.items())), indent=2) + "\n")
