@@ -2,7 +2,7 @@
 
 A contrastive loss over names, with the texts held fixed (LiT, Zhai et al. 2022).
 
-Run: python -m training.photo_head PHOTOS models/photo_head.safetensors
+Run: python -m training.photo_head PHOTOS models/networks/photo_head.safetensors
 
 PHOTOS holds photographs and `manifest.csv` with the columns file and name. A name is drawn each step as one
 of its texts: its synonyms, a general word ("dog" for a terrier), WordNet's definition, in several templates.
