@@ -46,11 +46,8 @@ class VocoderRecipe(_Section):
     decay_share: Share = 0.2  # see `DenoiserRecipe`
     ema_decay: float = Field(0.999, gt=0, lt=1)
     adversarial_from: NonNegativeInt = 10**9  # first step with discriminators
-    discriminator_width: PositiveInt = 1  # factor on their default widths
-    spectral_weight: PositiveFloat = 5.0  # of HiFi-GAN, beside the adversarial losses
     finetune_steps: NonNegativeInt = 0  # further steps, on mels of the denoiser
     finetune_clips: PositiveInt = 256  # clips to make these mels of
-    finetune_adversarial: bool = True  # whether these steps use discriminators
     evaluate_every: PositiveInt = 500
 
     @model_validator(mode="after")
@@ -163,14 +160,10 @@ class VqganRecipe(_Section):
     channels: tuple[PositiveInt, ...] = Field((96, 128), strict=False)
     codebook_size: PositiveInt = 512
     code_dim: PositiveInt = 16
-    bins_per_code: PositiveInt = 8
-    frames_per_code: PositiveInt = 16
     learning_rate: PositiveFloat = 6e-4
     warmup_steps: PositiveInt = 100
     decay_share: Share = 0.2  # see `DenoiserRecipe`
     adversarial_from: NonNegativeInt = 10**9  # first step with the discriminator
-    adversarial_weight: PositiveFloat = 0.1
-    restart_every: PositiveInt = 50  # an entry without use for so many steps moves to a latent of the batch
     evaluate_every: PositiveInt = 100
 
 
@@ -225,7 +218,6 @@ class RunRecipe(_Section):
     text_sigma: NonNegativeFloat = 0.5
     bank_share: Share = 0.0
     bank_tau: PositiveFloat = 0.1
-    max_bank_size: PositiveInt = 4096
 
 
 class Recipe(RunRecipe):
@@ -268,6 +260,13 @@ class SpecVqganRecipe(RunRecipe):
     transformer: TransformerRecipe
 
 
+# Keys of earlier versions, which the `recipe.yaml` of a run holds, with the one value that has an effect now.
+RETIRED = {
+    "": {"max_bank_size": 4096},
+    "denoiser": {"optimizer": "adamw"},
+    "vocoder": {"discriminator_width": 1, "spectral_weight": 5.0, "finetune_adversarial": True},
+    "vqgan": {"bins_per_code": 8, "frames_per_code": 16, "adversarial_weight": 0.1, "restart_every": 50},
+}
 _KINDS: dict[str, type[Recipe] | type[SpecVqganRecipe]] = {"clipsynth": Recipe, "specvqgan": SpecVqganRecipe}
 
 
@@ -289,6 +288,10 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe | Spec
             for parent in parents:
                 section = section.setdefault(parent, {})
             section[leaf] = yaml.safe_load(value)
+        for name, retired in RETIRED.items():
+            section = values.get(name, {}) if name else values
+            for key in [key for key, value in retired.items() if section.get(key) == value]:
+                del section[key]
         kind = str(values.get("model", "clipsynth"))
         if kind not in _KINDS:
             raise ValueError(f"{path}: model: must be one of {', '.join(_KINDS)}, got {kind!r}")
@@ -309,8 +312,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe | Spec
 
 # Keys of a stage's section that may change when it resumes. Outside of the sections only `seed` may not.
 MAY_CHANGE = frozenset(
-    {"steps", "decay_share", "evaluate_every", "patience", "compile"}
-    | {"finetune_steps", "finetune_clips", "finetune_adversarial"}
+    {"steps", "decay_share", "evaluate_every", "patience", "compile"} | {"finetune_steps", "finetune_clips"}
 )
 _SECTIONS = {"distil": ("denoiser", "distil")}
 

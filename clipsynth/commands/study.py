@@ -32,9 +32,9 @@ Name = Literal["ceiling", "ladder", "sets", "attributes", "steps", "ablation"]
 # The options that not every study has, by study.
 OWN = {
     "ceiling": {"k", "bank", "prior", "variant"},
-    "ladder": {"sigma", "bank", "prior", "variant", "bundle", "only", "steps"},
+    "ladder": {"sigma", "bank", "prior", "variant", "bundle", "steps"},
     "sets": {"pairs", "steps"},
-    "attributes": {"attribute", "level", "clips_per_class", "margin", "steps"},
+    "attributes": {"attribute", "level", "clips_per_class", "steps"},
     "steps": {"count", "guidance_scale", "interval", "shift"},
     "ablation": {"remedies"},
 }
@@ -93,11 +93,9 @@ def study(
     bundle: Annotated[
         list[str] | None, _texts(help="NAME=BUNDLE, another bundle with its own settings (ladder).")
     ] = None,
-    only: Annotated[list[str] | None, _texts(help="Variants to keep, besides raw text (ladder).")] = None,
     attribute: Annotated[list[str] | None, _levels(help="Attributes; by default all.")] = None,
     level: Annotated[list[float] | None, _levels(min=0, max=1, help="0.1, 0.3, … 0.9 by default.")] = None,
     clips_per_class: Annotated[int, _levels(min=1, help="Clips of each class that are queries.")] = 1,
-    margin: Annotated[float | None, _levels(min=0, max=1, help="Attribute margin.")] = None,
     count: Annotated[list[int] | None, _grid(min=1, max=200, help="Steps; 4 to 100 by default.")] = None,
     guidance_scale: Annotated[list[float] | None, _grid(min=0, help="Guidance scales.")] = None,
     interval: Annotated[list[str] | None, _grid(help="LOW,HIGH times with guidance.")] = None,
@@ -143,15 +141,13 @@ def study(
     elif name == "ladder":
         variants = _variants(sigma, bank, prior, variant)
         variants += [ladder.parse_bundle(spec) for spec in bundle or []]
-        if only:
-            variants = [v for v in variants if v.name in {ladder.RAW, *only}]
         table = ladder.ladder(context, place, variants, fit_prior=prior_of, steps=steps)
     elif name == "sets":
         table = sets.sets(context, place, count=pairs, steps=steps)
     elif name == "attributes":
         table = attributes.attributes(
             context, place, names=attribute or (), levels=level or attributes.LEVELS,
-            clips_per_class=clips_per_class, margin=margin, steps=steps,
+            clips_per_class=clips_per_class, steps=steps,
         )  # fmt: skip
     elif name == "steps":
         table = sampling.steps(

@@ -22,7 +22,6 @@ from evaluation.report.table import cell, markdown_table, percent
 from evaluation.run.rows import Entry
 from evaluation.studies.context import TEXT_AND_IMAGE, StudyContext
 from evaluation.studies.study import save, sweep
-from evaluation.studies.variants import with_manifest
 from evaluation.systems.bundle import Bundle, load_pipeline
 from models.audio.attributes import by_name, measure
 
@@ -74,7 +73,6 @@ def attributes(
     names: Sequence[str] = (),
     levels: Sequence[float] = LEVELS,
     clips_per_class: int = 1,
-    margin: float | None = None,
     steps: int | None = None,
 ) -> str:
     """Write and return the table: Spearman's coefficient of each attribute, over text and image queries.
@@ -82,14 +80,11 @@ def attributes(
     Args:
         names: attributes, each requested alone; all that the bundle supports by default.
         clips_per_class: clips of each class; their phrases and images are the queries.
-        margin: how far a level may go beyond the clips near a query; the bundle's value by default.
 
     Raises:
         ValueError: the bundle does not support the attributes.
     """
     pipe = load_pipeline(str(bundle))
-    if margin is not None:
-        pipe = with_manifest(pipe, attribute_reach=margin)
     names = names or pipe.attributes
     if not names or not set(names) <= set(pipe.attributes):
         raise ValueError(f"{bundle} supports the attributes {', '.join(pipe.attributes) or 'none'}")

@@ -19,7 +19,7 @@ from training.denoiser.train import train_denoiser
 from training.loop import build_accelerator
 from training.prepare.folder import PrepareOptions
 from training.prepare.prepare import prepare
-from training.recipe import load_recipe
+from training.recipe import RETIRED, load_recipe
 from training.state import load_state
 from training.train import train
 from training.vocoder.generated_mels import GeneratedClips
@@ -63,6 +63,17 @@ def test_unprepared_folder_and_bad_recipes_are_refused(tmp_path):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_recipe(tmp_path / "bad.yaml")
+
+
+def test_recipes_of_earlier_runs_load_and_other_values_are_refused(tmp_path):
+    old = yaml.safe_load(DEMO.read_text())
+    for section, keys in RETIRED.items():
+        if section != "vqgan":
+            (old[section] if section else old).update(keys)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(old))
+    assert load_recipe(tmp_path / "recipe.yaml") == load_recipe(DEMO)
+    with pytest.raises(ValueError, match=r"denoiser\.optimizer: no such field"):
+        load_recipe(tmp_path / "recipe.yaml", ["denoiser.optimizer=muon"])
 
 
 def test_an_unknown_stage_is_refused(prepared, tmp_path):

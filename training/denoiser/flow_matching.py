@@ -18,6 +18,8 @@ from training.data.batches import Batch
 from training.data.clips import ClipSet
 from training.recipe import Recipe, RunRecipe
 
+MAX_BANK = 4096  # images that texts are projected on
+
 
 def build_condition_encoder(
     recipe: RunRecipe, clips: ClipSet, means: torch.Tensor | None = None, scalars: Sequence[str] = ()
@@ -28,7 +30,7 @@ def build_condition_encoder(
         means: (kinds, D) that centre embeddings, instead of the clips' own.
         scalars: labels that conditions may have.
     """
-    stride = -(-len(clips.train) // recipe.max_bank_size)
+    stride = -(-len(clips.train) // MAX_BANK)
     bank = torch.stack([clips.train.embeds(i).mean(0) for i in range(0, len(clips.train), stride)])
     condition_encoder = ConditionEncoder(
         embed_dim=len(clips.image_mean),

@@ -25,6 +25,8 @@ from training.recipe import SpecVqganRecipe
 from training.state import TrainingState, learning_rate
 
 DEV_BATCH = 32
+ADVERSARIAL_WEIGHT = 0.1
+RESTART_EVERY = 50  # steps after which an unused entry moves to a latent of the batch
 
 
 class PatchDiscriminator(nn.Module):
@@ -51,8 +53,6 @@ def build_codec(recipe: SpecVqganRecipe, clips: ClipSet) -> MelCodec:
         code_dim=v.code_dim,
         channels=v.channels,
         n_mels=len(clips.mel_mean),
-        bins_per_code=v.bins_per_code,
-        frames_per_code=v.frames_per_code,
     )
     codec.mel_mean.copy_(clips.mel_mean)
     codec.mel_std.copy_(clips.mel_std)
@@ -140,7 +140,7 @@ class _CodecStep:
             for part in parts.values()
         ]
         # Steps since each entry was last used.
-        self.unused_for = torch.full((recipe.vqgan.codebook_size,), recipe.vqgan.restart_every)
+        self.unused_for = torch.full((recipe.vqgan.codebook_size,), RESTART_EVERY)
         unused = {"unused_for": self.unused_for}
         self.state = TrainingState(Path(recipe.run) / "vqgan", parts, optimizers, tensors=unused)
 
@@ -159,7 +159,7 @@ class _CodecStep:
         distance = F.l1_loss(made, patches)
         loss = distance + codebook_loss
         if n >= v.adversarial_from:
-            loss = loss + v.adversarial_weight * self._adversarial(self._image(made), self._image(patches))
+            loss = loss + ADVERSARIAL_WEIGHT * self._adversarial(self._image(made), self._image(patches))
         norm = update(self.accelerator, self.state.optimizers[0], self.codec, loss, 1.0)
         self._count(latents)
         self._restart(latents, n)
@@ -189,8 +189,8 @@ class _CodecStep:
 
     @torch.no_grad()
     def _restart(self, latents: torch.Tensor, n: int) -> None:
-        """Move entries without use for `restart_every` steps to random latents (N, code_dim) of this step."""
-        idle = (self.unused_for >= self.recipe.vqgan.restart_every).nonzero()[:, 0]
+        """Move entries without use for `RESTART_EVERY` steps to random latents (N, code_dim) of this step."""
+        idle = (self.unused_for >= RESTART_EVERY).nonzero()[:, 0]
         if len(idle):
             g = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + n)
             chosen = latents[torch.randint(len(latents), (len(idle),), generator=g).to(latents.device)]

@@ -1,7 +1,7 @@
 """Discriminators and adversarial losses for the vocoder.
 
-Periods after HiFi-GAN (Kong et al. 2020, 2.2) and resolutions after UnivNet (Jang et al. 2021, 2.2), by
-default at 1/8 of the published width; at full width they take forty times the generator's time on a CPU.
+Periods after HiFi-GAN (Kong et al. 2020, 2.2) and resolutions after UnivNet (Jang et al. 2021, 2.2), at
+1/8 of the published width; at full width they take forty times the generator's time on a CPU.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class _Discriminator(nn.Module):
 class PeriodDiscriminator(_Discriminator):
     """Judge a waveform by samples `period` apart."""
 
-    def __init__(self, period: int, width: int) -> None:
-        channels = (1, *(width * c for c in PERIOD_CHANNELS))
+    def __init__(self, period: int) -> None:
+        channels = (1, *PERIOD_CHANNELS)
         strides = (3, 3, 3, 3, 1)
         layers = [
             weight_norm(nn.Conv2d(a, b, (5, 1), (stride, 1), (2, 0)))
@@ -63,8 +63,8 @@ class PeriodDiscriminator(_Discriminator):
 class ResolutionDiscriminator(_Discriminator):
     """Judge a waveform by its magnitude spectrogram of one resolution."""
 
-    def __init__(self, n_fft: int, hop: int, window: int, width: int) -> None:
-        c = width * RESOLUTION_CHANNELS
+    def __init__(self, n_fft: int, hop: int, window: int) -> None:
+        c = RESOLUTION_CHANNELS
         layers = [weight_norm(nn.Conv2d(1, c, (3, 9), padding=(1, 4)))]
         layers += [weight_norm(nn.Conv2d(c, c, (3, 9), (1, 2), (1, 4))) for _ in range(3)]
         layers += [weight_norm(nn.Conv2d(c, c, 3, padding=1)), weight_norm(nn.Conv2d(c, 1, 3, padding=1))]
@@ -80,19 +80,15 @@ class ResolutionDiscriminator(_Discriminator):
 
 
 class Discriminators(nn.Module):
-    """All discriminators, `width` times the default width; returns their judgements of a waveform (B, T).
+    """All discriminators; returns their judgements of a waveform (B, T).
 
     HiFi-GAN has those of periods and resolutions, Vocos (Siuzdak 2023) has no `periods`.
     """
 
-    def __init__(self, width: int = 1, periods: Sequence[int] = PERIODS) -> None:
+    def __init__(self, periods: Sequence[int] = PERIODS) -> None:
         super().__init__()
-        self.members = nn.ModuleList(
-            [
-                *(PeriodDiscriminator(period, width) for period in periods),
-                *(ResolutionDiscriminator(*r, width) for r in RESOLUTIONS),
-            ]
-        )
+        by_period = map(PeriodDiscriminator, periods)
+        self.members = nn.ModuleList([*by_period, *(ResolutionDiscriminator(*r) for r in RESOLUTIONS)])
 
     def forward(self, waveform: torch.Tensor) -> list[Judgement]:
         return [member(waveform) for member in self.members]

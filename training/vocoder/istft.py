@@ -31,7 +31,7 @@ def untrained_parts(recipe: Recipe, clips: ClipSet, mel: MelSpectrogram) -> dict
     """Return a vocoder with the statistics of the training clips, its discriminators and its average."""
     vocoder = untrained_network(recipe, clips, mel)
     average = copy.deepcopy(vocoder).eval().requires_grad_(False)
-    discriminators = Discriminators(recipe.vocoder.discriminator_width, periods=())
+    discriminators = Discriminators(periods=())
     return {"vocoder": vocoder, "discriminators": discriminators, "average": average}
 
 

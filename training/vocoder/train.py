@@ -36,6 +36,7 @@ from training.vocoder.istft import IstftStep, untrained_parts
 from training.vocoder.networks import SERVED, untrained_network
 
 MEL_WEIGHT = 2.0
+SPECTRAL_WEIGHT = 5.0  # beside the adversarial losses
 MAX_NORM = 10.0  # of gradients
 # Differences below about -88 dB of full scale are inaudible, but the logarithm would make digital silence the
 # largest part of the loss.
@@ -164,7 +165,7 @@ def train_vocoder(
         parts = untrained_parts(recipe, clips, mel)
     else:
         vocoder = untrained_vocoder(recipe, clips, mel)
-        parts = {"vocoder": vocoder, "discriminators": Discriminators(v.discriminator_width)}
+        parts = {"vocoder": vocoder, "discriminators": Discriminators()}
     mel.to(accelerator.device)
     for part in parts.values():
         part.to(accelerator.device)
@@ -227,8 +228,8 @@ class _HifiGanStep:
             made = self.vocoder(mels)[:, : target.shape[1]]
         loss = MEL_WEIGHT * mel_distance(self.mel(made), self.mel(target)) + stft_distance(made, target)
         spectral = loss
-        if n >= v.adversarial_from and (n < v.steps or v.finetune_adversarial):
-            loss = v.spectral_weight * loss + self._adversarial(made, target)
+        if n >= v.adversarial_from:
+            loss = SPECTRAL_WEIGHT * loss + self._adversarial(made, target)
         norm = update(self.accelerator, self.state.optimizers[0], self.vocoder, loss, MAX_NORM)
         return marked(spectral, norm)
 

@@ -15,8 +15,7 @@ from clipsynth.cli import app
 from evaluation.metrics.bootstrap import Figure
 from evaluation.studies import ablation, attributes, ceiling, ladder, sets, steps
 from evaluation.studies.context import CLASS_ACCURACY, DEV_SEED, FAD, SECONDS, StudyContext, StudyOptions
-from evaluation.studies.variants import with_manifest
-from evaluation.systems.bundle import Bundle, load_pipeline
+from evaluation.systems.bundle import Bundle
 from models.networks.condition_encoder import ConditionEncoder
 from models.networks.open_clip import OpenClipEncoder
 from models.pipeline import ClipSynthPipeline
@@ -287,14 +286,6 @@ def test_measured_loudness_follows_the_requested_level(setting, bundle):
     assert loudness["leakage"]["value"] == 0  # the judge hears all at one level
 
 
-def test_an_attribute_margin_makes_another_system(bundle):
-    pipe = load_pipeline(str(bundle))
-    wide = with_manifest(pipe, attribute_reach=0.4)
-    asked = {"brightness": 0.9}
-    versions = {Bundle("a", p, attributes=a).version for p in (pipe, wide) for a in (asked, {})}
-    assert len(versions) == 4
-
-
 def test_unknown_attributes_are_rejected_by_the_study(setting, bundle):
     with pytest.raises(ValueError, match=r"supports the attributes .*loudness"):
         attributes.attributes(setting, bundle, names=["colour"])
@@ -310,7 +301,7 @@ def test_the_study_commands_write_their_tables(folder, bundle, options):
     run = CliRunner().invoke
     for name, arguments in {
         "ceiling": [*common, *model, "--bank", "1,0.01"],
-        "ladder": [*made, *model, "--steps", "1", "--only", "centred", "--timed", "0"],
+        "ladder": [*made, *model, "--steps", "1", "--sigma", "1", "--bank", "1,0.01", "--timed", "0"],
         "attributes": [
             *made, *model, "--steps", "1", "--attribute", "loudness", "--level", "0.1", "--level", "0.9",
         ],
