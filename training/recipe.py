@@ -261,7 +261,7 @@ class SpecVqganRecipe(RunRecipe):
 
 
 # Keys of earlier versions, which the `recipe.yaml` of a run holds, with the one value that has an effect now.
-RETIRED = {
+RETIRED: dict[str, dict[str, object]] = {
     "": {"max_bank_size": 4096},
     "denoiser": {"optimizer": "adamw"},
     "vocoder": {"discriminator_width": 1, "spectral_weight": 5.0, "finetune_adversarial": True},
