@@ -1,8 +1,8 @@
 """Embedders turn sounds into vectors, and distances compare sets of vectors.
 
 Built in: `melstats`, `classifier` (the judge's penultimate layer), `random-conv` (a control: fixed random
-filters). From local files: `clap:FOLDER`, `yamnet:FILE`. `module:function:ARGUMENT` is a function of yours
-that takes the argument and returns an `Embedder`.
+filters). From local files: `clap:FOLDER`, `yamnet:FILE`, and `module:function:ARGUMENT` for other networks,
+for example `evaluation.embedders.exported:load:FILE`.
 """
 
 from __future__ import annotations

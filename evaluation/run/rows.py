@@ -24,11 +24,11 @@ from evaluation.run.scores import (
     Reference,
     TableRow,
     copy_figures,
-    coverage_figure,
     distance_figures,
     fad_figure,
     judged_figures,
     level_checks,
+    manifold_figures,
     seconds_figure,
     text_relevance,
 )
@@ -225,7 +225,7 @@ def _distances(entry: Entry, reference: Reference) -> dict[str, Figure]:
     for embedder in reference.embedders:
         sets, real = entry.split(features.embeds(embedder)), reference.embeds[embedder.name]
         found |= distance_figures(embedder.name, sets, real, reference)
-        found |= coverage_figure(embedder.name, sets, real, reference)
+        found |= manifold_figures(embedder.name, sets, real, reference)
     for network in reference.images:
         sets, real = entry.split(features.embeds(network)), reference.embeds[network.name]
         found[f"FID/{network.name}"] = fad_figure(sets, real, picks)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from evaluation.embedders.classifier import SoundClassifier
 from evaluation.embedders.linear_judge import LinearJudge
 from evaluation.metrics.bootstrap import Figure, bootstrap, draw_picks, figure, mean_figure
 from evaluation.metrics.class_accuracy import hits, per_class, wanted_probability
-from evaluation.metrics.coverage import K, coverage, inside
+from evaluation.metrics.density_coverage import K, coverage, density, inside
 from evaluation.metrics.frechet import MIN_CLIPS, frechet_distance, frechet_infinity
 from evaluation.metrics.kernel import SCALE, median_bandwidth, mmd2, rbf
 from evaluation.plan import Sample
@@ -123,18 +124,19 @@ def distance_figures(
     return found | {f"KAD/{name}": kad_figure(sets, real, picks)}
 
 
-def coverage_figure(
+def manifold_figures(
     name: str, sets: Sequence[np.ndarray], real: np.ndarray, reference: Reference
 ) -> dict[str, Figure]:
-    """Return the coverage of clip means, the mean over seeds; empty if there are too few clips."""
+    """Return coverage and density of clip means, the mean over seeds; empty if there are too few clips."""
     if len(real) <= K:
         return {}
     within = [inside(x.mean(1), real.mean(1)) for x in sets]
 
-    def mean(places: np.ndarray) -> float:
-        return float(np.mean([coverage(w[np.ix_(places, places)]) for w in within]))
+    def mean_of(metric: Callable[[np.ndarray], float], places: np.ndarray) -> float:
+        return float(np.mean([metric(w[np.ix_(places, places)]) for w in within]))
 
-    return {f"coverage/{name}": bootstrap(mean, reference.picks())}
+    picks = reference.picks()
+    return {f"{m.__name__}/{name}": bootstrap(partial(mean_of, m), picks) for m in (coverage, density)}
 
 
 def judged_figures(

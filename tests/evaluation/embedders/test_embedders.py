@@ -84,22 +84,18 @@ def test_a_local_clap_embeds_sounds_and_texts(clap_folder):
     assert relevance.value == pytest.approx(np.mean(cosine), abs=1e-5)
 
 
-class Energy:
-    """An embedder of a user: the energy of sounds, scaled."""
-
-    name, version = "energy", "1"
-
-    def __init__(self, scale):
-        self.scale = float(scale)
-
-    def embed(self, waveforms):
-        return self.scale * np.array([[[np.square(w).mean()]] for w in waveforms])
+class Energy(torch.nn.Module):
+    def forward(self, x):
+        return torch.stack([x.square().mean(1), x.abs().mean(1)], 1)
 
 
-def test_a_function_of_ones_own_makes_an_embedder():
-    embedder = load_embedder(f"{__name__}:Energy:2", judge)
+def test_any_exported_network_is_an_embedder(tmp_path):
+    file = tmp_path / "energy.pt2"
+    torch.export.save(torch.export.export(Energy(), (torch.zeros(1, 4000),)), file)
+    embedder = load_embedder(f"evaluation.embedders.exported:load:{file}?sample_rate=8000&name=energy", judge)
     assert embedder.name == "energy"
-    assert embed_all(embedder, noises(3)).shape == (3, 1, 1)
+    sounds = noises(3)
+    assert embedder.embed(sounds).shape == (3, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +103,8 @@ def test_a_function_of_ones_own_makes_an_embedder():
     [
         ("vggish", "embedders are"),
         ("clap:/nowhere", "model.safetensors"),
-        ("evaluation.embedders.clap:Clip:/nowhere", "cannot be imported"),
+        ("evaluation.embedders.exported:load:/nowhere.pt2", "no weight file"),
+        ("evaluation.embedders.exported:lod:/nowhere.pt2", "cannot be imported"),
     ],
 )
 def test_missing_embedders_are_named(spec, message):

@@ -5,7 +5,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from evaluation.metrics.bootstrap import bootstrap, draw_picks, figure, mean_figure
 from evaluation.metrics.class_accuracy import hits, per_class, read_phrases, wanted_probability
-from evaluation.metrics.coverage import coverage, inside
+from evaluation.metrics.density_coverage import coverage, density, inside
 from evaluation.metrics.frechet import frechet_distance, frechet_infinity
 from evaluation.metrics.kernel import SCALE, kernel_distance, median_bandwidth
 from evaluation.metrics.text_gap import gap_closed, text_gap
@@ -79,11 +79,12 @@ def test_too_small_references_are_rejected():
         frechet_infinity(gaussians(4, 3), gaussians(4, 3))
 
 
-def test_coverage_counts_balls():
+def test_coverage_and_density_count_their_balls():
     reference = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]])
     within = inside(np.array([[0.5], [0.6]]), reference, k=1)  # radii are 1
     assert within.tolist() == [[True, True], [True, True]] + [[False, False]] * 4
     assert coverage(within) == pytest.approx(2 / 6)
+    assert density(within, k=1) == pytest.approx(2.0)
     with pytest.raises(ValueError, match="more than 6 references"):
         inside(reference, reference, k=6)
 

@@ -6,7 +6,7 @@ import pytest
 from evaluation.embedders.base import Classifier, MelStatistics, RandomConvolution, embed_all
 from evaluation.embedders.mel_images import efficientnet_lite0
 from evaluation.metrics.class_accuracy import hits, wanted_probability
-from evaluation.metrics.coverage import coverage, inside
+from evaluation.metrics.density_coverage import coverage, inside
 from evaluation.metrics.frechet import frechet_distance
 from evaluation.metrics.kernel import kernel_distance
 from tests.support.evaluation_sounds import KINDS, RATE, collection, muffled, noisy, shuffled

@@ -1,4 +1,4 @@
-"""Coverage (Naeem et al. 2020, eq. 5): variety by nearest neighbours."""
+"""Density and coverage (Naeem et al. 2020, eqs. 4 and 5): quality and variety by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def inside(x: np.ndarray, reference: np.ndarray, k: int = K) -> np.ndarray:
 def coverage(within: np.ndarray) -> float:
     """Return the share of references with a sound in their ball, 1 at best; `within` is from `inside`."""
     return float(within.any(1).mean())
+
+
+def density(within: np.ndarray, k: int = K) -> float:
+    """Return the mean number of balls around a sound, over k: 1 for real sounds, more for typical ones."""
+    return float(within.sum() / (k * within.shape[1]))
