@@ -85,8 +85,7 @@ class Sources:
     prepared: Path | None = None
 
 
-Factory = Callable[[str, str, Sources], Synthesizer]  # (name, argument, sources)
-
+# Functions (name, argument, sources) -> Synthesizer.
 FACTORIES = {
     "bundle": "evaluation.systems.bundle:Bundle.load",
     "retriever": "evaluation.systems.retriever:Retriever.load",

@@ -43,8 +43,7 @@ class TimedAnswer:
 class WindowFigures:
     """Figures of the requests that were due in a window.
 
-    An answer counts for `throughput` by the share of its time in the window; `answered` is of the whole run;
-    `late_s` is the 0.99 quantile of how late the client itself was.
+    An answer counts for `throughput` by the share of its time in the window; `answered` is of the whole run.
     """
 
     throughput: float
@@ -53,7 +52,6 @@ class WindowFigures:
     requests: int
     unanswered: int
     answered: int
-    late_s: float
 
 
 def figures(
@@ -65,13 +63,11 @@ def figures(
     """
     due = [a for a in answers if start <= (a.done if closed_loop else a.intended) < end]
     latencies = [answer.latency_s for answer in due] or [math.inf]
-    late = [answer.sent - answer.intended for answer in due if answer.sent < math.inf] or [0.0]
     p50, p95 = np.quantile(latencies, [0.5, 0.95], method="higher")
     throughput = sum(answer.share(start, end) for answer in answers) / (end - start)
     unanswered = sum(answer.done == math.inf for answer in due)
     answered = sum(answer.done < math.inf for answer in answers)
-    late_s = float(np.quantile(late, 0.99))
-    return WindowFigures(throughput, float(p50), float(p95), len(due), unanswered, answered, late_s)
+    return WindowFigures(throughput, float(p50), float(p95), len(due), unanswered, answered)
 
 
 class LoadRun:

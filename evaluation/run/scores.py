@@ -48,9 +48,9 @@ class Reference:
         """The distance below which a sound counts as a copy."""
         return copy_distance(self.training_apart)
 
-    def picks(self, resamples: int | None = None) -> np.ndarray:
+    def picks(self) -> np.ndarray:
         """Return the bootstrap's clip indices (resamples, N), the same at every call."""
-        return draw_picks(self.labels, self.resamples if resamples is None else resamples)
+        return draw_picks(self.labels, self.resamples)
 
 
 @dataclass

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-SAMPLE_RATE = 16000
 N_FFT, HOP = 512, 353
 EMBED_DIM = 512
 PREFIXES = {"audio_encoder.": "trunk.", "audio_transform.sequential.": "head."}  # the file's names to ours

@@ -27,7 +27,6 @@ from models.networks.packaged import AnchorsFromFile, load_classifier, photo_pix
 HEAD = Path(__file__).with_name("photo_head.safetensors")
 SIDE = 260  # pixels that EfficientNet-Lite2 was trained at
 FEATURES = 1280
-LANGUAGES = ("ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")
 
 
 def without_emoji(text: str) -> str:

@@ -16,6 +16,7 @@ import scipy
 POOL = 5  # mel frames per step of the search
 SLACK = 0.25  # share of a sound's length over which it is moved
 COPY_QUANTILE = 0.05
+PICKED = 150
 NEIGHBOURS = 50  # training clips that `relative` compares with
 CONSTANT = 1e-3  # a stretch of a log-mel with a smaller norm is constant and matches nothing
 CHUNK = 32  # sounds at a time
@@ -111,18 +112,13 @@ def _correlate(
     return np.asarray(1 - (correlation / norms[..., None]).max(0).clip(0, 1).T, np.float32)
 
 
-def distances(sounds: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> np.ndarray:
-    """Return (N, T), as `Search(train).distances(sounds)`."""
-    return Search(train).distances(sounds)
-
-
-def pick(train: Sequence[np.ndarray], length: int, *, sample: int = 150, seed: int = 0) -> np.ndarray:
-    """Return up to `sample` clip numbers to learn the copy threshold from.
+def pick(train: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Return up to `PICKED` clip numbers to learn the copy threshold from.
 
     The clips have at least `length` frames.
     """
     long_enough = [i for i, clip in enumerate(train) if len(clip) >= length]
-    return np.random.default_rng(seed).permutation(np.array(long_enough, int))[:sample]
+    return np.random.default_rng(0).permutation(np.array(long_enough, int))[:PICKED]
 
 
 def to_other_sources(

@@ -44,7 +44,6 @@ def test_latency_counts_from_the_due_time_and_unanswered_count():
     assert found.throughput == pytest.approx(
         (11 + 4.4) / 2
     )  # eleven whole ones, eight by a part of their second
-    assert found.late_s == pytest.approx(0.5)
 
 
 def test_a_slow_server_is_charged_for_the_waiting_of_clients():

@@ -5,7 +5,6 @@ from models.retrieval.copy_distance import (
     SLACK,
     Search,
     copy_distance,
-    distances,
     pick,
     pool,
     relative,
@@ -39,7 +38,7 @@ def test_the_batched_search_equals_the_definition():
 
 def test_a_shifted_and_louder_copy_is_found():
     train = [noise(n, 100) for n in range(5)]
-    found = distances([train[3][13:93] + 2.0, noise(9, 80), np.zeros((80, 8))], train)
+    found = Search(train).distances([train[3][13:93] + 2.0, noise(9, 80), np.zeros((80, 8))])
     assert found[0].argmin() == 3
     assert found[0, 3] == pytest.approx(0, abs=1e-5)
     assert (found[1] > 0.7).all()
@@ -64,7 +63,7 @@ def test_an_empty_comparison_is_rejected():
 
 def threshold(train, sources, length):
     picked = pick(train, length)
-    apart = distances([train[i][:length] for i in picked], train)
+    apart = Search(train).distances([train[i][:length] for i in picked])
     return copy_distance(to_other_sources(apart, picked, sources))
 
 
