@@ -37,6 +37,11 @@ RUN = ("secrets", "redis", "app", "worker", "janitor", "webhooks")
 TWO_STEPS = {"vocoder.steps": 2, "denoiser.steps": 2}
 TWO_STEPS |= {"vocoder.batch_size": 2, "denoiser.batch_size": 2}
 TRAINING_S = 900
+MAKE_VIDEOS = """import pathlib, make
+pathlib.Path("videos").mkdir()
+for n, colour in enumerate(("red", "green")):
+    make.write_video(pathlib.Path(f"videos/{n}.mp4"), hz=220.0 * 2**n, colour=colour)
+"""
 
 
 class Api:
@@ -157,8 +162,8 @@ def restart_from_backup(redis: ComposeService) -> None:
 def try_training(train: ComposeService) -> None:
     """Prepare two videos and train two steps of each part, as `docker compose run --rm train …` does."""
     folder = train.volume("/runs")
-    shutil.copy(ROOT / "docker/tiny_videos.py", folder)
-    train.start(["python", "tiny_videos.py", "videos", "2"])
+    shutil.copy(ROOT / "tests/support/videos.py", folder / "make.py")
+    train.start(["python", "-c", MAKE_VIDEOS])
     check("two videos were made with the image's codecs", train.wait() == 0)
     shutil.copytree(folder / "videos", train.volume("/videos"), dirs_exist_ok=True)
     steps = [f"--set={part}={n}" for part, n in TWO_STEPS.items()]
