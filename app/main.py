@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from app.dependencies import Admin, Reader, Services, ServicesDep
+from app.dependencies import Admin, KnownKeys, Reader, Services, ServicesDep
 from app.memory import keep_giving_back
 from app.middleware import request_context
 from app.middleware.body_limit import BodyLimit
@@ -41,7 +41,8 @@ def create_app(settings: Settings) -> FastAPI:
         raise ServeError("the API needs CLIPSYNTH_REDIS_URL; `clipsynth serve` sets it")
     redis = connect(settings.redis_url)
     state = JobStore.from_settings(redis, settings)
-    events = Notifications(settings.redis_url, state)
+    keys = KnownKeys(redis)
+    events = Notifications(settings.redis_url, state, keys.forget)
     storage = Storage(settings.results_url)
     budgets = Budgets(redis, storage, settings)
 
@@ -85,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         storage,
         budgets,
         events,
+        keys,
     )
     app.add_middleware(request_context.HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)

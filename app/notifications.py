@@ -61,8 +61,11 @@ class Notifications:
     Between two changes it reads nothing. When Redis comes back, it reads every awaited record again.
     """
 
-    def __init__(self, redis_url: str, state: JobStore) -> None:
-        self.redis_url, self.state = redis_url, state
+    def __init__(
+        self, redis_url: str, state: JobStore, forget_keys: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepare; `forget_keys` is called when an API key changes, or may have changed."""
+        self.redis_url, self.state, self.forget_keys = redis_url, state, forget_keys
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # for any change
         self._waiting_for_end: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._reads: dict[str, asyncio.Task[Any]] = {}  # started after the last change
@@ -92,6 +95,7 @@ class Notifications:
                 await pubsub.ping()
             elif message["type"] == "psubscribe":  # messages may have been missed
                 self._listens_since = time.monotonic()
+                self.forget_keys()
                 for generation_id in {*self._waiting, *self._waiting_for_end}:
                     self._wake(generation_id, ended=True)
             elif message["type"] == "pmessage":
@@ -101,7 +105,9 @@ class Notifications:
             pinged = message is None
 
     def _wake(self, generation_id: str, *, ended: bool) -> None:
-        self._valid_until.pop(generation_id.removeprefix(KEY_CHANGES), None)
+        if generation_id.startswith(KEY_CHANGES):
+            self._valid_until.pop(generation_id.removeprefix(KEY_CHANGES), None)
+            self.forget_keys()
         self._reads.pop(generation_id, None)
         for event in self._waiting.get(generation_id, ()):
             event.set()

@@ -15,6 +15,16 @@ from clipsynth.services.processes import wait_until
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def reads_are_fresh(monkeypatch):
+    """Have a process read models and keys for each request, since tests change both at once."""
+    from app import dependencies
+    from clipsynth.jobs import model_registry
+
+    monkeypatch.setattr(model_registry, "FRESH_S", 0.0)
+    monkeypatch.setattr(dependencies, "KEYS_FRESH_S", 0.0)
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline():
     from tests.support.tiny import build_tiny_pipeline

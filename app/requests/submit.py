@@ -18,7 +18,7 @@ from app.requests.images import ReadImage, RequestImage, read_images
 from app.requests.recipe import ParentSound
 from app.requests.texts import readable
 from app.requests.video import CopiedVideo
-from clipsynth.admission.limits import Claim, Reservation, release_reservation, reserve
+from clipsynth.admission.limits import Admission, Claim, Reservation, release_reservation, reserve
 from clipsynth.errors import (
     InvalidRequest,
     MethodUnavailable,
@@ -82,6 +82,7 @@ def accept(
         raise InvalidRequest(f"/ttl_s: at most {settings.result_ttl_s}")
     images = read_images(wanted, files, settings) if files or wanted.has_images else []
     webhook = _webhook(settings, caller, wanted) if wanted.webhook_url is not None else None
+    sent_as = sent_as or fields_sent(wanted)
     generation_id, claim = new_id(), None
     if idempotency_key is not None:
         text = sent or _sent(wanted, images, video)
@@ -99,44 +100,49 @@ def accept(
         payload.precision = precision
     reservation = Reservation(generation_id, caller.id, payload.model, payload.work(model), claim)
     reservation.rate_per_s, reservation.max_kept_bytes = caller.rate_per_s, caller.max_kept_bytes
-    # Admission comes before the images, because it is the cheapest reason to refuse a request.
-    steps, deadline_s = payload.num_inference_steps, payload.deadline_s
+    waits = bool(images or video or parent or payload.deadline_s is not None)
+    keeps_s = 0 if waits else settings.result_ttl_s
+    admission = Admission(reservation, settings, model.cost, payload.num_inference_steps, keeps_s)
+    generation, reserved = None, False
     try:
-        is_new = reserve(services.redis, reservation, settings, model.cost, steps, deadline_s)
+        # Admission comes before the images, because it is the cheapest reason to refuse a request.
+        reserved = waits and reserve(services.redis, admission, payload.deadline_s)
+        if reserved or not waits:
+            if images:
+                store_images(services, generation_id, payload, images)
+            if video:
+                state.expect_files(generation_id)
+                services.storage.put(video_key(generation_id, video.stored.extension), video.path)
+            if parent and payload.parent:
+                data = parent.read()
+                payload.parent.audio_sha256 = hashlib.sha256(data).hexdigest()
+                state.expect_files(generation_id)
+                services.storage.put(payload.parent.audio_key, data)
+            generation = state.submit(
+                generation_id,
+                payload,
+                reservation,
+                admission=None if waits else admission,
+                webhook=webhook,
+                metadata=wanted.metadata,
+                ttl_s=wanted.ttl_s,
+                understanding=Understanding.of(payload, known, wanted.prompt if parts else None)
+                if known
+                else None,
+                sent_as=sent_as,
+            )
+    except Exception:
+        if reserved:
+            with contextlib.suppress(RedisError):  # then the janitor releases it
+                release_reservation(services.redis, reservation)
+        raise
     finally:
         if reservation.requests:
             ANSWER_HEADERS.get({}).update(_rate_headers(*reservation.requests))
-    if not is_new:
+    if generation is None:
         if claim and reservation.bound:
             generation_id = idempotency.bound_id(reservation.bound, claim)
         return _earlier(services, caller, generation_id), True
-    try:
-        if images:
-            store_images(services, generation_id, payload, images)
-        if video:
-            state.expect_files(generation_id)
-            services.storage.put(video_key(generation_id, video.stored.extension), video.path)
-        if parent and payload.parent:
-            data = parent.read()
-            payload.parent.audio_sha256 = hashlib.sha256(data).hexdigest()
-            state.expect_files(generation_id)
-            services.storage.put(payload.parent.audio_key, data)
-        generation = state.submit(
-            generation_id,
-            payload,
-            reservation,
-            webhook=webhook,
-            metadata=wanted.metadata,
-            ttl_s=wanted.ttl_s,
-            understanding=Understanding.of(payload, known, wanted.prompt if parts else None)
-            if known
-            else None,
-            sent_as=sent_as or fields_sent(wanted),
-        )
-    except Exception:
-        with contextlib.suppress(RedisError):  # then the janitor releases it
-            release_reservation(services.redis, reservation)
-        raise
     logger.info("job accepted: %s", generation_id, extra={"job_id": generation_id, "key_id": caller.id})
     return generation, False
 

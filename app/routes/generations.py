@@ -94,7 +94,6 @@ class Removed(BaseModel):
 )
 async def create(
     request: Request,
-    response: Response,
     services: ServicesDep,
     caller: Maker,
     prefer: PreferHeader = None,
@@ -131,11 +130,8 @@ async def create(
         if made is not None:
             return made
         if generation.finished_at is not None:
-            response.status_code = 200
-            response.headers.update(at_end)
-            return generation
-    response.headers.update(headers | {"Retry-After": "1"})
-    return generation
+            return Response(generation.model_dump_json(), 200, at_end, JSON)
+    return Response(generation.model_dump_json(), 202, headers | {"Retry-After": "1"}, JSON)
 
 
 def _preferred_file(
@@ -218,12 +214,12 @@ def _decode_cursor(cursor: str) -> tuple[float, str]:
 
 
 @router.get("/{generation_id}", response_model=Generation, responses=problems("not_found", "gone"))
-def get(generation_id: str, response: Response, services: ServicesDep, caller: Reader) -> Generation:
+async def get(generation_id: str, services: ServicesDep, caller: Reader) -> Response:
     """Return a generation; with Retry-After while it is unfinished."""
-    generation = services.state.get(generation_id, owner=caller.id)
-    if generation.finished_at is None:
-        response.headers["Retry-After"] = "1"
-    return generation
+    generation = await run_in_threadpool(services.state.get, generation_id, owner=caller.id)
+    headers = {"Retry-After": "1"} if generation.finished_at is None else None
+    # As JSON at once: FastAPI would validate it again.
+    return Response(generation.model_dump_json(), 200, headers, JSON)
 
 
 @router.post(

@@ -66,7 +66,7 @@ def simulate(redis: Redis, pool: ThreadPoolExecutor, batch: int, job_s: float) -
 def begin(redis: Redis, state: JobStore, queue: Queue, jobs: list[Job], name: str) -> list[Execution]:
     """Lease jobs, as BatchWorker._start does."""
     executions = []
-    with redis.pipeline() as pipeline:
+    with state.pipeline(redis) as pipeline:
         for job in jobs:
             job.origin = queue.name
             executions.append(Execution.create(job, LEASE_S, pipeline, worker_name=name))
@@ -80,7 +80,7 @@ def begin(redis: Redis, state: JobStore, queue: Queue, jobs: list[Job], name: st
 
 def finish(redis: Redis, state: JobStore, jobs: list[Job], executions: list[Execution], name: str) -> None:
     """Record the end of jobs, as Finalizer and record_end do: one transaction for all."""
-    with redis.pipeline() as pipeline:
+    with state.pipeline(redis) as pipeline:
         for job, execution in zip(jobs, executions, strict=True):
             output = Output(
                 index=0, url=f"/v1/generations/{job.id}/audio/0", media_type="audio/wav", format="wav",

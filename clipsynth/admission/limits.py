@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, cast
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import NoScriptError
 
-from clipsynth.admission.scripts import ADMIT, READ_LOAD, READ_PLACE, RELEASE_RESERVATION
+from clipsynth.admission.scripts import ADMIT, READ_LOAD, READ_PLACE, RELEASE_RESERVATION, RUN
 from clipsynth.errors import DeadlineUnreachable, KeptQuota, QueueFull, RateLimited
-from clipsynth.redis_keys import (
-    ALIVE,
-    BUCKET,
-    ETA_RATIOS,
-    INFLIGHT,
-    KEPT,
-    LOAD,
-    MODEL,
-    QUEUE,
-    RECORD,
-    RESERVATIONS,
-    RUNNING,
-    STARTING,
-    WORKERS,
-)
+from clipsynth.redis_keys import BUCKET, INFLIGHT, KEPT, LOAD, RECORD, RESERVATIONS
 from clipsynth.schemas.model_info import ModelCost
 from clipsynth.settings import Settings
 
@@ -40,8 +26,6 @@ UNKNOWN_S = 5.0
 MAX_RETRY_S = 3600.0
 # Retry-After while a key keeps too much: records expire one by one.
 KEPT_RETRY_S = 60.0
-# Running jobs that an estimate reads.
-MAX_RUNNING = 256
 # Ended generations from which on estimates are corrected by their actual durations.
 MIN_RATIOS = 20
 
@@ -83,49 +67,105 @@ class Reservation:
         return f"{self.generation_id} {self.owner} {self.model} {self.work:.6f}"
 
 
-def reserve(
-    redis: Redis,
-    reservation: Reservation,
-    settings: Settings,
-    cost: ModelCost | None,
-    steps: int,
-    deadline_s: float | None,
-) -> bool:
+@lru_cache(maxsize=8)
+def _assembled(scripts: tuple[str, ...]) -> tuple[str, str]:
+    """Return one script that has all of these, and its hash."""
+    parts = [f"SCRIPTS['@{n}'] = function(KEYS, ARGV)\n{text}\nend\n" for n, text in enumerate(scripts)]
+    text = "".join(["local SCRIPTS = {}\n", *parts, RUN])
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class ScriptPipeline(Pipeline):
+    """A pipeline that Redis carries out in one step, as MULTI does, but in one script and one command.
+
+    Redis knows the script by its hash. If it has forgotten it, it has carried out nothing, and the text is
+    sent. Of a MULTI it would have carried out the other commands.
+    """
+
+    def __init__(self, redis: Redis, *scripts: str) -> None:
+        """Prepare; `eval` takes these scripts only."""
+        super().__init__(redis.connection_pool, redis.response_callbacks, transaction=False, shard_hint=None)
+        self._redis, self._scripts = redis, scripts
+        # RQ opens a MULTI.
+        self.multi = lambda: None  # type: ignore[method-assign]
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Return the results; an error among them is raised, after all commands were carried out."""
+        words: list[Any] = []
+        for args, _ in self.command_stack:
+            if args[0] == "EVAL":
+                args = (f"@{self._scripts.index(args[1])}", *args[2:])
+            words += (len(args), *args)
+        self.reset()
+        if not words:
+            return []
+        text, sha = _assembled(self._scripts)
+        try:
+            results = self._redis.evalsha(sha, 0, *words)
+        except NoScriptError:
+            results = self._redis.eval(text, 0, *words)
+        error = next((result for result in results if isinstance(result, Exception)), None)
+        if error is not None and raise_on_error:
+            raise error
+        return list(results)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Reserves a place and estimates the end, as part of a batch.
+
+    Args:
+        cost: of the model, if a worker has measured it.
+        steps: denoising steps of the request.
+        keeps_s: seconds for which the idempotency key is bound if the batch also creates the generation; 0 if
+            it is created later.
+    """
+
+    reservation: Reservation
+    settings: Settings
+    cost: ModelCost | None
+    steps: int
+    keeps_s: int = 0
+
+    def queue(self, pipeline: Pipeline, *, has_ratios: bool = False) -> None:
+        """Queue two commands, whose results `read` takes; what follows is carried out only with a place."""
+        own = self.reservation
+        keys, args = _admission(own, self.settings, self.cost, self.keeps_s)
+        pipeline.eval(ADMIT, len(keys), *keys, *args)
+        # The duration of a request without work says nothing about estimates.
+        noted = own.generation_id if self.keeps_s and own.work else ""
+        args = _load_arguments(own, self.cost, self.steps, own.work, ratios=has_ratios, noted=noted)
+        pipeline.eval(READ_LOAD, 0, *args)
+
+    def read(self, results: list[Any]) -> Forecast | None:
+        """Return the estimate; None if another request has a place for this id or idempotency key.
+
+        Raises:
+            RateLimited: the owner sends too many requests, or has too many unfinished generations.
+            KeptQuota: the records of the owner's generations take too much room in Redis.
+            QueueFull: the queue or the owner's share of it is full.
+        """
+        if not _is_admitted(results[0], self.reservation, self.settings, self.cost):
+            return None
+        found = _forecast(results[1], self.reservation, self.cost, self.steps)
+        self.reservation.eta_s = found.base_s
+        return found
+
+
+def reserve(redis: Redis, admission: Admission, deadline_s: float | None = None) -> bool:
     """Reserve a place and estimate the end; return False if the id or idempotency key has a place.
 
     Raises:
-        RateLimited, QueueFull: as `admit`.
+        RateLimited, KeptQuota, QueueFull: as `Admission.read`.
         DeadlineUnreachable: the estimated end is after the deadline.
     """
-    # EVAL: before a registered script in a pipeline, redis-py asks Redis whether it knows the script.
-    with redis.pipeline(transaction=False) as pipeline:
-        for script, (keys, args) in (
-            (ADMIT, _admission(reservation, settings, cost)),
-            (READ_LOAD, _load_arguments(reservation.model, last_ratio=-1 if deadline_s is not None else 0)),
-        ):
-            pipeline.eval(script, len(keys), *keys, *args)
-        verdict, found = pipeline.execute()
-    if not _is_admitted(verdict, reservation, settings, cost):
-        return False
-    expected = _forecast(found, reservation, cost, steps, reserved=True)
-    if deadline_s and expected.p50_s and deadline_s < expected.p50_s:
-        release_reservation(redis, reservation)
-        raise DeadlineUnreachable(f"/deadline_s: it would take about {expected.p50_s:.1f} s")
-    reservation.eta_s = expected.base_s
-    return True
-
-
-def admit(redis: Redis, reservation: Reservation, settings: Settings, cost: ModelCost | None) -> bool:
-    """Reserve a place; return False if another request has one for this id or idempotency key.
-
-    Raises:
-        RateLimited: the owner sends too many requests, or has too many unfinished generations.
-        KeptQuota: the records of the owner's generations take too much room in Redis.
-        QueueFull: the queue or the owner's share of it is full.
-    """
-    keys, args = _admission(reservation, settings, cost)
-    verdict = redis.register_script(ADMIT)(keys=keys, args=args)
-    return _is_admitted(verdict, reservation, settings, cost)
+    with ScriptPipeline(redis, ADMIT, READ_LOAD) as batch:
+        admission.queue(batch, has_ratios=deadline_s is not None)
+        found = admission.read(batch.execute())
+    if found and deadline_s and found.p50_s and deadline_s < found.p50_s:
+        release_reservation(redis, admission.reservation)
+        raise DeadlineUnreachable(f"/deadline_s: it would take about {found.p50_s:.1f} s")
+    return found is not None
 
 
 def _max_kept(reservation: Reservation, settings: Settings) -> int:
@@ -134,7 +174,7 @@ def _max_kept(reservation: Reservation, settings: Settings) -> int:
 
 
 def _admission(
-    reservation: Reservation, settings: Settings, cost: ModelCost | None
+    reservation: Reservation, settings: Settings, cost: ModelCost | None, keeps_s: int
 ) -> tuple[list[str], list[Any]]:
     """Return KEYS and ARGV of the script ADMIT."""
     owner, model = reservation.owner, reservation.model
@@ -142,18 +182,19 @@ def _admission(
     record = RECORD + reservation.generation_id
     keys = [LOAD + model, INFLIGHT, BUCKET + owner, RESERVATIONS, record, KEPT]
     rates = rate_limit(settings, reservation.rate_per_s)
-    limits = (settings.max_queued, max_work, *rates, settings.max_inflight, reservation.member)
-    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, _max_kept(reservation, settings)]
+    limits = (settings.max_queued, max_work, *rates, settings.max_inflight)
+    member = "" if keeps_s else reservation.member
+    args: list[Any] = [owner, f"{reservation.work:.6f}", *limits, member, _max_kept(reservation, settings)]
     if reservation.claim:
         keys.append(reservation.claim.key)
-        args += [reservation.claim.value, int(RESERVATION_S)]
+        args += [reservation.claim.value, keeps_s or int(RESERVATION_S)]
     return keys, args
 
 
 def _is_admitted(
     result: tuple[bytes, bytes], reservation: Reservation, settings: Settings, cost: ModelCost | None
 ) -> bool:
-    """Read the result of the script ADMIT; returns and raises as `admit`."""
+    """Read the result of the script ADMIT; raises as `Admission.read`."""
     rate, burst = rate_limit(settings, reservation.rate_per_s)
     verdict, number = result[0].decode(), result[1]
     if rate and verdict in ("ok", "rate"):
@@ -231,33 +272,29 @@ def forecast(
     steps: int,
 ) -> Forecast:
     """Estimate the end of a request that comes now and takes `steps` denoising steps."""
-    keys, args = _load_arguments(request.model, last_ratio=-1)
-    found = redis.register_script(READ_LOAD)(keys=keys, args=args)
-    return _forecast(found, request, cost, steps)
+    args = _load_arguments(request, cost, steps, 0.0, ratios=True)
+    return _forecast(redis.register_script(READ_LOAD)(args=args), request, cost, steps)
 
 
-def _forecast(
-    found: Any, request: Reservation, cost: ModelCost | None, steps: int, *, reserved: bool = False
-) -> Forecast:
-    """Estimate the end of a request from the result of READ_LOAD.
-
-    Args:
-        reserved: whether the request has its place; then the load contains its work.
-    """
-    queue = _Queue(*found[:5])
-    unfinished = int(queue.load.get("n", 0))
-    if cost is None or not queue.is_served:
+def _forecast(found: Any, request: Reservation, cost: ModelCost | None, steps: int) -> Forecast:
+    """Estimate the end of a request from the result of READ_LOAD."""
+    unfinished, before_s, ratios = found
+    if not cost or not before_s:
         return Forecast(unfinished, None)
-    own = queue.load.get(f"w:{request.owner}", 0.0) - (request.work if reserved else 0.0)
-    base_s = queue.eta_s(request.owner, max(0.0, own), request.work, cost, steps)
-    ratios = queue.ratios
+    base_s = float(before_s) + _own_s(request.work, cost, steps)
+    ratios = sorted(map(float, ratios))
     p50, p90 = (1.0, 1.5) if len(ratios) < MIN_RATIOS else (ratios[int(q * len(ratios))] for q in (0.5, 0.9))
     return Forecast(unfinished, base_s, base_s * p50, base_s * p90)
 
 
+def _own_s(work: float, cost: ModelCost, steps: int) -> float:
+    """Return the seconds that a job takes itself; 0 for retrieval."""
+    return max(work * cost.audio_step_s, steps * cost.step_s) if work else 0.0
+
+
 def queue_place(pipeline: Pipeline, generation_id: str) -> None:
     """Queue the command whose result `read_place` takes."""
-    pipeline.eval(READ_PLACE, 0, MAX_RUNNING, 0, generation_id)
+    pipeline.eval(READ_PLACE, 0, generation_id)
 
 
 def read_place(result: Any, *, steps: int) -> tuple[int | None, float | None]:
@@ -266,52 +303,18 @@ def read_place(result: Any, *, steps: int) -> tuple[int | None, float | None]:
     The estimate is None without a worker that has measured its cost. Both are None while a worker claims the
     job.
     """
-    if not isinstance(result, list) or not result or result[6] < 0:
+    if not isinstance(result, list) or not result:
         return None, None
-    *found, info, position, owner, work, turn, first_turn = result
-    cost = json.loads(info).get("cost") if info else None
-    if not cost or not work:
+    position, *known = result
+    if not known or not known[0]:
         return position, None
-    queue, name, own_work = _Queue(*found), owner.decode(), float(work)
-    if not queue.is_served:
-        return position, None
-    # An owner's jobs follow each other in virtual time, so the distance of turns is the queued work before.
-    own = queue.running.get(name, 0.0) + max(0.0, float(turn) - float(first_turn))
-    own = min(own, max(0.0, queue.load.get(f"w:{name}", 0.0) - own_work))
-    return position, queue.eta_s(name, own, own_work, ModelCost.model_validate(cost), steps)
+    before_s, work, cost = known
+    return position, float(before_s) + _own_s(float(work), ModelCost.model_validate_json(cost), steps)
 
 
-def _load_arguments(model: str, *, last_ratio: int) -> tuple[list[str], list[Any]]:
-    """Return KEYS and ARGV of the script READ_LOAD."""
-    keys = [prefix + model for prefix in (LOAD, RUNNING, ETA_RATIOS, WORKERS, MODEL, QUEUE, ALIVE, STARTING)]
-    return keys, [MAX_RUNNING, last_ratio, ""]
-
-
-class _Queue:
-    """Load of a model, for estimates. Running jobs count half."""
-
-    def __init__(self, load: Any, running: Any, ratios: list[bytes], workers: int, served: int) -> None:
-        self.load, self.running = (
-            {name.decode(): float(value) for name, value in pairs} for pairs in (load, running)
-        )
-        self.ratios, self.workers, self.is_served = sorted(map(float, ratios)), max(1, workers), served > 0
-
-    def eta_s(self, owner: str, own: float, work: float, cost: ModelCost, steps: int) -> float:
-        """Return the seconds until the end of a job with `own` work of its owner before it."""
-        before_s = work_before(self.load, self.running, owner, own) * cost.audio_step_s / self.workers
-        own_s = max(work * cost.audio_step_s, steps * cost.step_s) if work else 0.0  # 0 for retrieval
-        return before_s + own_s
-
-
-def work_before(load: Mapping[str, float], running: Mapping[str, float], owner: str, own: float) -> float:
-    """Return the work done before a job of `owner`; `own` is the part of its owner.
-
-    Owners share the queue fairly: of another owner's work, at most `own` and one job are done before.
-    """
-    before = own
-    for name, jobs in load.items():
-        other = name.removeprefix("n:")
-        if name.startswith("n:") and other != owner:
-            total = load.get(f"w:{other}", 0.0)
-            before += min(total, own + total / max(1.0, jobs) + running.get(other, 0.0))
-    return max(0.0, before - sum(running.values()) / 2)
+def _load_arguments(
+    request: Reservation, cost: ModelCost | None, steps: int, in_load: float, *, ratios: bool, noted: str = ""
+) -> list[Any]:
+    """Return ARGV of the script READ_LOAD; `in_load` is the work of the request that the load contains."""
+    step_s, own_s = (cost.audio_step_s, _own_s(request.work, cost, steps)) if cost else ("", 0.0)
+    return [request.model, request.owner, in_load, step_s, -1 if ratios else 0, own_s, noted]

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 MODEL_TTL_S = 30
 STARTING_TTL_S = 120
 RENEWED_TTL_S = 30
+# A request is resolved with what was read of the models at most so long ago.
+FRESH_S = 1.0
 
 # Every request reads the models, so this takes one round trip.
 _READ = (
@@ -65,6 +67,7 @@ class ModelRegistry:
 
     redis: Redis
     queue_timeout_s: float
+    _latest: tuple[float, list[ServedModel]] = (-FRESH_S, [])
 
     def announce_starting(self, info: ModelInfo) -> None:
         """Announce that a worker loads a model: its queue accepts jobs from now on."""
@@ -84,6 +87,7 @@ class ModelRegistry:
 
         The description of the model is kept after that time.
         """
+        self._latest = -FRESH_S, []
         with self.redis.pipeline() as pipeline:
             pipeline.sadd(MODELS, info.name)
             pipeline.set(MODEL + info.name, info.model_dump_json())
@@ -114,6 +118,7 @@ class ModelRegistry:
 
     def models(self) -> list[ServedModel]:
         """Return every model that a worker has served, by name."""
+        now = time.monotonic()
         rows = cast(list[list[bytes | None]], self.redis.register_script(_READ)(keys=[MODELS]))
         found = []
         for info, is_alive, is_starting, seen_at in rows:
@@ -123,6 +128,7 @@ class ModelRegistry:
                 found += [_described(info).model_copy(update=fields)] if info else []
             except (TypeError, ValueError):
                 logger.warning("the description of a model cannot be read", exc_info=True)
+        self._latest = now, found
         return found
 
     def model(self, name: str | None) -> ServedModel:
@@ -132,10 +138,16 @@ class ModelRegistry:
             ModelNotFound: no model has this name.
             NoWorker: no worker loads the model, or has served it within `queue_timeout_s`.
         """
-        known = {info.name: info for info in self.models()}
-        if name is not None and known and name not in known:
-            raise ModelNotFound(f"there is no model {name!r}; available: {', '.join(known)}")
-        wanted = [info for info in known.values() if name in (None, info.name) and self.accepts(info)]
+        read_at, known = self._latest
+        if time.monotonic() - read_at < FRESH_S:
+            ready = [info for info in known if name in (None, info.name) and info.status == "ready"]
+            if ready:
+                return ready[0]
+        known = self.models()
+        names = [info.name for info in known]
+        if name is not None and known and name not in names:
+            raise ModelNotFound(f"there is no model {name!r}; available: {', '.join(names)}")
+        wanted = [info for info in known if name in (None, info.name) and self.accepts(info)]
         if not wanted:
             raise NoWorker(f"no worker is running{f' for model {name!r}' if name else ''}")
         return min(wanted, key=_preference)

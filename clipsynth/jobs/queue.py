@@ -9,6 +9,7 @@ With one key, the order is first come, first served.
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import copy
 from typing import cast
 
 from redis import Redis
@@ -17,10 +18,12 @@ from redis.exceptions import RedisError, ResponseError
 from rq import Queue, Retry
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.utils import now
 
 from clipsynth.errors import RedisUnavailable
+from clipsynth.jobs.scripts import TAKE_TURN
 from clipsynth.log import REQUEST_ID
-from clipsynth.redis_keys import QUEUE_NAME, RUNNING, TURNS, WRITE_CHECK, lua_names
+from clipsynth.redis_keys import QUEUE_NAME, RUNNING, TURNS, WRITE_CHECK
 from clipsynth.schemas.generation import JobPayload
 
 # A label; the worker has one function and never looks at it.
@@ -29,42 +32,6 @@ FUNC_NAME = "clipsynth.generate"
 RQ_TTL_S = 60
 RQ_RETRIES = 1000
 WRITE_CHECK_S = 60
-
-_TAKE_TURN = (
-    lua_names("RECORD")
-    + """
--- KEYS: 1 queue, whose last job is the new one; 2 hash: virtual start time of each owner's next job, and the
---   latest start time under ''. ARGV: 1 id, 2 owner, 3 work.
--- If the queue is empty, the owners' times are removed and time continues from the latest start, so that a
--- requeued job never starts after newer jobs.
-local function start_of(id) return tonumber(redis.call('HGET', RECORD .. id, 'turn') or '0') end
-local queue, starts, id, owner, work = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
-if redis.call('LINDEX', queue, -1) ~= id then return end
-
-redis.call('RPOP', queue)
-local size = redis.call('LLEN', queue)
-local latest = tonumber(redis.call('HGET', starts, '') or '0')
-if size == 0 then redis.call('DEL', starts) end
-local now = size == 0 and latest or start_of(redis.call('LINDEX', queue, 0))
-local start = math.max(now, tonumber(redis.call('HGET', starts, owner) or '0'))
-local function text(number) return string.format('%.6f', number) end
-redis.call('HSET', starts, owner, text(start + work), '', text(math.max(latest, start)))
-redis.call('HSET', RECORD .. id, 'turn', text(start))
-
--- Binary search for the first job that starts later.
-local low, high = 0, size
-if size > 0 and start_of(redis.call('LINDEX', queue, -1)) <= start then low = size end
-while low < high do
-  local middle = math.floor((low + high) / 2)
-  if start_of(redis.call('LINDEX', queue, middle)) <= start then low = middle + 1 else high = middle end
-end
-if low == size then
-  redis.call('RPUSH', queue, id)
-else
-  redis.call('LINSERT', queue, 'BEFORE', redis.call('LINDEX', queue, low), id)
-end
-"""
-)
 
 
 def connect(redis_url: str) -> Redis:
@@ -97,33 +64,41 @@ def get_queue(model: str, redis: Redis) -> Queue:
     return Queue(f"{QUEUE_NAME}{model}", connection=redis, serializer=JSONSerializer)
 
 
-def push_job(
-    redis: Redis,
-    pipeline: Pipeline,
-    generation_id: str,
-    payload: JobPayload,
-    *,
-    timeout_s: int,
-    at_front: bool = False,
-) -> Queue:
-    """Queue the commands that create RQ's job of a generation and push it; return the RQ queue.
+class JobPusher:
+    """Pushes jobs to the queues of models."""
 
-    RQ opens the MULTI. It retries without limit: the record decides how often a job may be lost.
-    """
-    queue = Queue(f"{QUEUE_NAME}{payload.model}", connection=redis, serializer=JSONSerializer)
-    job = queue.create_job(
-        FUNC_NAME,
-        args=(generation_id, payload.model_dump(mode="json")),
-        description=FUNC_NAME,  # RQ's default shows the arguments, which contain the prompt
-        job_id=generation_id,
-        timeout=timeout_s,
-        result_ttl=RQ_TTL_S,
-        failure_ttl=RQ_TTL_S,
-        meta={"request_id": request_id} if (request_id := REQUEST_ID.get()) else None,
-        retry=Retry(max=RQ_RETRIES, enqueue_at_front=True),
-    )
-    queue.enqueue_job(job, pipeline=pipeline, at_front=at_front)
-    return queue
+    def __init__(self, redis: Redis, *, timeout_s: int) -> None:
+        self.redis, self.timeout_s = redis, timeout_s
+        # By model; a job is a copy, because RQ takes long to make one.
+        self._known: dict[str, tuple[Queue, Job]] = {}
+
+    def push(
+        self, pipeline: Pipeline, generation_id: str, payload: JobPayload, *, at_front: bool = False
+    ) -> Queue:
+        """Queue the commands that create RQ's job of a generation and push it; return the RQ queue.
+
+        RQ opens the MULTI. It retries without limit: the record decides how often a job may be lost.
+        """
+        if payload.model not in self._known:
+            queue = get_queue(payload.model, self.redis)
+            self._known[payload.model] = (
+                queue,
+                queue.create_job(
+                    FUNC_NAME,
+                    description=FUNC_NAME,  # RQ's default shows the arguments, which contain the prompt
+                    timeout=self.timeout_s,
+                    result_ttl=RQ_TTL_S,
+                    failure_ttl=RQ_TTL_S,
+                    retry=Retry(max=RQ_RETRIES, enqueue_at_front=True),
+                ),
+            )
+        queue, template = self._known[payload.model]
+        job = copy(template)
+        job.id, job.created_at = generation_id, now()
+        job.args = generation_id, payload.model_dump(mode="json")
+        job.meta = {"request_id": request_id} if (request_id := REQUEST_ID.get()) else {}
+        queue.enqueue_job(job, pipeline=pipeline, at_front=at_front)
+        return queue
 
 
 def take_turn(pipeline: Pipeline, queue: Queue, generation_id: str, *, owner: str, work: float) -> None:
@@ -132,8 +107,7 @@ def take_turn(pipeline: Pipeline, queue: Queue, generation_id: str, *, owner: st
     The record of the generation must exist.
     """
     keys = [queue.key, TURNS + queue.name.removeprefix(QUEUE_NAME)]
-    # EVAL, because before a registered script in a pipeline redis-py asks Redis whether it knows the script.
-    pipeline.eval(_TAKE_TURN, len(keys), *keys, generation_id, owner, f"{work:.6f}")
+    pipeline.eval(TAKE_TURN, len(keys), *keys, generation_id, owner, f"{work:.6f}")
     pipeline.lpos(queue.key, generation_id)
 
 

@@ -32,6 +32,10 @@ from clipsynth.schemas.understanding import RequestWarning, Understanding
 from clipsynth.security.api_keys import ANONYMOUS
 
 logger = logging.getLogger(__name__)
+# Bytes of a payload from which on `JobStore.end_queued` shortens it.
+LONG_INPUT = 1000
+# Characters of each text that it keeps; more than a key of an image has.
+BEGINNING = 100
 PAGE = 25
 # Bytes of records from which on a page ends.
 MAX_BYTES = 1_000_000
@@ -264,3 +268,12 @@ def _read_one(generation_id: str, raw: Any, progress: Any) -> tuple[Generation |
         logger.warning("the record of %s cannot be read", generation_id, exc_info=True)
         owner = raw.get(b"owner", b"").decode(errors="replace") if isinstance(raw, dict) else None
         return None, owner, 0
+
+
+def shortened(value: Any) -> Any:
+    """Return a JSON value with only the beginning of its long texts."""
+    if isinstance(value, dict):
+        return {name: shortened(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    return f"{value[:BEGINNING]}…" if isinstance(value, str) and len(value) > BEGINNING else value

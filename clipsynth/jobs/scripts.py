@@ -145,3 +145,39 @@ if redis.call('HEXISTS', KEYS[1], 'status') == 1 and redis.call('HEXISTS', KEYS[
   redis.call('PUBLISH', KEYS[2], 'progress')
 end
 """
+
+TAKE_TURN = (
+    lua_names("RECORD")
+    + """
+-- KEYS: 1 queue, whose last job is the new one; 2 hash: virtual start time of each owner's next job, and the
+--   latest start time under ''. ARGV: 1 id, 2 owner, 3 work.
+-- If the queue is empty, the owners' times are removed and time continues from the latest start, so that a
+-- requeued job never starts after newer jobs.
+local function start_of(id) return tonumber(redis.call('HGET', RECORD .. id, 'turn') or '0') end
+local queue, starts, id, owner, work = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
+if redis.call('LINDEX', queue, -1) ~= id then return end
+
+redis.call('RPOP', queue)
+local size = redis.call('LLEN', queue)
+local latest = tonumber(redis.call('HGET', starts, '') or '0')
+if size == 0 then redis.call('DEL', starts) end
+local now = size == 0 and latest or start_of(redis.call('LINDEX', queue, 0))
+local start = math.max(now, tonumber(redis.call('HGET', starts, owner) or '0'))
+local function text(number) return string.format('%.6f', number) end
+redis.call('HSET', starts, owner, text(start + work), '', text(math.max(latest, start)))
+redis.call('HSET', RECORD .. id, 'turn', text(start))
+
+-- Binary search for the first job that starts later.
+local low, high = 0, size
+if size > 0 and start_of(redis.call('LINDEX', queue, -1)) <= start then low = size end
+while low < high do
+  local middle = math.floor((low + high) / 2)
+  if start_of(redis.call('LINDEX', queue, middle)) <= start then low = middle + 1 else high = middle end
+end
+if low == size then
+  redis.call('RPUSH', queue, id)
+else
+  redis.call('LINSERT', queue, 'BEFORE', redis.call('LINDEX', queue, low), id)
+end
+"""
+)

@@ -16,13 +16,14 @@ from typing import Any, cast
 from redis import Redis
 from redis.client import Pipeline
 
-from clipsynth.admission.limits import Reservation
+from clipsynth.admission.limits import Admission, Reservation, ScriptPipeline
+from clipsynth.admission.scripts import ADMIT, READ_LOAD
 from clipsynth.errors import AlreadyEnded
 from clipsynth.jobs.model_registry import ModelRegistry
-from clipsynth.jobs.queue import push_job, take_turn
-from clipsynth.jobs.record import RecordReader
+from clipsynth.jobs.queue import JobPusher, take_turn
+from clipsynth.jobs.record import LONG_INPUT, RecordReader, shortened
 from clipsynth.jobs.removal import UNCREATED_S, RecordRemover
-from clipsynth.jobs.scripts import NOTE_UNDERSTOOD, RECORD_BYTES, TRANSITION
+from clipsynth.jobs.scripts import NOTE_UNDERSTOOD, RECORD_BYTES, TAKE_TURN, TRANSITION
 from clipsynth.redis_keys import (
     DEADLINES,
     ENDED,
@@ -41,10 +42,6 @@ from clipsynth.security.api_keys import ANONYMOUS
 from clipsynth.settings import Settings
 
 PROGRESS_TTL_S = 60
-# Bytes of a payload from which on `end_queued` shortens it.
-LONG_INPUT = 1000
-# Characters of each text that it keeps; more than a key of an image has.
-BEGINNING = 100
 NOT_ENDED = tuple(s for s in Status if s not in TERMINAL)
 
 
@@ -80,6 +77,7 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         self.redis, self.result_ttl_s, self.tombstone_ttl_s = redis, result_ttl_s, tombstone_ttl_s
         self.job_timeout_s, self.queue_timeout_s = job_timeout_s, queue_timeout_s
         self._transition = redis.register_script(TRANSITION)
+        self._jobs = JobPusher(redis, timeout_s=job_timeout_s)
 
     @classmethod
     def from_settings(cls, redis: Redis, settings: Settings) -> JobStore:
@@ -90,6 +88,10 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             job_timeout_s=settings.job_timeout_s,
             queue_timeout_s=settings.queue_timeout_s,
         )
+
+    def pipeline(self, redis: Redis | None = None) -> ScriptPipeline:
+        """Return a pipeline that Redis carries out in one step."""
+        return ScriptPipeline(redis or self.redis, ADMIT, READ_LOAD, TAKE_TURN, TRANSITION)
 
     # ---------------------------------------------------------------------------------------------- creation
 
@@ -103,17 +105,20 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         payload: JobPayload,
         reservation: Reservation | None = None,
         *,
+        admission: Admission | None = None,
         webhook: Webhook | None = None,
         metadata: Mapping[str, str] | None = None,
         ttl_s: int | None = None,
         understanding: Understanding | None = None,
         sent_as: Mapping[str, str] | None = None,
-    ) -> Generation:
-        """Create a generation and push its job, of the same id, in one transaction; return the resource.
+    ) -> Generation | None:
+        """Create a generation and push its job, of the same id, in one step; return the resource.
 
         Args:
             reservation: its place, with owner and work; the record takes it over. Without one, the generation
                 is anonymous and counts in no limit.
+            admission: reserves the place in the same step; None is returned if the id or the idempotency key
+                has one, and it raises as `Admission.read`.
             understanding: how the model understands the payload, if a worker has said it.
             sent_as: names of the payload's fields in the client's request, as of `Understanding.renamed`.
             ttl_s: seconds for which it is kept after its end, if less than `result_ttl_s`.
@@ -151,9 +156,11 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         # RQ's job has the payload too. The end of the generation counts its record again.
         size = RECORD_BYTES + sum(len(str(value).encode()) for value in (*fields.values(), fields["input"]))
         fields["kept"] = size
-        with self.redis.pipeline() as pipeline:
-            queue = push_job(self.redis, pipeline, generation_id, payload, timeout_s=self.job_timeout_s)
-            if reservation:
+        with self.pipeline() as pipeline:
+            if admission:
+                admission.queue(pipeline)
+            queue = self._jobs.push(pipeline, generation_id, payload)
+            if reservation and not admission:
                 pipeline.zrem(RESERVATIONS, reservation.member)
                 if reservation.claim:
                     pipeline.set(*reservation.claim, ex=self.result_ttl_s)
@@ -165,7 +172,11 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             pipeline.hset(UNFINISHED, generation_id, payload.model)
             pipeline.zrem(EXPIRY, generation_id)
             take_turn(pipeline, queue, generation_id, owner=owner, work=work)
-            position = pipeline.execute()[-1]
+            results = pipeline.execute()
+        if admission and reservation:
+            if not admission.read(results):
+                return None
+            eta_s = reservation.eta_s
         generation = Generation(
             id=generation_id,
             status=Status.QUEUED,
@@ -173,7 +184,7 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
             model=payload.model,
             input=payload,
             seed=payload.seed,
-            queue_position=position,
+            queue_position=results[-1],
             eta_s=eta_s,
             webhook=webhook,
             metadata=dict(metadata or {}),
@@ -207,7 +218,6 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
     ) -> None:
         """Queue a transition; `was_made` reads its result."""
         keys, values = self._arguments(generation_id, status, fields, of, add_lost)
-        # EVAL: before a registered script in a pipeline, redis-py asks Redis whether it knows the script.
         pipeline.eval(TRANSITION, len(keys), *keys, *values)
 
     @staticmethod
@@ -292,7 +302,7 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         Counts as one failed attempt, so a job that disappears again and again ends as `worker_lost`. The
         pipeline must be in its MULTI.
         """
-        push_job(self.redis, pipeline, generation_id, payload, timeout_s=self.job_timeout_s, at_front=True)
+        self._jobs.push(pipeline, generation_id, payload, at_front=True)
         self.queue_transition(pipeline, generation_id, Status.QUEUED, {"solo": 1}, add_lost=1)
 
     def fail(self, generation_id: str, problem: Problem) -> bool:
@@ -320,9 +330,8 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
         It took no time of a worker, so a client can make many: its record keeps only the beginning of texts.
         """
         stored = cast(bytes | None, self.redis.hget(RECORD + generation_id, "input")) or b""
-        if len(stored) <= LONG_INPUT:
-            return self.transition(generation_id, status, of=[Status.QUEUED], **fields)
-        fields["input"] = json.dumps(_shortened(json.loads(stored)), ensure_ascii=False)
+        if len(stored) > LONG_INPUT:
+            fields["input"] = json.dumps(shortened(json.loads(stored)), ensure_ascii=False)
         return self.transition(generation_id, status, of=[Status.QUEUED], **fields)
 
     def set_progress(self, progress: Mapping[str, Progress]) -> None:
@@ -333,12 +342,3 @@ class JobStore(RecordReader, RecordRemover, ModelRegistry):
                 pipeline.set(key, value.model_dump_json(), ex=PROGRESS_TTL_S)
                 pipeline.publish(EVENTS + generation_id, "progress")
             pipeline.execute()
-
-
-def _shortened(value: Any) -> Any:
-    """Return a JSON value with only the beginning of its long texts."""
-    if isinstance(value, dict):
-        return {name: _shortened(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_shortened(item) for item in value]
-    return f"{value[:BEGINNING]}…" if isinstance(value, str) and len(value) > BEGINNING else value

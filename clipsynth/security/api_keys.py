@@ -42,6 +42,11 @@ class ApiKey(BaseModel):
     def is_valid(self) -> bool:
         return self.revoked_at is None and (self.expires_at is None or time.time() < self.expires_at)
 
+    def is_of(self, token: str) -> bool:
+        """Return whether the key is valid and has this secret, compared in constant time."""
+        secret = token.partition("_")[2].partition("_")[2]
+        return hmac.compare_digest(_digest(secret), self.sha256) and self.is_valid
+
 
 ANONYMOUS = ApiKey(id="anonymous", name="anonymous", scopes=list(SCOPES))
 
@@ -90,7 +95,6 @@ def revoke_key(redis: Redis, key_id: str) -> ApiKey:
     key = ApiKey.model_validate_json(raw)
     key.revoked_at = key.revoked_at or time.time()
     _write(redis, key)
-    redis.publish(EVENTS + KEY_CHANGES + key_id, "revoked")
     return key
 
 
@@ -103,13 +107,15 @@ def is_valid(redis: Redis, key_id: str) -> bool:
 
 
 def find_key(redis: Redis, token: str) -> ApiKey | None:
-    """Return the record of a key, compared in constant time; None for one that is not valid (any more)."""
-    prefix, _, rest = token.partition("_")
-    key_id, _, secret = rest.partition("_")
-    raw = cast(bytes | None, redis.hget(API_KEYS, key_id)) if prefix == "cs" else None
-    key = ApiKey.model_validate_json(raw) if raw else None
-    same = hmac.compare_digest(_digest(secret), key.sha256 if key else "")
-    return key if key and same and key.is_valid else None
+    """Return the record of a key; None for one that is not valid (any more)."""
+    raw = cast(bytes | None, redis.hget(API_KEYS, id_of(token)))
+    key = ApiKey.model_validate_json(raw) if raw else ANONYMOUS
+    return key if key.is_of(token) else None
+
+
+def id_of(token: str) -> str:
+    """Return the id in a key; empty for another text."""
+    return token.split("_")[1] if token.startswith("cs_") else ""
 
 
 def webhook_secret(redis: Redis, key_id: str) -> str:
@@ -119,7 +125,10 @@ def webhook_secret(redis: Redis, key_id: str) -> str:
 
 
 def _write(redis: Redis, key: ApiKey) -> None:
-    redis.hset(API_KEYS, key.id, key.model_dump_json(exclude_none=True))
+    with redis.pipeline() as pipeline:
+        pipeline.hset(API_KEYS, key.id, key.model_dump_json(exclude_none=True))
+        pipeline.publish(EVENTS + KEY_CHANGES + key.id, "revoked" if key.revoked_at else "created")
+        pipeline.execute()
 
 
 def _digest(secret: str) -> str:

@@ -93,7 +93,7 @@ class Finalizer:
                     claimed.job.id, claimed.attempt, claimed.request, claimed.stopped_by
                 )
                 ends.append(end)
-        with self.redis.pipeline() as pipeline:
+        with self.runner.state.pipeline(self.redis) as pipeline:
             for end in ends:
                 self.runner.state.queue_end(pipeline, end)
             for claimed, end in zip(batch, ends, strict=True):

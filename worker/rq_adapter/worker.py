@@ -238,7 +238,7 @@ class BatchWorker(SimpleWorker):
         alone = [claimed for claimed in self.claimed.snapshot() if not claimed.batched_with_others]
         batched_with_others = len(self.claimed) + len(chosen) > 1
         executions, commands = [], []
-        with self.connection.pipeline() as pipeline:
+        with self.runner.state.pipeline(self.connection) as pipeline:
             self.set_state(WorkerStatus.BUSY, pipeline)
             for claimed in alone:
                 self.runner.state.queue_joined(pipeline, claimed.job.id)

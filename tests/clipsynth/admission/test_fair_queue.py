@@ -8,12 +8,15 @@ from collections import Counter
 import pytest
 from redis import Redis
 
-from clipsynth.admission.limits import Reservation, work_before
+from clipsynth.admission.limits import Reservation, forecast
 from clipsynth.jobs.queue import get_queue, withdraw
 from clipsynth.jobs.store import JobStore
 from clipsynth.schemas.generation import JobPayload
+from clipsynth.schemas.model_info import ModelCost
 from clipsynth.settings import Settings
+from tests.support.api_client import INFO
 
+SECOND = ModelCost(audio_step_s=1, step_s=0, guided_share=0)
 PAYLOAD = JobPayload(
     model="tiny",
     prompt="rain",
@@ -136,17 +139,25 @@ def test_no_job_is_lost_when_jobs_leave_and_return(line):
         assert own == sorted(own)
 
 
-def before(load, running, owner):
-    return work_before(load, running, owner, load.get(f"w:{owner}", 0))
+def before(line, load, running, owner):
+    """Return the seconds before a request where one work takes a second."""
+    line.redis.flushall()
+    line.state.announce(INFO)
+    if load:
+        line.redis.hset("clipsynth:load:tiny", mapping=load)
+    for name, work in running.items():
+        line.redis.zadd("rq:wip:clipsynth-tiny", {f"{name}1:an-execution": 1})
+        line.redis.hset(f"clipsynth:gen:{name}1", mapping={"owner": name, "work": work})
+    return forecast(line.redis, Reservation("", owner, "tiny", 0), SECOND, 1).base_s
 
 
-def test_an_estimate_follows_the_fair_queue():
-    assert before({}, {}, "b") == 0
+def test_an_estimate_follows_the_fair_queue(line):
+    assert before(line, {}, {}, "b") == 0
     alone = {"n": 10, "w": 50, "n:a": 10, "w:a": 50}
-    assert before(alone, {}, "a") == 50
-    assert before(alone, {"a": 10}, "a") == 45
-    assert before(alone, {}, "b") == 5  # one job of a's
-    assert before(alone, {"a": 10}, "b") == 10  # what runs, half done, and one more
+    assert before(line, alone, {}, "a") == 50
+    assert before(line, alone, {"a": 10}, "a") == 45
+    assert before(line, alone, {}, "b") == 5  # one job of a's
+    assert before(line, alone, {"a": 10}, "b") == 10  # what runs, half done, and one more
     both = {**alone, "n:b": 2, "w:b": 20}
-    assert before(both, {}, "b") == 45
-    assert before({**both, "w:b": 500}, {}, "b") == 550
+    assert before(line, both, {}, "b") == 45
+    assert before(line, {**both, "w:b": 500}, {}, "b") == 550

@@ -8,7 +8,7 @@ import pytest
 from rq import Queue
 
 from clipsynth.admission import limits
-from clipsynth.admission.limits import Reservation, admit, load, release_stale_reservations
+from clipsynth.admission.limits import Admission, Reservation, load, release_stale_reservations, reserve
 from clipsynth.errors import QueueFull, RateLimited
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Status
@@ -17,6 +17,10 @@ from clipsynth.settings import Settings
 from tests.support.admission import COST, REQUEST_S
 from tests.support.api_client import INFO
 from tests.support.api_service import check_problem, image
+
+
+def admit(redis, reservation, settings):
+    return reserve(redis, Admission(reservation, settings, COST, 1))
 
 
 def end(service, generation_id, status=Status.SUCCEEDED):
@@ -138,7 +142,7 @@ def test_a_request_that_fails_to_queue_returns_its_room(serve, monkeypatch):
 
 def test_a_stale_reservation_is_released(serve, monkeypatch):
     service = serve()
-    assert admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 8.0), Settings(), COST)
+    assert admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 8.0), Settings())
     assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (0, (1, 8.0))
     monkeypatch.setattr(limits, "RESERVATION_S", -1)
     assert (release_stale_reservations(service.redis), load(service.redis, "tiny")) == (1, (0, 0.0))
@@ -147,7 +151,7 @@ def test_a_stale_reservation_is_released(serve, monkeypatch):
 def test_an_id_is_admitted_only_once(serve):
     service = serve()
     hold = Reservation(new_id(), "anonymous", "tiny", 8.0)
-    assert [admit(service.redis, hold, Settings(), COST) for _ in range(2)] == [True, False]
+    assert [admit(service.redis, hold, Settings()) for _ in range(2)] == [True, False]
     assert load(service.redis, "tiny") == (1, 8.0)
 
 
@@ -157,7 +161,7 @@ def test_the_limit_holds_for_concurrent_requests(serve):
 
     def ask(_):
         try:
-            return admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 1.0), settings, COST)
+            return admit(service.redis, Reservation(new_id(), "anonymous", "tiny", 1.0), settings)
         except (QueueFull, RateLimited):
             return False
 
