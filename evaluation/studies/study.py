@@ -31,9 +31,7 @@ Measured = TypeVar("Measured")
 
 
 def sweep(
-    context: StudyContext,
-    points: Iterable[tuple[Key, Point]],
-    measure: Callable[[Point], Measured],
+    context: StudyContext, points: Iterable[tuple[Key, Point]], measure: Callable[[Point], Measured]
 ) -> dict[Key, Measured]:
     """Return {key: figures} of (key, point); the sounds of an `Entry` are made before it is measured.
 

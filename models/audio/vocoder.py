@@ -103,8 +103,7 @@ def vocode(
         end = min(start + PIECE, first + frames)
         around = slice(max(0, start - CONTEXT), min(len(index), end + CONTEXT))
         own = Harmonics(
-            harmonics.near[:, :, around],
-            harmonics.sinusoids[:, around.start * hop : around.stop * hop],
+            harmonics.near[:, :, around], harmonics.sinusoids[:, around.start * hop : around.stop * hop]
         )
         waveforms = _vocode(vocoder, log_mel[:, around], target[:, around], noise[around], own, mel)
         made.append(waveforms[:, (start - around.start) * hop : (end - around.start) * hop])

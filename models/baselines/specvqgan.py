@@ -29,12 +29,7 @@ from models.pipeline import ClipSynthOutput
 
 TOP_K = 100  # as in SpecVQGAN's own evaluation
 # diffusers looks ModelMixin up in the module that a saved folder names.
-__all__ = [
-    "CodeTransformer",
-    "MelCodec",
-    "ModelMixin",
-    "SpecVqganPipeline",
-]
+__all__ = ["CodeTransformer", "MelCodec", "ModelMixin", "SpecVqganPipeline"]
 SAVED_MODULE = "models.specvqgan"  # the module that saved folders name
 TRAINED = ("condition_encoder", "codec", "transformer", "vocoder")
 

@@ -16,15 +16,7 @@ import PIL.ImageFile  # noqa: F401
 
 from models.bundle import file_sha256
 from models.media.tracks import downmix
-from models.media.video import (
-    MIN_DURATION_S,
-    AudioTrack,
-    Damage,
-    Frame,
-    SilentError,
-    VideoError,
-    decode,
-)
+from models.media.video import MIN_DURATION_S, AudioTrack, Damage, Frame, SilentError, VideoError, decode
 
 SILENCE_RMS = 10 ** (-60 / 20)  # windows below -60 dB of full scale are silent
 MAX_PEAK = 16.0  # of full scale; louder samples are broken, not loud

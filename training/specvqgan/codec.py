@@ -49,10 +49,7 @@ def build_codec(recipe: SpecVqganRecipe, clips: ClipSet) -> MelCodec:
     """Return an untrained codec with the statistics of the training clips."""
     v = recipe.vqgan
     codec = MelCodec(
-        codebook_size=v.codebook_size,
-        code_dim=v.code_dim,
-        channels=v.channels,
-        n_mels=len(clips.mel_mean),
+        codebook_size=v.codebook_size, code_dim=v.code_dim, channels=v.channels, n_mels=len(clips.mel_mean)
     )
     codec.mel_mean.copy_(clips.mel_mean)
     codec.mel_std.copy_(clips.mel_std)
