@@ -63,3 +63,22 @@ def mean_figure(values: Sequence[float] | np.ndarray, clip_of: Sequence[int], pi
 def difference(a: Figure, b: Figure) -> Figure:
     """Return a - b, resample by resample."""
     return figure(a.value - b.value, a.replicates - b.replicates)
+
+
+def gap_closed(gap: Figure, baseline: Figure) -> Figure:
+    """Return the per cent of a baseline's gap that a method closes: 100 (1 - gap / baseline).
+
+    A gap is the `difference` of a system's figures for texts and for images. Below 0 the gap is wider. If the
+    baseline's interval contains 0, the result's interval is unbounded.
+
+    Raises:
+        ValueError: the baseline's gap is 0.
+    """
+    if baseline.value == 0:
+        raise ValueError("the baseline has no gap between text and image queries")
+    value = 100 * (1 - gap.value / baseline.value)
+    if baseline.low <= 0 <= baseline.high:
+        return Figure(value, -np.inf, np.inf, np.full(len(gap.replicates), np.nan))
+    replicates = 100 * (1 - gap.replicates / baseline.replicates)
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    return Figure(value, float(low), float(high), replicates)

@@ -15,9 +15,8 @@ from evaluation.embedders.base import Embedder, JudgingEmbedder, TextEmbedder
 from evaluation.embedders.classifier import SoundClassifier
 from evaluation.embedders.linear_judge import LinearJudge
 from evaluation.interfaces import QueryKind, Synthesizer
-from evaluation.metrics.bootstrap import Figure, mean_figure
+from evaluation.metrics.bootstrap import Figure, difference, gap_closed, mean_figure
 from evaluation.metrics.class_accuracy import hits
-from evaluation.metrics.text_gap import gap_closed, text_gap
 from evaluation.plan import Plan, Sample
 from evaluation.run.feature_cache import Features
 from evaluation.run.scores import (
@@ -279,7 +278,7 @@ def text_gaps(rows: Sequence[TableRow], metrics: Sequence[str], baseline: str) -
         if {(system, "text"), (system, "image")} <= by_query.keys():
             text, image = by_query[system, "text"], by_query[system, "image"]
             shared = [m for m in metrics if m in text and m in image]
-            gaps[system] = {m: {"gap": text_gap(text[m], image[m])} for m in shared}
+            gaps[system] = {m: {"gap": difference(text[m], image[m])} for m in shared}
     for system, found in gaps.items():
         for metric, by_name in found.items():
             base = gaps.get(baseline, {}).get(metric, {}).get("gap")

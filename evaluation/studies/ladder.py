@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evaluation.metrics.bootstrap import Figure
-from evaluation.metrics.text_gap import gap_closed, text_gap
+from evaluation.metrics.bootstrap import Figure, difference, gap_closed
 from evaluation.report.table import markdown_table
 from evaluation.run.rows import Entry
 from evaluation.studies.context import CLASS_ACCURACY, FAD, SECONDS, TEXT_AND_IMAGE, StudyContext
@@ -172,7 +171,7 @@ def ladder(
 def _gaps(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
     """Return text - image by metric, and the per cent of the first row's gap that are closed."""
     metrics = (CLASS_ACCURACY, FAD)
-    gap, raw = ({m: text_gap(r["text"][m], r["image"][m]) for m in metrics} for r in (row, first))
+    gap, raw = ({m: difference(r["text"][m], r["image"][m]) for m in metrics} for r in (row, first))
     closed = {m: gap_closed(gap[m], raw[m]) for m in metrics if row is not first and raw[m].value != 0}
     return {"gap": gap, "closed": closed}
 

@@ -3,12 +3,11 @@ import pytest
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import rbf_kernel
 
-from evaluation.metrics.bootstrap import bootstrap, draw_picks, figure, mean_figure
+from evaluation.metrics.bootstrap import bootstrap, difference, draw_picks, figure, gap_closed, mean_figure
 from evaluation.metrics.class_accuracy import hits, per_class, read_phrases, wanted_probability
 from evaluation.metrics.density_coverage import coverage, density, inside
 from evaluation.metrics.frechet import frechet_distance, frechet_infinity
 from evaluation.metrics.kernel import SCALE, kernel_distance, median_bandwidth
-from evaluation.metrics.text_gap import gap_closed, text_gap
 from evaluation.report.memorisation import TRAIN, memorisation, memorisation_table
 from evaluation.run.scores import TableRow
 
@@ -155,15 +154,15 @@ def test_a_paired_text_gap_is_sharper_than_its_parts():
         figure(0.6, 0.6 + 0.1 * shared),
         figure(0.4, 0.4 + 0.1 * shared + 0.01 * rng.standard_normal(500)),
     )
-    gap = text_gap(text, image)
+    gap = difference(text, image)
     assert gap.value == pytest.approx(-0.2)
     assert -0.23 < gap.low < gap.high < -0.17
-    half = text_gap(figure(0.5, 0.5 + 0.1 * shared), image)
+    half = difference(figure(0.5, 0.5 + 0.1 * shared), image)
     closed = gap_closed(half, gap)
     assert closed.value == pytest.approx(50)
     assert 40 < closed.low < 50 < closed.high < 60
     assert gap_closed(gap, gap).value == 0
-    no_gap = text_gap(figure(0.6, 0.6 + 0.1 * shared[::-1]), image)
+    no_gap = difference(figure(0.6, 0.6 + 0.1 * shared[::-1]), image)
     with pytest.raises(ValueError, match="no gap"):
         gap_closed(half, no_gap)
     unsure = gap_closed(half, figure(0.01, 0.01 + 0.1 * shared))
