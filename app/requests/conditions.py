@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from app.dependencies import Services
 from app.requests.texts import readable
@@ -10,9 +11,11 @@ from clipsynth.admission.questions import ask
 from clipsynth.errors import AttributeUnavailable
 from clipsynth.schemas.model_info import ModelInfo, ServedModel
 from clipsynth.schemas.prompt_parser import resolve_attributes
-from clipsynth.schemas.prompts import StoredItem, StoredPrompt, WeightedPrompt
+from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredItem, StoredPrompt, WeightedPrompt
 from clipsynth.schemas.request import GenerationRequest
-from clipsynth.schemas.understanding import Understood, may_be_several
+from clipsynth.schemas.sentences import Part, fields_of_parts, may_be_several
+from clipsynth.schemas.understanding import Understood
+from clipsynth.settings import Settings
 from clipsynth.storage import image_key
 
 # Takes a text and its pointer.
@@ -21,7 +24,7 @@ ReadText = Callable[[str | None, str], str | None]
 
 def interpret(
     services: Services, wanted: GenerationRequest, model: ServedModel
-) -> tuple[list[str], list[Understood]]:
+) -> tuple[list[Part], list[Understood]]:
     """Return the sounds that a plain prompt asks for, none if it is one, and how each condition is known.
 
     Without a separator in the prompt, and without an answer in time, both are empty.
@@ -36,7 +39,9 @@ def interpret(
     if found is None:
         return [], []
     known = found.texts[len(texts) :] + found.texts[: len(texts)]
-    return found.parts if len(found.parts) > 1 else [], known
+    orders = found.orders or ["together"] * len(found.parts)
+    parts = [Part(*part) for part in zip(found.parts, orders, strict=True)]
+    return parts if len(parts) > 1 else [], known
 
 
 def understand(
@@ -60,6 +65,28 @@ def is_answering(model: ServedModel) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ in payloads
+
+
+def stored_parts(
+    parts: Sequence[Part],
+    wanted: GenerationRequest,
+    requested: Mapping[str, float] | None,
+    model: ModelInfo,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Return the fields of the payload for the sounds of a sentence; `requested` are attributes of all."""
+    composed = "composition" in wanted.model_fields_set
+    longest_s = min(max(settings.max_duration_s, model.window_s or 0), MAX_TOTAL_S / wanted.num_outputs)
+    found = fields_of_parts(
+        parts,
+        requested,
+        model.attributes,
+        duration_s=wanted.duration_s,
+        default_s=model.duration_s,
+        # A model without windows, which an older worker serves, makes no timelines.
+        longest_s=longest_s if model.window_s and not composed else 0.0,
+    )
+    return found | ({"composition": wanted.composition} if composed else {})
 
 
 def stored_prompts(

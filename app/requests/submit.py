@@ -13,7 +13,7 @@ from typing import Any, cast
 from redis.exceptions import RedisError
 
 from app.dependencies import Services
-from app.requests.conditions import interpret, stored_prompts, stored_timeline
+from app.requests.conditions import interpret, stored_parts, stored_prompts, stored_timeline
 from app.requests.images import ReadImage, RequestImage, read_images
 from app.requests.recipe import ParentSound
 from app.requests.texts import readable
@@ -31,9 +31,10 @@ from clipsynth.jobs.queue import withdraw
 from clipsynth.jobs.store import new_id
 from clipsynth.schemas.generation import Generation, JobPayload, Status, Webhook
 from clipsynth.schemas.model_info import ModelInfo
-from clipsynth.schemas.prompt_parser import bind_words, resolve_attributes
-from clipsynth.schemas.prompts import MAX_TOTAL_S, OF_PARTS, StoredParent, StoredPrompt, StoredVideo
+from clipsynth.schemas.prompt_parser import resolve_attributes
+from clipsynth.schemas.prompts import MAX_TOTAL_S, StoredParent, StoredPrompt, StoredVideo
 from clipsynth.schemas.request import GenerationRequest
+from clipsynth.schemas.sentences import Part
 from clipsynth.schemas.understanding import Understanding
 from clipsynth.security.api_keys import ApiKey
 from clipsynth.security.headers import ANSWER_HEADERS
@@ -242,7 +243,7 @@ def resolve(
     video: StoredVideo | None = None,
     parent: StoredParent | None = None,
     *,
-    parts: Sequence[str] = (),
+    parts: Sequence[Part] = (),
     is_replay: bool = False,
 ) -> JobPayload:
     """Fill in the model's defaults, a seed and the keys of images; check the limits.
@@ -265,18 +266,19 @@ def resolve(
     # Words of a part bind to it.
     text = None if parts else read(wanted.prompt, "/prompt")
     prompt, attributes = resolve_attributes(text, requested, model.attributes, model=model.name)
-    prompts, composition = None, wanted.composition
+    sounds: dict[str, Any] = {
+        "composition": wanted.composition,
+        "duration_s": wanted.duration_s or _length_s(wanted, video, model, settings) or model.duration_s,
+    }
     if parts:
-        prompts = bind_words(parts, requested, model.attributes)
-        composition = composition if "composition" in wanted.model_fields_set else OF_PARTS
+        sounds |= stored_parts(parts, wanted, requested, model, settings)
     elif wanted.prompts is not None:
-        prompts = stored_prompts(wanted.prompts, model, generation_id, read)
+        sounds["prompts"] = stored_prompts(wanted.prompts, model, generation_id, read)
+    elif wanted.timeline:
+        sounds["timeline"] = stored_timeline(wanted, model, generation_id, read)
     payload = JobPayload(
         model=model.name,
         prompt=prompt,
-        prompts=prompts,
-        timeline=stored_timeline(wanted, model, generation_id, read) if wanted.timeline else None,
-        composition=composition,
         image_key=image_key(generation_id) if has_image else None,
         negative_prompt=read(wanted.negative_prompt, "/negative_prompt"),
         attributes=attributes,
@@ -286,13 +288,13 @@ def resolve(
         seed=wanted.seed if wanted.seed is not None else 0 if is_retrieval else secrets.randbelow(2**32),
         num_inference_steps=wanted.num_inference_steps or model.num_inference_steps,
         guidance_scale=model.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
-        duration_s=wanted.duration_s or _length_s(wanted, video, model, settings) or model.duration_s,
         video=video,
         parent=parent
         and parent.model_copy(update={"audio_key": parent_key(generation_id, parent.audio_key)}),
         num_outputs=wanted.num_outputs,
         deadline_s=wanted.deadline_s,
         output_formats=wanted.output_formats,
+        **sounds,
     )
     pointer = "/duration_s"
     if wanted.timeline and not wanted.duration_s:

@@ -85,6 +85,7 @@ def _estimate(
         familiarity=least.familiarity,
         understood_as=least.understood_as,
         prompts=payload.prompts,
+        timeline=payload.timeline,
         warnings=found.warnings,
     )
 

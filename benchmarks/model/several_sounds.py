@@ -20,7 +20,7 @@ import torch
 import typer
 
 from benchmarks.model.long_sounds import CLIP_S, RATE, Study
-from clipsynth.schemas.understanding import pieces
+from clipsynth.schemas.sentences import pieces
 from evaluation.clips import read_labels, read_sound
 from evaluation.embedders.linear_judge import LinearJudge
 from evaluation.embedders.yamnet import YamNet

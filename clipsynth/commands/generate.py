@@ -228,8 +228,8 @@ def _write(queries: list[PromptQuery], paths: list[list[Path]], seed: int, make:
 def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields: dict[str, Any]) -> Make:
     from app.requests.texts import readable
     from clipsynth.schemas.generation import JobPayload, output_seed
-    from clipsynth.schemas.prompt_parser import bind_words, resolve_attributes
-    from clipsynth.schemas.prompts import OF_PARTS
+    from clipsynth.schemas.prompt_parser import resolve_attributes
+    from clipsynth.schemas.sentences import fields_of_parts
     from clipsynth.services.processes import let_threads_sleep
 
     let_threads_sleep()
@@ -247,6 +247,12 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
     if fields["timeline"]:
         resolved["duration_s"] = fields["duration_s"] or max(item["end_s"] for item in fields["timeline"])
 
+    lengths = {
+        "duration_s": fields["duration_s"],
+        "default_s": manifest.duration_s,
+        "longest_s": settings.max_duration_s if fields["composition"] is None else 0.0,
+    }
+
     def read(text: str | None) -> str | None:
         return text and readable(text, reader, "a prompt")
 
@@ -260,14 +266,17 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
         parts = parts_of(text, frames.place) if text and frames and is_plain else []
         is_one = len(parts) <= 1
         prompt, attributes = resolve_attributes(text if is_one else None, asked, taken, model=manifest.name)
+        sounds = {} if is_one else fields_of_parts(parts, asked, taken, **lengths)
+        timeline = [stored_item(item | {"text": read(item.get("text"))}) for item in items]
         request = {
-            **({} if is_one else {"composition": OF_PARTS, "prompts": bind_words(parts, asked, taken)}),
             **resolved,
+            **sounds,
+            **({} if fields["composition"] is None else {"composition": fields["composition"]}),
+            **({"timeline": timeline} if timeline else {}),
             "model": manifest.name,
             "negative_prompt": read(fields["negative_prompt"]),
             "prompt": prompt,
             "image_key": str(query.image) if query.image else None,
-            "timeline": [stored_item(item | {"text": read(item.get("text"))}) for item in items] or None,
             "attributes": attributes,
             "num_outputs": 1,
             "output_formats": [output_format],

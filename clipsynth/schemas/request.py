@@ -74,7 +74,8 @@ class GenerationRequest(BaseModel):
     interpret: bool = Field(
         default=True,
         exclude_if=lambda value: value,
-        description='Whether a prompt that asks for several sounds ("a dog and rain") becomes `prompts`.',
+        description='Whether a prompt of several sounds becomes `prompts` ("a dog and rain") or a `timeline` '
+        '("rain, then a dog").',
     )
     image: str | None = Field(default=None, description=f"{IMAGE}. A form's only file may have any name.")
     image_url: ImageUrl | None = None

@@ -11,7 +11,8 @@ import torch
 
 from clipsynth.admission import questions
 from clipsynth.redis_keys import ANSWER, ASK
-from clipsynth.schemas.understanding import PromptAnswer, PromptQuestion, pieces
+from clipsynth.schemas.sentences import pieces
+from clipsynth.schemas.understanding import PromptAnswer, PromptQuestion
 from clipsynth.services.processes import wait_until
 from clipsynth.settings import Settings
 from models import parts
@@ -23,7 +24,7 @@ from models.retrieval.clip_index import Index
 from models.retrieval.sounds import name_clips
 from tests.support.api_service import SHORT, serving
 from tests.support.prose import ROOT
-from worker.understanding.sentences import joined, sounds_in
+from worker.understanding.sentences import joined, parts_of, sounds_in
 
 DEMO = ROOT / "checkpoints" / "demo"
 SENTENCES = json.loads((ROOT / "benchmarks" / "model" / "sentences.json").read_text(encoding="utf-8"))
@@ -135,6 +136,26 @@ def test_most_pairs_of_sounds_are_split(demo):
 def test_most_sentences_of_one_sound_stay_whole(demo):
     wrong = [text for text in both_halves("whole") if len(split(demo, text)) > 1]
     assert len(wrong) <= 3, wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rain, and later a dog", [("rain", "together"), ("a dog", "later")]),
+        ("erst ein Klavier, dann eine Geige", [("ein Klavier", "together"), ("eine Geige", "then")]),
+        (
+            "a helicopter, then rain and a cat",
+            [("a helicopter", "together"), ("rain", "then"), ("a cat", "together")],
+        ),
+    ],
+)
+def test_words_of_time_order_known_sounds(demo, text, expected):
+    assert parts_of(text, demo.place) == expected
+
+
+@pytest.mark.parametrize("text", ["a later model of a car", "a man, then his dog", "rain now and then"])
+def test_words_of_time_split_no_single_sound(demo, text):
+    assert parts_of(text, demo.place) == [(text, "together")]
 
 
 def test_familiarity_tells_known_prompts_from_unknown_ones(demo):

@@ -67,9 +67,10 @@ class Understander:
             return PromptAnswer()
         parts = [] if question.split is None else parts_of(question.split, self._place)
         return PromptAnswer(
-            texts=[self._understand(text) for text in (*question.texts, *parts)],
+            texts=[self._understand(text) for text in (*question.texts, *(part.text for part in parts))],
             images=[self._understand(self._runner.image(key)) for key in question.images],
-            parts=parts,
+            parts=[part.text for part in parts],
+            orders=[part.order for part in parts],
         )
 
     def _listen(self) -> None:

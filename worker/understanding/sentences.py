@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from clipsynth.schemas.prompts import MAX_PROMPTS
-from clipsynth.schemas.understanding import Piece, pieces
+from clipsynth.schemas.sentences import Part, Piece, in_order, pieces
 from models.conditioning.familiarity import Neighbourhood
 
 # Familiarity of each part of several sounds; after a weak separator.
@@ -34,13 +34,15 @@ _PARTICLES = _words("up down off out on again over forth back away around in")
 _BEHIND_VERBS = _PARTICLES | _words("at to from into with by for and")
 
 
-def parts_of(text: str, place: Callable[[str], Neighbourhood]) -> list[str]:
+def parts_of(text: str, place: Callable[[str], Neighbourhood]) -> list[Part]:
     """Return the sounds that a text asks for: itself if it is one; `place` is as of `sounds_in`."""
     found = pieces(text)
     if not 1 < len(found) <= 2 * MAX_PROMPTS:
-        return [text]
+        return [Part(text)]
     groups = sounds_in(found, place)
-    return [joined(group) for group in groups] if 1 < len(groups) <= MAX_PROMPTS else [text]
+    if not 1 < len(groups) <= MAX_PROMPTS:
+        return [Part(text)]
+    return in_order([Part(joined(group), group[0].order) for group in groups])
 
 
 def sounds_in(found: Sequence[Piece], place: Callable[[str], Neighbourhood]) -> list[list[Piece]]:

@@ -67,6 +67,22 @@ def test_a_sentence_of_two_sounds_is_split(service):
     }
 
 
+def test_sounds_that_follow_each_other_become_a_timeline(service):
+    body = {"prompt": "a dog, and then a loud cat", "num_inference_steps": 1}
+    said, made = estimate(service, body), service.finish(service.post(body))
+    items = [(item["text"], item["start_s"], item["end_s"]) for item in made["input"]["timeline"]]
+    half = made["input"]["duration_s"] / 2
+    assert items == [("a dog", 0, half), ("a cat", half, 2 * half)]
+    assert made["input"]["timeline"][1]["attributes"]["loudness"] > 0.5
+    assert (made["input"]["prompt"], made["input"]["prompts"]) == (None, None)
+    assert said["timeline"] == made["input"]["timeline"]
+    detail = f"taken as several sounds: 'a dog' (0 to {half:g} s), 'a cat' ({half:g} to {2 * half:g} s)"
+    [warning] = [w for w in made["warnings"] if w["code"] == "interpreted"]
+    assert (warning["detail"], warning["pointer"]) == (detail, "/prompt")
+    mixed = service.post({**body, "composition": "set"}).json()
+    assert (texts(mixed), mixed["input"].get("timeline")) == (PARTS, None)
+
+
 def test_an_estimate_understands_as_a_request_does(service):
     said = estimate(service, BOTH)
     made = service.post(BOTH).json()
@@ -241,23 +257,33 @@ def test_a_worker_encodes_each_query_once(service, query, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["--literal"], ["--composition", "compose"], ["--attribute", "none"]]
+    ("joint", "options"),
+    [
+        ("and", []),
+        ("and", ["--literal"]),
+        ("and", ["--composition", "compose"]),
+        ("and", ["--attribute", "none"]),
+        ("then", []),
+    ],
 )
-def test_the_command_understands_as_the_service(service, tmp_path, options):
+def test_the_command_understands_as_the_service(service, tmp_path, joint, options):
     names = {"--composition": "composition", "--attribute": "attributes"}
     fields = {names[options[0]]: {"none": {}}.get(options[1], options[1])} if options[1:] else {}
     body = {
-        "prompt": "a loud \u200bdog and a 🐈",
+        "prompt": f"a loud \u200bdog {joint} a 🐈",
         "seed": 7,
         "interpret": options != ["--literal"],
         **fields,
         **SHORT,
+        **({"duration_s": 1.0} if joint == "then" else {}),
     }
     there = samples(service.wav(service.post(body)))
     service.predictor.pipeline.save_pretrained(tmp_path / "bundle")
     command = ["generate", body["prompt"], "--model", tmp_path / "bundle", "--seed", "7", *options]
-    command += ["--duration", "0.5", "--steps", "2", "-o", tmp_path / "here.wav"]
-    result = CliRunner().invoke(app, [str(part) for part in command], catch_exceptions=False)
+    command += ["--duration", str(body["duration_s"]), "--steps", "2", "-o", tmp_path / "here.wav"]
+    # The service of this test computes in float32 on all hardware.
+    precision = {"CLIPSYNTH_PRECISION": "float32"}
+    result = CliRunner().invoke(app, [str(part) for part in command], env=precision, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(samples((tmp_path / "here.wav").read_bytes()), there)
 

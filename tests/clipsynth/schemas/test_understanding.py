@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.load.workload import payload
 from clipsynth.schemas.prompts import UnderstoodSound
-from clipsynth.schemas.understanding import Understanding, Understood, may_be_several, pieces
+from clipsynth.schemas.sentences import may_be_several, pieces
+from clipsynth.schemas.understanding import Understanding, Understood
 
 SENTENCES = json.loads(
     (Path(__file__).parents[3] / "benchmarks" / "model" / "sentences.json").read_text(encoding="utf-8")
