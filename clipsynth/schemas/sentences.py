@@ -74,7 +74,7 @@ _BETWEEN = f"{_LATER}|{_THEN}|{_STRONG}"
 _WORDS = re.compile(
     r"\s*(?:(?<!\d),(?!\d)|[;+，；،]|(?<=\s)&(?=\s))\s*"
     rf"(?:(?:{_BETWEEN})(?!\w)\s*|(?P<weak_after>{_WEAK})(?!\w)\s*)?"
-    rf"|\s*[.。…]+\s*(?:(?:{_LATER}|{_THEN})(?!\w)\s*|{_SPACELESS_LATER}|{_SPACELESS_THEN})"
+    rf"|(?<![.。…])[.。…]++\s*(?:(?:{_LATER}|{_THEN})(?!\w)\s*|{_SPACELESS_LATER}|{_SPACELESS_THEN})"
     rf"|\s+(?:{_BETWEEN})\s+|\s+(?P<weak>{_WEAK})\s+|{_SUFFIXED}|\s*(?:{_SPACELESS})\s*",
     re.IGNORECASE,
 )

@@ -79,7 +79,7 @@ def test_stages_are_equally_long():
 
 
 @pytest.mark.parametrize("lengths", [{"duration_s": 0.9}, {"longest_s": 0.0}])
-def test_stages_that_cannot_be_made_sound_together(lengths):
+def test_stages_that_are_too_short_are_mixed(lengths):
     found = fields("rain, then a dog", **lengths)
     assert [prompt.text for prompt in found["prompts"]] == ["rain", "a dog"]
     assert found["composition"] == "mix"
