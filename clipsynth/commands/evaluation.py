@@ -7,26 +7,15 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from clipsynth.commands.options import (
-    BatchSize,
-    Bundle,
-    Clips,
-    Duration,
-    Labels,
-    PerClass,
-    Queries,
-    Resamples,
-    Seeds,
-    settings_with,
-)
+from clipsynth.commands import options as shared
 
 OUT = Path("runs/evaluation")
 
 
 def evaluate(
-    clips: Clips,
-    queries: Queries,
-    labels: Labels = None,
+    clips: shared.Clips,
+    queries: shared.Queries,
+    labels: shared.Labels = None,
     out: Annotated[Path, Option(help="Folder for results, sounds and the judge.")] = OUT,
     system: Annotated[
         list[str] | None,
@@ -40,8 +29,8 @@ def evaluate(
     prepared: Annotated[
         Path | None, Option(help="Output of `prepare` for the training clips, for the retriever.")
     ] = None,
-    seeds: Seeds = 3,
-    per_class: PerClass = 50,
+    seeds: shared.Seeds = 3,
+    per_class: shared.PerClass = 50,
     embedder: Annotated[
         list[str] | None,
         Option(
@@ -56,13 +45,13 @@ def evaluate(
     baseline: Annotated[
         str | None, Option(help="System whose text gap the others close; the first by default.")
     ] = None,
-    duration: Duration = 4.0,
-    batch_size: BatchSize = 8,
+    duration: shared.Duration = 4.0,
+    batch_size: shared.BatchSize = 8,
     rtf_clips: Annotated[int, Option(min=0, help="Queries timed alone; 0 leaves RTF out.")] = 5,
-    resamples: Resamples = 200,
+    resamples: shared.Resamples = 200,
     guidance_scale: Annotated[float | None, Option(min=0, help="Guidance scale of --model.")] = None,
     steps: Annotated[int | None, Option(min=1, max=200, help="Steps of --model.")] = None,
-    model: Bundle = None,
+    model: shared.Bundle = None,
 ) -> None:
     """Compare systems on text and image queries, as in the paper's Table 1; resumes a stopped run."""
     from clipsynth.services.processes import let_threads_sleep
@@ -71,7 +60,7 @@ def evaluate(
     from evaluation.evaluate import EvaluateOptions, default_systems, parse_kinds
     from evaluation.evaluate import evaluate as run
 
-    rows = system or default_systems(settings_with(model=model).model, prepared, steps, guidance_scale)
+    rows = system or default_systems(shared.settings_with(model=model).model, prepared, steps, guidance_scale)
     options = EvaluateOptions(
         clips=clips,
         queries=queries,

@@ -10,18 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from clipsynth.commands.options import (
-    BatchSize,
-    Bundle,
-    Clips,
-    Duration,
-    Labels,
-    PerClass,
-    Queries,
-    Resamples,
-    Seeds,
-    settings_with,
-)
+from clipsynth.commands import options as shared
 
 if TYPE_CHECKING:
     from evaluation.studies.ladder import TextVariant
@@ -46,13 +35,13 @@ _grid = partial(Option, rich_help_panel="Of steps")
 def study(
     ctx: typer.Context,
     name: Annotated[Name, Argument(metavar="STUDY", help="The question, see above.")],
-    clips: Clips,
-    queries: Queries,
+    clips: shared.Clips,
+    queries: shared.Queries,
     remedies: Annotated[
         list[str] | None,
         Argument(help="Of ablation: NAME=WITH,WITHOUT, or a YAML list of name, with, without."),
     ] = None,
-    labels: Labels = None,
+    labels: shared.Labels = None,
     prepared: Annotated[
         Path | None,
         Option(help="Output of `prepare` for the training clips: names dev clips, holds the images."),
@@ -66,13 +55,13 @@ def study(
     split: Annotated[
         Literal["dev", "validation"], Option(help="dev, to make choices; validation, to report once.")
     ] = "dev",
-    seeds: Seeds = 3,
-    per_class: PerClass = 0,
-    duration: Duration = 4.0,
-    batch_size: BatchSize = 8,
-    resamples: Resamples = 200,
+    seeds: shared.Seeds = 3,
+    per_class: shared.PerClass = 0,
+    duration: shared.Duration = 4.0,
+    batch_size: shared.BatchSize = 8,
+    resamples: shared.Resamples = 200,
     timed: Annotated[int, Option(min=0, help="Queries timed one at a time; 0 leaves seconds out.")] = 5,
-    model: Bundle = None,
+    model: shared.Bundle = None,
     steps: Annotated[
         int | None, Option(min=1, max=200, help="Of ladder, sets and attributes: steps of the sampler.")
     ] = None,
@@ -133,7 +122,7 @@ def study(
             per_class=per_class, duration_s=duration, batch_size=batch_size, resamples=resamples, timed=timed,
         )
     )  # fmt: skip
-    place = Path(settings_with(model=model).model)
+    place = Path(shared.settings_with(model=model).model)
     prior_of = _fit_prior(prepared)
     if name == "ceiling":
         variants = _variants([], bank, prior, variant)
