@@ -18,19 +18,9 @@ from evaluation.interfaces import QueryKind, Synthesizer
 from evaluation.metrics.bootstrap import Figure, difference, gap_closed, mean_figure
 from evaluation.metrics.class_accuracy import hits
 from evaluation.plan import Plan, Sample
+from evaluation.run import scores
 from evaluation.run.feature_cache import Features
-from evaluation.run.scores import (
-    Reference,
-    TableRow,
-    copy_figures,
-    distance_figures,
-    fad_figure,
-    judged_figures,
-    level_checks,
-    manifold_figures,
-    seconds_figure,
-    text_relevance,
-)
+from evaluation.run.scores import Reference, TableRow
 from evaluation.run.sound_cache import SoundStore
 from evaluation.systems.external import Folder
 from evaluation.systems.recordings import Recordings, floor_samples
@@ -212,9 +202,9 @@ def score(entry: Entry, reference: Reference, plan: Plan, *, rtf_clips: int) -> 
         row.figures |= _distances(entry, reference)
     if entry.judged:
         _judge(entry, reference, plan, row)
-    row.checks = level_checks(entry.set_features.levels(), plan.duration_s)
+    row.checks = scores.level_checks(entry.set_features.levels(), plan.duration_s)
     if rtf_clips and not isinstance(system, (Recordings, Folder)):
-        row.figures["RTF"] = seconds_figure(time_alone(entry, rtf_clips))
+        row.figures["RTF"] = scores.seconds_figure(time_alone(entry, rtf_clips))
     return row
 
 
@@ -223,11 +213,11 @@ def _distances(entry: Entry, reference: Reference) -> dict[str, Figure]:
     features, picks = entry.set_features, reference.picks()
     for embedder in reference.embedders:
         sets, real = entry.split(features.embeds(embedder)), reference.embeds[embedder.name]
-        found |= distance_figures(embedder.name, sets, real, reference)
-        found |= manifold_figures(embedder.name, sets, real, reference)
+        found |= scores.distance_figures(embedder.name, sets, real, reference)
+        found |= scores.manifold_figures(embedder.name, sets, real, reference)
     for network in reference.images:
         sets, real = entry.split(features.embeds(network)), reference.embeds[network.name]
-        found[f"FID/{network.name}"] = fad_figure(sets, real, picks)
+        found[f"FID/{network.name}"] = scores.fad_figure(sets, real, picks)
     return found
 
 
@@ -237,14 +227,16 @@ def _judge(entry: Entry, reference: Reference, plan: Plan, row: TableRow) -> Non
     queries = [s.query for s in entry.judged]
     labels, clip_of = [q.label for q in queries], [clip_at[q.clip] for q in queries]
     probabilities = entry.judged_features.probabilities(reference.judge)
-    figures, row.per_class, worst = judged_figures(reference, probabilities, labels, clip_of)
+    figures, row.per_class, worst = scores.judged_figures(reference, probabilities, labels, clip_of)
     row.figures |= figures
     row.worst = [entry.judged[i] for i in worst]
     if reference.training is not None:
         apart = reference.training.distances(list(entry.set_features.small_mels()))
         row.nearest, row.relative = apart.min(1), relative(apart)
         row.closest = [entry.in_sets[i] for i in np.argsort(row.nearest, kind="stable")[:10]]
-        row.figures |= copy_figures(reference, row.nearest, [clip_at[s.query.clip] for s in entry.in_sets])
+        row.figures |= scores.copy_figures(
+            reference, row.nearest, [clip_at[s.query.clip] for s in entry.in_sets]
+        )
     for embedder in reference.embedders:
         if (linear := reference.linear_judges.get(embedder.name)) is not None:
             found = linear.probabilities(entry.judged_features.embeds(embedder))
@@ -252,7 +244,7 @@ def _judge(entry: Entry, reference: Reference, plan: Plan, row: TableRow) -> Non
             row.figures[f"class_accuracy@1/{embedder.name}"] = accuracy
         if isinstance(embedder, TextEmbedder) and entry.kind == "text":
             prompts, embeds = [q.prompt or "" for q in queries], entry.judged_features.embeds(embedder)
-            relevance = text_relevance(embedder, embeds, prompts, clip_of, reference.picks())
+            relevance = scores.text_relevance(embedder, embeds, prompts, clip_of, reference.picks())
             row.figures[f"relevance/{embedder.name}"] = relevance
 
 

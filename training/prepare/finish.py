@@ -18,18 +18,9 @@ from safetensors.torch import save_file
 
 from models.media.shards import END, ShardReader
 from training.data.index import open_index
+from training.prepare import folder as files
 from training.prepare.duplicates import near_duplicates
-from training.prepare.folder import (
-    PrepareOptions,
-    VideoRecord,
-    part_path,
-    read_part,
-    read_sidecar,
-    record_line,
-    shard_of,
-    sidecar,
-    write_atomic,
-)
+from training.prepare.folder import PrepareOptions, VideoRecord
 from training.prepare.sources import PrepareError
 from training.prepare.statistics import Sums
 
@@ -88,21 +79,21 @@ class Finisher:
         self._parts: dict[int, list[str]] = defaultdict(list)
         for path in (out / "work").glob("*/*.part"):
             if path.stem in self._video:
-                self._parts[shard_of(path.stem, self._shards)].append(path.stem)
+                self._parts[files.shard_of(path.stem, self._shards)].append(path.stem)
 
     def _places(self, shard: int) -> list[Place]:
         """Return the videos of a shard in order of their ids."""
         found: dict[str, Place] = {}
         for folder in self._folders:
-            header, videos = read_sidecar(folder, shard)
+            header, videos = files.read_sidecar(folder, shard)
             for line in videos:
                 if line["id"] in self._video:
                     place = Place(folder / "shards" / header["shard"], line["offset"], line)
                     found.setdefault(line["id"], place)
         for identity in self._parts.get(shard, []):
             if identity not in found:
-                path = part_path(self._out, identity)
-                found[identity] = Place(path, 0, read_part(path))
+                path = files.part_path(self._out, identity)
+                found[identity] = Place(path, 0, files.read_part(path))
         return [place for _, place in sorted(found.items())]
 
     def finish(self, text_mean: torch.Tensor, known: dict[str, Any], *, may_be_empty: bool = False) -> None:
@@ -138,7 +129,7 @@ class Finisher:
                     continue
                 end = start + sum(len(place.line["clips"]) for place in places)
                 header, videos = self._pack(shard, places, counted[start:end])
-                used.update((header["shard"], sidecar(self._out, shard).name))
+                used.update((header["shard"], files.sidecar(self._out, shard).name))
                 sums += Sums(header["sums"])
                 for line in videos:
                     record = self._video[line["id"]]
@@ -166,7 +157,7 @@ class Finisher:
         if report.clips:
             # Writes the columns that training opens.
             open_index(self._out, correspondence=False)
-        write_atomic(self._out / "videos.jsonl", "".join(map(record_line, self.records.values())))
+        files.write_atomic(self._out / "videos.jsonl", "".join(map(files.record_line, self.records.values())))
         shutil.rmtree(self._out / "work", ignore_errors=True)
         for path in (self._out / "shards").iterdir():
             if path.name not in used:
@@ -176,7 +167,7 @@ class Finisher:
         self, shard: int, places: list[Place], counted: np.ndarray
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Write a shard unless it is there; return its header and the lines about its videos."""
-        header, videos = read_sidecar(self._out, shard)
+        header, videos = files.read_sidecar(self._out, shard)
         ids = [place.line["id"] for place in places]
         changed = header.get("ids") != ids
         if changed:
@@ -191,9 +182,11 @@ class Finisher:
         if changed or header["summed"] != digest:
             header |= {"summed": digest, "sums": _sums(self._out, header["shard"], chosen).to_json()}
             lines = [header, *videos]
-            write_atomic(sidecar(self._out, shard), "".join(json.dumps(line) + "\n" for line in lines))
+            files.write_atomic(
+                files.sidecar(self._out, shard), "".join(json.dumps(line) + "\n" for line in lines)
+            )
         for identity in self._parts.pop(shard, []):
-            part_path(self._out, identity).unlink(missing_ok=True)
+            files.part_path(self._out, identity).unlink(missing_ok=True)
         return header, videos
 
 
@@ -292,4 +285,4 @@ class _Report:
             "damaged": dict(sorted(self.damaged.items())),
         }
         others = self.known | {"same_file": self.same, "near_duplicates": self.near_duplicates} | values
-        write_atomic(path, json.dumps(values | dict(sorted(others.items())), indent=2) + "\n")
+        files.write_atomic(path, json.dumps(values | dict(sorted(others.items())), indent=2) + "\n")

@@ -27,22 +27,10 @@ from safetensors.torch import load_file
 
 from models.networks.encoder import JointEncoder
 from models.networks.load_encoder import load_encoder
+from training.prepare import folder as files
 from training.prepare.features import Stream, Task, VideoPreparer, encode_batches, file_state
 from training.prepare.finish import STATISTICS, Filters, Finisher
-from training.prepare.folder import (
-    PrepareOptions,
-    VideoRecord,
-    append_record,
-    claim,
-    encoder_contents,
-    journal,
-    keep_encoder,
-    locked,
-    prepared_ids,
-    read_options,
-    read_records,
-    video_id,
-)
+from training.prepare.folder import PrepareOptions, VideoRecord
 from training.prepare.process_pool import Died, run_in_processes, run_on_ray
 from training.prepare.sources import PrepareError, Source, find_sources
 
@@ -98,24 +86,24 @@ def prepare(
     found = find_sources(videos, listing)
     texts = _read_captions(captions) if captions else {}
     sources = [source for source in found.videos if part is None or _in_part(source.name, part)]
-    with locked(out), _one_thread():
-        claim(out, options, f"{part[0]}/{part[1]}" if part else None)
-        keep_encoder(out, encoder.save_pretrained)
-        finished = read_records(out / "videos.jsonl")
+    with files.locked(out), _one_thread():
+        files.claim(out, options, f"{part[0]}/{part[1]}" if part else None)
+        files.keep_encoder(out, encoder.save_pretrained)
+        finished = files.read_records(out / "videos.jsonl")
         gone = finished.keys() - {source.name for source in sources}
         if len(gone) > max(FEW, len(finished) / 2) and not remove:
             raise PrepareError(
                 f"{len(gone)} of the {len(finished)} videos of {out} are gone from {videos}; "
                 "use another folder, or --remove to drop them"
             )
-        records = finished | read_records(journal(out))
-        tasks = _tasks(sources, records, texts, prepared_ids(out))
+        records = finished | files.read_records(files.journal(out))
+        tasks = _tasks(sources, records, texts, files.prepared_ids(out))
         done = len(sources) - len(tasks)
         yield done, len(sources)
         text_mean = _text_mean([out], lambda: encoder)
         for record in _run(tasks, workers, out, options, encoder, stream, device, executor):
             records[record.video] = record
-            append_record(out, record)
+            files.append_record(out, record)
             done += 1
             yield done, len(sources)
         dev = {record.sha256: record.dev for record in finished.values()}
@@ -143,19 +131,19 @@ def merge(out: Path, parts: Sequence[Path], filters: Filters | None = None) -> N
     records: dict[str, VideoRecord] = {}
     known: dict[str, Any] = {"skipped": {}, "missing": [], "ignored": {}, "removed": []}
     for part in parts:
-        if not (part / "videos.jsonl").is_file() or journal(part).is_file():
+        if not (part / "videos.jsonl").is_file() or files.journal(part).is_file():
             raise PrepareError(f"{part} is not prepared to its end; run its command again")
-        if encoder_contents(part / "encoder") != encoder_contents(parts[0] / "encoder"):
+        if files.encoder_contents(part / "encoder") != files.encoder_contents(parts[0] / "encoder"):
             raise PrepareError(f"{part} was made with another encoder than {parts[0]}")
-        for name, record in read_records(part / "videos.jsonl").items():
+        for name, record in files.read_records(part / "videos.jsonl").items():
             if records.setdefault(name, record).sha256 != record.sha256:
                 raise PrepareError(f"{name} of {part} is another video than in the parts before")
         report = json.loads((part / "report.json").read_text())
         known["skipped"] |= {k: v for k, v in report["skipped"].items() if k not in records}
         known |= {name: report[name] for name in ("missing", "ignored")}
-    with locked(out), _one_thread():
-        claim(out, options, None)
-        keep_encoder(out, partial(shutil.copytree, parts[0] / "encoder"))
+    with files.locked(out), _one_thread():
+        files.claim(out, options, None)
+        files.keep_encoder(out, partial(shutil.copytree, parts[0] / "encoder"))
         finisher = Finisher(out, [out, *parts], records, options, filters or Filters())
         finisher.finish(_text_mean(parts, partial(load_encoder, parts[0] / "encoder")), known)
 
@@ -175,7 +163,7 @@ def _options_of(parts: Sequence[Path]) -> PrepareOptions:
     Raises:
         PrepareError: no prepared folder, other options, or a part I/N without its siblings.
     """
-    found = [read_options(part) for part in parts]
+    found = [files.read_options(part) for part in parts]
     for part, (options, _) in zip(parts, found, strict=True):
         if options != found[0][0]:
             raise PrepareError(f"{part} was made with other options than {parts[0]}")
@@ -267,11 +255,11 @@ def _tasks(
         except OSError:
             state = (-1,)
         if old and old.state == state and not old.retry:
-            has_clips = old.id in ids and old.id == video_id(old.sha256, captions)
+            has_clips = old.id in ids and old.id == files.video_id(old.sha256, captions)
             if old.skipped or has_clips:
                 continue
         alike = sorted(by_size.get(state[0], ()))
-        known = tuple(digest for digest in alike if video_id(digest, captions) in ids)
+        known = tuple(digest for digest in alike if files.video_id(digest, captions) in ids)
         tasks.append(Task(source.name, str(source.path.absolute()), captions, known))
     return tasks
 
