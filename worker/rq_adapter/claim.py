@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
@@ -14,6 +15,7 @@ from rq import Queue
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job
+from rq.registry import StartedJobRegistry
 
 from clipsynth.jobs.record import STATUS_FIELDS, JobStatusView, is_wrong_type
 from clipsynth.redis_keys import RECORD
@@ -44,12 +46,20 @@ class GenerationJob(Job):
     """An RQ job as data only: a function, callback or webhook in its Redis record is never run."""
 
     runner: ClassVar[JobRunner]
+    registries: ClassVar[dict[str, StartedJobRegistry]]
 
     @classmethod
     def bound_to(cls, runner: JobRunner) -> type[GenerationJob]:
         """Return a subclass whose jobs report a lost worker or an unreadable record to `runner`."""
-        bound: type[GenerationJob] = type(cls.__name__, (cls,), {"runner": runner})
+        bound: type[GenerationJob] = type(cls.__name__, (cls,), {"runner": runner, "registries": {}})
         return bound
+
+    @property
+    def started_job_registry(self) -> StartedJobRegistry:
+        """The registry of its queue; one for all jobs, because RQ takes long to make one."""
+        if self.origin not in self.registries:
+            self.registries[self.origin] = super().started_job_registry
+        return self.registries[self.origin]
 
     @property
     def func(self) -> NoReturn:
@@ -104,6 +114,7 @@ class JobClaimer:
     def __init__(self, queue: Queue, job_class: type[Job]) -> None:
         self.queue, self.job_class = queue, job_class
         self._claim = queue.connection.register_script(_CLAIM)
+        self._template = job_class(connection=queue.connection, serializer=queue.serializer)
 
     def claim(self, jobs: int) -> list[tuple[Job, JobStatusView | None]]:
         """Return up to `jobs` jobs with their public states; skip one without a readable record."""
@@ -113,9 +124,8 @@ class JobClaimer:
         )
         claimed = []
         for raw_id, record, status_view in found:
-            job = self.job_class(
-                raw_id.decode(), connection=self.queue.connection, serializer=self.queue.serializer
-            )
+            job = copy(self._template)
+            job.id = raw_id.decode()
             try:
                 job.restore(_pairs(record))
             except NoSuchJobError:
