@@ -14,7 +14,8 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from clipsynth.admission.limits import queue_place, read_place
+from clipsynth.admission.limits import ScriptPipeline, queue_place, read_place
+from clipsynth.admission.scripts import READ_PLACE
 from clipsynth.errors import Gone, NotFound, RecordUnreadable
 from clipsynth.jobs.scripts import UNWANTED
 from clipsynth.redis_keys import ENDED, GONE, OWNER_INDEX, PROGRESS, RECORD, TOMBSTONES, UNFINISHED
@@ -188,11 +189,13 @@ class RecordReader:
             Gone: it was removed. Only with `owner` is this known.
             RecordUnreadable: its record is damaged.
         """
-        with self.redis.pipeline(transaction=False) as pipeline:
+        with ScriptPipeline(self.redis, READ_PLACE) as pipeline:
             pipeline.hgetall(RECORD + generation_id)
             pipeline.get(PROGRESS + generation_id)
             queue_place(pipeline, generation_id)
             raw, progress, found = results(pipeline)
+        if isinstance(raw, list):
+            raw = dict(zip(raw[::2], raw[1::2], strict=True))
         generation, of, _ = _read_one(generation_id, raw, progress)
         if generation and owner in (None, of):
             if generation.status is Status.QUEUED:
