@@ -132,7 +132,7 @@ class Chaos:
     def after(self, seconds: float, act: Callable[[], None]) -> None:
         self.later.append((time.monotonic() + seconds, act))
 
-    def submit(self, prompt: str = "rain") -> None:
+    def submit(self, prompt: str = "rain", *, remade: float = REMADE) -> None:
         generation_id = new_id()
         sizes: dict[str, object] = {
             "num_inference_steps": self.draw.randint(4, 40),
@@ -141,7 +141,7 @@ class Chaos:
         model = GONE if prompt == GONE else MODEL
         kind = self.draw.choices(KINDS, [6, 1, 1, 1])[0] if prompt == "rain" else {}
         sizes |= {"model": model, "prompt": prompt, "guidance_scale": self.draw.choice([1.0, 3.0]), **kind}
-        earlier = list(self.watch.noted) if prompt == "rain" and self.draw.random() < REMADE else []
+        earlier = list(self.watch.noted) if prompt == "rain" and self.draw.random() < remade else []
         parent = self.draw.choice(earlier) if earlier else None
         how = self.draw.choice(REMAKES)
 
@@ -249,6 +249,12 @@ class Chaos:
                 time.sleep(0.01)
             act()
         deadline = time.monotonic() + STUCK_S
+        # On a slow machine no job may have ended so far.
+        while not self.remade and time.monotonic() < deadline:
+            self.keep_up()
+            time.sleep(0.1)
+            if self.watch.noted:
+                self.submit(remade=1.0)
         while time.monotonic() < deadline and (self.later or self.count_ended() < len(self.jobs)):
             self.keep_up()
             time.sleep(0.1)
