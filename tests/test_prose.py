@@ -41,3 +41,14 @@ def test_sections_of_docstrings_have_a_line_for_each_name():
 
 def test_names_of_tests_fit():
     assert long_test_names() == []
+
+
+def test_links_in_documents_lead_to_files():
+    links = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+    dead = [
+        f"{path.relative_to(ROOT)}: {target}"
+        for path in tracked(".md")
+        for target in links.findall(path.read_text(encoding="utf-8"))
+        if "://" not in target and not (path.parent / target).exists()
+    ]
+    assert dead == []
