@@ -334,5 +334,9 @@ class Estimate(BaseModel):
     familiarity: float | None = Field(default=None, description="As of the generation.")
     understood_as: list[UnderstoodSound] = Field(default=[], description="As of the generation.")
     prompts: list[StoredPrompt] | None = Field(default=None, description="`input.prompts` of the generation.")
-    timeline: list[StoredItem] | None = Field(default=None, description="`input.timeline` of the generation.")
+    timeline: list[StoredItem] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="`input.timeline` of the generation.",
+    )
     warnings: list[RequestWarning] = Field(default=[], description="As of the generation.")
