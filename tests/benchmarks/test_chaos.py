@@ -6,7 +6,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_nothing_is_lost_while_workers_and_redis_are_killed():
     """A poison job kills its worker each time and fails; all others end as expected."""
     options = "--jobs 40 --kills 3 --restarts 1 --pauses 1 --disks 0 --memories 1 --gone 2 --poison 1"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_simulated_workers_end_jobs():
     options = "--workers 2 --seconds 1 --batch 4 --job-s 0.1"
     command = [sys.executable, "-m", "benchmarks.load", "redis", *options.split()]

@@ -206,6 +206,7 @@ def test_the_command_line_makes_keys_before_a_first_start(service, redis_url, tm
     assert service.post(authorization=f"Bearer {token}").status_code == 202
 
 
+@pytest.mark.service
 def test_keys_are_made_in_the_redis_of_a_running_serve(tmp_path):
     with lock_data_dir(tmp_path) as lock:
         server = EmbeddedRedis(tmp_path, lock=lock)
