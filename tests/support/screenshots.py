@@ -55,7 +55,11 @@ def main(folder: Path) -> None:
                 for prompt in PROMPTS:
                     page.get_by_label("What should it sound like?").fill(prompt)
                     page.keyboard.press("Control+Enter")
-                    page.get_by_role("article", name=prompt).locator("img[src]").first.wait_for()
+                    card = page.get_by_role("article", name=prompt)
+                    # Images load when they are near.
+                    card.locator(".player").first.scroll_into_view_if_needed()
+                    card.locator("img[src]").first.wait_for()
+                page.evaluate("scrollTo(0, 0)")
                 page.wait_for_load_state("networkidle")
                 image = Image.open(io.BytesIO(page.screenshot()))
                 image.quantize(128).save(folder / f"{name}.png", optimize=True)
