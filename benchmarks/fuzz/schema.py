@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from clipsynth.security.api_keys import SCOPES, create_key
 # A schema cannot express a bundle's limits, or that a request needs a prompt or an image.
 EXCLUDED = "positive_data_acceptance"
 CONFIG = Path(__file__).with_name("schemathesis.toml")
+HOOKS = {"SCHEMATHESIS_HOOKS": "benchmarks.fuzz.schema_hooks", "PYTHONPATH": str(CONFIG.parents[2])}
 PHASES = "examples,coverage,fuzzing,stateful"
 
 
@@ -36,7 +38,7 @@ def run(service: ServiceProcesses, *, requests: int, seed: int) -> tuple[int, bo
         command += ["--header", f"Authorization:{authorization['Authorization']}"]
         # schemathesis writes files into its working directory
         with tempfile.TemporaryDirectory() as folder:
-            good = subprocess.run(command, check=False, cwd=folder).returncode == 0
+            good = subprocess.run(command, check=False, cwd=folder, env=os.environ | HOOKS).returncode == 0
         seed += 1
     return answered(service, authorization) - before, good
 
