@@ -75,18 +75,17 @@ def stored_parts(
     settings: Settings,
 ) -> dict[str, Any]:
     """Return the fields of the payload for the sounds of a sentence; `requested` are attributes of all."""
-    composed = "composition" in wanted.model_fields_set
     longest_s = min(max(settings.max_duration_s, model.window_s or 0), MAX_TOTAL_S / wanted.num_outputs)
-    found = fields_of_parts(
+    return fields_of_parts(
         parts,
         requested,
         model.attributes,
+        composition=wanted.composition if "composition" in wanted.model_fields_set else None,
         duration_s=wanted.duration_s,
         default_s=model.duration_s,
         # A model without windows, which an older worker serves, makes no timelines.
-        longest_s=longest_s if model.window_s and not composed else 0.0,
+        longest_s=longest_s if model.window_s else 0.0,
     )
-    return found | ({"composition": wanted.composition} if composed else {})
 
 
 def stored_prompts(

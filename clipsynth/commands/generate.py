@@ -247,10 +247,11 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
     if fields["timeline"]:
         resolved["duration_s"] = fields["duration_s"] or max(item["end_s"] for item in fields["timeline"])
 
-    lengths = {
+    options = {
+        "composition": fields["composition"],
         "duration_s": fields["duration_s"],
         "default_s": manifest.duration_s,
-        "longest_s": settings.max_duration_s if fields["composition"] is None else 0.0,
+        "longest_s": settings.max_duration_s,
     }
 
     def read(text: str | None) -> str | None:
@@ -266,12 +267,11 @@ def _by_bundle(settings: Settings, num_outputs: int, output_format: str, fields:
         parts = parts_of(text, frames.place) if text and frames and is_plain else []
         is_one = len(parts) <= 1
         prompt, attributes = resolve_attributes(text if is_one else None, asked, taken, model=manifest.name)
-        sounds = {} if is_one else fields_of_parts(parts, asked, taken, **lengths)
+        sounds = {} if is_one else fields_of_parts(parts, asked, taken, **options)
         timeline = [stored_item(item | {"text": read(item.get("text"))}) for item in items]
         request = {
             **resolved,
             **sounds,
-            **({} if fields["composition"] is None else {"composition": fields["composition"]}),
             **({"timeline": timeline} if timeline else {}),
             "model": manifest.name,
             "negative_prompt": read(fields["negative_prompt"]),

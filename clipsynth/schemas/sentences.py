@@ -1,7 +1,7 @@
 """Sentences of several sounds: where they may be split, and when each sound is heard.
 
 "a dog and rain" are heard together; "rain, then a dog" one after another; in "rain, later a dog" the rain
-goes on.
+continues.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from clipsynth.schemas.prompt_parser import bind_words
-from clipsynth.schemas.prompts import MIN_DURATION_S, OF_PARTS, StoredItem
+from clipsynth.schemas.prompts import MIN_DURATION_S, OF_PARTS, Composition, StoredItem
 
-# When a sound begins: with the one before it, when that ends, or while that goes on.
+# When a sound begins: together with the one before, then, when that one ends, or later, while it continues.
 Order = Literal["together", "then", "later"]
 # A longer text is no sentence of a few sounds.
 MAX_SENTENCE = 800
@@ -154,6 +154,7 @@ def fields_of_parts(
     requested: Mapping[str, float] | None,
     supported: Collection[str],
     *,
+    composition: Composition | None,
     duration_s: float | None,
     default_s: float,
     longest_s: float,
@@ -164,6 +165,7 @@ def fields_of_parts(
 
     Args:
         requested, supported: as of `bind_words`.
+        composition: as requested; with one, all sound together.
         duration_s: seconds of all; None for `default_s` a stage.
         longest_s: most seconds without a `duration_s`; 0 if the model makes no timelines.
     """
@@ -171,8 +173,8 @@ def fields_of_parts(
     begins = [sum(part.order != "together" for part in parts[: n + 1]) for n in range(len(parts))]
     stages = begins[-1] + 1
     total_s = duration_s or min(stages * default_s, longest_s)
-    if stages == 1 or not longest_s or total_s < stages * MIN_DURATION_S:
-        return {"prompts": prompts, "composition": OF_PARTS}
+    if composition or stages == 1 or not longest_s or total_s < stages * MIN_DURATION_S:
+        return {"prompts": prompts, "composition": composition or OF_PARTS}
 
     def end(n: int) -> int:
         """Return the stage at whose beginning part n ends."""

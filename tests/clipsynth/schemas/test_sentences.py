@@ -15,7 +15,10 @@ def parts(text):
 
 def fields(text, **lengths):
     return fields_of_parts(
-        parts(text), None, [], **{"duration_s": None, "default_s": 4.0, "longest_s": 60.0} | lengths
+        parts(text),
+        None,
+        [],
+        **{"composition": None, "duration_s": None, "default_s": 4.0, "longest_s": 60.0} | lengths,
     )
 
 
