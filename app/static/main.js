@@ -11,7 +11,8 @@ import { SettingsForm } from "./settings.js";
 import { Timeline } from "./timeline.js";
 import { VideoInput } from "./video.js";
 
-const EXAMPLES = ["somebody plays the drums", "an acoustic guitar", "a dog barking", "a saxophone solo", "a helicopter, then a violin"];
+const EXAMPLES = ["somebody plays the drums", "an acoustic guitar", "a dog barking", "a saxophone solo",
+  "a helicopter, then a violin"];
 const NO_MODEL_RETRY_MS = 2000;
 const BOTH = "A video has a timeline of its own. Fold the timeline, or remove the video.";
 
